@@ -1,0 +1,42 @@
+# `make demo` and `make test` need Python 3.11 and make, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_HOME ?= demo
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo ui test lint bench trial clean
+
+help: ## what each target does
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## create the environment from the pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cluster]'
+	@touch $(READY)
+
+demo: $(READY) ## make a small cohort and run the whole pipeline on it
+	$(BIN)/wsi-assets demo --home $(DEMO_HOME)
+
+ui: $(READY) ## open the Dagster UI on the current folder's home
+	$(BIN)/wsi-assets ui
+
+test: lint ## lint and run the tests
+	$(BIN)/python -m pytest -m "not trial"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY) ## measure the speed bars as ratios
+	$(BIN)/python -m wsi_assets_tests.benchmarks
+
+trial: $(READY) ## the long opt-in trials
+	$(BIN)/python -m pytest -m trial
+
+clean: ## remove the environment and what the demo made
+	rm -rf $(VENV) $(DEMO_HOME)

@@ -1,0 +1,7 @@
+"""wsi_assets: from whole-slide images and tumour outlines to an evaluated tumour detector.
+
+The rooms, in the order the data flows: ``slides``, ``annotations``, ``index``, ``patches``, ``learning``,
+``evaluation``. Each is plain Python; only ``orchestration`` knows Dagster and MLflow.
+"""
+
+__version__ = "0.1.0"

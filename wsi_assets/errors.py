@@ -1,0 +1,73 @@
+"""The errors a user can cause, each one clear line: which file, what is wrong, what to do.
+
+Nothing else belongs here. Anything that is not a :class:`WsiAssetsError` is a bug of ours and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+
+
+class WsiAssetsError(Exception):
+    """A fault in the input, the configuration or the machine that a user can mend.
+
+    Every such error is permanent: trying the same input again gives the same error, so nothing retries it.
+
+    Args:
+        fault: what is wrong, without a final full stop.
+        path: the file or folder at fault, if there is one.
+        remedy: what to do about it, as an instruction.
+    """
+
+    def __init__(self, fault: str, *, path: str | PathLike[str] | None = None, remedy: str | None = None):
+        self.fault = one_line(fault)
+        self.path = None if path is None else fspath(path)
+        self.remedy = None if remedy is None else one_line(remedy)
+        super().__init__(self.fault)
+
+    def __str__(self) -> str:
+        where = f"{self.path}: " if self.path else ""
+        then = f". {self.remedy}" if self.remedy else ""
+        return f"{where}{self.fault}{then}"
+
+    def __reduce__(self):
+        # Exceptions with keyword arguments do not survive a process pool by default.
+        return _rebuild, (type(self), self.fault, self.path, self.remedy)
+
+
+class ConfigError(WsiAssetsError):
+    """A parameter has an unknown name or an impossible value."""
+
+
+class SlideError(WsiAssetsError):
+    """A slide does not open, or a part of it does not read."""
+
+
+class AnnotationError(WsiAssetsError):
+    """An annotation file is not one, or is damaged."""
+
+
+class SlideIndexError(WsiAssetsError):
+    """An index cannot be made, or is not an index."""
+
+
+class StoreError(WsiAssetsError):
+    """A patch store is incomplete, damaged, in use, or not the one asked for."""
+
+
+class ModelError(WsiAssetsError):
+    """A model cannot be trained, loaded or applied to this store."""
+
+
+class EvaluationError(WsiAssetsError):
+    """Predictions cannot be evaluated."""
+
+
+def one_line(text: object) -> str:
+    """Fold any text, e.g. another library's error, into a single line without a final full stop."""
+    return " ".join(str(text).split()).rstrip(".")
+
+
+def _rebuild(kind: type[WsiAssetsError], fault: str, path: str | None, remedy: str | None) -> WsiAssetsError:
+    return kind(fault, path=path, remedy=remedy)

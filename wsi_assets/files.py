@@ -1,0 +1,156 @@
+"""Files that are never seen half-written, and pickles that cannot run code.
+
+Any room may use this module; it knows no slide, patch or model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wsi_assets.errors import WsiAssetsError
+
+ASIDE_PREFIX = ".aside-"
+"""Unfinished files and folders begin with this; a leftover one is from a killed process and can be deleted."""
+
+
+@contextlib.contextmanager
+def publish_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; on success it is renamed to ``path``, else removed.
+
+    The rename is atomic and the bytes are on disk before it, so a reader sees the old file or the new one,
+    also after a power cut.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=ASIDE_PREFIX, suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        aside.chmod(0o666 & ~_umask())
+        _fsync(aside)
+        os.replace(aside, path)
+        _fsync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def publish_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` to fill; on success it takes the place of ``path``.
+
+    A folder cannot be replaced in one system call: the old one is moved aside first and removed last, so
+    for a moment there is none, never half of one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=path.parent))
+    aside.chmod(0o777 & ~_umask())
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                _fsync(file)
+        retired = aside.with_name(aside.name + "-old")
+        if path.exists():
+            os.replace(path, retired)
+        os.replace(aside, path)
+        _fsync(path.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Publish ``value`` as readable JSON."""
+    with publish_file(path) as aside:
+        aside.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_plain_pickle(path: str | Path, value: Any) -> None:
+    """Publish ``value``, made of plain types only, as a pickle that loads anywhere.
+
+    Raises:
+        TypeError: the value holds something that only a class or function could rebuild.
+    """
+    data = pickle.dumps(value, protocol=4)
+    try:
+        _PlainUnpickler(io.BytesIO(data)).load()
+    except pickle.UnpicklingError as error:
+        raise TypeError(f"not made of plain types: {error}") from error
+    with publish_file(path) as aside:
+        aside.write_bytes(data)
+
+
+def read_plain_pickle(path: str | Path) -> Any:
+    """Load a pickle of plain types; one that names any class or function is refused, not run.
+
+    Raises:
+        WsiAssetsError: the file is missing, damaged or names a class.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            return _PlainUnpickler(stream).load()
+    except FileNotFoundError as error:
+        raise WsiAssetsError("does not exist", path=path, remedy="Materialize the asset that writes it") from error
+    except Exception as error:  # a hostile pickle can raise nearly anything; nothing of it has been run
+        raise WsiAssetsError(
+            f"is not a plain pickle ({error})", path=path, remedy="Delete it and materialize its asset again"
+        ) from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to outside objects")
+
+
+def digest(*values: Any) -> str:
+    """A short stable digest of plain values (dict order does not matter): 16 hex digits."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=_jsonable)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def size_of(path: str | Path) -> int:
+    """Bytes on disk of a file, or of everything in a folder (sparse files count what they occupy)."""
+    path = Path(path)
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(min(stat.st_size, stat.st_blocks * 512) for stat in (file.stat() for file in files))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"cannot digest a {type(value).__name__}")
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        # Some network file systems do not let folders be synced; the rename is still atomic there.
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,20 @@
+"""Fixtures every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(os.environ.get("WSI_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real slides and outlines; tests skip without it, except in CI, which must have it."""
+    if not (REAL_DATA / "expected.json").is_file():
+        if os.environ.get("CI"):
+            pytest.fail("the real slides and outlines are missing, and CI must have them (set WSI_TEST_DATA)")
+        pytest.skip("no real slides here (set WSI_TEST_DATA)")
+    return REAL_DATA
