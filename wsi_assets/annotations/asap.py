@@ -1,0 +1,112 @@
+"""ASAP's XML, as ASAP itself and the writers that imitate it make it.
+
+Belongs here: the file's grammar. Does not: what a group means, geometry.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import iterparse
+
+from wsi_assets.annotations.outlines import MAX_DEPTH, MAX_POINTS, Outline, as_ring, damaged, shown
+
+AREAL_TYPES = {"polygon", "spline", "rectangle"}
+
+# A decimal comma is what ASAP writes under many European locales. Thousands separators are refused: "1,234"
+# can only be 1.234 in these files.
+_NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d{1,4})?\s*", re.ASCII)
+
+
+def read_asap(path: Path) -> list[Outline]:
+    """Read the outlines of an ASAP file, in file order; every ring unrepaired.
+
+    Raises:
+        AnnotationError: the file is not XML, not ASAP's, truncated, holds a DTD or entities, nests too deep,
+            or a coordinate is not a number.
+    """
+    try:
+        return _outlines(path)
+    except DefusedXmlException as error:
+        raise damaged(path, "declares a DTD or entities, which no annotation needs") from error
+    except ParseError as error:
+        raise damaged(path, f"is not well-formed XML, perhaps cut short ({error})") from error
+    except OSError as error:
+        raise damaged(path, f"cannot be read ({error.strerror or error})") from error
+    except (ValueError, LookupError) as error:  # encodings unknown to Python or to the parser
+        raise damaged(path, f"is not readable XML ({error})") from error
+
+
+def _outlines(path: Path) -> list[Outline]:
+    drawn: list[tuple[str, str, str, list[tuple[float, float]]]] = []
+    parents: dict[str, str] = {}
+    depth = points = 0
+    root: Element | None = None
+    # Elements are dropped as soon as they are read, so memory follows the points and not the markup.
+    for event, element in iterparse(path, events=("start", "end"), forbid_dtd=True):
+        if event == "start":
+            if root is None:
+                root = element
+                if element.tag != "ASAP_Annotations":
+                    raise damaged(path, f"is not an ASAP annotation: its root is {shown(element.tag)}")
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise damaged(path, f"nests elements more than {MAX_DEPTH} deep")
+            continue
+        depth -= 1
+        if element.tag == "Annotation":
+            name, ring = element.get("Name", ""), _points(element, path)
+            points += len(ring)
+            if points > MAX_POINTS:
+                raise damaged(path, f"has more than {MAX_POINTS:,} points")
+            drawn.append((name, element.get("Type", ""), element.get("PartOfGroup", ""), ring))
+            element.clear()
+        elif element.tag == "Group":
+            parents[element.get("Name", "")] = element.get("PartOfGroup", "")
+            element.clear()
+    return [
+        Outline(
+            name=name,
+            groups=_lineage(group, parents),
+            shape_type=kind or "untyped",
+            areal=kind.strip().casefold() in AREAL_TYPES,
+            shell=as_ring(ring, path, name),
+        )
+        for name, kind, group, ring in drawn
+    ]
+
+
+def _points(annotation: Element, path: Path) -> list[tuple[float, float]]:
+    """The points in the order their ``Order`` gives, which is not always the order of the file."""
+    ordered = []
+    for place, coordinate in enumerate(annotation.iter("Coordinate")):
+        order = coordinate.get("Order")
+        ordered.append(
+            (
+                place if order is None else _number(order, "Order", annotation, path),
+                _number(coordinate.get("X"), "X", annotation, path),
+                _number(coordinate.get("Y"), "Y", annotation, path),
+            )
+        )
+    ordered.sort(key=lambda point: point[0])
+    return [(x, y) for _, x, y in ordered]
+
+
+def _number(text: str | None, attribute: str, annotation: Element, path: Path) -> float:
+    if text is None or not _NUMBER.fullmatch(text):
+        held = "nothing" if text is None else shown(text, 30)
+        name = shown(annotation.get("Name", ""))
+        raise damaged(path, f"outline {name} has a point whose {attribute} is {held}, not a finite number")
+    return float(text.replace(",", "."))
+
+
+def _lineage(group: str, parents: dict[str, str]) -> tuple[str, ...]:
+    """The group and the groups it is part of, nearest first; a group that contains itself ends the walk."""
+    lineage: list[str] = []
+    while group.strip() and group.strip().casefold() != "none" and group not in lineage:
+        lineage.append(group)
+        group = parents.get(group, "")
+    return tuple(lineage)

@@ -1,0 +1,137 @@
+"""GeoJSON as QuPath writes it: (x, y) in level-0 pixels, the classification's name as the group.
+
+Belongs here: the file's grammar. Does not: what a group means, geometry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wsi_assets.annotations.outlines import MAX_DEPTH, MAX_POINTS, Outline, as_ring, damaged, shown
+
+_GEOMETRIES = {
+    "Point",
+    "MultiPoint",
+    "LineString",
+    "MultiLineString",
+    "Polygon",
+    "MultiPolygon",
+    "GeometryCollection",
+}
+
+
+def read_geojson(path: Path) -> list[Outline]:
+    """Read a FeatureCollection, a Feature, a geometry or a list of these; one outline for each polygon.
+
+    Raises:
+        AnnotationError: the file is not JSON, not GeoJSON, truncated, or a coordinate is not a number.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise damaged(path, f"cannot be read ({error.strerror or error})") from error
+    except RecursionError as error:
+        raise damaged(path, "nests values too deep") from error
+    except ValueError as error:  # not JSON, not UTF-8, or an integer of thousands of digits
+        raise damaged(path, f"is not JSON, perhaps cut short ({error})") from error
+    reader = _Reader(path)
+    return list(reader.features(content, 0))
+
+
+class _Reader:
+    def __init__(self, path: Path):
+        self.path = path
+        self.points = 0
+
+    def features(self, value: Any, depth: int) -> Iterator[Outline]:
+        if depth > MAX_DEPTH:
+            raise damaged(self.path, f"nests features more than {MAX_DEPTH} deep")
+        if isinstance(value, list):
+            for item in value:
+                yield from self.features(item, depth + 1)
+            return
+        kind = value.get("type") if isinstance(value, dict) else None
+        if kind == "FeatureCollection":
+            yield from self.features(self._list(value.get("features"), "features"), depth + 1)
+        elif kind == "Feature":
+            properties = value.get("properties")
+            properties = properties if isinstance(properties, dict) else {}
+            name = properties.get("name")
+            name = name if isinstance(name, str) else str(value.get("id") or "")
+            yield from self.geometry(value.get("geometry"), name, _groups(properties), depth + 1)
+        elif isinstance(kind, str) and kind in _GEOMETRIES:
+            yield from self.geometry(value, "", (), depth + 1)
+        else:
+            raise damaged(self.path, "is not GeoJSON: it holds something that is no feature")
+
+    def geometry(self, value: Any, name: str, groups: tuple[str, ...], depth: int) -> Iterator[Outline]:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if depth > MAX_DEPTH:
+            raise damaged(self.path, f"nests geometries more than {MAX_DEPTH} deep")
+        if value is None:  # a feature without a place, which GeoJSON allows
+            yield Outline(name, groups, "no geometry", False, as_ring([], self.path, name))
+        elif kind == "Polygon":
+            yield self._polygon(value.get("coordinates"), kind, name, groups)
+        elif kind == "MultiPolygon":
+            for polygon in self._list(value.get("coordinates"), "coordinates"):
+                yield self._polygon(polygon, kind, name, groups)
+        elif kind == "GeometryCollection":
+            for member in self._list(value.get("geometries"), "geometries"):
+                yield from self.geometry(member, name, groups, depth + 1)
+        elif isinstance(kind, str) and kind in _GEOMETRIES:
+            yield Outline(name, groups, kind, False, as_ring([], self.path, name))
+        else:
+            raise damaged(self.path, f"feature {shown(name)} has a geometry of no known type")
+
+    def _polygon(self, rings: Any, kind: str, name: str, groups: tuple[str, ...]) -> Outline:
+        shell, *holes = [self._ring(ring, name) for ring in self._list(rings, "coordinates")] or [
+            as_ring([], self.path, name)
+        ]
+        return Outline(name, groups, kind, True, shell, tuple(holes))
+
+    def _ring(self, value: Any, name: str) -> Any:
+        positions = self._list(value, "coordinates")
+        self.points += len(positions)
+        if self.points > MAX_POINTS:
+            raise damaged(self.path, f"has more than {MAX_POINTS:,} points")
+        points = [self._position(position, name) for position in positions]
+        if len(points) > 1 and points[0] == points[-1]:
+            points.pop()
+        return as_ring(points, self.path, name)
+
+    def _position(self, value: Any, name: str) -> tuple[float, float]:
+        if isinstance(value, list) and len(value) >= 2:
+            x, y = value[:2]
+            if type(x) in (int, float) and type(y) in (int, float):  # a bool is not a place
+                try:
+                    return float(x), float(y)
+                except OverflowError as error:
+                    raise damaged(
+                        self.path, f"outline {shown(name)} has a coordinate beyond any slide"
+                    ) from error
+        raise damaged(self.path, f"outline {shown(name)} has a point that is not a pair of numbers")
+
+    def _list(self, value: Any, what: str) -> list:
+        if not isinstance(value, list):
+            raise damaged(self.path, f"is not GeoJSON: its {what} are not a list")
+        return value
+
+
+def _groups(properties: dict) -> tuple[str, ...]:
+    """The classification's full name, then its parts: QuPath derives "Tumor: Positive" from "Tumor"."""
+    classification = properties.get("classification")
+    if isinstance(classification, dict):
+        names = classification.get("names", classification.get("name"))
+    else:
+        names = classification
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    full = ": ".join(names).strip()
+    if not full:
+        return ()
+    parts = [part.strip() for part in full.split(":")]
+    return (full, *(part for part in parts if part and part != full))

@@ -1,0 +1,71 @@
+"""One annotation file in, tumour regions out. Belongs here: which reader, and the limits before it runs."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+import shapely
+
+from wsi_assets.annotations.options import AnnotationOptions
+from wsi_assets.annotations.outlines import MAX_FILE_BYTES, damaged, shown
+from wsi_assets.annotations.regions import TumorRegions, unite
+from wsi_assets.annotations.repair import is_tangled
+from wsi_assets.errors import AnnotationError
+
+ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json")
+"""File endings read, in lower case."""
+
+
+def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None = None) -> TumorRegions:
+    """Read the tumour regions of one slide from ASAP XML or GeoJSON.
+
+    Args:
+        path: a file ending in one of ``ANNOTATION_SUFFIXES``, in any case.
+        options: roles of the groups; CAMELYON's by default.
+
+    Raises:
+        AnnotationError: the file is missing, empty, truncated, foreign or hostile, has coordinates that are
+            no place on a slide, or a group is unknown and ``options.unknown_group`` is "error".
+    """
+    path, options = Path(path), options or AnnotationOptions()
+    _check_file(path)
+    if path.suffix.lower() == ".xml":
+        from wsi_assets.annotations.asap import read_asap
+
+        outlines = read_asap(path)
+    else:
+        from wsi_assets.annotations.geojson import read_geojson
+
+        outlines = read_geojson(path)
+    if is_tangled([outline for outline in outlines if outline.areal]):
+        raise damaged(path, "has outlines whose edges cross too often to be drawn ones")
+    try:
+        regions = unite(outlines, options)
+    except shapely.errors.GEOSException as error:
+        raise damaged(path, f"has outlines that cannot be united ({error})") from error
+    if options.unknown_group == "error" and regions.unknown_groups:
+        names = ", ".join(shown(group) for group in regions.unknown_groups)
+        raise AnnotationError(
+            f"has outlines of groups that are neither tumour nor exclusion: {names}",
+            path=path,
+            remedy="Add them to tumor_groups or exclusion_groups, or set unknown_group to ignore",
+        )
+    return regions
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix.lower() not in ANNOTATION_SUFFIXES:
+        raise damaged(path, f"is not an annotation format known here ({', '.join(ANNOTATION_SUFFIXES)})")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise damaged(path, f"cannot be read ({error.strerror or error})") from error
+    if not path.is_file():
+        raise damaged(path, "is not a file")
+    if size == 0:
+        raise damaged(path, "is empty")
+    if size > MAX_FILE_BYTES:
+        raise damaged(
+            path, f"has {size / 2**20:.0f} MB, more than any outlines need ({MAX_FILE_BYTES // 2**20} MB)"
+        )

@@ -1,0 +1,199 @@
+"""Tumour regions of one slide: outlines united by role, with an audit that adds up.
+
+Belongs here: roles, union, subtraction, the audit, the plain form that is stored. Does not: file formats,
+repair of one ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from shapely import MultiPolygon
+
+from wsi_assets.annotations.options import AnnotationOptions, fold
+from wsi_assets.annotations.outlines import Outline
+from wsi_assets.annotations.repair import Repaired, areal_parts, repair
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """What became of one outline; areas in square level-0 pixels.
+
+    Attributes:
+        name: the outline's own name.
+        group: its group or class as written, "" when it has none.
+        role: "tumor", "exclusion" or "none".
+        shape_type: the file's own type, e.g. "Polygon", "Spline", "Dot".
+        points: points of shell and holes as drawn.
+        action: "kept", "repaired", "skipped" (no area), "ignored" (by its group), "not areal".
+        area_raw: shoelace area of the rings as drawn.
+        area_after: area once valid; 0 when it does not count.
+        area_effect: what it adds to the tumour, or takes from it (negative), beyond the outlines before it.
+            The effects of all rows sum to the area of the geometry.
+        note: why, in words.
+    """
+
+    name: str
+    group: str
+    role: str
+    shape_type: str
+    points: int
+    action: str
+    area_raw: float
+    area_after: float
+    area_effect: float
+    note: str
+
+
+@dataclass(frozen=True)
+class TumorRegions:
+    """Tumour of one slide, in (x, y) level-0 pixels.
+
+    Attributes:
+        geometry: tumour outlines united, less the exclusions; valid, possibly empty.
+        excluded: the exclusion outlines united, also where they lie outside any tumour; for pictures.
+        audit: one row an outline, in file order.
+    """
+
+    geometry: MultiPolygon
+    excluded: MultiPolygon
+    audit: tuple[AuditRow, ...]
+
+    @property
+    def unknown_groups(self) -> tuple[str, ...]:
+        """Groups in neither list, sorted."""
+        return tuple(sorted({row.group for row in self.audit if row.group and "unknown group" in row.note}))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain types only: geometry as WKB, exact to the last bit."""
+        return {
+            "geometry": shapely.to_wkb(self.geometry),
+            "excluded": shapely.to_wkb(self.excluded),
+            "audit": [asdict(row) for row in self.audit],
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> TumorRegions:
+        return cls(
+            geometry=shapely.from_wkb(plain["geometry"]),
+            excluded=shapely.from_wkb(plain["excluded"]),
+            audit=tuple(AuditRow(**row) for row in plain["audit"]),
+        )
+
+
+def audit_table(rows: Iterable[AuditRow]) -> list[dict[str, str | int | float]]:
+    """The audit as rows of plain values for a table, areas rounded to 0.1 square pixel."""
+    return [
+        {
+            "name": row.name,
+            "group": row.group or "(none)",
+            "role": row.role,
+            "type": row.shape_type,
+            "points": row.points,
+            "action": row.action,
+            "area drawn": round(row.area_raw, 1),
+            "area valid": round(row.area_after, 1),
+            "change": round(row.area_after - row.area_raw, 1),
+            "effect on tumour": round(row.area_effect, 1),
+            "note": row.note,
+        }
+        for row in rows
+    ]
+
+
+def unite(outlines: Sequence[Outline], options: AnnotationOptions) -> TumorRegions:
+    """Repair the outlines, unite them by role, subtract the exclusions and account for every one.
+
+    Tumour outlines that overlap or nest are united, so none punches a hole in another; holes come only from
+    exclusions and from holes the file itself gives a polygon.
+    """
+    roles = [_role(outline, options) for outline in outlines]
+    repaired = [repair(outline) if outline.areal else None for outline in outlines]
+    areas = {role: _areas_of(role, roles, repaired) for role in ("tumor", "exclusion")}
+    united = {
+        role: areal_parts(shapely.union_all(list(by_place.values()))) for role, by_place in areas.items()
+    }
+    geometry = areal_parts(shapely.difference(united["tumor"], united["exclusion"]))
+    effects = _gains(areas["tumor"])
+    inside = {
+        place: areal_parts(shapely.intersection(area, united["tumor"]))
+        for place, area in areas["exclusion"].items()
+    }
+    effects |= {place: -gain for place, gain in _gains(inside).items()}
+    return TumorRegions(
+        geometry=geometry,
+        excluded=united["exclusion"],
+        audit=tuple(
+            _row(outline, role, note, ring, effects.get(place, 0.0))
+            for place, (outline, (role, note), ring) in enumerate(zip(outlines, roles, repaired, strict=True))
+        ),
+    )
+
+
+def _role(outline: Outline, options: AnnotationOptions) -> tuple[str, str]:
+    """(role, note). The nearest group in either list decides: a group may be part of a known one."""
+    roles = {fold(name): "exclusion" for name in options.exclusion_groups}
+    roles |= {fold(name): "tumor" for name in options.tumor_groups}
+    if not outline.groups:
+        return ("tumor", "in no group") if options.ungrouped == "tumor" else ("none", "in no group")
+    for place, group in enumerate(outline.groups):
+        if fold(group) in roles:
+            return roles[fold(group)], f"by its group {group}" if place else ""
+    return ("tumor" if options.unknown_group == "tumor" else "none"), "unknown group"
+
+
+def _areas_of(
+    role: str, roles: Sequence[tuple[str, str]], repaired: Sequence[Repaired | None]
+) -> dict[int, MultiPolygon]:
+    return {
+        place: ring.area
+        for place, (ring, (its_role, _)) in enumerate(zip(repaired, roles, strict=True))
+        if ring is not None and its_role == role and not ring.area.is_empty
+    }
+
+
+def _gains(areas: dict[int, MultiPolygon]) -> dict[int, float]:
+    """Area each adds to the union of those before it, by its place."""
+    places, shapes = list(areas), np.array(list(areas.values()), dtype=object)
+    gains = {place: float(area.area) for place, area in areas.items()}
+    if len(shapes) < 2:
+        return gains
+    later, earlier = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    for index in np.unique(later[earlier < later]):
+        before = shapes[earlier[(later == index) & (earlier < index)]]
+        gains[places[index]] = float(shapely.difference(shapes[index], shapely.union_all(before)).area)
+    return gains
+
+
+def _row(outline: Outline, role: str, role_note: str, ring: Repaired | None, effect: float) -> AuditRow:
+    notes = [role_note]
+    if ring is None:
+        action, raw, after = "not areal", 0.0, 0.0
+        notes.append("encloses no area by its type")
+    else:
+        action, raw, after = ring.action, ring.area_raw, float(ring.area.area)
+        notes.append(ring.note)
+        if outline.shape_type.strip().casefold() == "spline":
+            notes.append("spline taken as the polygon through its points")
+        if role == "none":
+            action, after = "ignored", 0.0
+        elif role == "tumor" and effect < after * (1 - 1e-9):
+            notes.append("overlaps earlier outlines")
+        elif role == "exclusion" and -effect < after * (1 - 1e-9):
+            notes.append("partly outside any tumour or over earlier exclusions")
+    return AuditRow(
+        name=outline.name,
+        group=outline.groups[0] if outline.groups else "",
+        role=role,
+        shape_type=outline.shape_type,
+        points=outline.points,
+        action=action,
+        area_raw=raw,
+        area_after=after,
+        area_effect=effect,
+        note=", ".join(note for note in notes if note),
+    )
