@@ -1,0 +1,184 @@
+"""The slide index: for each slide of a level, its patches with labels, as plain Python values.
+
+Works on tissue masks and outlines already found; reads no slide. Which of the patches are learnt from is
+decided in :mod:`sampling`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsi_assets.errors import SlideIndexError
+from wsi_assets.index.patch_grid import mask_fractions, starts
+from wsi_assets.index.labels import is_tumor, to_level, tumor_fractions
+from wsi_assets.slides import patient_of, slide_id_of
+
+if TYPE_CHECKING:
+    from wsi_assets.annotations import TumorRegions
+    from wsi_assets.index.options import IndexOptions
+    from wsi_assets.index.tissue import TissueRegions
+    from wsi_assets.slides import Level
+
+Entry = dict[str, Any]
+"""One slide of an index: plain types only, so that its pickle loads anywhere."""
+
+
+@dataclass(frozen=True)
+class LevelIndex:
+    """The index of a level.
+
+    ``entries`` are sorted by slide id. ``left_out`` tells of each slide without an entry why; ``empty`` of
+    each slide whose entry holds no patch.
+    """
+
+    entries: list[Entry]
+    left_out: dict[str, str] = field(default_factory=dict)
+    empty: dict[str, str] = field(default_factory=dict)
+
+
+def index_slide(
+    tissue: TissueRegions,
+    tumor: TumorRegions | None,
+    level: int,
+    options: IndexOptions,
+    annotation_path: str | Path | None = None,
+) -> Entry:
+    """Index one slide at one level.
+
+    Returns:
+        The entry. ``patches`` are (y, x, is_tumor), top-left corners in pixels of the target level, row by
+        row; ``visualisation_coords`` the same corners as (row, col, is_tumor) in working-level pixels,
+        rounded down; ``mpp`` is of the target level, micrometres a pixel, or None.
+
+    Raises:
+        SlideIndexError: the slide has no such level.
+    """
+    target = _level(tissue, level)
+    if target is None:
+        raise SlideIndexError(
+            f"has no level {level} ({_levels_text(tissue.levels)})",
+            path=tissue.slide_path,
+            remedy="Choose one of its levels",
+        )
+    size, stride = options.patch_size, options.stride or options.patch_size
+    ys, xs = starts(target.height, size, stride), starts(target.width, size, stride)
+    shares = mask_fractions(tissue.mask, ys, xs, size, target.downsample / tissue.work_downsample)
+    # A patch without any tissue is none, also where the user asks for no least share.
+    rows, columns = np.nonzero((shares >= options.min_tissue) & (shares > 0))
+    corners = np.stack([ys[rows], xs[columns]], axis=1)
+    tumor_share = np.zeros(len(corners))
+    labels = np.zeros(len(corners), bool)
+    if tumor is not None and len(corners) and not tumor.geometry.is_empty:
+        geometry = to_level(tumor.geometry, target.downsample)
+        tumor_share = tumor_fractions(geometry, ys, xs, size)[rows, columns]
+        labels = is_tumor(options.label_rule, options.tumor_threshold, tumor_share, geometry, corners, size)
+    seen = np.floor(corners * (target.downsample / tissue.work_downsample)).astype(np.int64)
+    flags = labels.astype(int).tolist()
+    slide_id = slide_id_of(tissue.slide_path)
+    scale = tissue.scale
+    return {
+        "slide_path": str(tissue.slide_path),
+        "label": patient_of(slide_id, options.patient_pattern),
+        "annotation_path": None if annotation_path is None else str(annotation_path),
+        "level": int(level),
+        "work_level": int(tissue.work_level),
+        "magnification": float(scale.base_magnification / target.downsample),
+        "visualisation_coords": list(zip(seen[:, 0].tolist(), seen[:, 1].tolist(), flags, strict=True)),
+        "patches": list(zip(corners[:, 0].tolist(), corners[:, 1].tolist(), flags, strict=True)),
+        "patch_size": int(size),
+        "stride": int(stride),
+        "downsample": float(target.downsample),
+        "mpp": None if scale.mpp is None else float(scale.mpp * target.downsample),
+        "tissue_fraction": shares[rows, columns].tolist(),
+        "tumor_fraction": tumor_share.tolist(),
+        "fingerprint": str(tissue.fingerprint),
+        "config": {**tissue.config, **options.model_dump()},
+    }
+
+
+def index_level(
+    slides: Iterable[tuple[TissueRegions, TumorRegions | None, str | Path | None]],
+    level: int,
+    options: IndexOptions,
+) -> LevelIndex:
+    """Index every slide that has the level; the others are named, with the reason.
+
+    Args:
+        slides: (tissue, tumour outlines or None, annotation path or None) of each slide; consumed once, so a
+            generator keeps only one slide's masks in memory.
+
+    Raises:
+        SlideIndexError: there are slides and none of them has the level, or there is no slide.
+    """
+    entries: list[Entry] = []
+    left_out: dict[str, str] = {}
+    empty: dict[str, str] = {}
+    known: set[int] = set()
+    for tissue, tumor, annotation_path in slides:
+        known.update(v.index for v in tissue.levels)
+        target = _level(tissue, level)
+        if target is None:
+            left_out[tissue.slide_id] = f"has no level {level} ({_levels_text(tissue.levels)})"
+            continue
+        entry = index_slide(tissue, tumor, level, options, annotation_path)
+        entries.append(entry)
+        if not entry["patches"]:
+            empty[tissue.slide_id] = _why_empty(tissue, target, options)
+    if not entries:
+        raise SlideIndexError(
+            f"no slide has level {level} ({len(left_out)} slides; levels that exist: {_ranges(known)})"
+            if left_out
+            else f"there is no slide to index at level {level}",
+            remedy="Choose a level that exists" if left_out else "Add slides, or look why none could be read",
+        )
+    entries.sort(key=lambda entry: slide_id_of(entry["slide_path"]))
+    if options.magnification_tolerance is not None:
+        # The lower of two middle values, so that the yardstick is a magnification that some slide has.
+        usual = statistics.median_low(entry["magnification"] for entry in entries)
+        for entry in entries:
+            if abs(entry["magnification"] / usual - 1) > options.magnification_tolerance:
+                slide_id = slide_id_of(entry["slide_path"])
+                empty.pop(slide_id, None)
+                left_out[slide_id] = (
+                    f"its magnification is {entry['magnification']:.4g}, the level's median {usual:.4g}"
+                )
+        entries = [entry for entry in entries if slide_id_of(entry["slide_path"]) not in left_out]
+    return LevelIndex(entries, dict(sorted(left_out.items())), dict(sorted(empty.items())))
+
+
+def _level(tissue: TissueRegions, index: int) -> Level | None:
+    return next((level for level in tissue.levels if level.index == index), None)
+
+
+def _why_empty(tissue: TissueRegions, target: Level, options: IndexOptions) -> str:
+    if min(target.height, target.width) < options.patch_size:
+        return (
+            f"level {target.index} ({target.width} x {target.height} pixels) is smaller than a patch "
+            f"of {options.patch_size}"
+        )
+    if tissue.threshold is None:
+        return "the slide holds no data: every pixel is transparent, black or white"
+    if not tissue.mask.any():
+        return "no tissue was found on the slide"
+    return f"no patch reaches {options.min_tissue:.0%} tissue (the slide has {tissue.tissue_share:.2%})"
+
+
+def _levels_text(levels: tuple[Level, ...]) -> str:
+    return f"its levels: {_ranges({level.index for level in levels})}"
+
+
+def _ranges(numbers: set[int]) -> str:
+    """Write {0, 1, 2, 5} as "0 to 2, 5"."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in parts) or "none"

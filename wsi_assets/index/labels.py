@@ -1,0 +1,74 @@
+"""Which patches are tumour.
+
+Tumour shares are exact areas (:mod:`coverage`); tissue plays no part here.
+
+The rules:
+
+- ``fraction``: the tumour share of the patch's area is at least ``tumor_threshold``.
+- ``center``: the centre point (y + size / 2, x + size / 2) lies inside the tumour or on its outline.
+- ``any``: the tumour covers some of the patch. Shares are kept to nine decimals (a hundredth of a hundredth of
+  a pixel in a patch of 256), so an outline that only runs along the patch's side does not count.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import shapely
+from shapely import affinity
+
+from wsi_assets.index.coverage import cell_areas
+from wsi_assets.index.patch_grid import box_lines, box_sums, clean
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def to_level(geometry: shapely.Geometry, downsample: float) -> shapely.Geometry:
+    """Bring an outline from level-0 pixels to pixels of a level."""
+    if downsample == 1:
+        return geometry
+    return affinity.scale(geometry, 1 / downsample, 1 / downsample, origin=(0, 0))
+
+
+def tumor_fractions(
+    geometry: shapely.Geometry, ys: NDArray[np.int64], xs: NDArray[np.int64], patch_size: int
+) -> NDArray[np.float64]:
+    """Tumour share of each patch at ``ys`` x ``xs``: (len(ys), len(xs)), 0 to 1.
+
+    Args:
+        geometry: the tumour, (x, y) in pixels of the target level.
+        ys, xs: patch corners, pixels of the target level.
+    """
+    y_lines, x_lines = box_lines(ys, patch_size), box_lines(xs, patch_size)
+    areas = cell_areas(geometry, y_lines, x_lines)
+    return clean(box_sums(areas, y_lines, x_lines, ys, xs, patch_size) / patch_size**2)
+
+
+def is_tumor(
+    rule: Literal["fraction", "center", "any"],
+    threshold: float,
+    fractions: NDArray[np.float64],
+    geometry: shapely.Geometry,
+    corners: NDArray[np.int64],
+    patch_size: int,
+) -> NDArray[np.bool_]:
+    """Label patches: (n,).
+
+    Args:
+        fractions: (n,) tumour shares of the patches.
+        geometry: the tumour, (x, y) in pixels of the target level.
+        corners: (n, 2) patch corners (y, x) in pixels of the target level.
+    """
+    if rule == "fraction":
+        return fractions >= threshold
+    if rule == "any":
+        return fractions > 0
+    inside = fractions == 1
+    # Only patches that the outline crosses can go either way.
+    crossed = np.flatnonzero((fractions > 0) & ~inside)
+    centres = corners[crossed] + patch_size / 2
+    shapely.prepare(geometry)
+    inside[crossed] = shapely.intersects_xy(geometry, centres[:, 1], centres[:, 0])
+    return inside

@@ -1,0 +1,97 @@
+"""The options of tissue detection, indexing and sampling.
+
+Values and their bounds only: what they do is in :mod:`tissue`, :mod:`entries` and :mod:`sampling`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TissueOptions(BaseModel):
+    """How tissue is told from glass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    work_level: int = Field(
+        default=7,
+        ge=0,
+        le=12,
+        description="Level (downsample 2^level) at which tissue is found; smaller slides use a finer one.",
+    )
+    min_work_pixels: int = Field(
+        default=256,
+        ge=16,
+        le=8192,
+        description="A finer working level is taken until the tissue mask has this many pixels on its long side.",
+    )
+    reject_pen: bool = Field(
+        default=True,
+        description="Leave blue and green pen ink out of tissue; switch off for stains of those colours.",
+    )
+    fill_holes: int = Field(
+        default=64,
+        ge=0,
+        description="Holes in tissue up to this many working pixels count as tissue (fat, lumens, torn spots).",
+    )
+
+
+class IndexOptions(BaseModel):
+    """Which patches of a slide are indexed, and how they are labelled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    patch_size: int = Field(
+        default=256, ge=8, le=4096, description="Side of a square patch, in pixels of the target level."
+    )
+    stride: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Distance between patch corners, in pixels of the target level; the patch size if not given.",
+    )
+    min_tissue: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="Least share of a patch's area that is tissue, 0 to 1."
+    )
+    label_rule: Literal["fraction", "center", "any"] = Field(
+        default="fraction",
+        description="A patch is tumour by its tumour share (fraction), by its centre, or by any tumour at all.",
+    )
+    tumor_threshold: float = Field(
+        default=0.5,
+        gt=0.0,
+        le=1.0,
+        description="Least tumour share of a tumour patch under the rule 'fraction', 0 to 1.",
+    )
+    patient_pattern: str = Field(
+        default=r"^(.*?)(?:_node_\d+)?$",
+        description="Regular expression whose first group, in a slide id, is the patient.",
+    )
+    magnification_tolerance: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Leave slides out whose magnification differs from the level's median by more than this share.",
+    )
+
+
+class SamplingOptions(BaseModel):
+    """Which indexed patches are learnt from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    normal_per_tumor: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="Normal patches kept for each tumour patch, over all training slides.",
+    )
+    max_normal_per_slide: int | None = Field(
+        default=None, ge=0, description="Most normal patches kept from one slide; no limit if not given."
+    )
+    incomplete_slides: str | None = Field(
+        default=None,
+        description="File of slide ids whose tumour is not fully outlined, one a line, or 'camelyon16'; "
+        "they give no normal patches.",
+    )
+    seed: int = Field(default=42, ge=0, description="Seed of every random choice.")
