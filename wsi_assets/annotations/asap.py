@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
-from wsi_assets.annotations.outlines import MAX_DEPTH, MAX_POINTS, Outline, as_ring, damaged, shown
+from wsi_assets.annotations.outlines import MAX_DEPTH, MAX_POINTS, Outline, as_ring, damaged, label, shown
 
 AREAL_TYPES = {"polygon", "spline", "rectangle"}
 
@@ -43,35 +43,33 @@ def read_asap(path: Path) -> list[Outline]:
 def _outlines(path: Path) -> list[Outline]:
     drawn: list[tuple[str, str, str, list[tuple[float, float]]]] = []
     parents: dict[str, str] = {}
-    depth = points = 0
-    root: Element | None = None
+    points = 0
+    above: list[Element] = []
     # Elements are dropped as soon as they are read, so memory follows the points and not the markup.
     for event, element in iterparse(path, events=("start", "end"), forbid_dtd=True):
         if event == "start":
-            if root is None:
-                root = element
-                if element.tag != "ASAP_Annotations":
-                    raise damaged(path, f"is not an ASAP annotation: its root is {shown(element.tag)}")
-            depth += 1
-            if depth > MAX_DEPTH:
+            if not above and element.tag != "ASAP_Annotations":
+                raise damaged(path, f"is not an ASAP annotation: its root is {shown(element.tag)}")
+            above.append(element)
+            if len(above) > MAX_DEPTH:
                 raise damaged(path, f"nests elements more than {MAX_DEPTH} deep")
             continue
-        depth -= 1
+        above.pop()
         if element.tag == "Annotation":
             name, ring = element.get("Name", ""), _points(element, path)
             points += len(ring)
             if points > MAX_POINTS:
                 raise damaged(path, f"has more than {MAX_POINTS:,} points")
             drawn.append((name, element.get("Type", ""), element.get("PartOfGroup", ""), ring))
-            element.clear()
         elif element.tag == "Group":
-            parents[element.get("Name", "")] = element.get("PartOfGroup", "")
-            element.clear()
+            parents[label(element.get("Name", ""))] = label(element.get("PartOfGroup", ""))
+        if above and element.tag not in ("Coordinates", "Coordinate"):
+            above[-1].remove(element)
     return [
         Outline(
-            name=name,
-            groups=_lineage(group, parents),
-            shape_type=kind or "untyped",
+            name=label(name),
+            groups=_lineage(label(group), parents),
+            shape_type=label(kind) or "untyped",
             areal=kind.strip().casefold() in AREAL_TYPES,
             shell=as_ring(ring, path, name),
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wsi_assets.annotations.outlines import MAX_DEPTH, MAX_POINTS, Outline, as_ring, damaged, shown
+from wsi_assets.annotations.outlines import MAX_DEPTH, MAX_POINTS, Outline, as_ring, damaged, label, shown
 
 _GEOMETRIES = {
     "Point",
@@ -72,7 +72,7 @@ class _Reader:
         if depth > MAX_DEPTH:
             raise damaged(self.path, f"nests geometries more than {MAX_DEPTH} deep")
         if value is None:  # a feature without a place, which GeoJSON allows
-            yield Outline(name, groups, "no geometry", False, as_ring([], self.path, name))
+            yield Outline(label(name), groups, "no geometry", False, as_ring([], self.path, name))
         elif kind == "Polygon":
             yield self._polygon(value.get("coordinates"), kind, name, groups)
         elif kind == "MultiPolygon":
@@ -82,7 +82,7 @@ class _Reader:
             for member in self._list(value.get("geometries"), "geometries"):
                 yield from self.geometry(member, name, groups, depth + 1)
         elif isinstance(kind, str) and kind in _GEOMETRIES:
-            yield Outline(name, groups, kind, False, as_ring([], self.path, name))
+            yield Outline(label(name), groups, kind, False, as_ring([], self.path, name))
         else:
             raise damaged(self.path, f"feature {shown(name)} has a geometry of no known type")
 
@@ -90,7 +90,7 @@ class _Reader:
         shell, *holes = [self._ring(ring, name) for ring in self._list(rings, "coordinates")] or [
             as_ring([], self.path, name)
         ]
-        return Outline(name, groups, kind, True, shell, tuple(holes))
+        return Outline(label(name), groups, kind, True, shell, tuple(holes))
 
     def _ring(self, value: Any, name: str) -> Any:
         positions = self._list(value, "coordinates")
@@ -130,7 +130,7 @@ def _groups(properties: dict) -> tuple[str, ...]:
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return ()
-    full = ": ".join(names).strip()
+    full = label(": ".join(names))
     if not full:
         return ()
     parts = [part.strip() for part in full.split(":")]

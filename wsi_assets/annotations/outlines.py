@@ -67,9 +67,14 @@ def as_ring(points: list[tuple[float, float]], path: Path, name: str) -> np.ndar
     return ring
 
 
+def label(text: str, limit: int = 200) -> str:
+    """A name of the file as it can be stored and shown anywhere: valid Unicode, one line, never long."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:limit]
+
+
 def shown(text: str, limit: int = 60) -> str:
     """Text of a file, quoted for a message: one line, never long."""
-    text = one_line(text)
+    text = label(one_line(text))
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 

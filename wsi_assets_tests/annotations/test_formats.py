@@ -1,0 +1,262 @@
+"""What ASAP's XML and QuPath's GeoJSON say, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tracemalloc
+
+import pytest
+
+from wsi_assets.annotations import AnnotationOptions, read_annotation
+from wsi_assets.errors import AnnotationError
+from wsi_assets_tests.annotations.files import SQUARE, annotation, asap, closed, feature, geojson, square
+
+
+@pytest.mark.parametrize("kind", ["Polygon", "Spline", "Rectangle", "polygon"])
+def test_polygon_spline_and_rectangle_enclose_area(tmp_path, kind):
+    assert read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind)])).geometry.area == 100
+
+
+@pytest.mark.parametrize("kind", ["Dot", "PointSet", "PolyLine", ""])
+def test_dots_and_lines_are_reported_as_not_areal(tmp_path, kind):
+    regions = read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind)]))
+    assert regions.geometry.is_empty
+    assert regions.audit[0].action == "not areal"
+
+
+def test_decimal_commas_are_decimal_points(tmp_path):
+    path = asap(tmp_path, [annotation([("0,5", "0"), ("10,5", "0"), ("10,5", "2,25"), ("0,5", "2,25")])])
+    assert read_annotation(path).geometry.bounds == (0.5, 0, 10.5, 2.25)
+
+
+def test_points_are_taken_in_the_order_their_order_gives(tmp_path):
+    points = list(enumerate([(0, 0), (10, 0), (10, 10), (5, 2), (0, 10)]))
+    random.Random(1).shuffle(points)
+    coordinates = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in points)
+    body = (
+        f'<Annotation Type="Polygon" PartOfGroup="_0"><Coordinates>{coordinates}</Coordinates></Annotation>'
+    )
+    regions = read_annotation(asap(tmp_path, [body]))
+    assert (regions.geometry.area, regions.audit[0].action) == (60, "kept")
+
+
+@pytest.mark.parametrize("group", ["_0", "_1", "TUMOR", " tumor ", "Metastases", "metastasis"])
+def test_camelyons_tumour_groups_are_known_without_regard_to_case(tmp_path, group):
+    assert read_annotation(asap(tmp_path, [annotation(SQUARE, group)])).audit[0].role == "tumor"
+
+
+@pytest.mark.parametrize("group", ["_2", "exclusion", "NEGATIVE", "Normal"])
+def test_camelyons_exclusion_groups_cut_out_of_the_tumour(tmp_path, group):
+    path = asap(tmp_path, [annotation(SQUARE), annotation(square(2, 2, 3), group)])
+    assert read_annotation(path).geometry.area == 100 - 9
+
+
+def test_an_outline_in_no_group_is_tumour_unless_configured_otherwise(tmp_path):
+    path = asap(tmp_path, [annotation(SQUARE, "None")])
+    assert read_annotation(path).geometry.area == 100
+    ignored = read_annotation(path, AnnotationOptions(ungrouped="ignore"))
+    assert (ignored.geometry.area, ignored.audit[0].action) == (0, "ignored")
+
+
+def test_an_unknown_group_is_ignored_and_reported_or_counted_or_an_error(tmp_path):
+    path = asap(tmp_path, [annotation(SQUARE, "Necrosis")])
+    ignored = read_annotation(path)
+    assert (ignored.geometry.area, ignored.unknown_groups) == (0, ("Necrosis",))
+    assert read_annotation(path, AnnotationOptions(unknown_group="tumor")).geometry.area == 100
+    with pytest.raises(AnnotationError, match="Necrosis"):
+        read_annotation(path, AnnotationOptions(unknown_group="error"))
+    assert read_annotation(path, AnnotationOptions(tumor_groups=["necrosis"])).geometry.area == 100
+
+
+def test_a_group_that_is_part_of_a_known_group_has_its_role(tmp_path):
+    groups = '<Group Name="lesion 7" PartOfGroup="macro"/><Group Name="macro" PartOfGroup="Tumor"/>'
+    regions = read_annotation(asap(tmp_path, [annotation(SQUARE, "lesion 7")], groups))
+    assert (regions.audit[0].role, regions.audit[0].note) == ("tumor", "by its group Tumor")
+
+
+def test_groups_that_contain_each_other_are_unknown_not_endless(tmp_path):
+    groups = '<Group Name="a" PartOfGroup="b"/><Group Name="b" PartOfGroup="a"/>'
+    assert read_annotation(asap(tmp_path, [annotation(SQUARE, "a")], groups)).unknown_groups == ("a",)
+
+
+def test_a_group_cannot_have_both_roles():
+    with pytest.raises(ValueError, match="both tumour and exclusion"):
+        AnnotationOptions(tumor_groups=["A"], exclusion_groups=["a "])
+
+
+TUMOR = {"name": "Tumor", "color": [200, 0, 0]}
+
+
+def test_qupath_collection_feature_and_list_say_the_same(tmp_path):
+    one = feature("Polygon", [closed(SQUARE)], TUMOR, "lesion")
+    for value in ({"type": "FeatureCollection", "features": [one]}, one, [one]):
+        regions = read_annotation(geojson(tmp_path, value))
+        assert regions.geometry.area == 100
+        assert (regions.audit[0].name, regions.audit[0].group) == ("lesion", "Tumor")
+
+
+def test_qupath_holes_and_multipolygons_keep_their_area(tmp_path):
+    holed = [closed(SQUARE), closed(square(1, 1, 2)), closed(square(5, 5, 2))]
+    far = [closed(square(100, 100, 4))]
+    regions = read_annotation(geojson(tmp_path, [feature("MultiPolygon", [holed, far], TUMOR)]))
+    assert regions.geometry.area == 100 - 4 - 4 + 16
+    assert [row.points for row in regions.audit] == [12, 4]
+
+
+def test_qupath_points_and_lines_are_reported_as_not_areal(tmp_path):
+    value = [feature("Point", [1, 2], TUMOR), feature("LineString", [[1, 2], [3, 4]], TUMOR)]
+    regions = read_annotation(geojson(tmp_path, value))
+    assert [row.action for row in regions.audit] == ["not areal", "not areal"]
+
+
+@pytest.mark.parametrize(
+    "classification",
+    [
+        {"name": "Tumor: Positive"},
+        {"names": ["Tumor", "Positive"]},
+        {"name": "tumor"},
+        "Tumor",
+        {"name": "metastases"},
+    ],
+)
+def test_derived_qupath_classes_have_the_role_of_their_base(tmp_path, classification):
+    path = geojson(tmp_path, feature("Polygon", [closed(SQUARE)], classification))
+    assert read_annotation(path).geometry.area == 100
+
+
+def test_qupath_annotation_without_class_is_ungrouped(tmp_path):
+    regions = read_annotation(geojson(tmp_path, feature("Polygon", [closed(SQUARE)])))
+    assert regions.audit[0].note == "in no group"
+
+
+def test_a_byte_order_mark_and_another_encoding_are_read(tmp_path):
+    path = tmp_path / "a.GeoJSON"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(feature("Polygon", [closed(SQUARE)])).encode())
+    assert read_annotation(path).geometry.area == 100
+    xml = asap(tmp_path, [annotation(SQUARE, name="é")], prolog='<?xml version="1.0" encoding="UTF-16"?>')
+    xml.write_bytes(xml.read_text(encoding="utf-8").encode("utf-16"))
+    assert read_annotation(xml).audit[0].name == "é"
+
+
+BOMB = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
+EXTERNAL = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
+DTD = '<?xml version="1.0"?><!DOCTYPE l SYSTEM "http://localhost/l.dtd">'
+
+
+@pytest.mark.parametrize("prolog", [BOMB, EXTERNAL, DTD])
+def test_bombs_external_entities_and_dtds_are_refused(tmp_path, prolog):
+    with pytest.raises(AnnotationError, match="DTD or entities"):
+        read_annotation(asap(tmp_path, [annotation(SQUARE)], prolog=prolog))
+
+
+def test_a_truncated_file_is_one_clear_line(tmp_path):
+    path = asap(tmp_path, [annotation(SQUARE)])
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(AnnotationError, match="cut short") as caught:
+        read_annotation(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.xml", b"", "is empty"),
+        ("a.geojson", b"", "is empty"),
+        ("a.xml", b"<html><body/></html>", "not an ASAP annotation"),
+        ("a.xml", b"\x89PNG\r\n\x1a\n", "not well-formed"),
+        ("a.xml", b'<?xml version="1.0" encoding="klingon"?><ASAP_Annotations/>', "XML"),
+        ("a.geojson", b'{"a": 1}', "not GeoJSON"),
+        ("a.geojson", b'{"type": "Feature", "geometry', "not JSON"),
+        ("a.json", b"\xff\xfe\x00", "not JSON"),
+        ("a.json", b"[" * 200_000, "too deep"),
+        ("a.json", b"3", "not GeoJSON"),
+        ("a.csv", b"1,2", "not an annotation format"),
+    ],
+)
+def test_empty_and_foreign_files_are_refused(tmp_path, name, content, fault):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AnnotationError, match=fault):
+        read_annotation(tmp_path / name)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    (tmp_path / "folder.xml").mkdir()
+    for name in ("none.xml", "folder.xml"):
+        with pytest.raises(AnnotationError):
+            read_annotation(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "inf", "-Infinity", "1e999", "1e30", "", "12 000", "1_0", "1.234,5", "abc"]
+)
+def test_a_coordinate_that_is_no_place_is_refused_in_xml(tmp_path, value):
+    with pytest.raises(AnnotationError, match="outline 'a' has a"):
+        read_annotation(asap(tmp_path, [annotation([(0, 0), (value, 0), (4, 4)])]))
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "1e999", "1e30", "1" + "0" * 400, '"1"', "true", "null", "[1]"]
+)
+def test_a_coordinate_that_is_no_place_is_refused_in_geojson(tmp_path, value):
+    path = tmp_path / "a.geojson"
+    path.write_text(f'{{"type": "Polygon", "coordinates": [[[0, 0], [{value}, 0], [4, 4]]]}}')
+    with pytest.raises(AnnotationError, match="outline ''"):
+        read_annotation(path)
+
+
+def test_deep_nesting_of_elements_and_geometries_is_refused(tmp_path):
+    path = tmp_path / "a.xml"
+    path.write_text("<ASAP_Annotations>" + "<a>" * 100_000)
+    with pytest.raises(AnnotationError, match="deep"):
+        read_annotation(path)
+    nested: dict = {"type": "GeometryCollection", "geometries": []}
+    for _ in range(80):
+        nested = {"type": "GeometryCollection", "geometries": [nested]}
+    with pytest.raises(AnnotationError, match="deep"):
+        read_annotation(geojson(tmp_path, nested))
+
+
+def test_a_scribble_that_would_take_hours_to_overlay_is_refused_at_once(tmp_path):
+    rng = random.Random(0)
+    scribble = [(rng.randrange(100_000), rng.randrange(100_000)) for _ in range(20_000)]
+    with pytest.raises(AnnotationError, match="cross too often"):
+        read_annotation(asap(tmp_path, [annotation(scribble)]))
+
+
+def test_a_file_larger_than_any_outlines_is_refused_unread(tmp_path):
+    path = tmp_path / "a.json"
+    with path.open("wb") as stream:
+        stream.truncate(65 * 2**20)
+    with pytest.raises(AnnotationError, match="65 MB"):
+        read_annotation(path)
+
+
+def test_options_load_without_geometry():
+    code = "import sys, wsi_assets.annotations.options; print({'shapely', 'numpy'} & sys.modules.keys())"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+    )
+
+
+def test_names_are_stored_as_one_short_line_of_valid_text(tmp_path):
+    name = "first\nsecond \ud800" + "x" * 1000
+    path = geojson(tmp_path, feature("Polygon", [closed(SQUARE)], {"name": "Tumor"}, name))
+    assert read_annotation(path).audit[0].name.startswith("first second ?x")
+    assert len(read_annotation(path).audit[0].name.encode()) == 200
+
+
+def test_markup_without_points_takes_no_memory(tmp_path):
+    path = tmp_path / "a.xml"
+    path.write_text(
+        "<ASAP_Annotations><Annotations>" + "<a><b/></a>" * 300_000 + "</Annotations></ASAP_Annotations>"
+    )
+    tracemalloc.start()
+    regions = read_annotation(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert regions.audit == ()
+    assert peak < 5 * 2**20

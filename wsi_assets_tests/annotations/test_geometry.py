@@ -1,0 +1,180 @@
+"""Repair, union, subtraction, audit and rasterising, as facts of drawn outlines."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_assets.annotations import AnnotationOptions, TumorRegions, audit_table, rasterize, read_annotation
+from wsi_assets.annotations.outlines import Outline
+from wsi_assets.annotations.regions import unite
+from wsi_assets_tests.annotations.files import SQUARE, annotation, asap, closed, feature, geojson, square
+
+
+def drawn(points, group="Tumor"):
+    return Outline("", (group,), "Polygon", True, np.array(points, dtype=float))
+
+
+def united(*outlines):
+    return unite(outlines, AnnotationOptions())
+
+
+def nonzero_area(points: np.ndarray) -> float:
+    """Area the closed line winds round, by noding it and counting turns: an independent reference."""
+    ring = shapely.LineString(np.vstack([points, points[:1]]))
+    total = 0.0
+    for face in shapely.get_parts(shapely.polygonize([shapely.union_all([ring])])):
+        x, y = face.representative_point().coords[0]
+        (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
+        side = (x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)
+        turns = ((y0 <= y) & (y1 > y) & (side > 0)).sum() - ((y0 > y) & (y1 <= y) & (side < 0)).sum()
+        total += face.area if turns else 0.0
+    return total
+
+
+def test_a_bow_tie_keeps_its_area():
+    regions = united(drawn([(0, 0), (10, 10), (10, 0), (0, 10)]))
+    assert regions.geometry.area == 50
+    assert (regions.audit[0].action, regions.audit[0].area_raw, regions.audit[0].area_after) == (
+        "repaired",
+        0,
+        50,
+    )
+
+
+def test_a_line_that_runs_over_itself_punches_no_hole():
+    twice_round = [*SQUARE, (0, 0), (6, 0), (6, 6), (0, 6)]
+    assert united(drawn(twice_round)).geometry.area == 100
+
+
+def test_a_ring_drawn_as_a_keyhole_keeps_its_hole():
+    keyhole = [(0, 0), (10, 0), (10, 10), (0, 10), (0, 0), (4, 4), (4, 6), (6, 6), (6, 4), (4, 4)]
+    assert united(drawn(keyhole)).geometry.area == pytest.approx(100 - 4)
+
+
+def test_nested_and_overlapping_tumour_rings_unite_whatever_their_direction():
+    outer, inner, overlapping = SQUARE, square(2, 2, 3), square(5, 5, 10)
+    for nested in (inner, inner[::-1]):
+        regions = united(drawn(outer), drawn(nested), drawn(overlapping[::-1]))
+        assert regions.geometry.area == 100 + 100 - 25
+        assert not any(part.interiors for part in regions.geometry.geoms)
+        assert [row.area_effect for row in regions.audit] == [100, 0, 75]
+
+
+def test_an_exclusion_partly_outside_the_tumour_costs_only_what_lies_inside():
+    regions = united(drawn(square(8, 8, 4), "_2"), drawn(SQUARE), drawn(square(9, 9, 5), "_2"))
+    assert regions.geometry.area == 96
+    assert [row.area_effect for row in regions.audit] == [-4, 100, 0]
+    assert regions.excluded.area == 16 + 25 - 9
+
+
+@pytest.mark.parametrize(
+    "points", [[], [(1, 1)], [(1, 1), (5, 5)], [(1, 1), (5, 5), (1, 1), (5, 5)], [(0, 0), (4, 4), (9, 9)]]
+)
+def test_a_ring_without_area_is_skipped_and_said_so(points):
+    regions = united(drawn(np.array(points).reshape(-1, 2)))
+    assert regions.geometry.is_empty
+    assert (regions.audit[0].action, regions.audit[0].points) == ("skipped", len(points))
+
+
+def test_repeated_points_cost_nothing_and_are_noted():
+    regions = united(drawn([(0, 0), (10, 0), (10, 0), (10, 10), (0, 10), (0, 10)]))
+    assert (regions.geometry.area, regions.audit[0].note) == (100, "2 repeated points")
+
+
+def test_a_hole_that_leaves_its_polygon_takes_only_what_lies_inside(tmp_path):
+    path = geojson(tmp_path, feature("Polygon", [closed(SQUARE), closed(square(8, 8, 4))]))
+    regions = read_annotation(path)
+    assert regions.geometry.area == 96
+    assert regions.audit[0].action == "repaired"
+
+
+def test_the_audit_is_a_table_of_plain_values(tmp_path):
+    rows = audit_table(read_annotation(asap(tmp_path, [annotation(SQUARE, kind="Spline")])).audit)
+    assert rows[0]["effect on tumour"] == 100.0
+    assert {type(value) for value in rows[0].values()} <= {str, int, float}
+
+
+def test_an_empty_file_of_asap_has_no_tumour(tmp_path):
+    regions = read_annotation(asap(tmp_path, []))
+    assert regions.geometry.is_empty
+    assert regions.geometry.geom_type == "MultiPolygon"
+    assert regions.audit == ()
+
+
+def test_the_plain_form_gives_the_regions_back_to_the_last_bit(tmp_path):
+    path = asap(
+        tmp_path, [annotation([(1 / 3, 0.1), (10 * math.pi, 0), (7, 1e5 / 7)]), annotation(SQUARE, "_2")]
+    )
+    regions = read_annotation(path)
+    again = TumorRegions.from_plain(pickle.loads(pickle.dumps(regions.to_plain())))
+    assert again.audit == regions.audit
+    assert shapely.to_wkb(again.geometry) == shapely.to_wkb(regions.geometry)
+    assert shapely.to_wkb(again.excluded) == shapely.to_wkb(regions.excluded)
+
+
+coordinate = st.integers(0, 12) | st.floats(0, 12, width=32)
+ring = st.lists(st.tuples(coordinate, coordinate), min_size=3, max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ring)
+def test_any_ring_encloses_what_its_line_winds_round(points):
+    regions = united(drawn(points))
+    assert regions.geometry.is_valid
+    assert regions.geometry.area == pytest.approx(
+        nonzero_area(np.array(points, dtype=float)), rel=1e-6, abs=1e-6
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(ring, st.sampled_from(["Tumor", "_2", "other"])), max_size=6))
+def test_the_effects_of_all_rings_sum_to_the_area_of_the_tumour(rings):
+    regions = united(*(drawn(points, group) for points, group in rings))
+    assert regions.geometry.is_valid
+    assert sum(row.area_effect for row in regions.audit) == pytest.approx(regions.geometry.area, abs=1e-6)
+    for row in regions.audit:
+        assert abs(row.area_effect) <= row.area_after + 1e-6
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(ring, st.sampled_from(["Tumor", "_2"])), min_size=1, max_size=4),
+    st.sampled_from([0.37, 0.5, 1.0, 1.7]),
+)
+def test_a_pixel_is_set_when_its_centre_is_inside(rings, downsample):
+    geometry = united(*(drawn(points, group) for points, group in rings)).geometry
+    mask = rasterize(geometry, 17, 14, downsample)
+    rows, columns = np.mgrid[:17, :14]
+    centres = shapely.points((columns + 0.5) * downsample, (rows + 0.5) * downsample)
+    clear = (
+        shapely.distance(geometry.boundary, centres) > 1e-9
+        if not geometry.is_empty
+        else np.full(mask.shape, True)
+    )
+    assert (mask == shapely.contains(geometry, centres))[clear].all()
+
+
+def test_a_fill_does_not_overshoot_on_a_small_lesion():
+    circle = shapely.Point(100.3, 99.8).buffer(20)
+    assert rasterize(circle, 200, 200, 1).sum() == pytest.approx(circle.area, rel=0.01)
+
+
+def test_neighbours_that_share_an_edge_never_share_a_pixel():
+    left, right = shapely.Polygon([(0, 0), (5.5, 0), (3.5, 9), (0, 9)]), shapely.box(0, 0, 9, 9)
+    right = right.difference(left)
+    together = rasterize(left, 9, 9, 1).astype(int) + rasterize(right, 9, 9, 1)
+    assert (together == 1).all()
+
+
+def test_parts_beyond_the_mask_are_cut_off():
+    mask = rasterize(shapely.box(-50, -50, 40, 3), 10, 5, 1)
+    assert mask.sum() == 15
+    assert not rasterize(shapely.box(50, 50, 60, 60), 10, 5, 1).any()
+    assert not rasterize(shapely.box(-60, -60, -50, -50), 10, 5, 1).any()
