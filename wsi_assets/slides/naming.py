@@ -1,0 +1,69 @@
+"""What a slide's name tells: its id, its patient, whether it is a test slide. Pure functions of strings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from wsi_assets.errors import ConfigError
+
+SLIDE_SUFFIXES = frozenset(
+    {
+        ".svs",
+        ".tif",
+        ".tiff",
+        ".ndpi",
+        ".vms",
+        ".vmu",
+        ".mrxs",
+        ".scn",
+        ".svslide",
+        ".bif",
+        ".dcm",
+        ".czi",
+    }
+)
+"""Endings of the files OpenSlide opens, in lower case."""
+
+ANNOTATION_SUFFIXES = frozenset({".xml", ".geojson", ".json"})
+"""Endings of annotation files, in lower case."""
+
+DEFAULT_PATIENT_PATTERN = r"^(.*?)(?:_node_\d+)?$"
+"""Group 1 is the patient: ``patient_004_node_4`` and ``patient_004_node_2`` are one, others are their own."""
+
+
+def slide_id_of(path: str | Path) -> str:
+    """The id of a slide: its file name without the ending; for a DICOM folder the folder's whole name.
+
+    A folder's name may hold full stops (DICOM UIDs do), so only endings of slides and annotations are cut.
+    Nothing is looked up on disk.
+    """
+    path = Path(path)
+    return path.stem if path.suffix.lower() in SLIDE_SUFFIXES | ANNOTATION_SUFFIXES else path.name
+
+
+def patient_of(slide_id: str, pattern: str = DEFAULT_PATIENT_PATTERN) -> str:
+    """The patient a slide is of: group 1 of ``pattern`` in the id, without regard to case, else the whole id.
+
+    Raises:
+        ConfigError: the pattern is no regular expression, or has no group.
+    """
+    try:
+        compiled = re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise ConfigError(
+            f"patient_pattern {pattern!r} is no regular expression ({error})",
+            remedy=f"Use one with a group around the patient, such as {DEFAULT_PATIENT_PATTERN}",
+        ) from error
+    if not compiled.groups:
+        raise ConfigError(
+            f"patient_pattern {pattern!r} has no group",
+            remedy=f"Put round brackets around the patient, as in {DEFAULT_PATIENT_PATTERN}",
+        )
+    match = compiled.search(slide_id)
+    return (match.group(1) if match else None) or slide_id
+
+
+def is_test_slide(slide_id: str) -> bool:
+    """Whether a slide is kept for testing: "test" occurs in its id, in any case."""
+    return "test" in slide_id.lower()

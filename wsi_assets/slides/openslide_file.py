@@ -1,0 +1,142 @@
+"""OpenSlide behind a small surface: what a file says of itself, and exact reads by a level's own pixels.
+
+What a level's downsample truly is, and which pixels are no-data, are decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import openslide
+
+from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.naming import SLIDE_SUFFIXES
+
+_CACHE_BYTES = 64 << 20
+_SUBPIXEL = 1 / 512
+
+
+class OpenSlideFile:
+    """An open slide.
+
+    ``vendor``; ``properties``; ``sizes``: (width, height) of each level as stored; ``downsamples``: what
+    OpenSlide reports, which is right only for placing its own reads.
+
+    Raises:
+        SlideError: the path is no slide that opens.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._entry = _entry_of(path)
+        self._handle: openslide.OpenSlide | None = None
+        handle = self._open()
+        self.properties: Mapping[str, str] = dict(handle.properties)
+        self.vendor = self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        self.sizes: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
+        self.downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
+
+    def read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels of a window inside the level: (uint8 (h, w, 3) RGB, bool (h, w) where there are any).
+
+        OpenSlide places a window by level-0 coordinates over its own downsample and blends neighbours where
+        that quotient is not whole. So the window is read from the nearest place above and left of it where
+        the quotient is whole, and cropped.
+
+        Raises:
+            SlideError: the read fails. The handle, which OpenSlide then refuses to use, is opened again by
+                the next read, so that one bad place does not take the slide with it.
+        """
+        downsample = self.downsamples[level]
+        top, y0 = whole_start(y, downsample)
+        left, x0 = whole_start(x, downsample)
+        try:
+            image = self._open().read_region((x0, y0), level, (x - left + width, y - top + height))
+        except openslide.OpenSlideError as error:
+            self.close()
+            raise SlideError(
+                f"does not read at level {level}, row {y}, column {x} ({one_line(error)})",
+                path=self.path,
+                remedy="The file is damaged; copy or scan it again",
+            ) from error
+        rgba = np.asarray(image)[y - top :, x - left :]
+        return _over_white(rgba)
+
+    def close(self) -> None:
+        """Let go of the file; a later read opens it again."""
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+    def _open(self) -> openslide.OpenSlide:
+        if self._handle is None:
+            try:
+                handle = openslide.OpenSlide(self._entry)
+            except openslide.OpenSlideUnsupportedFormatError as error:
+                fault = (
+                    "is empty (0 bytes)"
+                    if self._entry.stat().st_size == 0
+                    else "is not a slide OpenSlide knows"
+                )
+                raise SlideError(
+                    fault, path=self.path, remedy="Copy it again, or take it out of the images folder"
+                ) from error
+            except (openslide.OpenSlideError, OSError) as error:
+                raise SlideError(
+                    f"does not open ({one_line(error)})",
+                    path=self.path,
+                    remedy="Copy it again, convert it, or take it out of the images folder",
+                ) from error
+            handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+            self._handle = handle
+        return self._handle
+
+
+@lru_cache(maxsize=4096)
+def whole_start(position: int, downsample: float) -> tuple[int, int]:
+    """(level pixel at or before ``position``, level-0 pixel) whose quotient by ``downsample`` is that pixel.
+
+    "Is" to 1/512 pixel: the compositor under OpenSlide counts in 1/256. Pixel 0 always qualifies.
+    """
+    for start in range(position, 0, -1):
+        base = round(start * downsample)
+        if abs(base / downsample - start) < _SUBPIXEL:
+            return start, base
+    return 0, 0
+
+
+def _over_white(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    alpha = rgba[..., 3]
+    present = alpha > 0
+    if alpha.min(initial=255) == 255:
+        return np.ascontiguousarray(rgba[..., :3]), present
+    share = alpha[..., None].astype(np.uint16)
+    mixed = (rgba[..., :3] * share + 255 * (255 - share) + 127) // 255
+    return mixed.astype(np.uint8), present
+
+
+def _entry_of(path: Path) -> Path:
+    """The file to give OpenSlide: the path itself, or one file of a DICOM folder."""
+    if path.is_dir():
+        try:
+            members = sorted(
+                file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")
+            )
+        except OSError as error:
+            raise SlideError(
+                f"cannot be listed ({error.strerror})", path=path, remedy="Check its permissions"
+            ) from error
+        for member in members:
+            if openslide.OpenSlide.detect_format(member) == "dicom":
+                return member
+        raise SlideError(
+            "is a folder without a DICOM slide",
+            path=path,
+            remedy=f"Name a file ({' '.join(sorted(SLIDE_SUFFIXES))}) or a folder of .dcm files",
+        )
+    if not path.exists():
+        raise SlideError("does not exist", path=path, remedy="Check the path, or that its disk is mounted")
+    return path

@@ -1,0 +1,25 @@
+"""What a user may set about slides. Nothing but pydantic is imported here."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ScaleOptions(BaseModel):
+    """How a slide's magnification is known when its file does not say, or says it wrong."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_mag: float = Field(
+        default=40.0,
+        ge=1.0,
+        le=200.0,
+        description="Magnification of level 0 of a slide whose file tells neither objective power nor mpp.",
+    )
+    scale_table: str | None = Field(
+        default=None,
+        description=(
+            "CSV file with columns slide_id, base_mag, mpp (um per level-0 pixel) that overrides single "
+            "slides; an empty cell overrides nothing."
+        ),
+    )

@@ -1,0 +1,176 @@
+"""The one way to read a slide: true scale, regions by a level's own pixels, and where there is no data.
+
+Which library gives the pixels is settled below this module; what they mean (tissue, tumour) above it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_assets.slides.naming import slide_id_of
+from wsi_assets.slides.no_data import MARGIN, no_data
+from wsi_assets.slides.openslide_file import OpenSlideFile
+from wsi_assets.slides.options import ScaleOptions
+from wsi_assets.slides.scale import Scale, content_size, scale_of, true_downsamples
+from wsi_assets.slides.tiff_tiles import open_tiles
+from wsi_assets.slides.tile_cache import CachedTiles
+
+_DEFAULT = ScaleOptions()
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level: ``width`` and ``height`` of its content in its own pixels (padding beyond level 0 is not
+    counted), and its true ``downsample``: level-0 pixels a pixel."""
+
+    index: int
+    width: int
+    height: int
+    downsample: float
+
+
+@dataclass(frozen=True)
+class Region:
+    """``pixels``: uint8 (h, w, 3) RGB; ``no_data``: bool (h, w), True where the slide has nothing."""
+
+    pixels: np.ndarray
+    no_data: np.ndarray
+
+
+def open_slide(path: str | Path, options: ScaleOptions = _DEFAULT) -> SlideReader:
+    """Open a slide: a file OpenSlide knows, or a folder of one DICOM slide.
+
+    Raises:
+        SlideError: it is missing, empty or no slide.
+        ConfigError: the table of scales is damaged.
+    """
+    return SlideReader(path, options)
+
+
+class SlideReader:
+    """An open slide, a context manager. Use it in the process that opened it: it neither pickles nor forks.
+
+    Attributes:
+        path, slide_id, vendor: which slide this is, and OpenSlide's name for its format.
+        levels: the :class:`Level` s, the full resolution first.
+        scale: magnification and mpp of level 0, with their sources.
+    """
+
+    def __init__(self, path: str | Path, options: ScaleOptions = _DEFAULT):
+        self.path = Path(path)
+        self.slide_id = slide_id_of(self.path)
+        self._file = OpenSlideFile(self.path)
+        self.vendor = self._file.vendor
+        sizes = self._file.sizes
+        downsamples = true_downsamples(sizes, self._file.downsamples)
+        self.levels: tuple[Level, ...] = tuple(
+            Level(index, *content_size(sizes[0], size, downsample), downsample)
+            for index, (size, downsample) in enumerate(zip(sizes, downsamples, strict=True))
+        )
+        try:
+            self.scale: Scale = scale_of(self.slide_id, self._file.properties, options)
+        except BaseException:
+            self._file.close()
+            raise
+        self._tiles: CachedTiles | None = None
+        self._looked_for_tiles = False
+
+    def read_region(self, level: int, y: int, x: int, height: int, width: int) -> Region:
+        """A window of a level, ``y`` and ``x`` of its top-left corner in that level's own pixels.
+
+        The window may reach over the level's edge. What lies there, and what was never written or is fully
+        transparent, is white and no-data; pure white, pure black and padding keep their colour and are
+        no-data too (:func:`wsi_assets.slides.no_data.no_data`). Neither depends on the window.
+
+        Raises:
+            SlideError: the slide does not read there.
+            IndexError: there is no such level.
+            ValueError: the window is empty.
+        """
+        if not 0 <= level < len(self.levels):
+            raise IndexError(f"{self.slide_id} has levels 0 to {len(self.levels) - 1}, not {level}")
+        if height < 1 or width < 1:
+            raise ValueError(f"a window of {height} x {width} pixels is empty")
+        pixels, missing = self._read_around(
+            level, y - MARGIN, x - MARGIN, height + 2 * MARGIN, width + 2 * MARGIN
+        )
+        inner = (slice(MARGIN, MARGIN + height), slice(MARGIN, MARGIN + width))
+        return Region(np.ascontiguousarray(pixels[inner]), np.ascontiguousarray(missing[inner]))
+
+    def reduced(self, downsample: float) -> Region:
+        """The whole slide, area-averaged to ceil(height / downsample) x ceil(width / downsample) of level 0.
+
+        Read block by block from the coarsest level that resolves it, so memory stays bounded by the result.
+        No-data takes no part in the average; a pixel is no-data where most of its area is.
+
+        Raises:
+            SlideError: the slide does not read.
+            ValueError: the downsample is under 1.
+        """
+        from wsi_assets.slides.reduce import reduced
+
+        return reduced(self, downsample)
+
+    def thumbnail(self, max_side: int) -> np.ndarray:
+        """The whole slide as uint8 (h, w, 3) RGB, its longer side at most ``max_side`` pixels.
+
+        Raises:
+            SlideError: the slide does not read.
+        """
+        base = self.levels[0]
+        return self.reduced(max(1.0, base.width / max_side, base.height / max_side)).pixels
+
+    def to_plain(self) -> dict[str, Any]:
+        """What is known without reading pixels, in plain types."""
+        return {
+            "path": str(self.path),
+            "slide_id": self.slide_id,
+            "vendor": self.vendor,
+            "levels": [vars(level).copy() for level in self.levels],
+            "scale": vars(self.scale).copy(),
+        }
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+        if self._tiles is not None:
+            self._tiles.close()
+            self._tiles = None
+
+    def __enter__(self) -> SlideReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self):
+        raise TypeError("an open slide does not pickle: send its path and open it there")
+
+    def _read_around(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Any window: pixels, white outside, and no-data (its outer MARGIN not yet right)."""
+        limits = self.levels[level]
+        top, bottom = max(0, y), min(limits.height, y + height)
+        left, right = max(0, x), min(limits.width, x + width)
+        pixels = np.full((height, width, 3), 255, np.uint8)
+        present = np.zeros((height, width), bool)
+        if top < bottom and left < right:
+            window = (slice(top - y, bottom - y), slice(left - x, right - x))
+            pixels[window], present[window] = self._read(level, top, left, bottom - top, right - left)
+            pixels[~present] = 255
+        return pixels, no_data(pixels, present)
+
+    def _read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        if not self._looked_for_tiles:
+            # At the first read, not at opening: many only ask a slide for its levels.
+            source = open_tiles(self.path, self._file)
+            self._tiles = CachedTiles(source) if source else None
+            self._looked_for_tiles = True
+        if self._tiles is not None:
+            return self._tiles.read(level, y, x, height, width)
+        return self._file.read(level, y, x, height, width)
