@@ -16,8 +16,9 @@ _HOMES = {
     "listing": ("SlideFile", "SlideListing", "find_slides"),
     "fingerprints": ("fingerprint", "signature"),
     "options": ("ScaleOptions",),
-    "scale": ("Scale", "true_downsamples"),
-    "reader": ("Level", "Region", "SlideReader", "open_slide"),
+    "region": ("Region",),
+    "scale": ("Level", "Scale", "true_downsamples"),
+    "reader": ("SlideReader", "open_slide"),
     "tiff_tiles": ("TileLevel", "TileSource", "open_tiles"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

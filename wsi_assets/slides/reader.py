@@ -5,7 +5,6 @@ Which library gives the pixels is settled below this module; what they mean (tis
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,13 @@ from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, no_data
 from wsi_assets.slides.openslide_file import OpenSlideFile
 from wsi_assets.slides.options import ScaleOptions
-from wsi_assets.slides.scale import Scale, content_size, scale_of, true_downsamples
+from wsi_assets.slides.reduce import reduced
+from wsi_assets.slides.region import Region
+from wsi_assets.slides.scale import Level, Scale, content_size, scale_of, true_downsamples
 from wsi_assets.slides.tiff_tiles import open_tiles
 from wsi_assets.slides.tile_cache import CachedTiles
 
 _DEFAULT = ScaleOptions()
-
-
-@dataclass(frozen=True)
-class Level:
-    """One level: ``width`` and ``height`` of its content in its own pixels (padding beyond level 0 is not
-    counted), and its true ``downsample``: level-0 pixels a pixel."""
-
-    index: int
-    width: int
-    height: int
-    downsample: float
-
-
-@dataclass(frozen=True)
-class Region:
-    """``pixels``: uint8 (h, w, 3) RGB; ``no_data``: bool (h, w), True where the slide has nothing."""
-
-    pixels: np.ndarray
-    no_data: np.ndarray
 
 
 def open_slide(path: str | Path, options: ScaleOptions = _DEFAULT) -> SlideReader:
@@ -111,8 +93,6 @@ class SlideReader:
             SlideError: the slide does not read.
             ValueError: the downsample is under 1.
         """
-        from wsi_assets.slides.reduce import reduced
-
         return reduced(self, downsample)
 
     def thumbnail(self, max_side: int) -> np.ndarray:

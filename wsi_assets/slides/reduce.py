@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
-if TYPE_CHECKING:
-    from wsi_assets.slides.reader import Region, SlideReader
+from wsi_assets.slides.region import Region
 
-_BLOCK = 2048
+if TYPE_CHECKING:
+    from wsi_assets.slides.reader import SlideReader
+
+_BLOCK = 1024
 
 
 def reduced(reader: SlideReader, downsample: float) -> Region:
     """See :meth:`wsi_assets.slides.reader.SlideReader.reduced`."""
-    from wsi_assets.slides.reader import Region
-
-    if not downsample >= 1:
-        raise ValueError(f"a downsample of {downsample} would enlarge the slide")
+    if not 1 <= downsample < math.inf:
+        raise ValueError(f"a slide cannot be reduced by {downsample}")
     base = reader.levels[0]
-    # Fractional downsamples may miss the wanted one by rounding alone.
+    # A level that misses the wanted downsample by rounding alone is meant.
     level = max(
         (one for one in reader.levels if one.downsample <= downsample * (1 + 1e-9)),
         key=lambda one: one.downsample,
@@ -29,66 +30,68 @@ def reduced(reader: SlideReader, downsample: float) -> Region:
     height, width = math.ceil(base.height / downsample), math.ceil(base.width / downsample)
     pixels = np.full((height, width, 3), 255, np.uint8)
     missing = np.ones((height, width), bool)
+    # Blocks of about two tiles a side: each tile is decoded about once, and no strip is as wide as the slide.
     block = max(1, int(_BLOCK / step))
     for top in range(0, height, block):
-        rows = Span.of(top, min(height, top + block), step, level.height)
+        rows = Cells(top, min(height, top + block), step, level.height)
         for left in range(0, width, block):
-            cols = Span.of(left, min(width, left + block), step, level.width)
+            cols = Cells(left, min(width, left + block), step, level.width)
             region = reader.read_region(level.index, rows.start, cols.start, rows.length, cols.length)
             window = (slice(top, top + rows.count), slice(left, left + cols.count))
-            pixels[window], missing[window] = _average(region.pixels, region.no_data, rows, cols)
+            pixels[window], missing[window] = area_average(region, rows, cols)
     return Region(pixels, missing)
 
 
-class Span:
-    """Output cells along one axis and the source pixels under them, with each cell's weights.
+class Cells:
+    """Output pixels ``first`` to ``last`` (half-open) along one axis, and the source pixels under them.
 
-    A cell reaches from ``i * step`` to ``(i + 1) * step`` source pixels; a pixel partly under it counts by
-    that part. What lies beyond the source's end has no weight.
+    Output pixel i covers the source from ``i * step`` to ``(i + 1) * step``; a source pixel partly under it
+    counts by that part, and what lies beyond the source's ``limit`` pixels not at all.
+
+    Attributes:
+        start, length: the run of source pixels the cells touch.
+        count: number of cells.
+        sizes: float (count,), source pixels under each cell.
     """
 
-    def __init__(self, start: int, length: int, edges: np.ndarray):
-        self.start, self.length, self.edges = start, length, edges
-        self.count = len(edges) - 1
-
-    @classmethod
-    def of(cls, first: int, last: int, step: float, limit: int) -> Span:
-        """Cells ``first`` to ``last`` (half-open) over a source of ``limit`` pixels."""
+    def __init__(self, first: int, last: int, step: float, limit: int):
         edges = np.arange(first, last + 1) * step
-        edges[np.abs(edges - np.round(edges)) < 1e-9] = np.round(edges)[
-            np.abs(edges - np.round(edges)) < 1e-9
-        ]
-        start = min(int(edges[0]), limit - 1)
-        end = max(start + 1, min(limit, math.ceil(edges[-1])))
-        return cls(start, end - start, np.clip(edges, start, end) - start)
+        whole = np.rint(edges)
+        edges = np.where(np.abs(edges - whole) < 1e-6, whole, edges)
+        self.count = last - first
+        self.start = min(int(edges[0]), limit - 1)
+        self.length = max(1, min(limit, math.ceil(edges[-1])) - self.start)
+        self._edges = np.clip(edges - self.start, 0, self.length)
+        self.sizes = np.diff(self._edges)
+        self.middles = np.minimum((self._edges[:-1] + self._edges[1:]) / 2, self.length - 1).astype(int)
 
-    def sums(self, values: np.ndarray) -> np.ndarray:
-        """Weighted sums of ``values`` along its first axis (``length``, ...), float64 (``count``, ...)."""
-        whole = np.floor(self.edges).astype(int)
-        part = self.edges - whole
-        running = np.zeros((self.length + 1, *values.shape[1:]))
-        np.cumsum(values, axis=0, out=running[1:])
-        after = np.minimum(whole + 1, self.length)
-        part = part.reshape(-1, *[1] * (values.ndim - 1))
-        at = running[whole] * (1 - part) + running[after] * part
-        return np.diff(at, axis=0)
+    def at_edges(self, running: np.ndarray) -> np.ndarray:
+        """A running sum (length + 1, ...) along the first axis, at the count + 1 edges of the cells."""
+        whole = np.floor(self._edges).astype(int)
+        part = (self._edges - whole).reshape(-1, *[1] * (running.ndim - 1))
+        below, above = running[whole], running[np.minimum(whole + 1, self.length)]
+        # Within a source pixel the running sum rises evenly.
+        return below + part * (above - below)
 
 
-def _average(
-    pixels: np.ndarray, missing: np.ndarray, rows: Span, cols: Span
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the pixels that have data (over all, where none has), and where most of the area has none."""
-    known = ~missing
-    values = np.concatenate([pixels * known[..., None], pixels, known[..., None]], axis=2, dtype=np.float64)
-    total = cols.sums(rows.sums(values).swapaxes(0, 1)).swapaxes(0, 1)
-    area = np.outer(np.diff(rows.edges), np.diff(cols.edges))
-    share = total[..., 6]
-    some = share > 1e-6
-    mean = np.where(
-        some[..., None],
-        total[..., :3] / np.where(some, share, 1)[..., None],
-        total[..., 3:6] / np.where(area > 1e-6, area, 1)[..., None],
-    )
-    mean[area <= 1e-6] = 255
-    full = area.max(initial=0) if area.size else 0
-    return np.clip(np.rint(mean), 0, 255).astype(np.uint8), share <= full / 2
+def area_average(region: Region, rows: Cells, cols: Cells) -> tuple[np.ndarray, np.ndarray]:
+    """Colour uint8 (rows, cols, 3) and no-data bool (rows, cols) of the cells over a region.
+
+    The colour is the mean of the pixels that have data; a cell without any takes its middle pixel's, and a
+    cell beyond the level is white. A cell is no-data if at most half of its pixels in the level have data.
+
+    The sums come from a summed-area table, read between its entries where a cell ends within a pixel.
+    """
+    values = np.dstack([region.pixels, np.ones(region.no_data.shape, np.uint8)])
+    values[region.no_data] = 0
+    table = cv2.integral(values, sdepth=cv2.CV_32S)
+    corners = cols.at_edges(rows.at_edges(table).swapaxes(0, 1)).swapaxes(0, 1)
+    totals = np.diff(np.diff(corners, axis=0), axis=1)
+    area = np.outer(rows.sizes, cols.sizes)
+    weight = totals[..., 3]
+    empty = weight <= 1e-3
+    mean = totals[..., :3] / np.where(empty, 1, weight)[..., None]
+    colours = np.clip(np.rint(mean), 0, 255).astype(np.uint8)
+    colours[empty] = region.pixels[np.ix_(rows.middles, cols.middles)][empty]
+    colours[area <= 1e-6] = 255
+    return colours, weight <= area / 2

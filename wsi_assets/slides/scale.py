@@ -25,6 +25,17 @@ _LEAST_UNIT = 64
 
 
 @dataclass(frozen=True)
+class Level:
+    """One level: ``width`` and ``height`` of its content in its own pixels (padding beyond level 0 is not
+    counted), and its true ``downsample``: level-0 pixels a pixel."""
+
+    index: int
+    width: int
+    height: int
+    downsample: float
+
+
+@dataclass(frozen=True)
 class Scale:
     """The magnification and pixel size of level 0, each with its source.
 
