@@ -1,0 +1,217 @@
+"""Random transforms of patches, batched and on whatever device the patches are on; and normalisation.
+
+Patches arrive as uint8 (n, height, width, 3) RGB and leave as float32 (n, 3, height, width) in channels-last
+memory, ready for a network. Which patches are repeated or seen is ``data``'s business.
+
+The transforms are those that change a stained section without changing its diagnosis:
+
+- **Dihedral** (four quarter turns, each mirrored or not): tissue has no up. Exact, no interpolation.
+- **Stain**: haematoxylin, eosin and the residual are separated by colour deconvolution (Ruifrok and Johnston
+  2001), each amount a becomes a * alpha + beta, and the colours are put together again. This imitates thicker
+  or thinner sections, stronger or fresher dye, the main difference between laboratories; of the augmentations
+  compared by Tellez et al. (2019) stain and colour jitter generalised best to other centres.
+- **Colour**: brightness, contrast, saturation and a few degrees of hue, for lamps, sensors and the scanner's
+  own colour processing.
+- **Blur**: a Gaussian of up to 1.5 pixels on a fifth of the patches, for focus. Stronger blur would remove
+  the chromatin texture that a pathologist, and the model, decides by.
+
+Left out on purpose: scaling and free rotation (magnification is a fact of the level, nuclear size a feature),
+elastic deformation, cut-outs.
+
+Every number comes from (seed, epoch, batch) on the CPU, not from a global state, so it depends neither on the
+number of workers nor on the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+STAIN_ALPHA = 0.15
+"""Each stain's amount is multiplied by a factor within 1 ± this."""
+STAIN_BETA = 0.02
+"""Each stain's amount is shifted by up to this, in optical density (natural logarithm)."""
+BRIGHTNESS = 0.15
+CONTRAST = 0.15
+SATURATION = 0.2
+HUE_DEGREES = 10.0
+COLOUR_SHARE = 0.8
+"""Share of patches whose stain and colour change; the others keep their own, as in validation."""
+BLUR_SHARE = 0.2
+BLUR_SIGMA = (0.4, 1.5)
+"""Standard deviation of the blur in pixels of the patch, smallest and largest."""
+BLUR_RADIUS = 4
+
+# Optical density of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001), rows of length 1.
+_STAINS = torch.nn.functional.normalize(
+    torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=torch.float64), dim=1
+)
+_UNSTAIN = torch.linalg.inv(_STAINS)
+_GREY = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # luma of ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """One random transform for each of n patches, as tensors on the CPU.
+
+    Attributes:
+        dihedral: (n,) int64, 0 to 7; see :func:`dihedral`.
+        stain: (n, 3, 3) and stain_shift: (n, 3): affine map of optical densities, row vectors.
+        colour: (n, 3, 3): linear map of RGB, row vectors (brightness, saturation and hue).
+        contrast: (n,) factor of the distance from the patch's mean grey.
+        sigma: (n,) standard deviation of the blur in pixels, 0 for none.
+    """
+
+    dihedral: Tensor
+    stain: Tensor
+    stain_shift: Tensor
+    colour: Tensor
+    contrast: Tensor
+    sigma: Tensor
+
+    def __getitem__(self, part: slice) -> Transforms:
+        return Transforms(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
+
+
+def draw_transforms(count: int, *, seed: int, epoch: int, batch: int) -> Transforms:
+    """Draw ``count`` transforms; equal arguments draw equal ones."""
+    generator = torch.Generator().manual_seed(stream_seed(seed, epoch, batch))
+
+    def uniform(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64) * (high - low) + low
+
+    turns = torch.randint(0, 8, (count,), generator=generator)
+    coloured = (uniform(count, low=0) < COLOUR_SHARE).double()
+    alpha = 1 + STAIN_ALPHA * uniform(count, 3) * coloured[:, None]
+    beta = STAIN_BETA * uniform(count, 3) * coloured[:, None]
+    brightness = 1 + BRIGHTNESS * uniform(count) * coloured
+    contrast = 1 + CONTRAST * uniform(count) * coloured
+    saturation = 1 + SATURATION * uniform(count) * coloured
+    hue = torch.deg2rad(HUE_DEGREES * uniform(count) * coloured)
+    blurred = uniform(count, low=0) < BLUR_SHARE
+    sigma = uniform(count, low=BLUR_SIGMA[0], high=BLUR_SIGMA[1]) * blurred
+
+    stain = _UNSTAIN @ torch.diag_embed(alpha) @ _STAINS
+    return Transforms(
+        dihedral=turns,
+        stain=stain.float(),
+        stain_shift=(beta @ _STAINS).float(),
+        colour=(brightness[:, None, None] * _chroma(saturation, hue)).float(),
+        contrast=contrast.float(),
+        sigma=sigma.float(),
+    )
+
+
+def stream_seed(*parts: int) -> int:
+    """A seed of 63 bits from several numbers, such that near numbers give unrelated seeds (SplitMix64)."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) % 2**64
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+        state ^= state >> 31
+    return state >> 1
+
+
+def dihedral(patches: Tensor, codes: Tensor) -> Tensor:
+    """Turn and mirror square patches (n, height, width, channels) by codes 0 to 7; 0 leaves them.
+
+    Bit 0 mirrors rows, bit 1 mirrors columns, bit 2 transposes afterwards: together all eight symmetries of
+    the square.
+    """
+    codes = codes.to(patches.device)[:, None, None, None]
+    patches = torch.where((codes & 1).bool(), patches.flip(1), patches)
+    patches = torch.where((codes & 2).bool(), patches.flip(2), patches)
+    return torch.where((codes & 4).bool(), patches.transpose(1, 2), patches)
+
+
+def augment(patches: Tensor, transforms: Transforms) -> Tensor:
+    """Apply one transform to each patch.
+
+    Args:
+        patches: uint8 (n, size, size, 3) RGB, square.
+
+    Returns:
+        float32 (n, size, size, 3), still 0 to 255.
+    """
+    device = patches.device
+    patches = dihedral(patches, transforms.dihedral)
+    n, height, width, _ = patches.shape
+
+    # (v + 1) / 256 keeps black finite and white at density 0, and is undone exactly below.
+    density = patches.reshape(n, height * width, 3).float().add_(1).mul_(1 / 256).log_().neg_()
+    density = torch.baddbmm(transforms.stain_shift.to(device)[:, None], density, transforms.stain.to(device))
+    rgb = density.neg_().exp_().mul_(256).sub_(1)
+
+    rgb = torch.bmm(rgb, transforms.colour.to(device))
+    contrast = transforms.contrast.to(device)[:, None, None]
+    grey = (rgb.mean(dim=1, keepdim=True) * _GREY.to(device, torch.float32)).sum(dim=2, keepdim=True)
+    rgb.mul_(contrast).add_(grey * (1 - contrast))
+
+    rgb = rgb.view(n, height, width, 3)
+    chosen = torch.nonzero(transforms.sigma).squeeze(1)  # on the CPU: no wait for the device
+    if len(chosen):
+        sigma = transforms.sigma[chosen].to(device)
+        chosen = chosen.to(device)
+        rgb[chosen] = _blur(rgb[chosen], sigma)
+    return rgb.clamp_(0, 255)
+
+
+def normalise(
+    patches: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> Tensor:
+    """(n, height, width, 3), 0 to 255, to float32 (n, 3, height, width) of zero mean and unit variance.
+
+    Mean and standard deviation are of RGB between 0 and 1. The result is in channels-last memory, without a
+    copy: that is how the pixels came.
+    """
+    scale = 1 / (255 * torch.tensor(std, device=patches.device))
+    shift = torch.tensor(mean, device=patches.device) / torch.tensor(std, device=patches.device)
+    floats = patches.float() if patches.dtype == torch.uint8 else patches
+    return torch.mul(floats, scale).sub_(shift).permute(0, 3, 1, 2)
+
+
+def _chroma(saturation: Tensor, hue: Tensor) -> Tensor:
+    """(n, 3, 3) maps of RGB row vectors that scale and turn the colour and keep the grey.
+
+    Saturation blends with the grey of equal luma; hue turns about the grey axis (Rodrigues' formula), which
+    keeps grey, and so glass, as it is.
+    """
+    eye = torch.eye(3, dtype=torch.float64)
+    to_grey = _GREY[:, None].expand(3, 3)
+    saturate = saturation[:, None, None] * eye + (1 - saturation)[:, None, None] * to_grey
+    axis = torch.full((3,), 3**-0.5, dtype=torch.float64)
+    cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) * axis[0]
+    cos, sin = torch.cos(hue)[:, None, None], torch.sin(hue)[:, None, None]
+    turn = cos * eye + sin * cross + (1 - cos) * torch.outer(axis, axis)
+    return saturate @ turn.transpose(1, 2)
+
+
+def _blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of (n, height, width, 3), each with its own sigma; edges are mirrored."""
+    height, width = images.shape[1:3]
+    radius = min(BLUR_RADIUS, height - 1, width - 1)
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    rows = torch.arange(-radius, height + radius, device=images.device)
+    columns = torch.arange(-radius, width + radius, device=images.device)
+    padded = images[:, _mirror(rows, height)]
+    images = torch.zeros_like(images)
+    for k in range(2 * radius + 1):
+        images.addcmul_(padded[:, k : k + height], kernel[:, k, None, None, None])
+    padded = images[:, :, _mirror(columns, width)]
+    images = torch.zeros_like(images)
+    for k in range(2 * radius + 1):
+        images.addcmul_(padded[:, :, k : k + width], kernel[:, k, None, None, None])
+    return images
+
+
+def _mirror(index: Tensor, size: int) -> Tensor:
+    """Positions beyond either end reflected into 0 to size - 1, the end itself not repeated."""
+    return (size - 1) - ((size - 1) - index.abs()).abs()

@@ -1,0 +1,81 @@
+"""Where and in which arithmetic a network runs. Knows torch; knows neither patches nor losses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+
+from wsi_assets.errors import ConfigError, ModelError
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is a CUDA device if there is one (the process's own under torchrun), else the CPU.
+
+    Raises:
+        ConfigError: not a device, or not on this machine.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is not one", remedy="Use auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} is not on this machine, which has {torch.cuda.device_count()} GPUs for torch",
+            remedy="Use device=auto",
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not supported", remedy="Use auto, cpu, cuda or cuda:1")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """``auto`` is bfloat16 where the processor multiplies it natively, else float32.
+
+    Emulated bfloat16 is slower than float32, so a CPU counts only with AMX or AVX-512 BF16 instructions.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        native = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The network's layers in ``precision``; weights, losses and sums stay float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def usable_workers(wanted: int) -> int:
+    """``wanted``, but no more than the cores this process may use: more threads would only wait in line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(wanted, cores)
+
+
+@contextlib.contextmanager
+def quiet_randomness(device: torch.device) -> Iterator[None]:
+    """Torch's global random state, and cuDNN's settings, are inside what we set and outside as before."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        if device.type == "cuda":
+            # Patches all have one size: searching for the fastest convolution pays from the second step on.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True))
+        yield
+
+
+@contextlib.contextmanager
+def clear_memory_errors(batch_option: str) -> Iterator[None]:
+    """A full GPU as one line that names the option to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            "the GPU's memory is full", remedy=f"Lower {batch_option}, or choose a smaller model_name"
+        ) from error

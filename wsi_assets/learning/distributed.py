@@ -1,0 +1,88 @@
+"""One training in several processes, started by torch's own launcher.
+
+``torchrun --nproc-per-node=4 script.py``, where the script calls ``train`` as it would alone: each process
+takes its part of every batch, gradients and metrics are those of the whole batch, and rank 0 writes the files
+and calls back. Batch statistics are shared between GPUs (SyncBatchNorm); on the CPU, where torch has no such
+layer, each process keeps its own and rank 0's are saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def bounds(self, count: int) -> tuple[int, int]:
+        """This process's half-open part of ``count`` consecutive things; parts differ by one at most."""
+        edges = self._edges(count)
+        return int(edges[self.rank]), int(edges[self.rank + 1])
+
+    def gather(self, local: Tensor, count: int) -> Tensor:
+        """Join the parts (``bounds`` of ``count``) of all processes in order; gradients do not flow."""
+        if self.size == 1:
+            return local.detach()
+        sizes = np.diff(self._edges(count))
+        padded = local.new_zeros((int(sizes.max()), *local.shape[1:]))
+        padded[: len(local)] = local.detach()
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        distributed.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def total(self, local: Tensor) -> Tensor:
+        """Sum over all processes."""
+        if self.size > 1:
+            distributed.all_reduce(local)
+        return local
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The module to call in training; its gradients are the mean of all processes'."""
+        if self.size == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+
+    def _edges(self, count: int) -> np.ndarray:
+        return np.linspace(0, count, self.size + 1).round().astype(int)
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[Group]:
+    """The group torchrun started this process in, or a group of one. Joined here, it is left at the end."""
+    if distributed.is_available() and distributed.is_initialized():
+        yield Group(distributed.get_rank(), distributed.get_world_size())
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "MASTER_ADDR" not in os.environ:
+        yield Group()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Group(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
+
+
+def shared_batch_norm(model: nn.Module, group: Group, device: torch.device) -> nn.Module:
+    """Batch statistics over all GPUs of the group."""
+    if group.size > 1 and device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model

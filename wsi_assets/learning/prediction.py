@@ -1,0 +1,167 @@
+"""Tumour probabilities for the patches of test slides. What follows from them is ``evaluation``'s."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from wsi_assets.errors import ModelError, StoreError
+from wsi_assets.learning.augmentation import dihedral
+from wsi_assets.learning.checkpoints import LoadedModel, PatchClassifier, load_model
+from wsi_assets.learning.data import BatchReader, ordered_batches
+from wsi_assets.learning.devices import (
+    autocast,
+    clear_memory_errors,
+    quiet_randomness,
+    resolve_device,
+    resolve_precision,
+    usable_workers,
+)
+from wsi_assets.learning.options import PredictionOptions
+from wsi_assets.progress import Progress, silent
+from wsi_assets.slides.naming import is_test_slide, slide_id_of
+
+if TYPE_CHECKING:
+    from wsi_assets.patches import PatchStore
+
+
+def predict(
+    store: PatchStore,
+    test_entries: list[dict[str, Any]],
+    checkpoint: str | Path,
+    options: PredictionOptions | None = None,
+    *,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """The test slides' index entries with ``probs`` and ``preds`` in the order of ``patches``.
+
+    Patches are read in batches that run on over slide borders, so memory holds a few batches whatever the
+    slides' sizes, and small slides cost no more than large ones.
+
+    Args:
+        test_entries: all entries of the sampled index, in its order (a patch's key counts over all slides);
+            the entries of slides that are not test slides are only counted.
+        checkpoint: ``best.pt``.
+
+    Returns:
+        Copies of the test slides' entries with ``probs`` (tumour probability; NaN for a patch that was
+        quarantined when the store was built) and ``preds`` (1 at or above ``prediction_threshold``, else 0;
+        -1 for a quarantined patch). Empty if there is no test slide.
+
+    Raises:
+        ModelError: the checkpoint is damaged, or was trained on another patch size or level.
+        StoreError: the store was not built from these entries, or a patch cannot be read.
+    """
+    options = options or PredictionOptions()
+    loaded = load_model(checkpoint)
+    check_fits(loaded, store.info, store.path)
+    quarantined = quarantined_keys(store.info)
+    slides = [
+        (entry, _positions(entry, first, store, quarantined)) for entry, first in _test_slides(test_entries)
+    ]
+    if not slides:
+        return []
+    positions = np.concatenate([found for _, found in slides])
+    probabilities = np.full(len(positions), np.nan)
+    present = np.flatnonzero(positions >= 0)
+    probabilities[present] = patch_probabilities(
+        loaded.classifier(), store, positions[present], options, progress
+    )
+    results, start = [], 0
+    for entry, found in slides:
+        probs = probabilities[start : start + len(found)]
+        start += len(found)
+        preds = np.where(np.isnan(probs), -1, probs >= options.prediction_threshold).astype(int)
+        results.append({**entry, "probs": probs.tolist(), "preds": preds.tolist()})
+    return results
+
+
+def check_fits(loaded: LoadedModel, info: dict[str, Any], path: object) -> None:
+    """Refuse a store whose patches the model has not learned to read.
+
+    Raises:
+        ModelError: patch size or level differ.
+    """
+    for name, trained, unit in (("patch_size", loaded.patch_size, " pixels"), ("level", loaded.level, "")):
+        if int(info[name]) != trained:
+            raise ModelError(
+                f"was trained on {name} {trained}{unit}, and the store {path} has {info[name]}",
+                path=loaded.path,
+                remedy="Use the model and the store of one level",
+            )
+
+
+@torch.inference_mode()
+def patch_probabilities(
+    classifier: PatchClassifier,
+    store: PatchStore,
+    positions: np.ndarray,
+    options: PredictionOptions,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """Tumour probability of the patches at ``positions`` of a store, float64, in that order."""
+    device = resolve_device(options.device)
+    precision = resolve_precision(options.prediction_precision, device)
+    classifier = classifier.to(device, memory_format=torch.channels_last).eval()
+    batches = ordered_batches(positions, options.prediction_batch_size)
+    workers = usable_workers(options.num_workers)
+    parts, done = [], 0
+    with (
+        quiet_randomness(device),
+        clear_memory_errors("prediction_batch_size"),
+        BatchReader(store, workers=workers, pin=device.type == "cuda") as reader,
+    ):
+        for patches in reader.read(batches):
+            patches = patches.to(device, non_blocking=True)
+            with autocast(device, precision):
+                parts.append(_tumor(classifier, patches, options.tta))
+            done += len(patches)
+            progress(done, len(positions), "predicting patches")
+    return torch.cat(parts).double().cpu().numpy() if parts else np.empty(0)
+
+
+def _tumor(classifier: PatchClassifier, patches: torch.Tensor, tta: bool) -> torch.Tensor:
+    if not tta:
+        return classifier(patches)[:, 1]
+    views = [dihedral(patches, torch.full((len(patches),), code)) for code in range(8)]
+    return torch.stack([classifier(view)[:, 1] for view in views]).mean(dim=0)
+
+
+def _test_slides(entries: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each test slide's entry and the count of its first patch."""
+    count = 0
+    for entry in entries:
+        if is_test_slide(slide_id_of(entry["slide_path"])):
+            yield entry, count
+        count += len(entry["patches"])
+
+
+def _positions(entry: dict[str, Any], first: int, store: PatchStore, quarantined: set[str]) -> np.ndarray:
+    """Store positions of a slide's patches in order, -1 for quarantined ones."""
+    from wsi_assets.patches import patch_key
+
+    slide_id = slide_id_of(entry["slide_path"])
+    positions = np.empty(len(entry["patches"]), dtype=np.int64)
+    for i in range(len(positions)):
+        key = patch_key(slide_id, first + i)
+        if key in quarantined:
+            positions[i] = -1
+            continue
+        try:
+            positions[i] = store.key_index(key)
+        except (KeyError, StoreError) as error:
+            raise StoreError(
+                f"has no patch {key}: it was not built from this index",
+                path=store.path,
+                remedy="Materialize patch_store again",
+            ) from error
+    return positions
+
+
+def quarantined_keys(info: dict[str, Any]) -> set[str]:
+    """Keys of the patches left out of a store because they could not be read."""
+    return {row if isinstance(row, str) else row[0] for row in info.get("quarantined", ())}
