@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wsi_assets.slides.reader import SlideReader
 
 _BLOCK = 1024
+_MOST = 512
 
 
 def reduced(reader: SlideReader, downsample: float) -> Region:
@@ -27,6 +28,12 @@ def reduced(reader: SlideReader, downsample: float) -> Region:
         key=lambda one: one.downsample,
     )
     step = downsample / level.downsample
+    if step > _MOST:
+        # One output pixel would cover more of the level than should be in memory: do it in two goes.
+        again = math.ceil(step / _MOST)
+        first = reduced(reader, downsample / again)
+        spans = (Cells(0, math.ceil(side / again), again, side) for side in first.no_data.shape)
+        return Region(*area_average(first, *spans))
     height, width = math.ceil(base.height / downsample), math.ceil(base.width / downsample)
     pixels = np.full((height, width, 3), 255, np.uint8)
     missing = np.ones((height, width), bool)
