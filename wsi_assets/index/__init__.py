@@ -12,7 +12,9 @@ _HOMES = {
     "options": ("IndexOptions", "SamplingOptions", "TissueOptions"),
     "tissue": ("TissueRegions", "find_tissue"),
     "patch_grid": ("grid",),
-    "coverage": ("box_fractions",),
+    "coverage": ("box_fractions", "cell_areas"),
+    "curation": ("Finding",),
+    "pictures": ("counts_png", "overlay_jpeg", "overlay_png"),
     "labels": ("tumor_fractions",),
     "entries": ("Entry", "LevelIndex", "index_level", "index_slide"),
     "sampling": ("counts", "incomplete_slides", "sample_index", "slide_table"),
@@ -25,4 +27,6 @@ __all__ = sorted(_HOME_OF)
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BAND = 1 << 21
-"""Cells worked on at once (16 MiB for each of the few arrays), so that memory does not grow with the slide."""
+"""Cells worked on at once, 16 MiB for each of a few arrays: memory does not grow with the slide."""
 
 
 def cell_areas(

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_assets.errors import SlideIndexError
-from wsi_assets.index.patch_grid import mask_fractions, starts
 from wsi_assets.index.labels import is_tumor, to_level, tumor_fractions
+from wsi_assets.index.patch_grid import mask_fractions, starts
 from wsi_assets.slides import patient_of, slide_id_of
 
 if TYPE_CHECKING:

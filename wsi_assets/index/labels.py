@@ -6,8 +6,8 @@ The rules:
 
 - ``fraction``: the tumour share of the patch's area is at least ``tumor_threshold``.
 - ``center``: the centre point (y + size / 2, x + size / 2) lies inside the tumour or on its outline.
-- ``any``: the tumour covers some of the patch. Shares are kept to nine decimals (a hundredth of a hundredth of
-  a pixel in a patch of 256), so an outline that only runs along the patch's side does not count.
+- ``any``: the tumour covers some of the patch. Shares are kept to nine decimals (under a ten-thousandth of a
+  pixel in a patch of 256), so an outline that only runs along the patch's side does not count.
 """
 
 from __future__ import annotations

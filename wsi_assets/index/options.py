@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wsi_assets.slides.naming import DEFAULT_PATIENT_PATTERN
+
 
 class TissueOptions(BaseModel):
     """How tissue is told from glass."""
@@ -25,7 +27,7 @@ class TissueOptions(BaseModel):
         default=256,
         ge=16,
         le=8192,
-        description="A finer working level is taken until the tissue mask has this many pixels on its long side.",
+        description="Least long side of the tissue mask, pixels; a finer working level is taken to reach it.",
     )
     reject_pen: bool = Field(
         default=True,
@@ -34,7 +36,7 @@ class TissueOptions(BaseModel):
     fill_holes: int = Field(
         default=64,
         ge=0,
-        description="Holes in tissue up to this many working pixels count as tissue (fat, lumens, torn spots).",
+        description="Holes in tissue up to this many working-level pixels count as tissue (fat, lumens).",
     )
 
 
@@ -50,14 +52,14 @@ class IndexOptions(BaseModel):
         default=None,
         ge=1,
         le=65536,
-        description="Distance between patch corners, in pixels of the target level; the patch size if not given.",
+        description="Distance of patch corners, pixels of the target level; the patch size if not given.",
     )
     min_tissue: float = Field(
         default=0.5, ge=0.0, le=1.0, description="Least share of a patch's area that is tissue, 0 to 1."
     )
     label_rule: Literal["fraction", "center", "any"] = Field(
         default="fraction",
-        description="A patch is tumour by its tumour share (fraction), by its centre, or by any tumour at all.",
+        description="A patch is tumour by its tumour share (fraction), its centre, or any tumour at all.",
     )
     tumor_threshold: float = Field(
         default=0.5,
@@ -66,13 +68,13 @@ class IndexOptions(BaseModel):
         description="Least tumour share of a tumour patch under the rule 'fraction', 0 to 1.",
     )
     patient_pattern: str = Field(
-        default=r"^(.*?)(?:_node_\d+)?$",
+        default=DEFAULT_PATIENT_PATTERN,
         description="Regular expression whose first group, in a slide id, is the patient.",
     )
     magnification_tolerance: float | None = Field(
         default=None,
         gt=0.0,
-        description="Leave slides out whose magnification differs from the level's median by more than this share.",
+        description="Leave out slides whose magnification is off the level's median by more than this share.",
     )
 
 

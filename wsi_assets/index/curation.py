@@ -1,0 +1,183 @@
+"""What a careful lab would look at twice before training: checks over slides and index entries.
+
+Pure functions of values; each returns the findings of one check, none when all is well. Nothing is changed or
+left out here, and whether a finding blocks is decided by whoever runs the checks.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import shapely
+
+from wsi_assets.slides import slide_id_of
+
+if TYPE_CHECKING:
+    from wsi_assets.annotations import TumorRegions
+    from wsi_assets.index.tissue import TissueRegions
+
+
+class Finding(NamedTuple):
+    """One thing to look at: which check found it, on which slide, in one line."""
+
+    check: str
+    slide_id: str
+    message: str
+
+
+def outlines_missing(slides: Iterable[tuple[str, str | None]]) -> list[Finding]:
+    """Tumour slides, by their id, that have no annotation.
+
+    Args:
+        slides: (slide id, annotation path or None).
+    """
+    return [
+        Finding("outlines_missing", slide_id, "is named a tumour slide but has no annotation")
+        for slide_id, annotation in sorted(slides, key=lambda pair: pair[0])
+        if annotation is None and "tumor" in slide_id.lower()
+    ]
+
+
+def no_tumor_patches(entries: Iterable[dict[str, Any]]) -> list[Finding]:
+    """Slides with an annotation, or named a tumour slide, without a single tumour patch in the index."""
+    findings = []
+    for entry in entries:
+        slide_id = slide_id_of(entry["slide_path"])
+        expected = entry["annotation_path"] is not None or "tumor" in slide_id.lower()
+        if expected and not any(patch[2] for patch in entry["patches"]):
+            most = max(entry["tumor_fraction"], default=0.0)
+            message = (
+                f"none of {len(entry['patches'])} patches at level {entry['level']} is tumour "
+                f"(largest tumour share {most:.1%})"
+            )
+            findings.append(Finding("no_tumor_patches", slide_id, message))
+    return findings
+
+
+def outlines_outside(
+    slides: Iterable[tuple[TissueRegions, TumorRegions | None]], tolerance: float = 0.01
+) -> list[Finding]:
+    """Slides whose tumour lies outside the slide by more than ``tolerance`` of its area, 0 to 1."""
+    findings = []
+    for tissue, tumor in slides:
+        if tumor is None or tumor.geometry.area == 0:
+            continue
+        base = tissue.levels[0]
+        inside = shapely.clip_by_rect(tumor.geometry, 0, 0, base.width, base.height).area
+        outside = 1 - inside / tumor.geometry.area
+        if outside > tolerance:
+            message = (
+                f"{outside:.0%} of the tumour area lies outside the slide of {base.width} x {base.height} pixels: "
+                "is it another slide's annotation, or not in level-0 pixels?"
+            )
+            findings.append(Finding("outlines_outside", tissue.slide_id, message))
+    return findings
+
+
+def outlines_off_tissue(
+    slides: Iterable[tuple[TissueRegions, TumorRegions | None]], least: float = 0.5
+) -> list[Finding]:
+    """Slides whose tumour area lies on tissue by less than ``least``, 0 to 1: shifted or mirrored outlines."""
+    from wsi_assets.index.coverage import cell_areas
+
+    findings = []
+    for tissue, tumor in slides:
+        if tumor is None or tumor.geometry.is_empty:
+            continue
+        rows, columns = (np.arange(side + 1) * tissue.work_downsample for side in tissue.mask.shape)
+        areas = cell_areas(tumor.geometry, rows, columns)
+        on_tissue = float(areas[tissue.mask].sum() / max(areas.sum(), 1e-9))
+        if on_tissue < least:
+            message = f"only {on_tissue:.0%} of the tumour area lies on tissue: are the outlines shifted?"
+            findings.append(Finding("outlines_off_tissue", tissue.slide_id, message))
+    return findings
+
+
+def tissue_share_out_of_range(
+    slides: Iterable[TissueRegions], low: float = 0.002, high: float = 0.98
+) -> list[Finding]:
+    """Slides with hardly any tissue, or hardly anything else; shares are 0 to 1."""
+    findings = []
+    for tissue in slides:
+        if low <= tissue.tissue_share <= high:
+            continue
+        fault = (
+            "the slide holds no data"
+            if tissue.threshold is None
+            else f"tissue covers {tissue.tissue_share:.2%} of it, expected {low:.1%} to {high:.0%}"
+        )
+        findings.append(Finding("tissue_share_out_of_range", tissue.slide_id, fault))
+    return findings
+
+
+def mixed_magnifications(entries: Sequence[dict[str, Any]], tolerance: float = 0.1) -> list[Finding]:
+    """Slides whose magnification differs from the level's median by more than ``tolerance`` of it."""
+    if not entries:
+        return []
+    usual = statistics.median_low(entry["magnification"] for entry in entries)
+    return [
+        Finding(
+            "mixed_magnifications",
+            slide_id_of(entry["slide_path"]),
+            f"magnification {entry['magnification']:.4g} at level {entry['level']}, where the median slide "
+            f"has {usual:.4g}",
+        )
+        for entry in entries
+        if abs(entry["magnification"] / usual - 1) > tolerance
+    ]
+
+
+def duplicate_slides(slides: Sequence[TissueRegions], tolerance: float = 4.0) -> list[Finding]:
+    """The same slide under two names: the same file, or tissue that looks the same.
+
+    Two slides look the same if their tissue, shrunk to a few hundred spots, differs by less than
+    ``tolerance`` grey levels on average; a copy compressed anew differs by under 1, two sections of one
+    block by 10 and more. The later id is the finding.
+    """
+    slides = sorted(slides, key=lambda tissue: tissue.slide_id)
+    findings = []
+    first_of: dict[str, str] = {}
+    for tissue in slides:
+        first = first_of.setdefault(tissue.fingerprint, tissue.slide_id)
+        if first != tissue.slide_id:
+            findings.append(Finding("duplicate_slides", tissue.slide_id, f"is the same file as {first}"))
+    known = {finding.slide_id for finding in findings}
+    seen = [t for t in slides if t.look and t.mask.any() and t.slide_id not in known]
+    looks = [np.frombuffer(t.look, np.uint8).reshape(-1, 3).astype(np.int16) for t in seen]
+    # Slides whose looks differ in the mean cannot look the same, so only neighbours in it are compared.
+    order = np.argsort([look.mean() for look in looks], kind="stable") if looks else []
+    for place, i in enumerate(order):
+        for j in order[place + 1 :]:
+            if looks[j].mean() - looks[i].mean() > tolerance:
+                break
+            if _difference(looks[i], looks[j]) < tolerance:
+                first, later = sorted((seen[i].slide_id, seen[j].slide_id))
+                findings.append(Finding("duplicate_slides", later, f"looks the same as {first}"))
+    return sorted(findings)
+
+
+def ids_differing_by_case(slide_ids: Iterable[str]) -> list[Finding]:
+    """Slide ids that are one id on a file system, or in an annotation's name, without regard to case."""
+    alike: dict[str, set[str]] = defaultdict(set)
+    for slide_id in slide_ids:
+        alike[slide_id.lower()].add(slide_id)
+    return [
+        Finding(
+            "ids_differing_by_case",
+            slide_id,
+            f"differs only by case from {', '.join(sorted(ids - {slide_id}))}",
+        )
+        for _, ids in sorted(alike.items())
+        if len(ids) > 1
+        for slide_id in sorted(ids)
+    ]
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean difference, in grey levels, over the spots where either look shows tissue."""
+    shown = (one.min(axis=1) < 250) | (other.min(axis=1) < 250)
+    return float(np.abs(one - other)[shown].mean()) if shown.any() else 255.0

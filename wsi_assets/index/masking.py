@@ -1,0 +1,165 @@
+"""Tissue and glass told apart in one coarse RGB image: arrays in, arrays out.
+
+No slide, level or patch here.
+
+How tissue is told from glass. The feature is *chroma*, the spread ``max(R, G, B) - min(R, G, B)`` after the
+glass was balanced to neutral: stains are coloured; glass, coverslip edges, grey or black padding and black
+registration crosses are not, at any brightness. (Saturation divides by brightness and so turns the noise of
+dark pixels into colour.) Otsu's threshold is taken on the square root of chroma, which keeps a few strongly
+stained spots from pulling it above pale tissue. It is then held between two bounds: Otsu always splits, also
+a slide that is glass only (the lower bound then finds no tissue in noise) or tissue only (the upper one then
+finds no glass). No-data and one-coloured frames are not in the histogram.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from wsi_assets.index.options import TissueOptions
+
+CHROMA_BOUNDS = (6.0, 20.0)
+"""Otsu's threshold is kept within these, in grey levels of chroma: scanner and JPEG noise on smoothed glass
+stays under 6, H&E tissue paler than 20 is pale."""
+BLACK = (90.0, 0.3)
+"""Darker than the first in every channel, with chroma under the second's share of brightness: black ink or a
+registration cross (0.25 on a CAMELYON16 slide). Dense nuclei as dark have twice that."""
+
+
+def tissue_mask(
+    pixels: NDArray[np.uint8], no_data: NDArray[np.bool_], options: TissueOptions
+) -> tuple[NDArray[np.bool_], float | None]:
+    """Tell tissue from glass in a coarse RGB image.
+
+    Args:
+        pixels: (h, w, 3) RGB.
+        no_data: (h, w), pixels that were not scanned; pure black and pure white ones are added here.
+
+    Returns:
+        The mask (h, w), and the chroma threshold, None if no pixel holds data.
+    """
+    no_data = unscanned(pixels, no_data)
+    if no_data.all():
+        return no_data & False, None
+    balanced = _balance(_smooth(pixels, no_data), no_data)
+    brightest = balanced.max(axis=2)
+    chroma = brightest - balanced.min(axis=2)
+    chroma[(brightest < BLACK[0]) & (chroma < BLACK[1] * brightest)] = 0
+    threshold = float(np.clip(otsu(np.sqrt(chroma[~no_data])) ** 2, *CHROMA_BOUNDS))
+    mask = (chroma >= threshold) & ~no_data
+    pen = _pen(balanced) if options.reject_pen else np.zeros_like(mask)
+    mask = _tidy(mask & ~pen, options.fill_holes)
+    return mask & ~pen & ~no_data, threshold
+
+
+def otsu(values: NDArray[np.floating], bins: int = 512) -> float:
+    """Otsu's threshold (IEEE Trans. SMC 9:62, 1979) of any values: it maximises the between-class variance.
+
+    Where several thresholds are as good, e.g. between two well separated peaks, their middle is taken.
+    """
+    low, high = float(values.min()), float(values.max())
+    if high - low < 1e-6:
+        return low
+    counts, edges = np.histogram(values, bins=bins, range=(low, high))
+    centres = (edges[:-1] + edges[1:]) / 2
+    weight = np.cumsum(counts)[:-1].astype(float)
+    moment = np.cumsum(counts * centres)
+    rest = weight[-1] + counts[-1] - weight
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (moment[-1] * weight / (weight + rest) - moment[:-1]) ** 2 / (weight * rest)
+    between = np.nan_to_num(between, nan=0.0, posinf=0.0)
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
+    return float(edges[1:-1][best].mean())
+
+
+def unscanned(pixels: NDArray[np.uint8], no_data: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Add to ``no_data`` what is pure black, pure white or a frame of one colour: (h, w)."""
+    return no_data | (pixels.min(axis=2) == 255) | (pixels.max(axis=2) == 0) | _frame(pixels)
+
+
+def _smooth(pixels: NDArray[np.uint8], no_data: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Blur by one pixel before chroma is taken, since the spread of noisy channels is never negative.
+
+    Pixels without data take no part.
+    """
+    import cv2
+
+    weight = (~no_data).astype(np.float32)
+    values = cv2.GaussianBlur(pixels * weight[..., None], (0, 0), 1.0)
+    return values / np.maximum(cv2.GaussianBlur(weight, (0, 0), 1.0), 1e-6)[..., None]
+
+
+def _balance(values: NDArray[np.float32], no_data: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Scale the channels so that tinted glass becomes neutral; without clear glass nothing is changed.
+
+    Glass is a narrow peak (a tenth of the pixels within a cube of colour of side 8) that is bright (all
+    channels over 180); stained tissue has texture and fills no such peak. A peak with less green than red
+    and blue may be evenly stained tissue all the same, so it is only believed to be glass if nearly neutral.
+    """
+    bright = values[(values.min(axis=2) > 180) & ~no_data]
+    if not len(bright):
+        return values
+    cubes = (bright / 8).astype(np.int32) @ np.array([1024, 32, 1])
+    counts = np.bincount(cubes)
+    if counts.max() < 0.1 * np.count_nonzero(~no_data):
+        return values
+    glass = bright[cubes == counts.argmax()].mean(axis=0)
+    if np.ptp(glass) > (10 if glass.argmin() == 1 else 60):
+        return values
+    return np.minimum(values * (glass.max() / glass), 255).astype(np.float32)
+
+
+def _frame(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whole rows and columns at the border that hold one colour: padding of any colour, not scanned glass."""
+    height, width = pixels.shape[:2]
+    top, bottom, left, right = 0, height, 0, width
+
+    def flat(line: NDArray[np.uint8]) -> bool:
+        return bool((np.ptp(line.astype(np.int16), axis=0) <= 1).all())
+
+    while top < bottom and flat(pixels[top, left:right]):
+        top += 1
+    while bottom > top and flat(pixels[bottom - 1, left:right]):
+        bottom -= 1
+    while left < right and top < bottom and flat(pixels[top:bottom, left]):
+        left += 1
+    while right > left and top < bottom and flat(pixels[top:bottom, right - 1]):
+        right -= 1
+    frame = np.ones((height, width), bool)
+    frame[top:bottom, left:right] = False
+    return frame
+
+
+def _pen(balanced: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Blue and green ink: it absorbs red more than green, while haematoxylin and eosin absorb green most.
+
+    A strongly inked core takes its paler surroundings of the same hue with it.
+    """
+    import cv2
+
+    density = -np.log10((balanced[..., :2] + 1) / 256)
+    cool = density[..., 0] - density[..., 1]
+    core = (cool > 0.15).astype(np.uint8)
+    near = cv2.dilate(core, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7)))
+    return (near > 0) & (cool > 0.02)
+
+
+def _tidy(mask: NDArray[np.bool_], hole: int) -> NDArray[np.bool_]:
+    """Close gaps of a pixel or two, fill holes up to ``hole`` pixels and drop specks of under 4 pixels."""
+    import cv2
+
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), 2, 2, 2, 2, cv2.BORDER_REPLICATE)
+    tidy = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disk)[2:-2, 2:-2].copy()
+    for value, limit, connectivity in ((0, hole, 4), (1, 3, 8)):
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(
+            (tidy == value).astype(np.uint8), connectivity=connectivity
+        )
+        small = stats[:, cv2.CC_STAT_AREA] <= limit
+        small[0] = False
+        tidy[small[labels]] = 1 - value
+    return tidy.astype(bool)

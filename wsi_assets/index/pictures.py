@@ -1,0 +1,207 @@
+"""Pictures of a slide's tissue and outlines, and of how many patches each slide of a level gives.
+
+Drawing only. Colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by colour-blind readers too;
+each line has a casing so that it shows on pale and on dark tissue.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+
+from wsi_assets.index.sampling import slide_table
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from wsi_assets.annotations import TumorRegions
+    from wsi_assets.index.tissue import TissueRegions
+    from wsi_assets.slides import SlideReader
+
+COLORS = {"tissue": (0, 158, 115), "tumour": (240, 228, 66), "excluded": (86, 180, 233)}
+"""RGB of each outline."""
+_INK = (40, 40, 40)
+
+
+def overlay_jpeg(
+    reader: SlideReader,
+    tissue: TissueRegions,
+    tumor: TumorRegions | None = None,
+    *,
+    max_side: int = 720,
+    max_bytes: int = 60_000,
+) -> bytes:
+    """A slide with its outlines as a JPEG of at most ``max_bytes``, small enough to be kept in an event log.
+
+    Args:
+        max_side: longest side of the slide's picture, pixels; less if the bytes demand it.
+
+    Raises:
+        SlideError: the slide does not read.
+    """
+    import cv2
+
+    picture = overlay(reader, tissue, tumor, max_side=max_side)
+    while True:
+        for quality in (88, 80, 70, 60):
+            options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+            data = cv2.imencode(".jpg", picture[..., ::-1], options)[1].tobytes()
+            if len(data) <= max_bytes:
+                return data
+        if max_side <= 120:
+            return data
+        max_side = int(max_side * 0.8)
+        picture = overlay(reader, tissue, tumor, max_side=max_side)
+
+
+def overlay_png(
+    reader: SlideReader, tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 2000
+) -> bytes:
+    """A slide with its outlines as a PNG, for a file.
+
+    Raises:
+        SlideError: the slide does not read.
+    """
+    import cv2
+
+    picture = overlay(reader, tissue, tumor, max_side=max_side)
+    return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+
+
+def overlay(
+    reader: SlideReader, tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
+) -> NDArray[np.uint8]:
+    """Draw tissue, tumour and excluded outlines, a legend and a scale bar: (h, w, 3) RGB.
+
+    Raises:
+        SlideError: the slide does not read.
+    """
+    import cv2
+
+    base = tissue.levels[0]
+    picture = np.ascontiguousarray(reader.thumbnail(max_side))
+    height, width = picture.shape[:2]
+    downsample = max(base.height / height, base.width / width)
+    line = max(1, round(max(height, width) / 700))
+    # The mask covers whole working pixels, which may reach over the slide's edge.
+    zoom = tissue.work_downsample / downsample
+    warp = np.array([[zoom, 0, (zoom - 1) / 2], [0, zoom, (zoom - 1) / 2]])
+    mask = cv2.warpAffine(tissue.mask.astype(np.uint8) * 255, warp, (width, height), flags=cv2.INTER_LINEAR)
+    contours, _ = cv2.findContours((mask > 127).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    _stroke(picture, contours, COLORS["tissue"], line, casing=False)
+    shown = [("tissue", True)]
+    if tumor is not None:
+        for name, geometry in (("excluded", tumor.excluded), ("tumour", tumor.geometry)):
+            _stroke(picture, _rings(geometry, downsample), COLORS[name], line, casing=True)
+            shown.insert(1, (name, not geometry.is_empty))
+    else:
+        shown.append(("no annotation", False))
+    share = f"{tissue.slide_id}   tissue {tissue.tissue_share:.1%}"
+    bar = _scale_bar(base.width, downsample, tissue.scale.mpp)
+    return np.vstack([picture, _legend(width, share, [name for name, there in shown if there], bar)])
+
+
+def counts_png(entries: list[dict[str, Any]], sampled: list[dict[str, Any]] | None = None) -> bytes:
+    """Patches per slide of a level as a PNG: tumour and normal, and what sampling kept of them.
+
+    Every slide is one bar, most patches first; beyond 60 slides the bars lose their names.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = sorted(slide_table(entries), key=lambda row: (-row["patches"], row["slide"]))
+    kept = {row["slide"]: row for row in slide_table(sampled)} if sampled is not None else None
+    named = len(rows) <= 60
+    high = 1.2 + (0.2 * max(len(rows), 3) if named else 6.0)
+    figure = Figure(figsize=(7, high), dpi=90, layout="constrained")
+    axes = figure.subplots(1, 1 if kept is None else 2, sharey=True, squeeze=False)[0]
+    panels = [("indexed", {row["slide"]: row for row in rows})] + (
+        [("sampled", kept)] if kept is not None else []
+    )
+    places = np.arange(len(rows))
+    for ax, (title, table) in zip(axes, panels, strict=True):
+        left = np.zeros(len(rows))
+        for kind, color in (("tumor", "#D55E00"), ("normal", "#56B4E9")):
+            values = np.array([table[row["slide"]][kind] if row["slide"] in table else 0 for row in rows])
+            total = f"{'tumour' if kind == 'tumor' else kind} ({values.sum():,})"
+            ax.barh(places, values, left=left, color=color, height=0.8 if named else 1.0, label=total)
+            left = left + values
+        level = f"level {entries[0]['level']}, " if entries else ""
+        ax.set_title(f"{level}{title}", fontsize=9)
+        ax.set_xlabel("patches", fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(fontsize=7, frameon=False, loc="lower right")
+    axes[0].set_yticks(places if named else [], [row["slide"] for row in rows] if named else [])
+    axes[0].set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    if not named:
+        axes[0].set_ylabel(f"{len(rows):,} slides, most patches first", fontsize=8)
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream)
+    return stream.getvalue()
+
+
+def _rings(geometry: shapely.Geometry, downsample: float) -> list[NDArray[np.int32]]:
+    """Rings as contours of the picture, one at least a pixel wide so that small lesions are seen."""
+    rings = []
+    for ring in shapely.get_rings(shapely.get_parts(geometry)):
+        points = shapely.get_coordinates(ring) / downsample
+        rings.append(np.round(points - 0.5).astype(np.int32).reshape(-1, 1, 2))
+    return rings
+
+
+def _stroke(
+    picture: NDArray[np.uint8], contours: Any, color: tuple[int, int, int], line: int, casing: bool
+) -> None:
+    import cv2
+
+    if casing:
+        cv2.drawContours(picture, contours, -1, _INK, line + 2, cv2.LINE_AA)
+    cv2.drawContours(picture, contours, -1, color, line, cv2.LINE_AA)
+
+
+def _scale_bar(width: int, downsample: float, mpp: float | None) -> tuple[int, str]:
+    """Length of the bar in picture pixels, about a fifth of the slide's width, and what it stands for."""
+    unit = mpp or 1.0
+    wanted = width * unit / 5
+    power = 10.0 ** math.floor(math.log10(wanted))
+    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    if not mpp:
+        text = f"{length:g} px (level 0)"
+    else:
+        text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
+    return max(round(length / unit / downsample), 1), text
+
+
+def _legend(width: int, title: str, names: list[str], bar: tuple[int, str]) -> NDArray[np.uint8]:
+    """The strip under a picture: title, a swatch for each outline drawn, the scale bar; wrapped to width."""
+    import cv2
+
+    size = min(max(width / 1000, 0.36), 1.0)
+    high = round(44 * size)
+    items: list[tuple[int, str, tuple[int, int, int] | None]] = [(0, title, None)]
+    items += [(round(40 * size), name, COLORS[name]) for name in names]
+    items.append((bar[0], bar[1], _INK))
+    gap = round(14 * size)
+    placed, x, row = [], gap, 0
+    for swatch, text, color in items:
+        wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0] + swatch + 2 * gap
+        if x > gap and x + wide > width:
+            x, row = gap, row + 1
+        placed.append((x, row, swatch, text, color))
+        x += wide + gap
+    strip = np.full(((row + 1) * high + gap, width, 3), 255, np.uint8)
+    for x, row, swatch, text, color in placed:
+        base = row * high + round(high * 0.7)
+        if color is not None:
+            middle = base - round(9 * size)
+            if color != _INK:
+                cv2.line(strip, (x, middle), (x + swatch, middle), _INK, round(8 * size) + 2)
+            cv2.line(strip, (x, middle), (x + swatch, middle), color, max(round(8 * size) - 1, 2))
+        at = (x + swatch + (gap if swatch else 0), base)
+        cv2.putText(strip, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, _INK, 1, cv2.LINE_AA)
+    return strip

@@ -1,0 +1,142 @@
+"""Speed of indexing one gigapixel slide, beside a point-in-polygon loop.
+
+    python -m wsi_assets_tests.benchmarks.bench_index [result.json]
+
+The slide is 97,792 x 221,184 pixels at level 0, two thirds of it tissue, with 100 lesions. Two sets of
+outlines: plain ones of 400 points, and one region of 100,000 points with 148 rings. Times start from tissue
+and outlines in memory and end at the finished index entry.
+
+The loop asks, for every candidate patch, each lesion in turn whether it contains the patch's centre (shapely,
+prepared, bounds first), then reads the mask under it for tissue. It is timed on a random sample of patches and
+scaled up; the sample's size is in the result.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+
+from wsi_assets.annotations import TumorRegions
+from wsi_assets.index import IndexOptions, TissueRegions, index_slide
+from wsi_assets.index.patch_grid import grid
+from wsi_assets.slides import Level, Scale
+
+WIDTH, HEIGHT = 97_792, 221_184
+PATCH = 256
+
+
+def blob(rng: np.random.Generator, x: float, y: float, radius: float, points: int) -> shapely.Polygon:
+    """A wobbly closed outline around (x, y)."""
+    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    waves = sum(rng.uniform(0, 0.12) * np.cos(k * angle + rng.uniform(0, 6)) for k in (2, 3, 5, 7))
+    reach = radius * (1 + waves + rng.normal(0, 0.002, points))
+    return shapely.Polygon(np.stack([x + reach * np.cos(angle), y + reach * np.sin(angle)], axis=1))
+
+
+def lesions(rng: np.random.Generator) -> shapely.MultiPolygon:
+    """100 lesions of 400 points, apart from each other."""
+    places = [(x, y) for x in range(10) for y in range(10)]
+    shapes = [
+        blob(rng, (x + 0.5) * WIDTH / 10, (y + 0.5) * HEIGHT / 10, rng.uniform(300, 3000), 400)
+        for x, y in places
+    ]
+    return _areal(shapely.union_all(shapely.make_valid(np.array(shapes))))
+
+
+def lace(rng: np.random.Generator) -> shapely.MultiPolygon:
+    """One region of 100,000 points in 148 rings: a shell with 147 holes."""
+    shell = blob(rng, WIDTH / 2, HEIGHT / 2, 36_000, 26_500)
+    holes = [
+        blob(rng, WIDTH / 2 + (i % 12 - 5.5) * 3400, HEIGHT / 2 + (i // 12 - 6) * 3400, 1000, 500)
+        for i in range(147)
+    ]
+    return _areal(shapely.make_valid(shell).difference(shapely.union_all(holes)))
+
+
+def slide() -> TissueRegions:
+    """Two thirds of the slide are tissue, as an ellipse-free band so that the share is known."""
+    mask = np.zeros((HEIGHT // 128, WIDTH // 128), bool)
+    mask[mask.shape[0] // 6 : -(mask.shape[0] // 6)] = True
+    return TissueRegions(
+        slide_id="bench",
+        slide_path="bench.tif",
+        fingerprint="0" * 32,
+        work_level=7,
+        work_downsample=128.0,
+        mask=mask,
+        threshold=12.0,
+        levels=(Level(0, WIDTH, HEIGHT, 1.0),),
+        scale=Scale(40.0, "benchmark", 0.243, "benchmark"),
+        tissue_share=float(mask.mean()),
+    )
+
+
+def loop_seconds(tissue: TissueRegions, geometry: shapely.MultiPolygon, sample: int) -> float:
+    """Seconds of the point-in-polygon loop over all candidate patches, scaled up from ``sample`` of them."""
+    corners = grid(HEIGHT, WIDTH, PATCH, PATCH)
+    chosen = corners[np.random.default_rng(1).choice(len(corners), sample, replace=False)]
+    polygons = list(geometry.geoms)
+    for polygon in polygons:
+        shapely.prepare(polygon)
+    start = time.perf_counter()
+    found = 0
+    for y, x in chosen.tolist():
+        row, column = int(y / 128), int(x / 128)
+        if tissue.mask[row : row + 2, column : column + 2].mean() < 0.5:
+            continue
+        point = shapely.Point(x + PATCH / 2, y + PATCH / 2)
+        found += any(polygon.contains(point) for polygon in polygons)
+    return (time.perf_counter() - start) * len(corners) / sample
+
+
+def run(repeats: int = 3, sample: int = 5000) -> list[dict[str, Any]]:
+    """Measure both sets of outlines; best of ``repeats``."""
+    rng = np.random.default_rng(0)
+    tissue = slide()
+    rows = []
+    for name, geometry in (("100 lesions", lesions(rng)), ("148 rings, 100,000 points", lace(rng))):
+        tumor = TumorRegions(geometry=geometry, excluded=shapely.MultiPolygon(), audit=())
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            entry = index_slide(tissue, tumor, 0, IndexOptions(patch_size=PATCH))
+            seconds.append(time.perf_counter() - start)
+        loop = loop_seconds(tissue, geometry, sample)
+        rows.append(
+            {
+                "outlines": name,
+                "points": int(shapely.get_num_coordinates(geometry)),
+                "rings": len(shapely.get_rings(shapely.get_parts(geometry))),
+                "candidates": len(grid(HEIGHT, WIDTH, PATCH, PATCH)),
+                "patches": len(entry["patches"]),
+                "tumor": sum(patch[2] for patch in entry["patches"]),
+                "seconds": round(min(seconds), 3),
+                "loop_seconds": round(loop, 1),
+                "loop_sample": sample,
+                "ratio": round(loop / min(seconds), 1),
+            }
+        )
+    return rows
+
+
+def _areal(geometry: shapely.Geometry) -> shapely.MultiPolygon:
+    return shapely.multipolygons([p for p in shapely.get_parts(geometry) if p.geom_type == "Polygon"])
+
+
+def main() -> None:
+    """Print a table and write it as JSON where asked."""
+    rows = run()
+    for row in rows:
+        print("  ".join(f"{key}={value}" for key, value in row.items()))
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(json.dumps({"index": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
