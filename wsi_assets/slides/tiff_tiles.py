@@ -21,6 +21,7 @@ from wsi_assets.slides.openslide_file import OpenSlideFile
 _VENDORS = {"generic-tiff", "aperio", "philips"}
 _JPEG = 7
 _RGB, _YCBCR = 2, 6
+_END_OF_IMAGE = b"\xff\xd9"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class TileLevel:
             raise self._damaged(row, col, one_line(error)) from error
         if tile.shape != (*self.tile_size, 3):
             raise self._damaged(row, col, f"it decodes to {tile.shape}")
+        if _is_suspect(data, tile):
+            self._confirm(row, col)
         return tile
 
     def read_tiles(self, indices: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray | None]]:
@@ -96,6 +99,22 @@ class TileLevel:
         """
         for row, col in self.in_file_order(indices):
             yield row, col, self.read_tile(row, col)
+
+    def _confirm(self, row: int, col: int) -> None:
+        """Let OpenSlide judge a tile: it refuses what the decoder here only warns of.
+
+        Raises:
+            SlideError: the tile is damaged.
+        """
+        high, wide = self.tile_size
+        y, x = row * high, col * wide
+        slide = OpenSlideFile(self.source.path)
+        try:
+            slide.read(self.index, y, x, min(high, self.height - y), min(wide, self.width - x))
+        except SlideError as error:
+            raise self._damaged(row, col, error.fault) from error
+        finally:
+            slide.close()
 
     def _at(self, row: int, col: int) -> int:
         rows, cols = self.grid
@@ -246,6 +265,15 @@ def _level(index: int, size: tuple[int, int], page: tifffile.TiffPage, source: T
         tables=page.jpegtables,
         source=source,
     )
+
+
+def _is_suspect(data: bytes, tile: np.ndarray) -> bool:
+    """Whether JPEG data may have ended early.
+
+    libjpeg then only warns and leaves the rest mid-grey, which would pass for a picture: the last block shows
+    it. A grey last block can also be real (grey padding), so this is a suspicion.
+    """
+    return _END_OF_IMAGE not in data[-16:] or bool((tile[-8:, -8:] == 128).all())
 
 
 def _same_as_openslide(level: TileLevel, slide: OpenSlideFile) -> bool:

@@ -46,7 +46,13 @@ def test_openslide_read_by_level_pixels_gives_the_files_own_pixels(real_data, na
 
 @pytest.mark.parametrize(
     "name",
-    ["tumor_001_padded.tif", "downsample_4_0058.tif", "boxes.tiff", "CMU-1-Small-Region.svs", "tumor_001_level5.tif"],
+    [
+        "tumor_001_padded.tif",
+        "downsample_4_0058.tif",
+        "boxes.tiff",
+        "CMU-1-Small-Region.svs",
+        "tumor_001_level5.tif",
+    ],
 )
 def test_a_region_of_any_level_is_the_files_own_pixels(real_data, name):
     path = real_data / "slides" / name
@@ -159,7 +165,9 @@ def padded_slide(tmp_path_factory):
     image[100:160, 40:90] = 255
     image[300:420, 200:216] = 0
     levels = [padded(halved(image, k), 128) for k in range(3)]
-    path = write_pyramid(tmp_path_factory.mktemp("slides") / "padded.tif", levels, compression=None, photometric="rgb")
+    path = write_pyramid(
+        tmp_path_factory.mktemp("slides") / "padded.tif", levels, compression=None, photometric="rgb"
+    )
     with open_slide(path) as slide:
         yield slide, levels
 
@@ -186,7 +194,9 @@ def test_a_tile_never_written_is_white_and_no_data(tmp_path):
     image = picture(400, 400)
     for compression in ("jpeg", None):
         path = tmp_path / f"{compression}.tif"
-        write_pyramid(path, [image, halved(image, 1)], compression=compression, photometric="rgb", missing={(1, 1)})
+        write_pyramid(
+            path, [image, halved(image, 1)], compression=compression, photometric="rgb", missing={(1, 1)}
+        )
         with open_slide(path) as slide:
             region = slide.read_region(0, 0, 0, 400, 400)
         hole = np.zeros((400, 400), bool)
@@ -239,7 +249,9 @@ def test_a_slide_that_opens_but_does_not_read_is_one_clear_line(real_data):
 def test_one_damaged_tile_does_not_take_the_slide_with_it(tmp_path):
     image = picture(512, 512)
     for compression in ("jpeg", "zlib"):
-        path = write_pyramid(tmp_path / f"{compression}.tif", [image], compression=compression, photometric="rgb")
+        path = write_pyramid(
+            tmp_path / f"{compression}.tif", [image], compression=compression, photometric="rgb"
+        )
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
             start, length = page.dataoffsets[5], page.databytecounts[5]

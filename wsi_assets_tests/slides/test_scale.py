@@ -136,7 +136,8 @@ def test_the_content_of_a_padded_level_ends_where_level_0_does():
 
 
 @pytest.mark.parametrize(
-    ("mpp", "magnification"), [(0.243, 40), (0.226, 40), (0.25, 40), (0.499, 20), (0.9872, 10), (0.325, 30.769)]
+    ("mpp", "magnification"),
+    [(0.243, 40), (0.226, 40), (0.25, 40), (0.499, 20), (0.9872, 10), (0.325, 30.769)],
 )
 def test_magnification_follows_from_mpp(mpp, magnification):
     assert magnification_from_mpp(mpp) == magnification
