@@ -20,7 +20,7 @@ from typing import Any
 from wsi_assets.errors import WsiAssetsError
 
 ASIDE_PREFIX = ".aside-"
-"""Unfinished files and folders begin with this; a leftover one is from a killed process and can be deleted."""
+"""Unfinished files and folders begin with this; a leftover is from a killed process and can be deleted."""
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ def publish_file(path: str | Path) -> Iterator[Path]:
         yield aside
         aside.chmod(0o666 & ~_umask())
         _fsync(aside)
-        os.replace(aside, path)
+        aside.replace(path)
         _fsync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
@@ -63,8 +63,8 @@ def publish_folder(path: str | Path) -> Iterator[Path]:
                 _fsync(file)
         retired = aside.with_name(aside.name + "-old")
         if path.exists():
-            os.replace(path, retired)
-        os.replace(aside, path)
+            path.replace(retired)
+        aside.replace(path)
         _fsync(path.parent)
         shutil.rmtree(retired, ignore_errors=True)
     finally:
@@ -74,7 +74,9 @@ def publish_folder(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: Any) -> None:
     """Publish ``value`` as readable JSON."""
     with publish_file(path) as aside:
-        aside.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        aside.write_text(
+            json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def write_plain_pickle(path: str | Path, value: Any) -> None:
@@ -102,7 +104,9 @@ def read_plain_pickle(path: str | Path) -> Any:
         with Path(path).open("rb") as stream:
             return _PlainUnpickler(stream).load()
     except FileNotFoundError as error:
-        raise WsiAssetsError("does not exist", path=path, remedy="Materialize the asset that writes it") from error
+        raise WsiAssetsError(
+            "does not exist", path=path, remedy="Materialize the asset that writes it"
+        ) from error
     except Exception as error:  # a hostile pickle can raise nearly anything; nothing of it has been run
         raise WsiAssetsError(
             f"is not a plain pickle ({error})", path=path, remedy="Delete it and materialize its asset again"

@@ -12,7 +12,7 @@ class Progress(Protocol):
     """Called as work proceeds; calls are frequent, so a listener decides what it shows."""
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """``done`` of ``total`` units are finished; ``what`` names work and unit, e.g. "extracting patches"."""
+        """``done`` of ``total`` units are finished; ``what`` names work and unit: "extracting patches"."""
 
 
 def silent(done: int, total: int, what: str) -> None:

@@ -1,0 +1,144 @@
+"""The command line: thin over the same graph, recorded in the instance the UI shows.
+
+Nothing heavy is imported before a command needs it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wsi_assets import __version__
+from wsi_assets.errors import WsiAssetsError
+
+if TYPE_CHECKING:
+    from wsi_assets.orchestration.settings import Settings
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+OK, FAILED, LEFT_OUT = 0, 1, 2
+
+
+class OneLineErrors(click.Group):
+    """Shows a user's mistake as one line; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WsiAssetsError as error:
+            click.secho(f"error: {error}", fg="red", err=True)
+            ctx.exit(FAILED)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="wsi-assets")
+def main() -> None:
+    """From whole-slide images and tumour outlines to an evaluated tumour detector."""
+
+
+def folders(command: Any) -> Any:
+    """The folder options every command shares."""
+    for option in (
+        click.option("--storage", type=FOLDER, help="What is made goes here.  [WSI_STORAGE_DIR or storage/]"),
+        click.option("--annotations", type=FOLDER, help="Outlines.  [WSI_ANNOTATIONS_DIR or annotations/]"),
+        click.option("--images", type=FOLDER, help="Slides.  [WSI_IMAGES_DIR or images/]"),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option(
+    "--level", "levels", type=int, multiple=True, required=True, help="A pyramid level; repeatable."
+)
+@click.option("--upto", default="evaluation", show_default=True, help="The last asset to make.")
+@folders
+@click.option(
+    "--backend", type=click.Choice(["lmdb", "hdf5", "fs"]), help="Patch store.  [WSI_PATCH_BACKEND or lmdb]"
+)
+@click.option("--config", "config_file", type=click.Path(dir_okay=False), help="YAML file of parameters.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set one parameter; repeatable.")
+def run(
+    levels: tuple[int, ...],
+    upto: str,
+    images: Path | None,
+    annotations: Path | None,
+    storage: Path | None,
+    backend: str | None,
+    config_file: str | None,
+    pairs: tuple[str, ...],
+) -> None:
+    """Register the slides, then make what is missing or out of date, level by level.
+
+    Exit status: 0 when all is well, 2 when it finished but left slides out, 1 when it failed.
+    """
+    from wsi_assets.console import run_and_report
+    from wsi_assets.orchestration.config import build_configs, parse_settings, read_config_file
+
+    values = read_config_file(config_file) if config_file else {}
+    configs = build_configs({**values, **parse_settings(list(pairs))})
+    settings = _settings(images, annotations, storage, backend)
+    sys.exit(run_and_report(settings, configs, list(dict.fromkeys(levels)), upto))
+
+
+@main.command()
+@click.option("--home", type=FOLDER, default=Path("demo"), show_default=True, help="Everything goes here.")
+def demo(home: Path) -> None:
+    """Make a small annotated cohort and run the whole pipeline on it."""
+    from wsi_assets.console import run_demo
+
+    sys.exit(run_demo(home))
+
+
+@main.command()
+@folders
+def doctor(images: Path | None, annotations: Path | None, storage: Path | None) -> None:
+    """Look at every slide: does it open, how large is it, what is known of its scale, what is wrong.
+
+    Exit status: 1 if any slide has a problem.
+    """
+    from wsi_assets.console import examine_slides
+
+    sys.exit(examine_slides(_settings(images, annotations, storage, None)))
+
+
+@main.command()
+@folders
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to serve on; this machine only."
+)
+@click.option("--port", default=3000, show_default=True, help="Port of the Dagster UI.")
+@click.option("--mlflow-port", default=5000, show_default=True, help="Port of the MLflow pages; 0 for none.")
+def ui(
+    images: Path | None,
+    annotations: Path | None,
+    storage: Path | None,
+    host: str,
+    port: int,
+    mlflow_port: int,
+) -> None:
+    """Open the Dagster UI, its daemon and the MLflow pages on this folder's home."""
+    from wsi_assets.orchestration.servers import serve
+
+    sys.exit(serve(_settings(images, annotations, storage, None), host, port, mlflow_port))
+
+
+def _settings(
+    images: Path | None, annotations: Path | None, storage: Path | None, backend: str | None
+) -> Settings:
+    import os
+
+    from wsi_assets.orchestration.settings import Settings
+
+    given = {
+        "WSI_IMAGES_DIR": images,
+        "WSI_ANNOTATIONS_DIR": annotations,
+        "WSI_STORAGE_DIR": storage,
+        "WSI_PATCH_BACKEND": backend,
+    }
+    return Settings.from_environment(
+        {**os.environ, **{name: str(value) for name, value in given.items() if value is not None}}
+    )

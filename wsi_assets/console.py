@@ -1,0 +1,174 @@
+"""What the command line shows: progress bars, tables, one line a fault. It decides nothing."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from wsi_assets.orchestration.runner import LevelOutcome, SlidesOutcome
+    from wsi_assets.orchestration.settings import Settings
+
+OK, FAILED, LEFT_OUT = 0, 1, 2
+
+console = Console(highlight=False)
+
+
+def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels: list[int], upto: str) -> int:
+    """Run slides and levels, print what was made, what was left out and why; returns the exit status."""
+    from wsi_assets.orchestration.home import open_instance
+    from wsi_assets.orchestration.reporting import progress_on_terminal
+    from wsi_assets.orchestration.runner import Runner
+
+    started = time.monotonic()
+    with open_instance(settings) as instance, _bars() as bars, progress_on_terminal(bars):
+        runner = Runner(instance, settings, configs, bars)
+        slides = runner.run_slides()
+        outcomes = [runner.run_level(level, upto) for level in levels]
+    _print_slides(slides)
+    for outcome in outcomes:
+        _print_level(outcome)
+    left_out = {**{key: reason for o in outcomes for key, reason in o.left_out.items()}, **slides.left_out}
+    if left_out:
+        console.print(f"\n[yellow]{len(left_out)} left out:[/yellow]")
+        for name, reason in sorted(left_out.items()):
+            console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
+    console.print(
+        f"\nEverything is in {settings.storage_dir} ({time.monotonic() - started:.0f} s).", soft_wrap=True
+    )
+    if any(outcome.failure for outcome in outcomes):
+        return FAILED
+    return LEFT_OUT if left_out else OK
+
+
+def run_demo(home: Path) -> int:
+    """Make the demo cohort in ``home`` and take one level through the whole graph."""
+    from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, make_cohort
+    from wsi_assets.orchestration.config import build_configs
+    from wsi_assets.orchestration.settings import Settings
+
+    home = home.absolute()
+    with _bars() as bars:
+        make_cohort(home, progress=bars)
+    settings = Settings.from_environment({}, home=home)
+    status = run_and_report(settings, build_configs(DEMO_PARAMETERS), [DEMO_LEVEL], "evaluation")
+    report = settings.storage_dir / f"level_{DEMO_LEVEL}" / "report" / "report.html"
+    console.print("\n[bold]Where to look next[/bold]")
+    console.print(f"  the report      {report}", soft_wrap=True)
+    console.print(f"  the graph       cd {shlex.quote(str(home))} && wsi-assets ui", soft_wrap=True)
+    console.print("  your own slides wsi-assets run --level 0 --images DIR --annotations DIR", soft_wrap=True)
+    return status
+
+
+def examine_slides(settings: Settings) -> int:
+    """Print one row a slide; returns 1 if any has a problem."""
+    from wsi_assets.orchestration.doctor import examine
+    from wsi_assets.slides import find_slides
+
+    listing = find_slides(settings.images_dir, settings.annotations_dir)
+    rows = []
+    with _bars() as bars:
+        for done, slide in enumerate(listing.slides):
+            bars(done, len(listing.slides), "looking at slides")
+            rows.append(examine(slide))
+        bars(len(listing.slides), len(listing.slides), "looking at slides")
+    table = Table("slide", "opens", "size (px)", "levels (true downsample)", "magnification", "mpp", "tissue")
+    for column in ("annotation", "problems"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row.cells(), style="red" if row.problems else None)
+    console.print(table)
+    for problem in listing.problems:
+        console.print(f"problem: {problem}", style="red", soft_wrap=True, markup=False)
+    faulty = sum(bool(row.problems) for row in rows) + len(listing.problems)
+    console.print(
+        f"{len(rows)} slides, {faulty} with a problem" if rows else f"no slides in {settings.images_dir}"
+    )
+    return FAILED if faulty or not rows else OK
+
+
+@contextmanager
+def _bars() -> Iterator[Any]:
+    """A domain progress listener that draws a bar for each kind of work."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console) as progress:
+
+        def listen(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield listen
+
+
+def _print_slides(slides: SlidesOutcome) -> None:
+    console.print(
+        f"slides: {len(slides.made)} made, {len(slides.up_to_date)} up to date, "
+        f"{len(slides.left_out)} left out"
+    )
+
+
+def _print_level(outcome: LevelOutcome) -> None:
+    table = Table(title=f"level {outcome.level} ({outcome.seconds:.0f} s)", title_justify="left")
+    for column in ("asset", "status", "result", "path"):
+        table.add_column(column, overflow="fold")
+    for asset, metadata in outcome.metadata.items():
+        status = (
+            "made" if asset in outcome.made else "up to date" if asset in outcome.up_to_date else "not made"
+        )
+        shown = metadata if status != "not made" else {}
+        table.add_row(asset, status, _summary(asset, shown), str(shown.get("path", "")))
+    console.print(table)
+    if outcome.failure:
+        console.print(
+            f"error: level {outcome.level}: {outcome.failure}", style="red", soft_wrap=True, markup=False
+        )
+    elif not outcome.made:
+        console.print(f"level {outcome.level}: nothing to do, everything is up to date")
+    for line in outcome.failed_checks:
+        console.print(f"check failed: {line}", style="yellow", soft_wrap=True, markup=False)
+
+
+_SHOWN = {
+    "slide_index": ("slides", "patches", "tumor", "normal"),
+    "sampled_index": ("slides", "patches", "tumor", "normal"),
+    "patch_store": ("count", "tumor", "normal", "decoded", "reused", "patches_per_second"),
+    "trained_model": ("epochs", "best_epoch", "val_loss", "val_acc", "val_auc"),
+    "test_predictions": ("slides", "patches", "predicted_tumor"),
+    "evaluation": ("roc_auc", "average_precision", "sensitivity", "specificity", "slide_auc"),
+}
+
+
+def _summary(asset: str, metadata: Mapping[str, Any]) -> str:
+    parts = []
+    for name in _SHOWN[asset]:
+        value = metadata.get(name)
+        if value is not None:
+            parts.append(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}")
+    return ", ".join(parts)

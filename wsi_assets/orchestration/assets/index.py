@@ -1,0 +1,108 @@
+"""The index: every tissue patch of a level with its label, and the balanced choice that is learnt from."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from wsi_assets.orchestration import catalog
+from wsi_assets.orchestration.config import IndexConfig, SamplingConfig, parameters
+from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
+from wsi_assets.orchestration.lineage import CODE_VERSIONS, recorded_version, version_of
+from wsi_assets.orchestration.partitions import EVERY_SLIDE, LEVELS
+from wsi_assets.orchestration.registry import slide_states
+from wsi_assets.orchestration.reporting import clear_failures, picture, table
+from wsi_assets.orchestration.resources.library import SlideLibrary
+
+if TYPE_CHECKING:
+    from wsi_assets.annotations import TumorRegions
+    from wsi_assets.index import TissueRegions
+
+
+@dg.asset(
+    partitions_def=LEVELS,
+    ins={"tissue_regions": dg.AssetIn(**EVERY_SLIDE), "annotation_regions": dg.AssetIn(**EVERY_SLIDE)},
+    group_name=catalog.GROUP_INDEX,
+    io_manager_key="pickle_io",
+    kinds={"numpy", "shapely", "pickle"},
+    owners=catalog.OWNERS,
+    code_version=CODE_VERSIONS["slide_index"],
+    description="Every patch of the level that lies on tissue, labelled by the tumour outlines: "
+    "`index_level_N.pkl`. Slides that cannot take part are named with the reason.",
+)
+def slide_index(
+    context: dg.AssetExecutionContext,
+    config: IndexConfig,
+    library: SlideLibrary,
+    tissue_regions: LazyPickles,
+    annotation_regions: LazyPickles,
+) -> dg.MaterializeResult:
+    from wsi_assets.index import counts, counts_png, index_level, slide_table
+
+    level = int(context.partition_key)
+    with clear_failures():
+        usable, left_out = slide_states(context.instance, library.look())
+        slides = _regions(usable, tissue_regions, annotation_regions)
+        index = index_level(slides, level, config)
+    left_out |= index.left_out | index.empty
+    context.log.info(f"{len(index.entries)} slides indexed, {len(left_out)} left out")
+    return dg.MaterializeResult(
+        value=index.entries,
+        metadata={
+            **counts(index.entries),
+            "left_out": left_out,
+            "left_out_count": len(left_out),
+            "counts_by_slide": table(slide_table(index.entries)),
+            "counts_picture": picture(counts_png(index.entries), "patches by slide"),
+        },
+        data_version=dg.DataVersion(version_of("slide_index", parameters(config), [level, usable])),
+    )
+
+
+@dg.asset(
+    partitions_def=LEVELS,
+    group_name=catalog.GROUP_INDEX,
+    io_manager_key="pickle_io",
+    kinds={"numpy", "pickle"},
+    owners=catalog.OWNERS,
+    code_version=CODE_VERSIONS["sampled_index"],
+    description="All tumour patches and a seeded, proportional choice of normal ones; test slides keep every "
+    "patch: `index_level_N_sampled.pkl`.",
+)
+def sampled_index(
+    context: dg.AssetExecutionContext, config: SamplingConfig, slide_index: list[dict[str, Any]]
+) -> dg.MaterializeResult:
+    from wsi_assets.index import counts, sample_index, slide_table
+
+    with clear_failures():
+        sampled = sample_index(slide_index, config)
+    return dg.MaterializeResult(
+        value=sampled,
+        metadata={**counts(sampled), "counts_by_slide": table(slide_table(sampled))},
+        data_version=dg.DataVersion(
+            version_of(
+                "sampled_index",
+                parameters(config),
+                recorded_version(context.instance, "slide_index", context.partition_key),
+            )
+        ),
+    )
+
+
+def _regions(
+    usable: dict[str, list[str]], tissue: LazyPickles, annotation: LazyPickles
+) -> Iterator[tuple["TissueRegions", "TumorRegions | None", str | None]]:
+    # One slide at a time: ten thousand masks do not fit in memory, nor do they need to.
+    from wsi_assets.annotations import TumorRegions
+    from wsi_assets.index import TissueRegions
+
+    for slide_id, (_, _, path) in usable.items():
+        outline = annotation[slide_id]
+        regions = None if outline["regions"] is None else TumorRegions.from_plain(outline["regions"])
+        # The slide folder may have moved since: the contents are known to be the same.
+        yield (
+            replace(TissueRegions.from_plain(tissue[slide_id]), slide_path=path),
+            regions,
+            outline["annotation_path"],
+        )

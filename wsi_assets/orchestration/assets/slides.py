@@ -1,0 +1,131 @@
+"""Slides: the user's files, where tissue is, where tumour was outlined. One partition a slide."""
+
+from dataclasses import asdict
+from typing import Any
+
+import dagster as dg
+
+from wsi_assets.files import publish_file
+from wsi_assets.orchestration import catalog
+from wsi_assets.orchestration.config import AnnotationConfig, TissueConfig, parameters
+from wsi_assets.orchestration.lineage import CODE_VERSIONS, MADE_FROM_TAG, recorded_version, version_of
+from wsi_assets.orchestration.partitions import SLIDES
+from wsi_assets.orchestration.registry import NO_ANNOTATION
+from wsi_assets.orchestration.reporting import clear_failures, picture, table
+from wsi_assets.orchestration.resources.library import SlideLibrary
+from wsi_assets.orchestration.resources.storage import Storage
+
+slide_file = dg.AssetSpec(
+    "slide_file",
+    partitions_def=SLIDES,
+    group_name=catalog.GROUP_SLIDES,
+    kinds={"tiff", "xml"},
+    owners=catalog.OWNERS,
+    description="A whole-slide image and its outline in the user's own folders: watched, never written. "
+    "Its data version is the fingerprint of both files.",
+)
+
+
+@dg.asset(
+    partitions_def=SLIDES,
+    deps=[slide_file],
+    group_name=catalog.GROUP_SLIDES,
+    io_manager_key="pickle_io",
+    kinds={"openslide", "opencv", "pickle"},
+    owners=catalog.OWNERS,
+    code_version=CODE_VERSIONS["tissue_regions"],
+    description="Where the slide holds tissue: mask at the working level, Otsu threshold, pyramid geometry, "
+    "true scale. Glass, pen, unscanned and padded areas are not tissue.",
+)
+def tissue_regions(
+    context: dg.AssetExecutionContext, config: TissueConfig, library: SlideLibrary
+) -> dg.MaterializeResult:
+    from wsi_assets.index import find_tissue
+    from wsi_assets.slides import fingerprint, open_slide
+
+    with clear_failures():
+        slide = library.slide(context.partition_key)
+        contents = fingerprint(slide.path)
+        with open_slide(slide.path, config) as reader:
+            tissue = find_tissue(reader, config, fingerprint=contents)
+    return dg.MaterializeResult(
+        value=tissue.to_plain(),
+        metadata={
+            "slide": dg.MetadataValue.path(str(slide.path)),
+            "tissue_share": float(tissue.tissue_share),
+            "otsu_threshold": _number(tissue.threshold),
+            "work_level": tissue.work_level,
+            "base_magnification": tissue.scale.base_magnification,
+            "magnification_source": tissue.scale.magnification_source,
+            "mpp": _number(tissue.scale.mpp),
+            "levels": table([asdict(level) for level in tissue.levels]),
+        },
+        data_version=dg.DataVersion(version_of("tissue_regions", parameters(config), contents)),
+        tags={MADE_FROM_TAG: contents},
+    )
+
+
+@dg.asset(
+    partitions_def=SLIDES,
+    deps=[slide_file],
+    ins={"tissue_regions": dg.AssetIn()},
+    group_name=catalog.GROUP_SLIDES,
+    io_manager_key="pickle_io",
+    kinds={"shapely", "xml", "pickle"},
+    owners=catalog.OWNERS,
+    code_version=CODE_VERSIONS["annotation_regions"],
+    description="Tumour geometry from the slide's outline: groups united, exclusions cut out, broken rings "
+    "repaired, each with its line in the audit. A slide without an outline is a normal slide.",
+)
+def annotation_regions(
+    context: dg.AssetExecutionContext,
+    config: AnnotationConfig,
+    library: SlideLibrary,
+    storage: Storage,
+    tissue_regions: dict[str, Any],
+) -> dg.MaterializeResult:
+    from wsi_assets.annotations import audit_table, read_annotation
+    from wsi_assets.index import TissueRegions, overlay_jpeg
+    from wsi_assets.slides import fingerprint, open_slide
+
+    with clear_failures():
+        slide = library.slide(context.partition_key)
+        outline = slide.annotation_path
+        contents = NO_ANNOTATION if outline is None else fingerprint(outline)
+        regions = None if outline is None else read_annotation(outline, config)
+        tissue = TissueRegions.from_plain(tissue_regions)
+        with open_slide(slide.path) as reader:
+            overlay = overlay_jpeg(reader, tissue, regions)
+            large = overlay_jpeg(reader, tissue, regions, max_side=2400, max_bytes=2_000_000)
+    with publish_file(storage.layout.slide_folder(slide.slide_id) / "overlay.jpg") as aside:
+        aside.write_bytes(large)
+    rows = [] if regions is None else audit_table(regions.audit)
+    return dg.MaterializeResult(
+        value={
+            "annotation_path": None if outline is None else str(outline),
+            "regions": None if regions is None else regions.to_plain(),
+        },
+        metadata={
+            "overlay": picture(overlay, "tissue and outline"),
+            "overlay_file": dg.MetadataValue.path(
+                str(storage.layout.slide_folder(slide.slide_id) / "overlay.jpg")
+            ),
+            "annotation": "none: a normal slide" if outline is None else str(outline),
+            "tumor_area": 0.0 if regions is None else float(regions.geometry.area),
+            "outlines": len(rows),
+            "unknown_groups": [] if regions is None else list(regions.unknown_groups),
+            "audit": table(rows[:300]),
+        },
+        data_version=dg.DataVersion(
+            version_of(
+                "annotation_regions",
+                parameters(config),
+                [contents, recorded_version(context.instance, "tissue_regions", slide.slide_id)],
+            )
+        ),
+        tags={MADE_FROM_TAG: contents},
+    )
+
+
+def _number(value: float | None) -> float | str:
+    return "unknown" if value is None else float(value)

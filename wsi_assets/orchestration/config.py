@@ -1,0 +1,166 @@
+"""Launchpad configuration of each asset: the rooms' own options, nothing added but Dagster's base class.
+
+Names, defaults, bounds and descriptions have one home, the ``options`` module of the room that uses them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pydantic
+import yaml
+
+from wsi_assets.annotations.options import AnnotationOptions
+from wsi_assets.errors import ConfigError
+from wsi_assets.evaluation.options import EvaluationOptions
+from wsi_assets.index.options import IndexOptions, SamplingOptions, TissueOptions
+from wsi_assets.learning.options import PredictionOptions, TrainingOptions
+from wsi_assets.patches.options import ExtractionOptions
+from wsi_assets.slides.options import ScaleOptions
+
+
+class TissueConfig(dg.Config, TissueOptions, ScaleOptions):
+    """Parameters of ``tissue_regions``."""
+
+
+class AnnotationConfig(dg.Config, AnnotationOptions):
+    """Parameters of ``annotation_regions``."""
+
+
+class IndexConfig(dg.Config, IndexOptions):
+    """Parameters of ``slide_index``."""
+
+
+class SamplingConfig(dg.Config, SamplingOptions):
+    """Parameters of ``sampled_index``."""
+
+
+class ExtractionConfig(dg.Config, ExtractionOptions):
+    """Parameters of ``patch_store``."""
+
+
+class TrainingConfig(dg.Config, TrainingOptions):
+    """Parameters of ``trained_model``."""
+
+
+class PredictionConfig(dg.Config, PredictionOptions):
+    """Parameters of ``test_predictions``."""
+
+
+class EvaluationConfig(dg.Config, EvaluationOptions):
+    """Parameters of ``evaluation``."""
+
+
+ASSET_CONFIG: dict[str, type[dg.Config]] = {
+    "tissue_regions": TissueConfig,
+    "annotation_regions": AnnotationConfig,
+    "slide_index": IndexConfig,
+    "sampled_index": SamplingConfig,
+    "patch_store": ExtractionConfig,
+    "trained_model": TrainingConfig,
+    "test_predictions": PredictionConfig,
+    "evaluation": EvaluationConfig,
+}
+"""Asset -> its configuration class, in pipeline order."""
+
+
+def parameters(config: dg.Config) -> dict[str, Any]:
+    """The effective parameters as plain values."""
+    return config.model_dump(mode="json")
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """``["lr=0.01", "tta=true"]`` -> values, read as YAML scalars or lists.
+
+    Raises:
+        ConfigError: a pair is not ``key=value``.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(
+                f"--set {pair!r} is not key=value", remedy="Write for example --set max_epochs=2"
+            )
+        try:
+            values[name.strip()] = _number(yaml.safe_load(text)) if text.strip() else ""
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair!r} cannot be read ({error})") from error
+    return values
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """A YAML file of parameters, flat or grouped by asset, as flat names or ``asset.name``.
+
+    Raises:
+        ConfigError: the file cannot be read or is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot be read ({error})", path=path) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            "is not a mapping of parameters", path=path, remedy="Write lines like `max_epochs: 2`"
+        )
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        if name in ASSET_CONFIG and isinstance(value, dict):
+            values.update({f"{name}.{inner}": _number(entry) for inner, entry in value.items()})
+        else:
+            values[str(name)] = _number(value)
+    return values
+
+
+def build_configs(values: Mapping[str, Any]) -> dict[str, dg.Config]:
+    """Every asset's validated configuration from flat values.
+
+    A flat name sets the parameter on every asset that has it; ``asset.name`` on that asset only.
+
+    Raises:
+        ConfigError: a name is unknown or a value impossible, in one line.
+    """
+    chosen: dict[str, dict[str, Any]] = {asset: {} for asset in ASSET_CONFIG}
+    for name, value in sorted(values.items(), key=lambda item: "." in item[0]):
+        asset, dot, field = name.rpartition(".")
+        takers = [asset] if dot else list(ASSET_CONFIG)
+        takers = [a for a in takers if a in ASSET_CONFIG and field in ASSET_CONFIG[a].model_fields]
+        if not takers:
+            raise ConfigError(f"there is no parameter {name!r}", remedy=_suggestion(field))
+        for taker in takers:
+            chosen[taker][field] = value
+    return {asset: _validated(asset, given) for asset, given in chosen.items()}
+
+
+def run_config(configs: Mapping[str, dg.Config], assets: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """The Dagster run configuration that gives ``assets`` these parameters."""
+    return {"ops": {asset: {"config": parameters(configs[asset])} for asset in assets}}
+
+
+def _validated(asset: str, given: dict[str, Any]) -> dg.Config:
+    try:
+        return ASSET_CONFIG[asset](**given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][:1]) or next(iter(given))
+        raise ConfigError(f"{field}={given.get(field)!r} is not possible: {first['msg']}") from error
+
+
+def _suggestion(field: str) -> str:
+    known = sorted({name for config in ASSET_CONFIG.values() for name in config.model_fields})
+    close = difflib.get_close_matches(field, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else "The README lists every parameter"
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 as text, and everybody writes a learning rate like that.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

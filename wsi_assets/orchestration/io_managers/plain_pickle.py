@@ -1,0 +1,105 @@
+"""Pickles of plain types, one file a partition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from wsi_assets.files import read_plain_pickle, size_of, write_plain_pickle
+from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS, StorageLayout
+from wsi_assets.orchestration.partitions import SLIDES
+from wsi_assets.orchestration.reporting import clear_failures
+
+
+class LazyPickles(Mapping[str, Any]):
+    """Partition key -> value, read on access and not kept; keys are the partitions that have a file.
+
+    A level takes the regions of thousands of slides: this way only one is in memory at a time. It pickles as
+    its paths.
+
+    Attributes:
+        missing: partitions that were asked for and have no file.
+    """
+
+    def __init__(self, paths: Mapping[str, Path]):
+        self._paths = {key: path for key, path in paths.items() if path.is_file()}
+        self.missing = tuple(sorted(set(paths) - set(self._paths)))
+
+    def __getitem__(self, key: str) -> Any:
+        return read_plain_pickle(self._paths[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._paths
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+class PlainPickleIOManager(dg.ConfigurableIOManager):
+    """Writes plain values to ``slides/<slide_id>/<asset>.pkl``, ``level_N/<artefact>`` or ``<asset>.pkl``.
+
+    A pickle that names any class or function is refused on reading, so no file can run code. Several
+    upstream partitions load as a :class:`LazyPickles`, one as its bare value; which of the two is decided by
+    the partition mapping, never by how many partitions there happen to be.
+    """
+
+    storage_dir: str
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        keys = context.asset_partition_keys if context.has_asset_partitions else [None]
+        if len(keys) != 1:
+            raise dg.Failure(
+                f"{context.asset_key.to_user_string()} writes one partition a run, not {len(keys)}",
+                allow_retries=False,
+            )
+        path = self._path(context, keys[0])
+        write_plain_pickle(path, obj)
+        context.add_output_metadata(
+            {
+                "path": dg.MetadataValue.path(str(path)),
+                "size": size_of(path),
+                "count": len(obj) if isinstance(obj, (list, dict)) else 1,
+            }
+        )
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        with clear_failures():
+            if not context.has_asset_partitions:
+                return read_plain_pickle(self._path(context, None))
+            if takes_many(context):
+                return LazyPickles({key: self._path(context, key) for key in context.asset_partition_keys})
+            return read_plain_pickle(self._path(context, context.asset_partition_key))
+
+    def _path(self, context: dg.InputContext | dg.OutputContext, partition: str | None) -> Path:
+        layout = StorageLayout(self.storage_dir)
+        asset = "__".join(context.asset_key.path)
+        if partition is None:
+            return layout.root / f"{asset}.pkl"
+        if _is_by_slide(context):
+            return layout.slide_artefact(asset, partition)
+        if asset in LEVEL_ARTEFACTS:
+            return layout.level_artefact(asset, partition)
+        return layout.root / asset / f"{partition}.pkl"
+
+
+def takes_many(context: dg.InputContext) -> bool:
+    """Whether this input is a mapping over upstream partitions, as its ``AssetIn`` declares.
+
+    Inputs that declare nothing take one partition if it is the run's own, and a mapping otherwise.
+    """
+    declared = (context.definition_metadata or {}).get("load")
+    if declared is not None:
+        return declared == "mapping"
+    keys = list(context.asset_partition_keys)
+    return not (context.has_partition_key and keys == [context.partition_key])
+
+
+def _is_by_slide(context: dg.InputContext | dg.OutputContext) -> bool:
+    partitions = context.asset_partitions_def
+    return isinstance(partitions, dg.DynamicPartitionsDefinition) and partitions.name == SLIDES.name

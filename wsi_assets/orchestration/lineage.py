@@ -1,0 +1,166 @@
+"""What an artefact was made from, as one version; what is therefore out of date.
+
+The computations are deterministic, so an artefact's data version is the digest of its code version, its
+parameters and the versions of what it was made from. The command line, the checks and Dagster's own
+staleness view all compare these versions. Reading them from an instance is here too; nothing writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from wsi_assets.files import digest
+
+DATA_VERSION_TAG = "dagster/data_version"
+MADE_FROM_TAG = "wsi_assets/made_from"
+"""On a slide asset: fingerprint of the file it was made from, to tell a slide replaced since."""
+
+CODE_VERSIONS = {
+    "tissue_regions": "1",
+    "annotation_regions": "1",
+    "slide_index": "1",
+    "sampled_index": "1",
+    "patch_store": "1",
+    "trained_model": "1",
+    "test_predictions": "1",
+    "evaluation": "1",
+}
+"""Raise one when a change of code changes what its asset holds: it is then out of date everywhere."""
+
+WITHOUT_EFFECT = frozenset(
+    {"extraction_workers", "num_workers", "prediction_batch_size", "device", "max_quarantined"}
+)
+"""Parameters that change how fast or on what an artefact is made, or what is checked, not what it holds."""
+
+
+def version_of(asset: str, parameters: Mapping[str, Any], made_from: Any) -> str:
+    """The data version of ``asset`` made with ``parameters`` from ``made_from``, plain values or versions."""
+    effective = {name: value for name, value in parameters.items() if name not in WITHOUT_EFFECT}
+    return digest(asset, CODE_VERSIONS[asset], effective, made_from)
+
+
+def usable_slides(
+    on_disk: Mapping[str, str],
+    registered: Iterable[str],
+    current: Mapping[str, tuple[str, str]],
+    tissue: Mapping[str, Recorded],
+    annotation: Mapping[str, Recorded],
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Which slides a level can be made from, and why the others are left out.
+
+    Args:
+        on_disk: slide id -> path, as found now.
+        registered: slide ids that have a partition.
+        current: slide id -> (fingerprint of slide, fingerprint of outline), as last observed.
+        tissue: slide id -> its latest ``tissue_regions``.
+        annotation: slide id -> its latest ``annotation_regions``.
+
+    Returns:
+        slide id -> [tissue version, annotation version, path]; slide id -> reason.
+    """
+    usable, left_out = {}, {}
+    for slide_id in sorted(registered):
+        seen = current.get(slide_id)
+        if slide_id not in on_disk:
+            left_out[slide_id] = "its file is not in the slide folder; put it back, or retire the slide"
+        elif slide_id not in tissue:
+            left_out[slide_id] = "it has no tissue_regions; see why they failed, or materialize them"
+        elif slide_id not in annotation:
+            left_out[slide_id] = "it has no annotation_regions; see why they failed, or materialize them"
+        elif seen and tissue[slide_id].made_from not in (None, seen[0]):
+            left_out[slide_id] = "its file changed since its tissue_regions were made; materialize them again"
+        elif seen and annotation[slide_id].made_from not in (None, seen[1]):
+            left_out[slide_id] = (
+                "its outline changed since its annotation_regions were made; materialize them"
+            )
+        else:
+            usable[slide_id] = [tissue[slide_id].version, annotation[slide_id].version, on_disk[slide_id]]
+    return usable, left_out
+
+
+def first_out_of_date(
+    chain: Sequence[str], recorded: Mapping[str, str | None], expected: Callable[[str, str | None], str]
+) -> str | None:
+    """The first asset of ``chain`` that must be made again, or None when all of it is up to date.
+
+    Args:
+        chain: asset names, each made from the one before.
+        recorded: asset -> the version it has now, None where it was never made or its files are gone.
+        expected: (asset, version of the one before) -> the version it would get if it were made now.
+    """
+    before = None
+    for asset in chain:
+        current = recorded.get(asset)
+        if current is None or current != expected(asset, before):
+            return asset
+        before = current
+    return None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the latest materialization of one partition says of itself.
+
+    Attributes:
+        version: its data version.
+        made_from: the fingerprint of the user's file it was made from, for slide assets.
+    """
+
+    version: str
+    made_from: str | None
+
+
+def recorded(instance: dg.DagsterInstance, asset: str, partitions: Iterable[str]) -> dict[str, Recorded]:
+    """Partition -> its latest materialization; partitions never made are absent."""
+    found: dict[str, Recorded] = {}
+    for partition, record in _latest(instance.fetch_materializations, asset, partitions).items():
+        tags = record.asset_materialization.tags or {}
+        if DATA_VERSION_TAG in tags:
+            found[partition] = Recorded(tags[DATA_VERSION_TAG], tags.get(MADE_FROM_TAG))
+    return found
+
+
+def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str) -> str | None:
+    """The data version of one partition, None if it was never made."""
+    latest = recorded(instance, asset, [partition]).get(partition)
+    return latest.version if latest else None
+
+
+def recorded_metadata(instance: dg.DagsterInstance, asset: str, partition: str) -> dict[str, Any]:
+    """Metadata values of the latest materialization of one partition, {} if there is none."""
+    latest = _latest(instance.fetch_materializations, asset, [partition]).get(partition)
+    return {} if latest is None else {k: v.value for k, v in latest.asset_materialization.metadata.items()}
+
+
+def latest_observations(
+    instance: dg.DagsterInstance, asset: str, partitions: Iterable[str]
+) -> dict[str, dg.AssetObservation]:
+    """Partition -> its latest observation; partitions never observed are absent."""
+    found = _latest(instance.fetch_observations, asset, partitions)
+    return {partition: record.event_log_entry.asset_observation for partition, record in found.items()}
+
+
+def _latest(fetch: Callable[..., Any], asset: str, partitions: Iterable[str]) -> dict[str, Any]:
+    # Newest first, so the first record seen of a partition is its latest. Chunks keep the SQL short.
+    wanted = list(partitions)
+    found: dict[str, Any] = {}
+    for start in range(0, len(wanted), 500):
+        missing = set(wanted[start : start + 500])
+        cursor = None
+        while missing:
+            page = fetch(
+                dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=sorted(missing)),
+                limit=1000,
+                cursor=cursor,
+            )
+            for record in page.records:
+                found.setdefault(record.partition_key, record)
+            missing -= found.keys()
+            if not page.has_more:
+                break
+            cursor = page.cursor
+    return found

@@ -1,0 +1,52 @@
+"""The user's folders of slides and outlines, read only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import PrivateAttr
+
+from wsi_assets.errors import SlideError
+
+if TYPE_CHECKING:
+    from wsi_assets.slides import SlideFile, SlideListing
+
+
+class SlideLibrary(dg.ConfigurableResource):
+    """Finds slides and the outlines that belong to them."""
+
+    images_dir: str
+    annotations_dir: str | None = None
+
+    _listing: SlideListing | None = PrivateAttr(default=None)
+
+    def look(self) -> SlideListing:
+        """List the folders anew.
+
+        Raises:
+            SlideError: a folder is missing or unreadable; that is never "no slides".
+        """
+        from wsi_assets.slides import find_slides
+
+        annotations = None if self.annotations_dir is None else Path(self.annotations_dir)
+        self._listing = find_slides(Path(self.images_dir), annotations)
+        return self._listing
+
+    def slide(self, slide_id: str) -> SlideFile:
+        """The file of one slide; the folders are listed once a run.
+
+        Raises:
+            SlideError: no file of the folder has this id.
+        """
+        listing = self._listing or self.look()
+        for slide in listing.slides:
+            if slide.slide_id == slide_id:
+                return slide
+        reasons = [problem for problem in listing.problems if slide_id.lower() in problem.lower()]
+        raise SlideError(
+            reasons[0] if reasons else f"holds no readable slide {slide_id!r}",
+            path=self.images_dir,
+            remedy="Put the file back, or retire the slide",
+        )

@@ -1,0 +1,80 @@
+"""Where things live, read from the environment once, when definitions are built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsi_assets.errors import ConfigError
+
+BACKENDS = ("lmdb", "hdf5", "fs")
+"""Patch stores a user can choose: one LMDB environment, one HDF5 file, or a folder of PNG files."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Folders, all absolute, and the patch store new runs write.
+
+    Attributes:
+        images_dir: the user's slides; only ever read.
+        annotations_dir: the user's outlines, or None where there are none.
+        storage_dir: everything the platform writes.
+        patch_backend: one of :data:`BACKENDS`.
+        tracking_uri: an MLflow server, or None for the sqlite file in the storage folder.
+    """
+
+    images_dir: Path
+    annotations_dir: Path | None
+    storage_dir: Path
+    patch_backend: str = "lmdb"
+    tracking_uri: str | None = None
+
+    def __post_init__(self):
+        if self.patch_backend not in BACKENDS:
+            raise ConfigError(
+                f"{self.patch_backend!r} is not a patch backend",
+                remedy=f"Set WSI_PATCH_BACKEND to one of {', '.join(BACKENDS)}",
+            )
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> Settings:
+        """Read the ``WSI_*`` variables; whatever is not set lies under ``home``, the current folder.
+
+        Raises:
+            ConfigError: a variable has an impossible value.
+        """
+        home = Path.cwd() if home is None else Path(home).absolute()
+
+        def folder(variable: str, default: str) -> Path:
+            return (home / Path(environ.get(variable) or default).expanduser()).absolute()
+
+        annotations: Path | None = folder("WSI_ANNOTATIONS_DIR", "annotations")
+        # Outlines are optional, but a folder the user named and that is not there is a mistake to report.
+        if not environ.get("WSI_ANNOTATIONS_DIR") and not annotations.exists():
+            annotations = None
+        return cls(
+            images_dir=folder("WSI_IMAGES_DIR", "images"),
+            annotations_dir=annotations,
+            storage_dir=folder("WSI_STORAGE_DIR", "storage"),
+            patch_backend=environ.get("WSI_PATCH_BACKEND") or "lmdb",
+            tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
+        )
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables that make another process arrive at the same settings."""
+        values = {
+            "WSI_IMAGES_DIR": str(self.images_dir),
+            "WSI_STORAGE_DIR": str(self.storage_dir),
+            "WSI_PATCH_BACKEND": self.patch_backend,
+        }
+        if self.annotations_dir is not None:
+            values["WSI_ANNOTATIONS_DIR"] = str(self.annotations_dir)
+        if self.tracking_uri is not None:
+            values["MLFLOW_TRACKING_URI"] = self.tracking_uri
+        return values
+
+    def with_changes(self, **changes: object) -> Settings:
+        """A copy with the given fields changed; None leaves a field as it is."""
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
