@@ -1,0 +1,137 @@
+"""Levels side by side: which magnification to use is the question users ask.
+
+It reads what evaluations left in their ``metrics.json``; nothing is evaluated again.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsi_assets.errors import EvaluationError
+from wsi_assets.evaluation.evaluation import FORMAT
+from wsi_assets.files import write_json
+
+FIGURES = {
+    "slide_auc": ("Slide AUC", ("slide", "auc_top_mean")),
+    "froc_official": ("FROC, official", ("froc", "official_score")),
+    "froc_corrected": ("FROC, corrected", ("froc", "corrected_score")),
+    "patch_auc": ("Patch AUC", ("patch", "overall", "roc_auc")),
+    "average_precision": ("Average precision", ("patch", "overall", "average_precision")),
+    "sensitivity": ("Sensitivity", ("patch", "overall", "at_default_threshold", "sensitivity")),
+    "specificity": ("Specificity", ("patch", "overall", "at_default_threshold", "specificity")),
+    "brier": ("Brier score", ("patch", "overall", "brier")),
+}
+"""Column -> its name for a reader, and where ``metrics.json`` has it."""
+
+DRAWN = ("slide_auc", "froc_corrected", "patch_auc", "sensitivity", "specificity")
+
+
+def compare(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row a level, highest magnification first: counts, time, and every figure in its plain form.
+
+    Args:
+        metrics: contents of several levels' ``metrics.json``.
+
+    Raises:
+        EvaluationError: one of them is no such thing, or is of another version.
+    """
+    rows = [_row(one) for one in metrics]
+    rows.sort(key=lambda row: (row["level"] is None, row["level"] or 0))
+    return rows
+
+
+def read_metrics(path: str | Path) -> dict[str, Any]:
+    """One ``metrics.json``.
+
+    Raises:
+        EvaluationError: it is missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EvaluationError(
+            "does not exist", path=path, remedy="Materialize evaluation for its level"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"is not readable as metrics ({error})",
+            path=path,
+            remedy="Materialize evaluation for its level again",
+        ) from error
+
+
+def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) -> Path:
+    """Write ``comparison.html``, one self-contained page, ``comparison.png`` and ``comparison.json``."""
+    from wsi_assets.evaluation.templating import environment
+
+    rows = compare(metrics)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    picture = comparison_png(rows) if rows else None
+    if picture:
+        (out / "comparison.png").write_bytes(picture)
+    write_json(out / "comparison.json", rows)
+    html = (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(
+            rows=rows,
+            names={key: name for key, (name, _) in FIGURES.items()},
+            same_slides=len({(row["slides"], row["patients"]) for row in rows}) <= 1,
+            picture=base64.b64encode(picture).decode("ascii") if picture else None,
+        )
+    )
+    path = out / "comparison.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def comparison_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Dots and 95 % intervals of the main figures, a row a level, as PNG; ``rows`` from :func:`compare`."""
+    from wsi_assets.evaluation.plots import intervals_png
+
+    panels = {FIGURES[key][0]: [row["figures"][key] for row in rows] for key in DRAWN}
+    return intervals_png([level_name(row) for row in rows], panels)
+
+
+def level_name(row: Mapping[str, Any]) -> str:
+    """A level as a reader knows it: "level 4 (2.5×)"."""
+    name = "level ?" if row["level"] is None else f"level {row['level']}"
+    return name if row["magnification"] is None else f"{name} ({row['magnification']:.3g}×)"
+
+
+def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    if metrics.get("format") != FORMAT:
+        raise EvaluationError(
+            f"metrics of version {metrics.get('format')}, not {FORMAT}",
+            remedy="Materialize evaluation again for the levels to compare",
+        )
+    context, overall, slide = metrics.get("context", {}), metrics["patch"]["overall"], metrics["slide"]
+    seconds = context.get("seconds") or {}
+    return {
+        "level": context.get("level"),
+        "magnification": context.get("magnification"),
+        "created": context.get("created"),
+        "slides": slide["slides"],
+        "tumor_slides": slide["tumor_slides"],
+        "patients": slide["patients"],
+        "patches": overall["patches"],
+        "tumor_patches": overall["tumor"],
+        "lesions": metrics["froc"]["lesions"],
+        "left_out": len(context.get("left_out") or {}),
+        "seconds": sum(seconds.values()) if seconds else None,
+        "figures": {key: _figure(metrics, place) for key, (_, place) in FIGURES.items()},
+    }
+
+
+def _figure(metrics: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
+    value: Any = metrics
+    for name in place:
+        value = value[name]
+        if value is None:
+            return {"value": None, "low": None, "high": None, "reason": "no patch"}
+    return value

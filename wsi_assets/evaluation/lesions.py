@@ -1,0 +1,145 @@
+"""Lesions of a slide as the CAMELYON16 challenge counts them.
+
+A mask of tumour at level 5 is widened by half of 75 um (five tumour cells), its holes are filled, and its
+8-connected components are the lesions; one whose major axis is under 275 um is isolated tumour cells
+(ITC, under 200 um before widening). Scores and detections do not belong here.
+
+Source: the evaluation of the challenge, B. Ehteshami Bejnordi et al., JAMA 2017;318(22):2199-2210.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wsi_assets.index.coverage import cell_areas
+
+WIDENING_UM = 75.0
+ITC_UM = 275.0
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One component. ``area`` in mask pixels, ``major_axis`` in mask pixels, ``box`` = mask (row0, col0, row1, col1)."""
+
+    label: int
+    area: int
+    major_axis: float
+    box: tuple[int, int, int, int]
+    itc: bool
+
+
+@dataclass(frozen=True)
+class LesionMap:
+    """The lesions of a slide.
+
+    Attributes:
+        labels: (rows, cols) int32, 0 where no lesion is, a window of the mask.
+        origin: mask (row, col) of the window's first pixel.
+        downsample: level-0 pixels per mask pixel.
+    """
+
+    labels: np.ndarray
+    origin: tuple[int, int]
+    downsample: int
+    lesions: tuple[Lesion, ...]
+
+    def label_at(self, x: float, y: float) -> int:
+        """The lesion at a level-0 point, 0 for none; coordinates are cut to whole mask pixels."""
+        row, col = int(y / self.downsample) - self.origin[0], int(x / self.downsample) - self.origin[1]
+        rows, cols = self.labels.shape
+        return int(self.labels[row, col]) if 0 <= row < rows and 0 <= col < cols else 0
+
+    def to_plain(self) -> list[dict[str, Any]]:
+        return [{**vars(lesion), "box": list(lesion.box)} for lesion in self.lesions]
+
+
+def lesions_of_mask(
+    mask: np.ndarray, *, mpp: float, level: int, origin: tuple[int, int] = (0, 0)
+) -> LesionMap:
+    """Lesions of a bool mask (rows, cols) of tumour at ``level`` (a power of two below level 0).
+
+    Args:
+        mpp: level-0 pixel size in um.
+        origin: (row, col) of the mask's first pixel in the slide's mask, where the mask is a window. A
+            window must hold a margin of :func:`margin` around the tumour, or end where the slide ends.
+    """
+    from scipy.ndimage import binary_fill_holes, distance_transform_edt, find_objects, label
+
+    mask = np.asarray(mask, bool)
+    window, (top, left) = _window(mask, margin(mpp, level))
+    if not window.any():
+        return LesionMap(np.zeros((0, 0), np.int32), origin, 2**level, ())
+    near = distance_transform_edt(~window) < WIDENING_UM / (mpp * 2**level * 2)
+    labels, _ = label(binary_fill_holes(near), structure=np.ones((3, 3), int))
+    origin = (origin[0] + top, origin[1] + left)
+    lesions = []
+    for number, (rows, cols) in enumerate(find_objects(labels), start=1):
+        inside = labels[rows, cols] == number
+        axis = major_axis(inside)
+        lesions.append(
+            Lesion(
+                label=number,
+                area=int(inside.sum()),
+                major_axis=axis,
+                box=(
+                    origin[0] + rows.start,
+                    origin[1] + cols.start,
+                    origin[0] + rows.stop,
+                    origin[1] + cols.stop,
+                ),
+                itc=axis < ITC_UM / (mpp * 2**level),
+            )
+        )
+    return LesionMap(labels.astype(np.int32), origin, 2**level, tuple(lesions))
+
+
+def lesions_of_geometry(
+    geometry, *, mpp: float, level: int, size: tuple[int, int] | None = None
+) -> LesionMap:
+    """Lesions of a tumour outline.
+
+    Args:
+        geometry: shapely Polygon or MultiPolygon, (x, y) in level-0 pixels, valid.
+        mpp: level-0 pixel size in um.
+        size: (height, width) of level 0, None if unknown; widening stops at the slide's edge.
+    """
+    scale = 2**level
+    pad = margin(mpp, level)
+    x0, y0, x1, y1 = (edge / scale for edge in geometry.bounds)
+    top, left = max(math.floor(y0) - pad, 0), max(math.floor(x0) - pad, 0)
+    bottom, right = math.ceil(y1) + pad, math.ceil(x1) + pad
+    if size is not None:
+        bottom, right = min(bottom, math.ceil(size[0] / scale)), min(right, math.ceil(size[1] / scale))
+    # A mask pixel is tumour when at least half of it is: painting whole outlines overshoots by 1 to 12 %.
+    areas = cell_areas(geometry, np.arange(top, bottom + 1) * scale, np.arange(left, right + 1) * scale)
+    half = 0.5 * scale**2 * (1 - 1e-9)
+    return lesions_of_mask(areas >= half, mpp=mpp, level=level, origin=(top, left))
+
+
+def margin(mpp: float, level: int) -> int:
+    """Mask pixels around tumour that widening can reach, and one more."""
+    return math.ceil(WIDENING_UM / (mpp * 2**level * 2)) + 1
+
+
+def major_axis(mask: np.ndarray) -> float:
+    """Length of the major axis of the ellipse with the second moments of a bool mask, in its pixels.
+
+    4 sqrt(l), l the larger eigenvalue of the covariance of pixel centres (as scikit-image's regionprops).
+    """
+    rows, cols = np.nonzero(mask)
+    row, col = rows - rows.mean(), cols - cols.mean()
+    yy, xx, xy = (row * row).mean(), (col * col).mean(), (row * col).mean()
+    return float(4 * math.sqrt((yy + xx) / 2 + math.sqrt(4 * xy**2 + (yy - xx) ** 2) / 2))
+
+
+def _window(mask: np.ndarray, pad: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The part of ``mask`` that holds its tumour and ``pad`` pixels around, and where it begins."""
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return mask[:0, :0], (0, 0)
+    top, left = max(rows[0] - pad, 0), max(cols[0] - pad, 0)
+    return mask[top : rows[-1] + pad + 1, left : cols[-1] + pad + 1], (int(top), int(left))
