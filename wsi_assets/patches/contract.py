@@ -1,0 +1,165 @@
+"""What every store is made of, for readers and for writers; a new kind of store implements these.
+
+No file format belongs here, and no decision about what to extract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from wsi_assets.errors import StoreError
+
+Identity = tuple[str, int, int]
+"""(slide fingerprint, y, x): with equal level, size and encoding, equal identities are equal bytes."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a store holds, without the patches.
+
+    Attributes:
+        info: plain values: ``format, backend, level, patch_size, stride, codec, quality, digest, complete,
+            patches, tumor, normal, slides`` (id, fingerprint, downsample, mpp, magnification, patches of
+            each), ``quarantined`` and ``versions``.
+        keys: one a patch, in index order.
+        labels: uint8 (n,), 1 is tumour.
+        origins: int32 (n, 3): slide number in ``info["slides"]``, y, x in pixels of the level.
+    """
+
+    info: dict[str, Any]
+    keys: Sequence[str]
+    labels: np.ndarray
+    origins: np.ndarray
+
+
+class Shelf(Protocol):
+    """An open complete store as its format gives it: used by one process, never sent to another."""
+
+    contents: Contents
+
+    def raw(self, index: int) -> bytes | memoryview:
+        """The encoded patch; valid until the shelf closes."""
+
+    def close(self) -> None:
+        """Let go of all files."""
+
+
+class Source(Protocol):
+    """Encoded patches of an earlier build, complete or not, to take over without decoding."""
+
+    def find(self, fingerprint: str, coords: np.ndarray) -> list[Any]:
+        """For each (y, x) of ``coords`` a locator, or None where the source lacks the patch."""
+
+    def take(self, locator: Any) -> Any:
+        """What the writer of the same kind of store takes: bytes, or a file to link."""
+
+    def close(self) -> None:
+        """Let go of all files."""
+
+
+class Writer(Protocol):
+    """Fills a store aside and publishes it; one process owns it.
+
+    A killed writer leaves what it committed: the next one with the same plan continues, and one with another
+    plan finds it among its ``sources``.
+
+    Attributes:
+        parts_done: parts of this plan already committed, to be skipped.
+        lost: position -> reason, of patches quarantined in those parts.
+        sources: what earlier unfinished builds left.
+    """
+
+    parts_done: int
+    lost: dict[int, str]
+    sources: list[Source]
+
+    def add(self, key: str, label: int, identity: Identity, value: bytes | None, reuse: Any) -> None:
+        """Put one patch: newly encoded (``value``), or what a source's ``take`` gave (``reuse``)."""
+
+    def commit(self, parts_done: int, lost: Sequence[tuple[int, str]]) -> None:
+        """Make all added patches survive a kill; ``lost`` are those quarantined since the last commit."""
+
+    def finish(self, contents: Contents) -> None:
+        """Complete the store and put it in the old one's place."""
+
+    def close(self) -> None:
+        """Let go of all files; without :meth:`finish` the work stays aside for the next writer."""
+
+
+class IndexedSource:
+    """A :class:`Source` over a table of identities; ``take`` is up to the kind of store."""
+
+    def __init__(self, tables: dict[str, tuple[np.ndarray, Sequence[Any]]]):
+        self._tables = {}
+        for fingerprint, (coords, locators) in tables.items():
+            codes = _codes(coords)
+            order = np.argsort(codes, kind="stable")
+            self._tables[fingerprint] = (codes[order], order, locators)
+
+    def find(self, fingerprint: str, coords: np.ndarray) -> list[Any]:
+        """See :class:`Source`."""
+        if fingerprint not in self._tables or not len(coords):
+            return [None] * len(coords)
+        codes, order, locators = self._tables[fingerprint]
+        wanted = _codes(coords)
+        at = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+        hits = codes[at] == wanted
+        return [locators[order[i]] if hit else None for i, hit in zip(at, hits, strict=True)]
+
+
+class ShelfSource(IndexedSource):
+    """A complete store as a source; locators are its patch numbers."""
+
+    def __init__(self, shelf: Shelf):
+        self.shelf = shelf
+        origins = shelf.contents.origins
+        tables = {}
+        for number, slide in enumerate(shelf.contents.info["slides"]):
+            rows = np.flatnonzero(origins[:, 0] == number)
+            if slide["fingerprint"] and len(rows):
+                tables[slide["fingerprint"]] = (origins[rows, 1:], rows.tolist())
+        super().__init__(tables)
+
+    def take(self, locator: int) -> Any:
+        """See :class:`Source`."""
+        return self.shelf.raw(locator)
+
+    def close(self) -> None:
+        """See :class:`Source`."""
+        self.shelf.close()
+
+
+def tables_of(items: Sequence[tuple[Identity, Any]]) -> dict[str, tuple[np.ndarray, list[Any]]]:
+    """Tables for an :class:`IndexedSource` from (identity, locator) pairs."""
+    tables: dict[str, tuple[list[tuple[int, int]], list[Any]]] = {}
+    for (fingerprint, y, x), locator in items:
+        coords, locators = tables.setdefault(fingerprint, ([], []))
+        coords.append((y, x))
+        locators.append(locator)
+    return {name: (np.array(coords, np.int64), locators) for name, (coords, locators) in tables.items()}
+
+
+class UnusableStore(StoreError):
+    """A store that is half-built or damaged: nothing in it can be trusted, and building replaces it."""
+
+
+def incomplete(path: Path) -> StoreError:
+    """The error of a store whose build did not finish."""
+    return UnusableStore(
+        "is half-built: its build has not finished", path=path, remedy="Run the build again; it continues"
+    )
+
+
+def damaged(path: Path, why: object) -> StoreError:
+    """The error of a store that cannot be understood."""
+    return UnusableStore(f"is damaged ({why})", path=path, remedy="Delete it and build it again")
+
+
+def _codes(coords: np.ndarray) -> np.ndarray:
+    coords = np.asarray(coords, np.int64)
+    return (coords[:, 0] << 32) | (coords[:, 1] & 0xFFFFFFFF)

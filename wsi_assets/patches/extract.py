@@ -1,0 +1,91 @@
+"""One task of extraction: some patches of one slide, read and encoded, in whatever process it runs.
+
+Everything sent and returned pickles, so any ``concurrent.futures`` executor can run it. Stores are not known
+here; the process that hands out tasks writes.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsi_assets.errors import SlideError
+from wsi_assets.patches.codecs import encoder
+
+
+@dataclass(frozen=True)
+class Task:
+    """Read these patches: ``coords`` int32 (n, 2) of (y, x) in pixels of ``level``.
+
+    ``fingerprint`` is what the slide must still be; None takes it as it is.
+    """
+
+    slide_path: str
+    fingerprint: str | None
+    level: int
+    patch_size: int
+    coords: np.ndarray
+    codec: str
+    quality: int | None
+    max_no_data: float
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """``values``: encoded patches, None where unreadable; ``reasons``: number of such a patch -> why."""
+
+    values: list[bytes | None]
+    reasons: dict[int, str]
+
+
+_open = threading.local()
+
+
+def extract(task: Task) -> Encoded:
+    """Read and encode; an unreadable slide or patch is a reason in the result, never an exception."""
+    count = len(task.coords)
+    try:
+        reader = _reader(task.slide_path, task.fingerprint)
+        patches = reader.read(task.level, task.coords, task.patch_size)
+    except SlideError as error:
+        close_reader()
+        return Encoded([None] * count, dict.fromkeys(range(count), error.fault))
+    encode = encoder(task.codec, task.quality)
+    allowed = task.max_no_data * task.patch_size**2
+    reasons = dict(patches.failed)
+    values: list[bytes | None] = []
+    for number in range(count):
+        missing = int(patches.missing[number])
+        if number not in reasons and (missing > allowed or missing == task.patch_size**2):
+            share = missing / task.patch_size**2
+            reasons[number] = f"the slide has no pixels for {share:.0%} of it"
+        values.append(None if number in reasons else encode(patches.pixels[number]))
+    return Encoded(values, reasons)
+
+
+def close_reader() -> None:
+    """Let go of the slide this thread holds open between tasks."""
+    held = getattr(_open, "held", None)
+    _open.held = None
+    if held is not None:
+        held[1].close()
+
+
+def _reader(path: str, fingerprint: str | None):
+    """The slide, kept open from task to task: consecutive tasks are mostly of one slide."""
+    from wsi_assets.patches.pixels import PatchReader
+    from wsi_assets.slides.fingerprints import fingerprint as fingerprint_of
+    from wsi_assets.slides.fingerprints import signature
+
+    wanted = (path, fingerprint, signature(path))
+    held = getattr(_open, "held", None)
+    if held is not None and held[0] == wanted:
+        return held[1]
+    close_reader()
+    if fingerprint is not None and fingerprint_of(path) != fingerprint:
+        raise SlideError("changed since it was indexed", path=path, remedy="Index it again")
+    reader = PatchReader(path)
+    _open.held = (wanted, reader)
+    return reader

@@ -1,0 +1,54 @@
+"""What a user may set about extracting patches.
+
+Only the option class belongs here; it imports nothing heavy, because job definitions load it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Codec = Literal["jpeg", "png", "qoi", "raw"]
+Backend = Literal["lmdb", "hdf5", "fs"]
+
+
+class ExtractionOptions(BaseModel):
+    """How patches are read, encoded and stored.
+
+    ``codec`` is what an LMDB store holds. A PNG folder always holds PNG and an HDF5 store always holds the
+    slide's own pixels, so those two are never worse than an LMDB store of the same patches.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    codec: Codec = Field(
+        "jpeg",
+        description="Encoding of patches in an LMDB store: jpeg (lossy, smallest), png, qoi (lossless, four times "
+        "as fast as png) or raw (uncompressed PPM).",
+    )
+    jpeg_quality: int = Field(
+        95, ge=1, le=100, description="JPEG quality of the jpeg codec; colour is never subsampled (4:4:4)."
+    )
+    hdf5_gzip: int = Field(
+        0,
+        ge=0,
+        le=9,
+        description="Level of HDF5's built-in gzip compression of patches; 0 stores them plain.",
+    )
+    extraction_workers: int = Field(
+        0, ge=0, description="Processes that read and encode patches; 0 means one per CPU core."
+    )
+    max_no_data: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="Largest share of a patch that may have no pixels in the slide (never scanned, missing tile) "
+        "and is then white; a patch with more is quarantined.",
+    )
+    max_quarantined: float = Field(
+        0.01,
+        ge=0.0,
+        le=1.0,
+        description="Largest share of patches that may be unreadable before a check fails.",
+    )
