@@ -46,6 +46,8 @@ BLUR_SHARE = 0.2
 BLUR_SIGMA = (0.4, 1.5)
 """Standard deviation of the blur in pixels of the patch, smallest and largest."""
 BLUR_RADIUS = 4
+CPU_PIECE = 8 * 256 * 256 * 3
+"""Values transformed at a time on a CPU."""
 
 # Optical density of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001), rows of length 1.
 _STAINS = torch.nn.functional.normalize(
@@ -139,6 +141,11 @@ def augment(patches: Tensor, transforms: Transforms) -> Tensor:
     Returns:
         float32 (n, size, size, 3), still 0 to 255.
     """
+    if patches.device.type == "cpu" and patches.numel() > CPU_PIECE:
+        # A dozen passes over a whole batch go through memory a dozen times; pieces stay in the cache.
+        step = max(1, CPU_PIECE // patches[0].numel())
+        pieces = range(0, len(patches), step)
+        return torch.cat([augment(patches[i : i + step], transforms[i : i + step]) for i in pieces])
     device = patches.device
     patches = dihedral(patches, transforms.dihedral)
     n, height, width, _ = patches.shape
