@@ -36,7 +36,7 @@ def outlines_missing(slides: Iterable[tuple[str, str | None]]) -> list[Finding]:
         slides: (slide id, annotation path or None).
     """
     return [
-        Finding("outlines_missing", slide_id, "is named a tumour slide but has no annotation")
+        Finding("outlines_missing", slide_id, "a tumour slide by its name, without annotation")
         for slide_id, annotation in sorted(slides, key=lambda pair: pair[0])
         if annotation is None and "tumor" in slide_id.lower()
     ]
@@ -71,7 +71,7 @@ def outlines_outside(
         outside = 1 - inside / tumor.geometry.area
         if outside > tolerance:
             message = (
-                f"{outside:.0%} of the tumour area lies outside the slide of {base.width} x {base.height} pixels: "
+                f"{outside:.0%} of the tumour area lies outside the {base.width} x {base.height} slide: "
                 "is it another slide's annotation, or not in level-0 pixels?"
             )
             findings.append(Finding("outlines_outside", tissue.slide_id, message))

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from wsi_assets.slides import SlideReader
 
 
+FINER = 2
+"""Pixels are read this many levels finer than the working level and averaged: JPEG halves the resolution of
+colour, and a coarse level that was compressed anew has blurred chroma (tumor_001 against its padded pyramid:
+Dice 0.92 when read at the working level, 0.97 one level finer, 0.98 two)."""
 LOOK_SIDE = 32
 """Side of the tiny picture by which slides are compared, pixels."""
 
@@ -122,9 +126,11 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
     """
     base = reader.levels[0]
     level = work_level_for(base.height, base.width, options)
-    region = reader.reduced(float(2**level))
-    mask, threshold = tissue_mask(region.pixels, region.no_data, options)
-    data = int(mask.size - np.count_nonzero(region.no_data))
+    finer = min(level, FINER)
+    region = reader.reduced(float(2 ** (level - finer)))
+    pixels, no_data = averaged(region.pixels, region.no_data, 2**finer)
+    mask, threshold = tissue_mask(pixels, no_data, options)
+    data = int(mask.size - np.count_nonzero(no_data))
     return TissueRegions(
         slide_id=reader.slide_id,
         slide_path=str(reader.path),
@@ -137,9 +143,41 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         scale=reader.scale,
         tissue_share=float(np.count_nonzero(mask) / data) if data else 0.0,
         data_share=float(data / mask.size) if mask.size else 0.0,
-        look=_look(region.pixels, mask),
+        look=_look(pixels, mask),
         config=options.model_dump(),
     )
+
+
+def averaged(
+    pixels: NDArray[np.uint8], no_data: NDArray[np.bool_], factor: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Average blocks of ``factor`` x ``factor`` pixels, those at the far edges over what there is of them.
+
+    No-data takes no part; a block is no-data, and white, where half of it or more is. Worked on in strips,
+    so that memory stays near that of the input.
+    """
+    if factor == 1:
+        return pixels, no_data
+    height, width = no_data.shape
+    rows, columns = -(-height // factor), -(-width // factor)
+    result = np.full((rows, columns, 3), 255, np.uint8)
+    missing = np.ones((rows, columns), bool)
+    across = np.arange(0, width, factor)
+    in_block = np.minimum(factor, width - across)
+    strip = max(1, (1 << 20) // max(width * factor, 1))
+    for first in range(0, rows, strip):
+        part = slice(first * factor, min((first + strip) * factor, height))
+        down = np.arange(0, no_data[part].shape[0], factor)
+        weight = (~no_data[part]).astype(np.float32)
+        values = pixels[part] * weight[..., None]
+        known = np.add.reduceat(np.add.reduceat(weight, down, axis=0), across, axis=1)
+        total = np.add.reduceat(np.add.reduceat(values, down, axis=0), across, axis=1)
+        size = np.minimum(factor, no_data[part].shape[0] - down)[:, None] * in_block
+        here = known * 2 > size
+        out = slice(first, first + len(down))
+        result[out][here] = np.rint(total[here] / known[here][:, None]).astype(np.uint8)
+        missing[out] = ~here
+    return result, missing
 
 
 def _look(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> bytes:
