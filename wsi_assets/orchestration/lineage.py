@@ -101,6 +101,30 @@ def first_out_of_date(
     return None
 
 
+def made(
+    asset: str,
+    value: Any,
+    *,
+    config: dg.Config,
+    made_from: Any,
+    metadata: Mapping[str, Any] | None = None,
+    file: str | None = None,
+) -> dg.MaterializeResult:
+    """What an asset returns: its value, with the version and the parameters that tell how it was made.
+
+    Args:
+        made_from: versions of the inputs, or plain values that identify them.
+        file: fingerprint of the user's file it was made from, for slide assets.
+    """
+    parameters = config.model_dump(mode="json")
+    return dg.MaterializeResult(
+        value=value,
+        metadata={**(metadata or {}), "parameters": parameters},
+        data_version=dg.DataVersion(version_of(asset, parameters, made_from)),
+        tags=None if file is None else {MADE_FROM_TAG: file},
+    )
+
+
 @dataclass(frozen=True)
 class Recorded:
     """What the latest materialization of one partition says of itself.
@@ -131,9 +155,12 @@ def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str) -
 
 
 def recorded_metadata(instance: dg.DagsterInstance, asset: str, partition: str) -> dict[str, Any]:
-    """Metadata values of the latest materialization of one partition, {} if there is none."""
+    """Metadata of the latest materialization of one partition as plain values, {} if there is none.
+
+    Tables come back as lists of rows.
+    """
     latest = _latest(instance.fetch_materializations, asset, [partition]).get(partition)
-    return {} if latest is None else {k: v.value for k, v in latest.asset_materialization.metadata.items()}
+    return {} if latest is None else {k: _plain(v) for k, v in latest.asset_materialization.metadata.items()}
 
 
 def latest_observations(
@@ -142,6 +169,12 @@ def latest_observations(
     """Partition -> its latest observation; partitions never observed are absent."""
     found = _latest(instance.fetch_observations, asset, partitions)
     return {partition: record.event_log_entry.asset_observation for partition, record in found.items()}
+
+
+def _plain(value: dg.MetadataValue) -> Any:
+    if isinstance(value, dg.TableMetadataValue):
+        return [dict(record.data) for record in value.records]
+    return value.value
 
 
 def _latest(fetch: Callable[..., Any], asset: str, partitions: Iterable[str]) -> dict[str, Any]:

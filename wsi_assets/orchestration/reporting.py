@@ -16,6 +16,9 @@ from wsi_assets.progress import Progress
 
 LOG_EVERY_SECONDS = 10.0
 
+MAX_PICTURE_BYTES = 80_000
+"""Inline pictures live in the event database and are sent with every look at it."""
+
 _terminal: ContextVar[Progress | None] = ContextVar("terminal_progress", default=None)
 
 
@@ -61,7 +64,8 @@ def clear_failures() -> Iterator[None]:
 
 
 def picture(image: bytes, alt: str) -> dg.MetadataValue:
-    """An inline picture (PNG or JPEG bytes) for the UI; it lives in the event database, so keep it small."""
+    """An inline picture (PNG or JPEG bytes) for the UI, made smaller until it fits the event database."""
+    image = _small_enough(image)
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     return dg.MetadataValue.md(f"![{alt}](data:image/{kind};base64,{base64.b64encode(image).decode()})")
 
@@ -72,6 +76,20 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     records = [dg.TableRecord({name: _cell(row.get(name)) for name in names}) for row in rows]
     schema = dg.TableSchema([dg.TableColumn(name, _column_type(records, name)) for name in names])
     return dg.MetadataValue.table(records, schema)
+
+
+def _small_enough(image: bytes) -> bytes:
+    if len(image) <= MAX_PICTURE_BYTES:
+        return image
+    import cv2
+    import numpy as np
+
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+    while True:
+        image = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+        if len(image) <= MAX_PICTURE_BYTES:
+            return image
+        pixels = cv2.resize(pixels, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
 
 
 def _cell(value: Any) -> str | int | float | bool | None:

@@ -1,23 +1,23 @@
 """How good the detector is, on slides it has never seen."""
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from wsi_assets.orchestration import catalog
-from wsi_assets.orchestration.config import EvaluationConfig, parameters
+from wsi_assets.orchestration.config import EvaluationConfig
 from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
-from wsi_assets.orchestration.lineage import (
-    CODE_VERSIONS,
-    recorded_metadata,
-    recorded_version,
-    version_of,
-)
+from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
 from wsi_assets.orchestration.partitions import EVERY_SLIDE, LEVELS
-from wsi_assets.orchestration.report_context import report_context
-from wsi_assets.orchestration.reporting import clear_failures, picture, table
-from wsi_assets.orchestration.resources.storage import Storage
+from wsi_assets.orchestration.report_context import (
+    confusion_rows,
+    figure_rows,
+    headline,
+    report_context,
+)
+from wsi_assets.orchestration.reporting import clear_failures, progress_to, table
 from wsi_assets.orchestration.resources.tracking import ModelTracking
 
 
@@ -36,7 +36,6 @@ from wsi_assets.orchestration.resources.tracking import ModelTracking
 def evaluation(
     context: dg.AssetExecutionContext,
     config: EvaluationConfig,
-    storage: Storage,
     tracking: ModelTracking,
     test_predictions: list[dict[str, Any]],
     annotation_regions: LazyPickles,
@@ -44,29 +43,31 @@ def evaluation(
     from wsi_assets.evaluation import evaluate, write_report
 
     level = context.partition_key
+    progress = progress_to(context.log)
     with clear_failures():
         outcome = evaluate(
-            test_predictions, tumor_regions=_outlines(test_predictions, annotation_regions), options=config
+            test_predictions,
+            tumor_regions=_outlines(test_predictions, annotation_regions),
+            options=config,
+            progress=progress,
         )
-    about = report_context(context.instance, storage.layout, level, config)
-    run_id = recorded_metadata(context.instance, "trained_model", level).get("mlflow_run_id")
-    tracking.resume_run(run_id, context.log.warning).log_metrics(
-        {f"test_{name}": value for name, value in outcome.headline().items()}
+    about = report_context(context.instance, level)
+    figures = headline(outcome)
+    tracking.resume_run(about.mlflow_run_id, context.log.warning).log_metrics(
+        {f"test_{name}": figure.value for name, figure in figures.items()}
     )
-    return dg.MaterializeResult(
-        value=partial(write_report, outcome, context=about),
+    return made(
+        "evaluation",
+        partial(write_report, outcome, context=about.report, progress=progress),
+        config=config,
+        made_from=recorded_version(context.instance, "test_predictions", level),
         metadata={
-            **{name: value for name, value in outcome.headline().items() if value is not None},
-            "figures": table(outcome.figure_rows()),
-            "overview": picture(outcome.overview_png(), "ROC, confusion matrix and slide scores"),
+            **{name: figure.value for name, figure in figures.items() if figure.value is not None},
+            "figures": table(figure_rows(figures)),
+            "confusion": table(confusion_rows(outcome)),
+            "slides": table([asdict(score) for score in outcome.slide.ranking]),
+            "notes": list(outcome.notes),
         },
-        data_version=dg.DataVersion(
-            version_of(
-                "evaluation",
-                parameters(config),
-                recorded_version(context.instance, "test_predictions", level),
-            )
-        ),
     )
 
 

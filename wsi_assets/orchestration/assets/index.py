@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from wsi_assets.orchestration import catalog
-from wsi_assets.orchestration.config import IndexConfig, SamplingConfig, parameters
+from wsi_assets.orchestration.config import IndexConfig, SamplingConfig
 from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
-from wsi_assets.orchestration.lineage import CODE_VERSIONS, recorded_version, version_of
+from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
 from wsi_assets.orchestration.partitions import EVERY_SLIDE, LEVELS
 from wsi_assets.orchestration.registry import slide_states
 from wsi_assets.orchestration.reporting import clear_failures, picture, table
@@ -47,8 +47,11 @@ def slide_index(
         index = index_level(slides, level, config)
     left_out |= index.left_out | index.empty
     context.log.info(f"{len(index.entries)} slides indexed, {len(left_out)} left out")
-    return dg.MaterializeResult(
-        value=index.entries,
+    return made(
+        "slide_index",
+        index.entries,
+        config=config,
+        made_from=[level, usable],
         metadata={
             **counts(index.entries),
             "left_out": left_out,
@@ -56,7 +59,6 @@ def slide_index(
             "counts_by_slide": table(slide_table(index.entries)),
             "counts_picture": picture(counts_png(index.entries), "patches by slide"),
         },
-        data_version=dg.DataVersion(version_of("slide_index", parameters(config), [level, usable])),
     )
 
 
@@ -73,20 +75,20 @@ def slide_index(
 def sampled_index(
     context: dg.AssetExecutionContext, config: SamplingConfig, slide_index: list[dict[str, Any]]
 ) -> dg.MaterializeResult:
-    from wsi_assets.index import counts, sample_index, slide_table
+    from wsi_assets.index import counts, counts_png, sample_index, slide_table
 
     with clear_failures():
         sampled = sample_index(slide_index, config)
-    return dg.MaterializeResult(
-        value=sampled,
-        metadata={**counts(sampled), "counts_by_slide": table(slide_table(sampled))},
-        data_version=dg.DataVersion(
-            version_of(
-                "sampled_index",
-                parameters(config),
-                recorded_version(context.instance, "slide_index", context.partition_key),
-            )
-        ),
+    return made(
+        "sampled_index",
+        sampled,
+        config=config,
+        made_from=recorded_version(context.instance, "slide_index", context.partition_key),
+        metadata={
+            **counts(sampled),
+            "counts_by_slide": table(slide_table(sampled)),
+            "counts_picture": picture(counts_png(slide_index, sampled), "patches by slide"),
+        },
     )
 
 

@@ -7,7 +7,7 @@ import dagster as dg
 
 from wsi_assets.orchestration import catalog
 from wsi_assets.orchestration.config import PredictionConfig, TrainingConfig, parameters
-from wsi_assets.orchestration.lineage import CODE_VERSIONS, recorded_version, version_of
+from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
 from wsi_assets.orchestration.partitions import LEVELS
 from wsi_assets.orchestration.reporting import clear_failures, picture, progress_to, table
 from wsi_assets.orchestration.resources.storage import Storage
@@ -59,11 +59,12 @@ def trained_model(
             on_epoch=on_epoch,
         )
         _log_files(mlflow_run, result)
-    upstream = recorded_version(context.instance, "patch_store", level)
-    return dg.MaterializeResult(
-        value=result,
+    return made(
+        "trained_model",
+        result,
+        config=config,
+        made_from=recorded_version(context.instance, "patch_store", level),
         metadata=_training_metadata(result, mlflow_run),
-        data_version=dg.DataVersion(version_of("trained_model", parameters(config), upstream)),
     )
 
 
@@ -92,16 +93,17 @@ def test_predictions(
             patch_store, sampled_index, trained_model, config, progress=progress_to(context.log)
         )
     predicted = [prediction for entry in predictions for prediction in entry["preds"]]
-    upstream = recorded_version(context.instance, "trained_model", context.partition_key)
-    return dg.MaterializeResult(
-        value=predictions,
+    return made(
+        "test_predictions",
+        predictions,
+        config=config,
+        made_from=recorded_version(context.instance, "trained_model", context.partition_key),
         metadata={
             "slides": len(predictions),
             "patches": len(predicted),
             "predicted_tumor": sum(prediction == 1 for prediction in predicted),
             "not_predicted": sum(prediction == -1 for prediction in predicted),
         },
-        data_version=dg.DataVersion(version_of("test_predictions", parameters(config), upstream)),
     )
 
 

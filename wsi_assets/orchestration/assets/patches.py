@@ -5,9 +5,9 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.orchestration import catalog
-from wsi_assets.orchestration.config import ExtractionConfig, parameters
+from wsi_assets.orchestration.config import ExtractionConfig
 from wsi_assets.orchestration.io_managers.patch_stores import PatchStoreIOManager
-from wsi_assets.orchestration.lineage import CODE_VERSIONS, recorded_version, version_of
+from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
 from wsi_assets.orchestration.partitions import LEVELS
 from wsi_assets.orchestration.reporting import clear_failures
 
@@ -34,9 +34,4 @@ def patch_store(
     with clear_failures():
         plan = plan_patches(sampled_index, config)
     upstream = recorded_version(context.instance, "sampled_index", context.partition_key)
-    return dg.MaterializeResult(
-        value=plan,
-        data_version=dg.DataVersion(
-            version_of("patch_store", parameters(config), [upstream, patch_io.backend])
-        ),
-    )
+    return made("patch_store", plan, config=config, made_from=[upstream, patch_io.backend])

@@ -7,8 +7,8 @@ import dagster as dg
 
 from wsi_assets.files import publish_file
 from wsi_assets.orchestration import catalog
-from wsi_assets.orchestration.config import AnnotationConfig, TissueConfig, parameters
-from wsi_assets.orchestration.lineage import CODE_VERSIONS, MADE_FROM_TAG, recorded_version, version_of
+from wsi_assets.orchestration.config import AnnotationConfig, TissueConfig
+from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.registry import NO_ANNOTATION
 from wsi_assets.orchestration.reporting import clear_failures, picture, table
@@ -48,8 +48,12 @@ def tissue_regions(
         contents = fingerprint(slide.path)
         with open_slide(slide.path, config) as reader:
             tissue = find_tissue(reader, config, fingerprint=contents)
-    return dg.MaterializeResult(
-        value=tissue.to_plain(),
+    return made(
+        "tissue_regions",
+        tissue.to_plain(),
+        config=config,
+        made_from=contents,
+        file=contents,
         metadata={
             "slide": dg.MetadataValue.path(str(slide.path)),
             "tissue_share": float(tissue.tissue_share),
@@ -60,8 +64,6 @@ def tissue_regions(
             "mpp": _number(tissue.scale.mpp),
             "levels": table([asdict(level) for level in tissue.levels]),
         },
-        data_version=dg.DataVersion(version_of("tissue_regions", parameters(config), contents)),
-        tags={MADE_FROM_TAG: contents},
     )
 
 
@@ -97,33 +99,28 @@ def annotation_regions(
         with open_slide(slide.path) as reader:
             overlay = overlay_jpeg(reader, tissue, regions)
             large = overlay_jpeg(reader, tissue, regions, max_side=2400, max_bytes=2_000_000)
-    with publish_file(storage.layout.slide_folder(slide.slide_id) / "overlay.jpg") as aside:
+    large_path = storage.layout.slide_folder(slide.slide_id) / "overlay.jpg"
+    with publish_file(large_path) as aside:
         aside.write_bytes(large)
     rows = [] if regions is None else audit_table(regions.audit)
-    return dg.MaterializeResult(
-        value={
+    return made(
+        "annotation_regions",
+        {
             "annotation_path": None if outline is None else str(outline),
             "regions": None if regions is None else regions.to_plain(),
         },
+        config=config,
+        made_from=[contents, recorded_version(context.instance, "tissue_regions", slide.slide_id)],
+        file=contents,
         metadata={
             "overlay": picture(overlay, "tissue and outline"),
-            "overlay_file": dg.MetadataValue.path(
-                str(storage.layout.slide_folder(slide.slide_id) / "overlay.jpg")
-            ),
+            "overlay_file": dg.MetadataValue.path(str(large_path)),
             "annotation": "none: a normal slide" if outline is None else str(outline),
             "tumor_area": 0.0 if regions is None else float(regions.geometry.area),
             "outlines": len(rows),
             "unknown_groups": [] if regions is None else list(regions.unknown_groups),
             "audit": table(rows[:300]),
         },
-        data_version=dg.DataVersion(
-            version_of(
-                "annotation_regions",
-                parameters(config),
-                [contents, recorded_version(context.instance, "tissue_regions", slide.slide_id)],
-            )
-        ),
-        tags={MADE_FROM_TAG: contents},
     )
 
 
