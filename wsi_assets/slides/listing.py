@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_assets.errors import SlideError
+from wsi_assets.errors import SlideError, one_line
 from wsi_assets.files import ASIDE_PREFIX
 from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, slide_id_of
 
@@ -61,7 +61,9 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
         else:
             slides.append(SlideFile(slide_id, paths[0], annotations[0] if annotations else None))
     problems += [f"annotation without a slide: {path}" for paths in notes.values() for path in paths]
-    return SlideListing(tuple(sorted(slides, key=lambda slide: slide.slide_id)), tuple(sorted(problems)))
+    return SlideListing(
+        tuple(sorted(slides, key=lambda slide: slide.slide_id)), tuple(sorted(map(one_line, problems)))
+    )
 
 
 def _slides_under(folder: Path, problems: list[str]) -> Iterator[Path]:

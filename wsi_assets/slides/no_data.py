@@ -30,16 +30,16 @@ def no_data(
     A pixel has none if it was never written (not ``present``), or lies in a square of ``SIDE`` x ``SIDE``
     pixels that are all pure white (254 or more in each channel, as JPEG keeps it), all pure black (at most 1)
     or all of one padding colour (within 1). A single saturated pixel in tissue is therefore data, and so is a
-    line thinner than the square. Beyond the window's edge counts as fitting, so give a window ``MARGIN``
-    pixels of surroundings and crop: the result then does not depend on the window.
+    line thinner than the square. At the array's edge the picture counts as mirrored, so that half a square
+    there is enough. Give a window inside a level ``MARGIN`` pixels of surroundings and crop: the result then
+    does not depend on the window.
 
     Args:
-        rgb: uint8 (h, w, 3).
+        rgb: uint8 (h, w, 3), white where not ``present``.
         present: bool (h, w).
         paddings: RGB colours that the slide's border is padded with.
     """
-    missing = (~present).astype(np.uint8)
-    found = missing.copy()
+    found = (~present).astype(np.uint8)
     candidates = [((_WHITE,) * 3, (255,) * 3), ((0,) * 3, (_BLACK,) * 3)]
     candidates += [
         (tuple(max(0, c - 1) for c in colour), tuple(min(255, c + 1) for c in colour)) for colour in paddings
@@ -48,13 +48,11 @@ def no_data(
     for low, high in candidates:
         flat = cv2.inRange(rgb, low, high)
         if flat.any():
-            # A square may lean on pixels never written: together they are the one area without data.
-            flat |= missing * 255
             found |= _opened(flat, square)
     return found > 0
 
 
 def _opened(mask: np.ndarray, square: np.ndarray) -> np.ndarray:
     side = square.shape[0]
-    framed = cv2.copyMakeBorder(mask, side, side, side, side, cv2.BORDER_CONSTANT, value=255)
+    framed = cv2.copyMakeBorder(mask, side, side, side, side, cv2.BORDER_REFLECT)
     return cv2.morphologyEx(framed, cv2.MORPH_OPEN, square)[side:-side, side:-side]

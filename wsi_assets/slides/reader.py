@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from wsi_assets.errors import SlideError
 from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, no_data
 from wsi_assets.slides.openslide_file import OpenSlideFile
 from wsi_assets.slides.options import ScaleOptions
+from wsi_assets.slides.padding import padding_colours
 from wsi_assets.slides.reduce import reduced
 from wsi_assets.slides.region import Region
 from wsi_assets.slides.scale import Level, Scale, content_size, scale_of, true_downsamples
@@ -59,7 +61,7 @@ class SlideReader:
             self._file.close()
             raise
         self._tiles: CachedTiles | None = None
-        self._looked_for_tiles = False
+        self._paddings: tuple[tuple[int, int, int], ...] | None = None
 
     def read_region(self, level: int, y: int, x: int, height: int, width: int) -> Region:
         """A window of a level, ``y`` and ``x`` of its top-left corner in that level's own pixels.
@@ -77,11 +79,15 @@ class SlideReader:
             raise IndexError(f"{self.slide_id} has levels 0 to {len(self.levels) - 1}, not {level}")
         if height < 1 or width < 1:
             raise ValueError(f"a window of {height} x {width} pixels is empty")
-        pixels, missing = self._read_around(
-            level, y - MARGIN, x - MARGIN, height + 2 * MARGIN, width + 2 * MARGIN
-        )
-        inner = (slice(MARGIN, MARGIN + height), slice(MARGIN, MARGIN + width))
-        return Region(np.ascontiguousarray(pixels[inner]), np.ascontiguousarray(missing[inner]))
+        limits = self.levels[level]
+        pixels = np.full((height, width, 3), 255, np.uint8)
+        missing = np.ones((height, width), bool)
+        top, bottom = max(0, y), min(limits.height, y + height)
+        left, right = max(0, x), min(limits.width, x + width)
+        if top < bottom and left < right:
+            window = (slice(top - y, bottom - y), slice(left - x, right - x))
+            pixels[window], missing[window] = self._read_inside(level, top, bottom, left, right)
+        return Region(pixels, missing)
 
     def reduced(self, downsample: float) -> Region:
         """The whole slide, area-averaged to ceil(height / downsample) x ceil(width / downsample) of level 0.
@@ -119,7 +125,8 @@ class SlideReader:
         self._file.close()
         if self._tiles is not None:
             self._tiles.close()
-            self._tiles = None
+        # A read after closing opens the slide again.
+        self._tiles = self._paddings = None
 
     def __enter__(self) -> SlideReader:
         return self
@@ -130,27 +137,33 @@ class SlideReader:
     def __reduce__(self):
         raise TypeError("an open slide does not pickle: send its path and open it there")
 
-    def _read_around(
-        self, level: int, y: int, x: int, height: int, width: int
+    def _read_inside(
+        self, level: int, top: int, bottom: int, left: int, right: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Any window: pixels, white outside, and no-data (its outer MARGIN not yet right)."""
+        """Pixels and no-data of a window inside a level, told from the window and what lies around it."""
         limits = self.levels[level]
-        top, bottom = max(0, y), min(limits.height, y + height)
-        left, right = max(0, x), min(limits.width, x + width)
-        pixels = np.full((height, width, 3), 255, np.uint8)
-        present = np.zeros((height, width), bool)
-        if top < bottom and left < right:
-            window = (slice(top - y, bottom - y), slice(left - x, right - x))
-            pixels[window], present[window] = self._read(level, top, left, bottom - top, right - left)
+        y0, y1 = max(0, top - MARGIN), min(limits.height, bottom + MARGIN)
+        x0, x1 = max(0, left - MARGIN), min(limits.width, right + MARGIN)
+        pixels, present = self._read(level, y0, x0, y1 - y0, x1 - x0)
+        if not present.all():
             pixels[~present] = 255
-        return pixels, no_data(pixels, present)
+        inner = (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
+        return pixels[inner], no_data(pixels, present, self._paddings or ())[inner]
 
     def _read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        if not self._looked_for_tiles:
+        if self._paddings is None:
             # At the first read, not at opening: many only ask a slide for its levels.
             source = open_tiles(self.path, self._file)
             self._tiles = CachedTiles(source) if source else None
-            self._looked_for_tiles = True
-        if self._tiles is not None:
-            return self._tiles.read(level, y, x, height, width)
-        return self._file.read(level, y, x, height, width)
+            self._paddings = self._find_paddings()
+        reads = self._file if self._tiles is None else self._tiles
+        return reads.read(level, y, x, height, width)
+
+    def _find_paddings(self) -> tuple[tuple[int, int, int], ...]:
+        reads = self._file if self._tiles is None else self._tiles
+        base = self.levels[0]
+        try:
+            return padding_colours(lambda *window: reads.read(0, *window)[0], base.height, base.width)
+        except SlideError:
+            # A damaged border is no reason to refuse the rest; a read that needs it will fail by itself.
+            return ()

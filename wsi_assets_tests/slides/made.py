@@ -43,7 +43,11 @@ def write_pyramid(
     mpp: float | None = None,
     missing: set[tuple[int, int]] = frozenset(),
 ) -> Path:
-    """Write a tiled TIFF of these levels. ``missing`` tiles (row, column) of level 0 get no bytes."""
+    """Write a tiled TIFF of these levels.
+
+    JPEG is coded in ``photometric``; ``missing`` tiles (row, column) of level 0 get no bytes.
+    """
+    coding = {"level": 90, "outcolorspace": photometric}
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for index, image in enumerate(levels):
             holes = missing if index == 0 else frozenset()
@@ -53,10 +57,10 @@ def write_pyramid(
                 shape=image.shape,
                 dtype=np.uint8,
                 tile=(tile, tile),
-                photometric="rgb" if image.shape[2] == 4 else photometric,
+                photometric="rgb",
                 extrasamples=["unassalpha"] if image.shape[2] == 4 else None,
                 compression=compression,
-                compressionargs={"level": 90} if compression == "jpeg" else None,
+                compressionargs=coding if compression == "jpeg" else None,
                 subfiletype=0 if index == 0 else 1,
                 metadata=None,
                 **resolution,

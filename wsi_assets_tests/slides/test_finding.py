@@ -1,0 +1,262 @@
+"""Facts about finding slides: ids, patients, annotations, what is left out and why, and what has changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_assets.errors import ConfigError, SlideError
+from wsi_assets.slides import (
+    find_slides,
+    fingerprint,
+    is_test_slide,
+    patient_of,
+    signature,
+    slide_id_of,
+)
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    return folder
+
+
+def test_a_slides_id_is_its_file_stem_and_a_folders_whole_name():
+    assert slide_id_of("/data/Tumor_001.TIF") == "Tumor_001"
+    assert slide_id_of("/data/scan.2.ome.tiff") == "scan.2.ome"
+    assert slide_id_of("/data/1.2.840.10008.5") == "1.2.840.10008.5"
+    assert slide_id_of("tumor_001.xml") == "tumor_001"
+
+
+def test_nodes_of_one_patient_are_one_patient():
+    assert patient_of("patient_004_node_4") == patient_of("patient_004_node_2") == "patient_004"
+    assert patient_of("Patient_004_NODE_4") == "Patient_004"
+    assert patient_of("tumor_001") == "tumor_001"
+    assert patient_of("TCGA-AA-0001-01Z", r"^(TCGA-\w+-\w+)") == "TCGA-AA-0001"
+    assert patient_of("other", r"^(TCGA-\w+-\w+)") == "other"
+
+
+@pytest.mark.parametrize("pattern", ["(", "no group"])
+def test_a_pattern_that_names_no_patient_is_refused(pattern):
+    with pytest.raises(ConfigError, match="patient_pattern"):
+        patient_of("tumor_001", pattern)
+
+
+def test_test_slides_say_so_in_any_case():
+    assert is_test_slide("test_001")
+    assert is_test_slide("Test_001")
+    assert not is_test_slide("tumor_001")
+
+
+def test_every_format_is_listed_and_nothing_else(images):
+    names = [
+        "a.svs",
+        "b.tif",
+        "c.TIFF",
+        "d.ndpi",
+        "e.vms",
+        "f.vmu",
+        "g.mrxs",
+        "h.scn",
+        "i.svslide",
+        "j.bif",
+        "k.czi",
+    ]
+    touch(images, *names, "notes.txt", "thumb.jpg", ".hidden.svs", ".aside-x1.tif", ".trash/z.svs")
+    listing = find_slides(images)
+    assert [slide.slide_id for slide in listing.slides] == list("abcdefghijk")
+    assert listing.problems == ()
+
+
+def test_subfolders_are_searched_and_links_followed(images, tmp_path):
+    touch(images, "batch1/a.svs", "batch1/deep/b.tif")
+    touch(tmp_path / "elsewhere", "c.svs", "d.svs")
+    (images / "linked").symlink_to(tmp_path / "elsewhere")
+    (images / "loop").symlink_to(images)
+    assert [slide.slide_id for slide in find_slides(images).slides] == ["a", "b", "c", "d"]
+
+
+def test_a_dicom_folder_is_one_slide(images):
+    touch(images, "1.2.840.5/level0.dcm", "1.2.840.5/level1.dcm", "1.2.840.5/label.dcm", "b.tif")
+    assert [(slide.slide_id, slide.path) for slide in find_slides(images).slides] == [
+        ("1.2.840.5", images / "1.2.840.5"),
+        ("b", images / "b.tif"),
+    ]
+
+
+def test_loose_dicom_files_are_a_problem_not_many_slides(images):
+    touch(images, "level0.dcm", "level1.dcm", "b.tif")
+    listing = find_slides(images)
+    assert [slide.slide_id for slide in listing.slides] == ["b"]
+    assert "folder of its own" in listing.problems[0]
+
+
+def test_a_mirax_companion_folder_is_part_of_its_slide(images):
+    touch(images, "scan.mrxs", "scan/Slidedat.ini", "scan/Data0000.dat", "scan/stray.tif")
+    assert [slide.slide_id for slide in find_slides(images).slides] == ["scan"]
+
+
+def test_annotations_belong_to_the_slide_of_the_same_id_in_any_case(images, annotations):
+    touch(images, "Tumor_001.tif", "normal_001.tif", "a_tumor_002.tif")
+    touch(annotations, "sub/tumor_001.XML", "A_Tumor_002.geojson", "readme.txt")
+    found = {slide.slide_id: slide.annotation_path for slide in find_slides(images, annotations).slides}
+    assert found == {
+        "Tumor_001": annotations / "sub/tumor_001.XML",
+        "a_tumor_002": annotations / "A_Tumor_002.geojson",
+        "normal_001": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("slides", "outlines", "said"),
+    [
+        (["x.svs", "x.tif"], [], "share the id"),
+        (["x.svs", "X.svs"], [], "share the id"),
+        (["one/x.svs", "two/x.svs"], [], "share the id"),
+        (["x.svs"], ["x.xml", "X.geojson"], "two annotations"),
+        (["x...y.svs"], [], "three full stops"),
+        (["x\ny.svs"], [], "control character"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_left_out_and_named(images, annotations, slides, outlines, said):
+    touch(images, "good.svs", *slides)
+    touch(annotations, *outlines)
+    listing = find_slides(images, annotations)
+    assert [slide.slide_id for slide in listing.slides] == ["good"]
+    assert len(listing.problems) == 1
+    assert said in listing.problems[0]
+    assert "\n" not in listing.problems[0]
+
+
+def test_an_annotation_without_a_slide_and_a_link_to_nothing_are_problems(images, annotations):
+    touch(images, "a.svs")
+    touch(annotations, "b.xml")
+    (images / "gone.svs").symlink_to(images / "nowhere.svs")
+    listing = find_slides(images, annotations)
+    assert [slide.slide_id for slide in listing.slides] == ["a"]
+    assert sorted(problem.split(":")[0] for problem in listing.problems) == [
+        "annotation without a slide",
+        "link to nothing",
+    ]
+
+
+def test_a_folder_that_does_not_list_is_an_error_never_no_slides(images, tmp_path, monkeypatch):
+    with pytest.raises(SlideError, match="does not exist"):
+        find_slides(tmp_path / "typo")
+    with pytest.raises(SlideError, match="does not exist"):
+        find_slides(images, tmp_path / "typo")
+    touch(images, "a.svs", "locked/b.svs")
+    with pytest.raises(SlideError, match="not a folder"):
+        find_slides(images / "a.svs")
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(SlideError, match="Permission denied"):
+        find_slides(images)
+
+
+def test_the_shared_cohort_is_complete(real_data):
+    listing = find_slides(real_data / "cohort/images", real_data / "cohort/annotations")
+    assert len(listing.slides) == 7
+    assert sum(slide.annotation_path is not None for slide in listing.slides) == 6
+    assert listing.problems == ()
+
+
+def test_a_fingerprint_follows_content_and_nothing_else(tmp_path):
+    first, second = tmp_path / "a.tif", tmp_path / "b.tif"
+    first.write_bytes(b"slide" * 1000)
+    second.write_bytes(b"slide" * 1000)
+    os.utime(second, (1, 1))
+    assert fingerprint(first) == fingerprint(second)
+    assert len(fingerprint(first)) == 32
+    assert signature(first) != signature(second)
+    second.write_bytes(b"slide" * 999 + b"slidE")
+    assert fingerprint(first) != fingerprint(second)
+
+
+@given(st.integers(9 << 20, 40 << 20), st.integers(1, 1 << 20))
+def test_a_large_file_cut_short_has_another_fingerprint(tmp_path_factory, size, less):
+    path = tmp_path_factory.getbasetemp() / "large.bin"
+    with path.open("wb") as stream:
+        stream.truncate(size)
+    whole = fingerprint(path)
+    with path.open("wb") as stream:
+        stream.truncate(size - less)
+    assert fingerprint(path) != whole
+
+
+@pytest.mark.parametrize("place", [0, 200_000, -1, -200_000])
+def test_a_change_at_either_end_of_a_large_file_is_seen(tmp_path, place):
+    path = tmp_path / "large.bin"
+    with path.open("wb") as stream:
+        stream.truncate(50 << 20)
+    before = fingerprint(path)
+    with path.open("r+b") as stream:
+        stream.seek(place, 0 if place >= 0 else 2)
+        stream.write(b"!")
+    assert fingerprint(path) != before
+
+
+@pytest.mark.parametrize(
+    ("slide", "part"),
+    [("dicom", "dicom/level1.dcm"), ("scan.mrxs", "scan/Data0000.dat"), ("scan.vms", "scan_0.jpg")],
+)
+def test_a_slide_of_several_files_changes_with_any_of_them(tmp_path, slide, part):
+    touch(tmp_path, "dicom/level0.dcm", "dicom/level1.dcm", "scan.mrxs", "scan/Data0000.dat", "scan_0.jpg")
+    (tmp_path / "scan.vms").write_text(
+        "[Virtual Microscope Specimen]\nImageFile=scan_0.jpg\nMapFile=gone.jpg\n"
+    )
+    before = fingerprint(tmp_path / slide), signature(tmp_path / slide)
+    (tmp_path / part).write_bytes(b"longer")
+    assert fingerprint(tmp_path / slide) != before[0]
+    assert signature(tmp_path / slide) != before[1]
+
+
+@pytest.mark.parametrize("look", [fingerprint, signature])
+def test_what_is_not_there_has_no_fingerprint(tmp_path, look):
+    with pytest.raises(SlideError, match="does not exist"):
+        look(tmp_path / "gone.svs")
+
+
+def test_names_and_options_load_without_any_heavy_library():
+    code = (
+        "import sys, wsi_assets.slides.options, wsi_assets.slides;"
+        "from wsi_assets.slides import Level, Scale, ScaleOptions, find_slides, fingerprint, patient_of;"
+        "print([m for m in ('numpy', 'cv2', 'openslide', 'tifffile', 'imagecodecs') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_name_means_the_same_however_it_is_imported_first():
+    code = (
+        "import sys, wsi_assets.slides.fingerprints, wsi_assets.slides.tiff_tiles, wsi_assets.slides as room;"
+        "print([name for name in room.__all__ if type(getattr(room, name)) is type(sys)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,136 @@
+"""Facts about reduced slides: exact area averages, whatever the pyramid, in memory that does not grow."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_assets.slides import Region, open_slide
+from wsi_assets.slides.reduce import Cells, area_average
+from wsi_assets_tests.slides.made import halved, padded, picture, write_pyramid
+
+
+def brute_average(values, step):
+    """Area averages by enlarging every pixel 10 times: for steps in tenths."""
+    ten = round(step * 10)
+    large = np.kron(values.astype(float), np.ones((10, 10)))
+    rows, cols = (math.ceil(side / ten) for side in large.shape)
+    return np.array(
+        [
+            [large[r * ten : (r + 1) * ten, c * ten : (c + 1) * ten].mean() for c in range(cols)]
+            for r in range(rows)
+        ]
+    )
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(10, 75), st.integers(0, 99))
+def test_an_average_counts_pixels_by_their_area(height, width, tenths, seed):
+    step = tenths / 10
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    rows, cols = (Cells(0, math.ceil(side / step), step, side) for side in (height, width))
+    colours, missing = area_average(Region(image, np.zeros((height, width), bool)), rows, cols)
+    for channel in range(3):
+        expected = brute_average(image[..., channel], step)
+        # A sliver under a ten-thousandth of a pixel may be rounded away.
+        assert colours.shape[:2] == expected.shape
+        assert np.abs(colours[..., channel] - expected).max() <= 0.51
+    assert not missing.any()
+
+
+def test_no_data_takes_no_part_in_the_average_and_wins_where_it_is_most():
+    image = np.full((8, 8, 3), 100, np.uint8)
+    holes = np.zeros((8, 8), bool)
+    holes[:4, :3], holes[4:, 4:] = True, True
+    image[holes] = 255
+    cells = Cells(0, 2, 4.0, 8)
+    colours, missing = area_average(Region(image, holes), cells, cells)
+    assert missing.tolist() == [[True, False], [False, True]]
+    assert colours[..., 0].tolist() == [[100, 100], [100, 255]]
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory):
+    """The same picture as one level and as a pyramid: (folder, picture)."""
+    folder = tmp_path_factory.mktemp("big")
+    image = picture(1500, 2300, seed=4)
+    raw = {"compression": None, "photometric": "rgb"}
+    write_pyramid(folder / "one.tif", [image], **raw)
+    write_pyramid(folder / "pyramid.tif", [padded(halved(image, k), 128) for k in range(4)], **raw)
+    return folder, image
+
+
+@pytest.mark.parametrize("downsample", [1, 2, 4, 5.5, 16, 37.3, 700, 5000])
+def test_a_slide_reduces_to_its_average_whatever_its_pyramid(big, downsample):
+    folder, image = big
+    with open_slide(folder / "one.tif") as slide:
+        small = slide.reduced(downsample)
+    assert small.pixels.shape == (math.ceil(1500 / downsample), math.ceil(2300 / downsample), 3)
+    assert small.pixels.mean() == pytest.approx(image.mean(), abs=3)
+    with open_slide(folder / "pyramid.tif") as slide:
+        other = slide.reduced(downsample)
+    assert other.pixels.shape == (math.ceil(1536 / downsample), math.ceil(2304 / downsample), 3)
+    high, wide = max(1, int(1500 / downsample) - 1), max(1, int(2300 / downsample) - 1)
+    if min(high, wide) > 4:
+        apart = small.pixels[:high, :wide].astype(int) - other.pixels[:high, :wide]
+        assert np.abs(apart).mean() < 2.5
+
+
+def test_exact_halving_is_the_mean_of_squares(big):
+    folder, image = big
+    with open_slide(folder / "one.tif") as slide:
+        small = slide.reduced(4.0).pixels
+    assert np.abs(small.astype(int) - halved(image, 2)).max() <= 1
+
+
+def test_reduced_padding_and_holes_are_no_data(big):
+    folder, _ = big
+    with open_slide(folder / "pyramid.tif") as slide:
+        missing = slide.reduced(8.0).no_data
+    assert missing[1504 // 8 :].all()
+    assert not missing[: 1496 // 8, : 2296 // 8].any()
+
+
+def test_the_wide_single_level_of_tumor_001_reduces(real_data):
+    with open_slide(real_data / "slides/tumor_001_level5.tif") as one:
+        alone = one.reduced(16.0)
+    with open_slide(real_data / "slides/tumor_001_padded.tif") as pyramid:
+        built = pyramid.reduced(16.0)
+    assert alone.pixels.shape == (448, 192, 3)
+    both = ~(alone.no_data | built.no_data)
+    assert np.abs(alone.pixels.astype(int) - built.pixels)[both].mean() < 4
+    assert (alone.no_data != built.no_data).mean() < 0.06
+
+
+def test_memory_does_not_grow_with_the_slide(tmp_path):
+    peaks = []
+    for count in (4, 64):
+        wide = np.tile(picture(512, 512), (1, count, 1))
+        path = write_pyramid(tmp_path / f"{count}.tif", [wide], tile=512, photometric="rgb")
+        with open_slide(path) as slide:
+            slide.read_region(0, 0, 0, 64, 64)
+            tracemalloc.start()
+            slide.reduced(64.0)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < peaks[0] + (80 << 20)  # the cache of tiles may fill, and no more
+
+
+def test_a_thumbnail_keeps_to_its_side(real_data):
+    with open_slide(real_data / "slides/CMU-1-Small-Region.svs") as slide:
+        assert slide.thumbnail(200).shape == (200, 150, 3)
+        assert slide.thumbnail(10_000).shape == (2967, 2220, 3)
+
+
+@pytest.mark.parametrize("downsample", [0, 0.5, -3, float("nan"), float("inf")])
+def test_a_slide_is_not_enlarged(real_data, downsample):
+    with (
+        open_slide(real_data / "slides/boxes.tiff") as slide,
+        pytest.raises(ValueError, match="cannot be reduced"),
+    ):
+        slide.reduced(downsample)

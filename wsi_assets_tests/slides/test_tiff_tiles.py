@@ -1,0 +1,136 @@
+"""Facts about direct tiles: OpenSlide's pixels or none, and damage never passes for a picture."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+import numpy as np
+import pytest
+import tifffile
+
+from wsi_assets.errors import SlideError
+from wsi_assets.slides import open_slide, open_tiles
+from wsi_assets.slides.openslide_file import OpenSlideFile
+from wsi_assets_tests.slides.made import halved, padded, picture, write_pyramid
+
+JPEG_SLIDES = [
+    "slides/CMU-1-Small-Region.svs",
+    "slides/tumor_001_padded.tif",
+    "slides/downsample_4_0058.tif",
+    "cohort/images/tumor_064_node_1.tif",
+]
+
+
+@pytest.mark.parametrize("name", JPEG_SLIDES)
+def test_every_tile_is_what_openslide_reads_there(real_data, name):
+    slide = OpenSlideFile(real_data / name)
+    with open_tiles(real_data / name) as tiles:
+        assert [(level.width, level.height) for level in tiles.levels] == list(slide.sizes)
+        for level in tiles.levels:
+            places = list(np.ndindex(level.grid))[:40]
+            for row, col, tile in level.read_tiles(places):
+                y, x = row * level.tile_size[0], col * level.tile_size[1]
+                h, w = min(level.tile_size[0], level.height - y), min(level.tile_size[1], level.width - x)
+                np.testing.assert_array_equal(tile[:h, :w], slide.read(level.index, y, x, h, w)[0])
+    slide.close()
+
+
+@pytest.mark.parametrize("name", ["boxes.tiff", "rgba_3level.tif", "unreadable.svs"])
+def test_what_is_no_sound_jpeg_tiff_is_left_to_openslide(real_data, name):
+    assert open_tiles(real_data / "slides" / name) is None
+
+
+def test_what_does_not_open_is_an_error_not_another_readers_work(real_data, tmp_path):
+    with pytest.raises(SlideError):
+        open_tiles(real_data / "slides/unopenable.tiff")
+    with pytest.raises(SlideError):
+        open_tiles(tmp_path / "missing.tif")
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
+def test_any_photometric_gives_openslides_colours(tmp_path, photometric):
+    image = picture(300, 500)
+    path = write_pyramid(tmp_path / "s.tif", [image, halved(image, 1)], photometric=photometric)
+    with tifffile.TiffFile(path) as file:
+        assert file.pages[0].photometric.name.lower() == photometric
+    with open_tiles(path) as tiles:
+        tile = tiles.level(0).read_tile(1, 2)
+    assert np.abs(tile.astype(int) - image[128:256, 256:384]).mean() < 8
+
+
+def test_tiles_come_once_each_in_file_order(real_data):
+    with open_tiles(real_data / JPEG_SLIDES[1]) as tiles:
+        level = tiles.level(0)
+        places = [(3, 1), (0, 5), (3, 1), (0, 0), (13, 5)]
+        given = [(row, col) for row, col, _ in level.read_tiles(places)]
+    assert given == [(0, 0), (0, 5), (3, 1), (13, 5)]
+
+
+def test_a_tile_never_written_is_none(tmp_path):
+    path = write_pyramid(tmp_path / "s.tif", [picture(384, 384)], photometric="rgb", missing={(0, 1), (2, 2)})
+    with open_tiles(path) as tiles:
+        level = tiles.level(0)
+        absent = {(row, col) for row, col, tile in level.read_tiles(np.ndindex(level.grid)) if tile is None}
+        assert absent == {(0, 1), (2, 2)} == set(map(tuple, np.argwhere(~level.present).tolist()))
+
+
+def test_a_place_outside_the_grid_is_refused(real_data):
+    with open_tiles(real_data / JPEG_SLIDES[1]) as tiles, pytest.raises(IndexError):
+        tiles.level(0).read_tile(14, 0)
+
+
+def damaged(path, change):
+    """Change the bytes of tile (1, 1) of a 512 x 512 slide with tiles of 128."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        start, length = page.dataoffsets[5], page.databytecounts[5]
+    data = bytearray(path.read_bytes())
+    data[start : start + length] = change(bytes(data[start : start + length]))
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: bytes(len(data)),
+        lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+        lambda data: data[: len(data) // 2] + b"\xff" * (len(data) - len(data) // 2),
+        lambda data: data[: len(data) // 2] + b"\xff\xd9" + bytes(len(data) - len(data) // 2 - 2),
+        lambda data: data[:-40] + bytes(40),
+    ],
+    ids=["zeros", "half zeros", "half ones", "ends early", "tail lost"],
+)
+def test_a_damaged_tile_is_an_error_and_never_a_grey_picture(tmp_path, change):
+    path = damaged(write_pyramid(tmp_path / "s.tif", [picture(512, 512)], photometric="rgb"), change)
+    with open_tiles(path) as tiles:
+        with pytest.raises(SlideError, match="row 1, column 1") as caught:
+            tiles.level(0).read_tile(1, 1)
+        assert "\n" not in str(caught.value)
+        assert tiles.level(0).read_tile(2, 2).std() > 5
+
+
+def test_real_grey_padding_is_not_taken_for_damage(tmp_path):
+    path = write_pyramid(tmp_path / "s.tif", [padded(picture(200, 200), 256, 128)], photometric="rgb")
+    with open_tiles(path) as tiles:
+        assert (tiles.level(0).read_tile(1, 1)[80:, 80:] == 128).all()
+
+
+def test_tiles_beyond_the_end_of_a_truncated_file_are_errors(tmp_path):
+    path = write_pyramid(tmp_path / "s.tif", [picture(1024, 1024)], photometric="rgb")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    # Depending on where the file ends, OpenSlide refuses it or one tile at a time fails.
+    with pytest.raises(SlideError), open_slide(path) as slide:
+        slide.read_region(0, 0, 0, 100, 100)
+        slide.read_region(0, 900, 900, 100, 100)
+
+
+def test_threads_may_share_a_source(real_data):
+    with open_tiles(real_data / JPEG_SLIDES[1]) as tiles, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        level = tiles.level(1)
+        places = list(np.ndindex(level.grid))
+        alone = [level.read_tile(*place) for place in places]
+        shared = list(pool.map(lambda place: level.read_tile(*place), places * 3))
+    for one, other in zip(alone * 3, shared, strict=True):
+        np.testing.assert_array_equal(one, other)
