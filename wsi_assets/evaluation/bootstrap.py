@@ -22,7 +22,7 @@ MAX_CELLS = 4_000_000
 
 
 def draw_groups(n_groups: int, samples: int, seed: int) -> np.ndarray:
-    """How often each group is drawn in each resample: (samples, n_groups) float64, rows summing to n_groups."""
+    """How often each group is drawn in each resample: (samples, n_groups) float64; a row sums to n_groups."""
     if n_groups == 0:
         return np.zeros((samples, 0))
     generator = np.random.default_rng(seed)
@@ -101,7 +101,7 @@ def _ranking(tumor: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _rank_bins(scores: np.ndarray) -> np.ndarray:
-    """A bin per distinct score while there are few, else bins of about equally many scores; ties share one."""
+    """A bin per distinct score while there are few, else about equally full ones; ties share one."""
     _, rank, repeats = np.unique(scores, return_inverse=True, return_counts=True)
     if len(repeats) <= RANK_BINS:
         return rank

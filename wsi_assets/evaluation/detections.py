@@ -53,7 +53,7 @@ def find_detections(heatmap: Heatmap, options: EvaluationOptions, mpp: float | N
 
 
 def detections_csv(detections: Iterable[Detection]) -> str:
-    """Lines ``probability,x,y`` without a header, as the challenge's script reads them; no detection, no line."""
+    """Lines ``probability,x,y`` without a header, as the challenge's script reads them; may be empty."""
     return "".join(f"{found.probability!r},{found.x},{found.y}\n" for found in detections)
 
 

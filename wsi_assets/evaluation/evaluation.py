@@ -62,7 +62,7 @@ class Evaluation:
     seconds: float
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain types only: what ``metrics.json`` holds. A figure that is missing is null beside its reason."""
+        """Plain types only: what ``metrics.json`` holds. A missing figure is null beside a reason."""
         return {
             "format": FORMAT,
             "options": self.options.model_dump(),

@@ -64,7 +64,7 @@ class SlideHits:
 
     @property
     def official_scores(self) -> np.ndarray:
-        """(lesions,) float32: the highest probability in each lesion, 0.0 for ITC and for lesions not found."""
+        """(lesions,) float32: highest probability in each lesion, 0.0 for ITC and for lesions not found."""
         scores = np.zeros(len(self.lesions.lesions) if self.lesions else 0, np.float32)
         for label, found in self.best.items():
             if found is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from wsi_assets.evaluation.heatmap import Heatmap
 
 BANDS = tuple(i / 10 for i in range(1, 11))
-"""Edges of the probability bands of the GeoJSON; below the first nothing is drawn, so that tissue stays visible."""
+"""Edges of the probability bands of the GeoJSON; below the first nothing is drawn."""
 
 TILE = 256
 MAX_REDUCTION = 64
@@ -109,13 +109,15 @@ def _runs(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _reduction(size: tuple[int, int], cell: float) -> int:
-    """The largest power of two, within a cell, by which ASAP takes the slide to be reduced in both directions."""
+    """The largest power of two, within a cell, that ASAP finds again as the ratio of both sides."""
     scale = MAX_REDUCTION
-    while scale > 1 and (
-        scale > cell or any(edge < scale or edge // (edge // scale) != scale for edge in size)
-    ):
+    while scale > 1 and (scale > cell or not all(_found_again(scale, side) for side in size)):
         scale //= 2
     return scale
+
+
+def _found_again(scale: int, side: int) -> bool:
+    return side >= scale and side // (side // scale) == scale
 
 
 def _paint(heatmap: Heatmap, scale: int, shape: tuple[int, int]) -> np.ndarray:

@@ -23,7 +23,7 @@ ITC_UM = 275.0
 
 @dataclass(frozen=True)
 class Lesion:
-    """One component. ``area`` in mask pixels, ``major_axis`` in mask pixels, ``box`` = mask (row0, col0, row1, col1)."""
+    """One component; ``area`` and ``major_axis`` in mask pixels, ``box`` = (row0, col0, row1, col1)."""
 
     label: int
     area: int

@@ -29,11 +29,18 @@ def new_figure(width: float, height: float):
     return figure
 
 
-def png_of(figure, dpi: int = DPI) -> bytes:
+def png_of(figure) -> bytes:
     stream = io.BytesIO()
     # Without the software's name and version the same data make the same bytes.
-    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
     return stream.getvalue()
+
+
+def pixels_of(figure, dpi: int) -> np.ndarray:
+    """The drawn figure as uint8 (h, w, 3) RGB."""
+    figure.set_dpi(dpi)
+    figure.canvas.draw()
+    return np.array(figure.canvas.buffer_rgba())[..., :3]
 
 
 def roc_and_precision_png(labels: np.ndarray, probs: np.ndarray, marked: Sequence[OperatingPoint]) -> bytes:
@@ -84,6 +91,7 @@ def calibration_png(bins: Sequence[CalibrationBin], labels: np.ndarray, probs: n
     right.hist(probs[~labels], edges, color=BLUE, alpha=0.55, label="normal patches")
     right.hist(probs[labels], edges, histtype="step", lw=2, color=ORANGE, label="tumour patches")
     right.set_yscale("symlog", linthresh=10)
+    right.yaxis.set_major_formatter("{x:,.0f}")
     right.set(xlim=(0, 1), xlabel="Predicted probability", ylabel="Patches (log above 10)")
     right.set_title("Probabilities by truth", fontsize=10)
     right.legend(loc="upper center", frameon=False, fontsize=8)
@@ -139,7 +147,7 @@ def training_png(epochs: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def intervals_png(names: Sequence[str], panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """Figures side by side: a panel a metric, a row a name, dot and 95 % interval; missing ones are said so."""
+    """Figures side by side: a panel a metric, a row a name, dot and 95 % interval, or that there is none."""
     figure = new_figure(max(2.4 * len(panels), 3.2), 0.9 + 0.42 * len(names))
     for axes, (title, values) in zip(
         np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels.items(), strict=True
@@ -159,8 +167,10 @@ def intervals_png(names: Sequence[str], panels: Mapping[str, Sequence[Mapping[st
                 )
                 continue
             if low is not None:
-                axes.plot([low, high], [row, row], color=BLUE, lw=2.5, alpha=0.45, solid_capstyle="butt")
-            axes.plot(value, row, "o", color=BLUE, mec="white", ms=8)
+                axes.plot(
+                    [low, high], [row, row], color=BLUE, lw=4, alpha=0.4, solid_capstyle="butt", clip_on=False
+                )
+            axes.plot(value, row, "o", color=BLUE, mec="white", ms=7, clip_on=False, zorder=5)
         axes.set(xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5))
         axes.set_yticks(range(len(names)), names)
         axes.set_title(title, fontsize=9)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def read_predictions(entries: Sequence[Mapping[str, Any]]) -> list[SlidePredicti
     """
     slides = [_read_entry(entry) for entry in entries]
     slides.sort(key=lambda slide: slide.slide_id)
-    for one, other in zip(slides, slides[1:], strict=False):
+    for one, other in pairwise(slides):
         if one.slide_id == other.slide_id:
             raise EvaluationError(f"the predictions hold slide {one.slide_id} twice", remedy=_AGAIN)
     return slides

@@ -27,7 +27,14 @@ from wsi_assets.evaluation import plots
 from wsi_assets.evaluation.detections import detections_csv
 from wsi_assets.evaluation.evaluation import Evaluation, SlideEvaluation
 from wsi_assets.evaluation.heatmap_files import heatmap_geojson, write_likelihood_tiff
-from wsi_assets.evaluation.slide_pictures import jpeg_of, outline_png, overlay_png, patch_jpeg, view_of
+from wsi_assets.evaluation.slide_pictures import (
+    jpeg_of,
+    outline_picture,
+    overlay_picture,
+    patch_jpeg,
+    png_of,
+    view_of,
+)
 from wsi_assets.evaluation.worst import WorstPatch, worst_patches
 from wsi_assets.files import write_json
 from wsi_assets.progress import Progress, silent
@@ -176,14 +183,14 @@ def _slide_page(
                     patches[patch] = patch_jpeg(reader, part.level, patch.y, patch.x, part.patch_size)
                 except SlideError as error:
                     reason = str(error)
-    overlay = overlay_png(slide, view)
-    (out / "heatmaps" / f"{name}.png").write_bytes(overlay)
+    overlay = overlay_picture(slide, view)
+    (out / "heatmaps" / f"{name}.png").write_bytes(png_of(overlay))
     page = {
         "slide_id": name,
         "slide": slide,
         "reason": view.reason or reason,
-        "outline": _data_uri(outline_png(slide, view), "png"),
-        "overlay": _data_uri(overlay, "png"),
+        "outline": _data_uri(jpeg_of(outline_picture(slide, view)), "jpeg"),
+        "overlay": _data_uri(jpeg_of(overlay), "jpeg"),
         "thumbnail": None
         if view.pixels is None
         else _data_uri(jpeg_of(view.pixels, THUMBNAIL_SIDE * 2), "jpeg"),

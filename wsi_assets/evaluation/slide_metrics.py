@@ -38,7 +38,7 @@ class SlideScore:
 
 @dataclass(frozen=True)
 class SlideMetrics:
-    """``ranking`` is sorted by ``top_mean``, then ``maximum``, most suspicious first; slides without scores last."""
+    """``ranking``: by ``top_mean``, then ``maximum``, most suspicious first; slides without scores last."""
 
     slides: int
     tumor_slides: int

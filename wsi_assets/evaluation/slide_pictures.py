@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsi_assets.errors import SlideError
-from wsi_assets.evaluation.plots import BLACK, new_figure, png_of
+from wsi_assets.evaluation.plots import BLACK, new_figure, pixels_of
 
 if TYPE_CHECKING:
     from wsi_assets.evaluation.evaluation import SlideEvaluation
@@ -76,18 +76,18 @@ def view_of(slide: SlideEvaluation, reader: SlideReader | None, side: int, reaso
     return View(box, pixels[rows, cols], mpp)
 
 
-def outline_png(slide: SlideEvaluation, view: View) -> bytes:
-    """The slide with the pathologist's outline and a scale bar."""
+def outline_picture(slide: SlideEvaluation, view: View) -> np.ndarray:
+    """The slide with the pathologist's outline and a scale bar, uint8 (h, w, 3) RGB."""
     figure, axes = _canvas(view, bar=False)
     if view.pixels is not None:
         _show(axes, view.pixels, view)
     _draw_outline(axes, slide.geometry)
     _draw_scale_bar(axes, view)
-    return png_of(figure, DPI)
+    return pixels_of(figure, DPI)
 
 
-def overlay_png(slide: SlideEvaluation, view: View) -> bytes:
-    """The heatmap over the slide in grey, with outline, detections, colour bar and scale bar.
+def overlay_picture(slide: SlideEvaluation, view: View) -> np.ndarray:
+    """The heatmap over the slide in grey, with outline, detections, colour bar and scale bar, as RGB.
 
     The grey keeps the stain from mixing with the colours; the more probable a cell, the less it lets through.
     """
@@ -109,10 +109,12 @@ def overlay_png(slide: SlideEvaluation, view: View) -> bytes:
         axes.scatter(x, y, s=26, marker="o", fc="none", ec="white", lw=2.2, zorder=6)
         axes.scatter(x, y, s=26, marker="o", fc="none", ec=BLACK, lw=1.0, zorder=7)
     _draw_scale_bar(axes, view)
-    bar = figure.colorbar(ScalarMappable(cmap=colors), ax=axes, fraction=0.04, pad=0.015, aspect=30)
+    bar = figure.colorbar(
+        ScalarMappable(cmap=colors), ax=axes, location="bottom", fraction=0.05, pad=0.015, aspect=40
+    )
     bar.set_label("Tumour probability", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    return png_of(figure, DPI)
+    return pixels_of(figure, DPI)
 
 
 def patch_jpeg(reader: SlideReader, level: int, y: int, x: int, size: int, side: int = 160) -> bytes:
@@ -124,16 +126,22 @@ def patch_jpeg(reader: SlideReader, level: int, y: int, x: int, size: int, side:
     return jpeg_of(reader.read_region(level, y, x, size, size).pixels, side)
 
 
-def jpeg_of(pixels: np.ndarray, side: int) -> bytes:
+def jpeg_of(pixels: np.ndarray, side: int | None = None) -> bytes:
     """JPEG of uint8 (h, w, 3) RGB, its longer side at most ``side`` pixels."""
     import cv2
 
-    scale = side / max(pixels.shape[:2])
+    scale = side / max(pixels.shape[:2]) if side else 1
     if scale < 1:
         size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    coded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    return coded.tobytes()
+    return cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    """PNG of uint8 (h, w, 3) RGB."""
+    import cv2
+
+    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
 
 
 def _cells(heatmap, colors) -> tuple[np.ndarray, tuple[float, float, float, float]]:
@@ -156,7 +164,7 @@ def _cells(heatmap, colors) -> tuple[np.ndarray, tuple[float, float, float, floa
 def _canvas(view: View, *, bar: bool):
     width, height = view.box[2] - view.box[0], view.box[3] - view.box[1]
     inches = 5.2 / max(width, height)
-    figure = new_figure(max(width * inches, 1.6) + (0.75 if bar else 0.1), max(height * inches, 1.2) + 0.1)
+    figure = new_figure(max(width * inches, 1.6) + 0.1, max(height * inches, 1.2) + (0.6 if bar else 0.1))
     axes = figure.subplots()
     axes.set_facecolor("#f2f2f2")
     axes.set(xticks=[], yticks=[])
@@ -205,7 +213,7 @@ def _draw_scale_bar(axes, view: View) -> None:
 
 
 def scale_bar(width: float, mpp: float | None) -> tuple[float, str]:
-    """Length in level-0 pixels, and label, of a round scale bar of at most 30 % of ``width`` level-0 pixels."""
+    """Length in level-0 pixels, and label, of a round scale bar of at most 30 % of ``width``."""
     unit = mpp or 1.0
     most = 0.3 * width * unit
     power = 10.0 ** math.floor(math.log10(most))

@@ -58,8 +58,8 @@ def cell(value: Any) -> str:
 
 
 def heading(name: str) -> str:
-    """A column's name for a reader: ``tumor_patches`` is Tumor patches."""
-    return name.replace("_", " ").strip().capitalize()
+    """A column's name for a reader: ``tumor_patches`` is Tumour patches."""
+    return name.replace("_", " ").replace("tumor", "tumour").strip().capitalize()
 
 
 def plain(figure: Any) -> Mapping[str, Any]:

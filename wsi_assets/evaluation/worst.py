@@ -23,7 +23,7 @@ class WorstPatch:
 
 
 def worst_patches(evaluation: Evaluation) -> tuple[list[WorstPatch], list[WorstPatch]]:
-    """Normal patches called tumour, most probable first, and tumour patches not called, least probable first."""
+    """Normal patches called tumour, most probable first; tumour patches not called, least probable first."""
     threshold, most = evaluation.options.prediction_threshold, evaluation.options.worst_patches
     wrong: list[WorstPatch] = []
     missed: list[WorstPatch] = []
