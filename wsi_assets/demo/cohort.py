@@ -1,0 +1,128 @@
+"""Which slides the cohort has, and writing them.
+
+Belongs here: ids, sizes, what lies on each slide. Does not: how tissue looks, how files are written.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from shapely import Polygon
+
+from wsi_assets.demo.layout import Layout, lay_out
+from wsi_assets.demo.painting import paint
+from wsi_assets.demo.writing import write_asap, write_slide
+from wsi_assets.progress import Progress, silent
+
+DEMO_LEVEL = 1
+"""The level the cohort is made for, 0.486 um a pixel: there a patch holds a dozen lymphocytes or three tumour
+cells."""
+
+DEMO_PATCH_SIZE = 64
+"""Pixels of that level."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a slide of the cohort shows.
+
+    Attributes:
+        tumors: tumour outlines.
+        cut_out: whether the first of them has an island of normal tissue, outlined as an exclusion.
+        groups: names of the tumour and the exclusion group in the annotation.
+        cross: a black registration cross on the glass.
+        unscanned: width in level-0 pixels of a pure white strip at the right.
+    """
+
+    slide_id: str
+    side: int
+    tumors: int = 0
+    cut_out: bool = False
+    groups: tuple[str, str] = ("_0", "_2")
+    cross: bool = False
+    unscanned: int = 0
+
+
+_COHORT = (
+    _Plan("normal_001", 1536, cross=True),
+    _Plan("normal_002", 1536, unscanned=128),
+    _Plan("normal_003", 1536),
+    _Plan("patient_010_node_1", 1536),
+    _Plan("patient_010_node_2", 1536, tumors=1, cut_out=True, groups=("Tumor", "Exclusion")),
+    _Plan("tumor_001", 1536, tumors=1, cut_out=True, cross=True, unscanned=128),
+    _Plan("tumor_002", 1536, tumors=2),
+    _Plan("tumor_003", 1536, tumors=1),
+    _Plan("test_001", 1280, tumors=1, cut_out=True),
+    _Plan("test_002", 1280, cross=True),
+    _Plan("test_003", 1280, tumors=2),
+    _Plan("test_004", 1280),
+)
+
+
+@dataclass(frozen=True)
+class DemoSlide:
+    """One slide as written; ``tumor`` and ``excluded`` are (x, y) level-0 polygons as in its annotation."""
+
+    slide_id: str
+    path: Path
+    annotation_path: Path | None
+    width: int
+    height: int
+    tumor: tuple[Polygon, ...]
+    excluded: tuple[Polygon, ...]
+
+
+@dataclass(frozen=True)
+class CohortSummary:
+    """Where the cohort lies and what it has."""
+
+    images: Path
+    annotations: Path
+    slides: tuple[DemoSlide, ...]
+
+
+def make_cohort(folder: str | Path, *, seed: int = 7, progress: Progress = silent) -> CohortSummary:
+    """Write the demo cohort into ``folder/images/*.tif`` and ``folder/annotations/*.xml``.
+
+    Eight training slides of seven patients and four test slides: six with tumour, whose outlines are exact,
+    and six without, which have no annotation file. Files of the same names are replaced, others left alone.
+    The same seed gives the same bytes, given the same versions of numpy and the codecs.
+
+    Args:
+        folder: made if missing.
+        seed: another seed gives another cohort of the same composition.
+        progress: told after each slide.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    images, annotations = Path(folder) / "images", Path(folder) / "annotations"
+    images.mkdir(parents=True, exist_ok=True)
+    annotations.mkdir(parents=True, exist_ok=True)
+    slides = []
+    for done, plan in enumerate(_COHORT):
+        progress(done, len(_COHORT), "drawing slides")
+        slides.append(_make_slide(plan, images, annotations, seed))
+    progress(len(_COHORT), len(_COHORT), "drawing slides")
+    return CohortSummary(images, annotations, tuple(slides))
+
+
+def _make_slide(plan: _Plan, images: Path, annotations: Path, seed: int) -> DemoSlide:
+    # Seeded by the id: adding a slide to the cohort leaves the others as they are.
+    rng = np.random.default_rng([seed, zlib.crc32(plan.slide_id.encode())])
+    layout: Layout = lay_out(rng, plan.side, plan.side, plan.tumors, plan.cut_out)
+    pixels = paint(rng, layout, cross=plan.cross, unscanned=plan.unscanned)
+    path, annotation_path = images / f"{plan.slide_id}.tif", None
+    write_slide(path, pixels)
+    if plan.tumors:
+        annotation_path = annotations / f"{plan.slide_id}.xml"
+        tumor_group, exclusion_group = plan.groups
+        outlines = [(tumor_group, ring) for ring in layout.tumor]
+        outlines += [(exclusion_group, ring) for ring in layout.excluded]
+        write_asap(annotation_path, outlines)
+    return DemoSlide(
+        plan.slide_id, path, annotation_path, plan.side, plan.side, layout.tumor, layout.excluded
+    )
