@@ -19,12 +19,12 @@ BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#767676", "
 DPI = 160
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float, layout: str = "constrained"):
     """A matplotlib figure of ``width`` x ``height`` inches that nothing else can reach."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 

@@ -24,6 +24,11 @@ MARGIN = 0.04
 
 LARGEST_THUMBNAIL = 4000
 DPI = 150
+LONGER_SIDE = 5.2
+"""Inches of the longer side of a slide's picture."""
+
+BAR_STRIP = 0.6
+"""Inches below the picture for the colour bar."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,6 @@ def overlay_picture(slide: SlideEvaluation, view: View) -> np.ndarray:
     The grey keeps the stain from mixing with the colours; the more probable a cell, the less it lets through.
     """
     from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
 
     figure, axes = _canvas(view, bar=True)
     colors = colormaps["viridis"]
@@ -109,11 +113,7 @@ def overlay_picture(slide: SlideEvaluation, view: View) -> np.ndarray:
         axes.scatter(x, y, s=26, marker="o", fc="none", ec="white", lw=2.2, zorder=6)
         axes.scatter(x, y, s=26, marker="o", fc="none", ec=BLACK, lw=1.0, zorder=7)
     _draw_scale_bar(axes, view)
-    bar = figure.colorbar(
-        ScalarMappable(cmap=colors), ax=axes, location="bottom", fraction=0.05, pad=0.015, aspect=40
-    )
-    bar.set_label("Tumour probability", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    _draw_color_bar(figure, colors)
     return pixels_of(figure, DPI)
 
 
@@ -162,15 +162,28 @@ def _cells(heatmap, colors) -> tuple[np.ndarray, tuple[float, float, float, floa
 
 
 def _canvas(view: View, *, bar: bool):
+    """Figure and axes; the slide has the same size in inches with and without the strip for a colour bar."""
     width, height = view.box[2] - view.box[0], view.box[3] - view.box[1]
-    inches = 5.2 / max(width, height)
-    figure = new_figure(max(width * inches, 1.6) + 0.1, max(height * inches, 1.2) + (0.6 if bar else 0.1))
-    axes = figure.subplots()
+    inches = LONGER_SIDE / max(width, height)
+    width, height = max(width * inches, 1.8), max(height * inches, 1.2)
+    strip = BAR_STRIP if bar else 0.0
+    figure = new_figure(width, height + strip, layout="none")
+    axes = figure.add_axes((0, strip / (height + strip), 1, height / (height + strip)))
     axes.set_facecolor("#f2f2f2")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("#bbbbbb")
     _frame(axes, view)
     return figure, axes
+
+
+def _draw_color_bar(figure, colors) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    total = figure.get_figheight()
+    place = figure.add_axes((0.06, (BAR_STRIP - 0.2) / total, 0.88, 0.12 / total))
+    bar = figure.colorbar(ScalarMappable(cmap=colors), cax=place, orientation="horizontal")
+    bar.set_label("Tumour probability", fontsize=9, labelpad=1)
+    place.tick_params(labelsize=8, pad=1)
 
 
 def _frame(axes, view: View) -> None:
@@ -208,7 +221,7 @@ def _draw_scale_bar(axes, view: View) -> None:
     left, base = x0 + pad, y1 - pad
     axes.add_patch(Rectangle((left, base - thick), length, thick, fc=BLACK, ec="white", lw=1.2, zorder=9))
     axes.text(
-        left, base - 1.8 * thick, text, ha="left", va="bottom", fontsize=8, color=BLACK, zorder=9, bbox=plate
+        left, base - 1.8 * thick, text, ha="left", va="bottom", fontsize=10, color=BLACK, zorder=9, bbox=plate
     )
 
 

@@ -1,0 +1,64 @@
+"""Predictions made up for tests: entries as the index and the prediction leave them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+
+
+@dataclass(frozen=True)
+class Regions:
+    """All that an evaluation wants of tumour regions."""
+
+    geometry: Any
+
+
+def entry(slide_id: str, patches, probs, **changed) -> dict[str, Any]:
+    """A test slide's entry; ``patches`` are (y, x, is_tumor) in pixels of its level."""
+    plain = {
+        "slide_path": f"/nowhere/{slide_id}.tif",
+        "label": slide_id.split("_node")[0],
+        "annotation_path": None,
+        "level": 0,
+        "work_level": 5,
+        "magnification": 40.0,
+        "patches": [tuple(int(number) for number in patch) for patch in patches],
+        "patch_size": 256,
+        "stride": 256,
+        "downsample": 1.0,
+        "mpp": 0.243,
+        "probs": [float(prob) for prob in probs],
+        "preds": [-1 if np.isnan(prob) else int(prob >= 0.5) for prob in probs],
+    }
+    return {**plain, **changed}
+
+
+def grid_entry(slide_id: str, probability: np.ndarray, tumor: np.ndarray | None = None, **changed):
+    """An entry whose patches fill a grid (rows, cols)."""
+    stride = changed.get("stride", 256)
+    tumor = np.zeros(probability.shape, bool) if tumor is None else tumor
+    rows, cols = np.indices(probability.shape)
+    patches = np.stack([rows.ravel() * stride, cols.ravel() * stride, tumor.ravel()], axis=1)
+    return entry(slide_id, patches, probability.ravel(), **changed)
+
+
+def square(x0: float, y0: float, side: float) -> Regions:
+    return Regions(shapely.MultiPolygon([shapely.box(x0, y0, x0 + side, y0 + side)]))
+
+
+def cohort(seed: int = 0, side: int = 12):
+    """Four test slides of three patients, two with a tumour of 6 x 6 patches; entries and regions."""
+    generator = np.random.default_rng(seed)
+    entries, regions = [], {}
+    for number, slide_id in enumerate(("test_001_node_1", "test_001_node_2", "test_002", "test_003")):
+        tumor = np.zeros((side, side), bool)
+        regions[slide_id] = None
+        if number in (0, 2):
+            tumor[2:8, 3:9] = True
+            regions[slide_id] = square(3 * 256, 2 * 256, 6 * 256)
+        probability = np.where(tumor, generator.beta(5, 2, tumor.shape), generator.beta(2, 6, tumor.shape))
+        entries.append(grid_entry(slide_id, probability, tumor))
+    return entries, regions

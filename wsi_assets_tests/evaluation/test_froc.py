@@ -1,0 +1,218 @@
+"""FROC against the definition walked through naively, real lesions and a published unit case."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_assets.evaluation.detections import Detection
+from wsi_assets.evaluation.froc import corrected_curve, froc, lesion_table, match, official_curve
+from wsi_assets.evaluation.lesions import lesions_of_geometry, lesions_of_mask, major_axis
+from wsi_assets.evaluation.options import EvaluationOptions
+
+QUICK = EvaluationOptions(bootstrap_samples=0)
+CHALLENGE = {"mpp": 0.243, "level": 5}
+
+
+def naive_lesions(mask: np.ndarray):
+    """Lesions pixel by pixel: every pixel's distance to every tumour pixel, flood fill for holes and parts."""
+    tumor = np.argwhere(mask)
+    rows, cols = np.indices(mask.shape)
+    distance = np.sqrt(((rows[..., None] - tumor[:, 0]) ** 2 + (cols[..., None] - tumor[:, 1]) ** 2).min(-1))
+    near = distance < 75 / (0.243 * 32 * 2)
+    outside = np.zeros(mask.shape, bool)
+    edge = [
+        (r, c)
+        for r, c in np.ndindex(*mask.shape)
+        if r in (0, mask.shape[0] - 1) or c in (0, mask.shape[1] - 1)
+    ]
+    spread(outside, [place for place in edge if not near[place]], ~near, diagonal=False)
+    filled, parts = ~outside, []
+    left = filled.copy()
+    while left.any():
+        part = np.zeros(mask.shape, bool)
+        spread(part, [tuple(np.argwhere(left)[0])], left, diagonal=True)
+        left &= ~part
+        parts.append(part)
+    return parts
+
+
+def spread(reached, queue, allowed, *, diagonal):
+    steps = [(-1, 0), (1, 0), (0, -1), (0, 1)]
+    steps += [(-1, -1), (-1, 1), (1, -1), (1, 1)] if diagonal else []
+    queue = list(queue)
+    while queue:
+        r, c = queue.pop()
+        if 0 <= r < allowed.shape[0] and 0 <= c < allowed.shape[1] and allowed[r, c] and not reached[r, c]:
+            reached[r, c] = True
+            queue += [(r + dr, c + dc) for dr, dc in steps]
+
+
+def naive_score(false_positives, lesion_scores, lesions, slides, *, official):
+    """Mean sensitivity at the six rates: thresholds one after the other, lines between operating points."""
+    scores = sorted({float(score) for score in [*false_positives, *lesion_scores]})
+    points = []
+    for level in scores[1:] if official else scores:
+        wrong = sum(score >= level for score in false_positives) / slides
+        points.append((wrong, sum(float(score) >= level for score in lesion_scores) / lesions))
+    points.append((0.0, 0.0))
+    return float(np.mean([along(points[::-1], rate) for rate in (0.25, 0.5, 1, 2, 4, 8)]))
+
+
+def along(points, rate):
+    """The line through points of rising rate; of several points at one rate the last holds from there on."""
+    below = [point for point in points if point[0] <= rate]
+    above = [point for point in points if point[0] > rate]
+    (x0, y0) = below[-1]
+    if not above:
+        return y0
+    x1, y1 = above[0]
+    return y0 + (y1 - y0) * (rate - x0) / (x1 - x0)
+
+
+def test_published_unit_case(real_data):
+    for case in json.loads((real_data / "expected.json").read_text())["froc_unit_cases"]:
+        numbers = (case["fp_probs"], case["tp_probs"], case["num_targets"], case["num_images"])
+        assert official_curve(*numbers).score() == pytest.approx(case["mean_sensitivity"], abs=1e-8)
+
+
+def test_lesions_of_a_real_outline(real_data):
+    from wsi_assets.annotations import read_annotation
+
+    expected = json.loads((real_data / "expected.json").read_text())["froc_tumor_001"]
+    regions = read_annotation(real_data / "annotations" / "tumor_001.xml")
+    lesions = lesions_of_geometry(regions.geometry, **CHALLENGE).lesions
+    assert len(lesions) == expected["n_labels"]
+    assert [lesion.label for lesion in lesions if lesion.itc] == expected["itc_labels"]
+    # The official mask was drawn from the same polygons by another program: areas agree to 0.3 %.
+    assert [lesion.area for lesion in lesions] == pytest.approx(expected["eval_label_area_px"], rel=3e-3)
+    assert [lesion.major_axis for lesion in lesions] == pytest.approx(
+        expected["eval_label_major_axis_px"], rel=3e-3
+    )
+    np.testing.assert_allclose([lesion.box for lesion in lesions], expected["eval_label_bbox_rc"], atol=1)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_lesions_are_widened_filled_and_joined_at_corners(seed):
+    generator = np.random.default_rng(seed)
+    mask = np.zeros(generator.integers(20, 60, 2), bool)
+    for _ in range(generator.integers(1, 5)):
+        r, c = generator.integers(0, mask.shape[0]), generator.integers(0, mask.shape[1])
+        h, w = generator.integers(1, 25, 2)
+        mask[r : r + h, c : c + w] = True
+        mask[r + h // 4 : r + h // 2, c + w // 4 : c + w // 2] = False
+    if not mask.any():
+        return
+    found = lesions_of_mask(mask, **CHALLENGE)
+    parts = naive_lesions(mask)
+    assert len(found.lesions) == len(parts)
+    for lesion, part in zip(found.lesions, parts, strict=True):
+        assert lesion.area == part.sum()
+        assert lesion.itc == (major_axis(part) < 275 / (0.243 * 32))
+        row, col = np.argwhere(part)[0]
+        assert found.label_at(col * 32 + 31, row * 32) == lesion.label
+    outside = np.argwhere(~np.any(parts, axis=0))
+    assert all(found.label_at(c * 32, r * 32) == 0 for r, c in outside)
+
+
+def test_the_major_axis_of_a_disc_is_its_diameter():
+    rows, cols = np.indices((101, 101)) - 50
+    assert major_axis(rows**2 + cols**2 <= 40**2) == pytest.approx(80, rel=0.01)
+
+
+def test_two_lesions_closer_than_75_um_are_one():
+    apart = lesions_of_geometry(
+        shapely.MultiPolygon([shapely.box(1000, 1000, 3000, 3000), shapely.box(3400, 1000, 5000, 3000)]),
+        **CHALLENGE,
+    )
+    near = lesions_of_geometry(
+        shapely.MultiPolygon([shapely.box(1000, 1000, 3000, 3000), shapely.box(3200, 1000, 5000, 3000)]),
+        **CHALLENGE,
+    )
+    assert (len(apart.lesions), len(near.lesions)) == (2, 1)
+
+
+def test_a_small_lesion_is_itc_and_counts_for_nothing():
+    # 400 px are 97 um; with 37.5 um on each side 172 um, under 275.
+    lesions = lesions_of_geometry(shapely.box(1024, 1024, 1424, 1424), **CHALLENGE)
+    assert [lesion.itc for lesion in lesions.lesions] == [True]
+    hits = match("test_001", "test_001", [Detection(0.9, 1200, 1200), Detection(0.4, 9000, 9000)], lesions)
+    assert hits.in_itc == 1
+    assert [found.probability for found in hits.false_positives] == [0.4]
+    result = froc([hits], QUICK)
+    assert result.official.value is None
+    assert "isolated tumour cells" in result.official.reason
+    assert lesion_table([hits])[0]["probability"] is None
+
+
+def test_a_lesion_counts_once_at_its_highest_probability():
+    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), **CHALLENGE)
+    found = [Detection(p, 2000, 2000) for p in (0.3, 0.8, 0.5)]
+    hits = match("test_001", "test_001", found, lesions)
+    assert hits.false_positives == ()
+    assert hits.official_scores.tolist() == [np.float32(0.8)]
+    assert lesion_table([hits])[0]["probability"] == 0.8
+
+
+def test_a_perfect_detector_with_equal_scores_gets_nothing_officially_and_all_when_corrected():
+    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), **CHALLENGE)
+    hits = [match(f"test_{i}", f"p{i}", [Detection(0.75, 2000, 2000)], lesions) for i in range(3)]
+    result = froc(hits, EvaluationOptions(bootstrap_samples=30))
+    assert result.official.value == 0.0
+    assert (result.corrected.value, result.corrected.low, result.corrected.high) == (1.0, 1.0, 1.0)
+
+
+def test_slides_without_detections_count():
+    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), **CHALLENGE)
+    tumor = match("test_1", "a", [Detection(0.5, 2000, 2000)], lesions)
+    normal = match("test_2", "b", [Detection(0.7, 100, 100), Detection(0.6, 900, 900)], None)
+    silent = [match(f"test_{i}", f"c{i}", [], None) for i in range(3, 9)]
+    curve = froc([tumor, normal, *silent], QUICK).corrected_curve
+    # The lesion is found once both false positives are in: 2 of 8 slides.
+    assert curve.at([0.25])[0] == 1.0
+    assert froc([tumor, normal], QUICK).corrected_curve.at([0.5, 1.0]).tolist() == [0.0, 1.0]
+
+
+probability = st.floats(0.01, 1, allow_nan=False).map(lambda p: float(np.float32(p)))
+
+
+@given(
+    st.lists(probability, max_size=20),
+    st.lists(st.one_of(probability, st.just(0.0)), min_size=1, max_size=8),
+    st.integers(1, 5),
+)
+@settings(max_examples=120, deadline=None)
+def test_both_scores_follow_the_definition(false_positives, lesion_scores, slides):
+    # Scores that float32 holds exactly, so that the quirk of mixed precision is out of the way.
+    lesions = len(lesion_scores)
+    official = official_curve(false_positives, np.array(lesion_scores, np.float32), lesions, slides)
+    assert official.score() == pytest.approx(
+        naive_score(false_positives, lesion_scores, lesions, slides, official=True), abs=1e-12
+    )
+    found = [score for score in lesion_scores if score > 0]
+    corrected = corrected_curve(false_positives, found, lesions, slides)
+    assert corrected.score() == pytest.approx(
+        naive_score(false_positives, found, lesions, slides, official=False), abs=1e-12
+    )
+    assert (np.diff(corrected.false_positives) <= 0).all()
+    assert (np.diff(corrected.sensitivity) <= 0).all()
+
+
+def test_the_script_tells_equal_scores_of_two_precisions_apart():
+    # 0.8 as float32 is a little more than 0.8: the script finds a threshold between the two.
+    same = official_curve([0.8, 0.6], [1, 1, 0, 0, 0.8, 0.8, 0], 4, 2).score()
+    mixed = official_curve([0.8, 0.6], np.array([1, 1, 0, 0, 0.8, 0.8, 0], np.float32), 4, 2).score()
+    assert (same, mixed) == (pytest.approx(23 / 24), 1.0)
+
+
+def test_nothing_found_is_a_true_zero():
+    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), **CHALLENGE)
+    result = froc([match("test_1", "a", [], lesions)], QUICK)
+    assert result.official.value == 0.0
+    assert result.corrected.value == 0.0

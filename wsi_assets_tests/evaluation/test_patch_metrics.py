@@ -1,0 +1,164 @@
+"""Patch figures against arithmetic by hand, and intervals against resampling by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_assets.evaluation.bootstrap import draw_groups, ranking_samples
+from wsi_assets.evaluation.options import EvaluationOptions
+from wsi_assets.evaluation.patch_metrics import patch_metrics
+
+QUICK = EvaluationOptions(bootstrap_samples=0)
+
+
+def pair_auc(labels, scores) -> float:
+    """The share of (tumour, normal) pairs in the right order, ties as one half."""
+    pairs = [(t, n) for t, is_t in zip(scores, labels, strict=True) if is_t
+             for n, is_n in zip(scores, labels, strict=True) if not is_n]  # fmt: skip
+    return sum(1.0 if t > n else 0.5 if t == n else 0.0 for t, n in pairs) / len(pairs)
+
+
+def stepwise_precision(labels, scores) -> float:
+    """Precision at every distinct score, weighted by the recall it adds."""
+    total, before = 0.0, 0
+    for level in sorted(set(scores), reverse=True):
+        called = [is_t for score, is_t in zip(scores, labels, strict=True) if score >= level]
+        total += sum(called) / len(called) * (sum(called) - before) / sum(labels)
+        before = sum(called)
+    return total
+
+
+scored = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]), st.booleans()), min_size=2, max_size=40
+).filter(lambda rows: len({label for _, label in rows}) == 2)
+
+
+@given(scored)
+@settings(max_examples=60, deadline=None)
+def test_ranking_figures_are_the_pairs_and_the_steps(rows):
+    scores, labels = [score for score, _ in rows], [label for _, label in rows]
+    metrics = patch_metrics(scores, labels, range(len(rows)), QUICK)
+    assert metrics.roc_auc.value == pytest.approx(pair_auc(labels, scores))
+    assert metrics.average_precision.value == pytest.approx(stepwise_precision(labels, scores))
+
+
+@given(scored, st.sampled_from([0.0, 0.25, 0.5, 0.6, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_a_probability_at_the_threshold_is_called_tumour(rows, threshold):
+    scores, labels = np.array([score for score, _ in rows]), np.array([label for _, label in rows])
+    point = patch_metrics(scores, labels, labels, QUICK, validation_threshold=threshold).at_validation
+    counts = [0, 0, 0, 0]
+    for score, label in rows:
+        counts[2 * (score >= threshold) + label] += 1
+    true_negatives, false_negatives, false_positives, true_positives = counts
+    assert (point.true_positives, point.false_positives) == (true_positives, false_positives)
+    assert (point.true_negatives, point.false_negatives) == (true_negatives, false_negatives)
+    assert point.sensitivity.value == pytest.approx(true_positives / (true_positives + false_negatives))
+    assert point.specificity.value == pytest.approx(true_negatives / (true_negatives + false_positives))
+
+
+def test_brier_and_calibration_error_by_hand():
+    probs, labels = [0.1, 0.15, 0.9, 1.0], [False, True, True, True]
+    metrics = patch_metrics(probs, labels, range(4), QUICK)
+    assert metrics.brier.value == pytest.approx((0.1**2 + 0.85**2 + 0.1**2 + 0) / 4)
+    # Two bins hold patches: 0.1 to 0.2 with mean 0.125 and share 0.5, 0.9 to 1 with mean 0.95 and share 1.
+    assert metrics.calibration_error.value == pytest.approx((2 * 0.375 + 2 * 0.05) / 4)
+    filled = {round(part.low, 1): part for part in metrics.calibration if part.patches}
+    assert sorted(filled) == [0.1, 0.9]
+    assert filled[0.1].mean_probability == pytest.approx(0.125)
+    assert filled[0.9].tumor_fraction == 1.0
+    assert [part.tumor_fraction for part in metrics.calibration if not part.patches] == [None] * 8
+
+
+def test_an_unreadable_patch_is_in_no_figure_and_is_counted():
+    whole = patch_metrics([0.2, 0.8, 0.6], [False, True, False], [0, 1, 2], QUICK)
+    holed = patch_metrics([0.2, np.nan, 0.8, 0.6], [False, True, True, False], [0, 0, 1, 2], QUICK)
+    assert (holed.quarantined, holed.patches) == (1, 3)
+    assert holed.roc_auc == whole.roc_auc
+    assert holed.brier == whole.brier
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_one_class_says_why_and_is_never_zero(label):
+    metrics = patch_metrics([0.3, 0.7], [label, label], [0, 1], EvaluationOptions(bootstrap_samples=50))
+    assert metrics.roc_auc.value is None
+    assert metrics.average_precision.value is None
+    missing = metrics.at_default.specificity if label else metrics.at_default.sensitivity
+    assert missing.value is None
+    assert ("normal" if label else "tumour") in missing.reason
+    assert ("normal" if label else "tumour") in metrics.roc_auc.reason
+    assert metrics.brier.low is not None
+
+
+def test_no_patch_at_all_says_so_everywhere():
+    metrics = patch_metrics([], [], [], EvaluationOptions(bootstrap_samples=20), validation_threshold=0.3)
+    for figure in (metrics.roc_auc, metrics.average_precision, metrics.brier, metrics.calibration_error):
+        assert figure.value is None
+        assert figure.reason
+    assert metrics.at_default is None
+    assert metrics.at_validation is None
+    assert metrics.validation_reason
+
+
+def test_equal_scores_rank_nothing():
+    metrics = patch_metrics([0.4] * 6, [True, False] * 3, range(6), EvaluationOptions(bootstrap_samples=50))
+    assert metrics.roc_auc.value == 0.5
+    assert (metrics.roc_auc.low, metrics.roc_auc.high) == (0.5, 0.5)
+
+
+def test_one_patient_has_figures_without_an_interval():
+    metrics = patch_metrics([0.1, 0.9], [False, True], [7, 7], EvaluationOptions(bootstrap_samples=50))
+    assert metrics.roc_auc.value == 1.0
+    assert metrics.roc_auc.low is None
+    assert "at least two" in metrics.roc_auc.reason
+
+
+def test_a_resample_is_whole_patients_written_out():
+    generator = np.random.default_rng(5)
+    groups = np.repeat(np.arange(6), 15)
+    labels = generator.random(90) < 0.4
+    scores = np.round(generator.random(90) * 0.5 + labels * 0.3, 2)
+    counts = draw_groups(6, 40, seed=1)
+    assert (counts.sum(1) == 6).all()
+    aucs, precisions = ranking_samples(counts, scores, labels, groups)
+    for row in range(40):
+        taken = np.concatenate([np.tile(np.flatnonzero(groups == g), int(counts[row, g])) for g in range(6)])
+        assert aucs[row] == pytest.approx(pair_auc(labels[taken], scores[taken]))
+        assert precisions[row] == pytest.approx(stepwise_precision(labels[taken], scores[taken].tolist()))
+
+
+def test_ranks_in_bins_keep_the_auc():
+    generator = np.random.default_rng(2)
+    labels = generator.random(20_000) < 0.3
+    scores = generator.normal(labels * 1.0)
+    aucs, _ = ranking_samples(np.ones((1, 1)), scores, labels, np.zeros(20_000, int))
+    from sklearn.metrics import roc_auc_score
+
+    assert aucs[0] == pytest.approx(roc_auc_score(labels, scores), abs=1 / 4096)
+
+
+def test_the_interval_follows_patients_not_patches():
+    generator = np.random.default_rng(3)
+    # Every patch of a patient has the same fate: 10 patients are 10 observations, however many patches.
+    fate = np.repeat(np.arange(10) % 2 == 0, 400)
+    probs, labels = np.where(fate, 0.9, 0.1), np.ones(4000, bool)
+    options = EvaluationOptions(bootstrap_samples=500)
+    by_patient = patch_metrics(probs, labels, np.repeat(np.arange(10), 400), options).at_default.sensitivity
+    by_patch = patch_metrics(probs, labels, generator.permutation(4000), options).at_default.sensitivity
+    assert by_patient.value == by_patch.value == 0.5
+    assert by_patient.high - by_patient.low > 0.4
+    assert by_patch.high - by_patch.low < 0.05
+
+
+def test_ends_of_an_interval_are_percentiles_of_the_resamples():
+    generator = np.random.default_rng(8)
+    groups, labels = np.repeat(np.arange(12), 10), np.ones(120, bool)
+    probs = np.clip(generator.random(120) + (groups % 3)[...] * 0.1, 0, 1)
+    options = EvaluationOptions(bootstrap_samples=300, seed=9)
+    figure = patch_metrics(probs, labels, groups, options).at_default.sensitivity
+    hits = np.array([(probs[groups == g] >= 0.5).sum() for g in range(12)])
+    drawn = draw_groups(12, 300, 9) @ hits / 120
+    assert (figure.low, figure.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
