@@ -15,7 +15,7 @@ import openslide
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.naming import SLIDE_SUFFIXES
 
-_CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 96 << 20
 _SUBPIXEL = 1 / 512
 
 
@@ -40,7 +40,7 @@ class OpenSlideFile:
         self.downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
 
     def read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels of a window inside the level: (uint8 (h, w, 3) RGB, bool (h, w) where there are any).
+        """A window inside the level: uint8 (h, w, 3) RGB, and bool (h, w) where it has pixels; else white.
 
         OpenSlide places a window by level-0 coordinates over its own downsample and blends neighbours where
         that quotient is not whole. So the window is read from the nearest place above and left of it where

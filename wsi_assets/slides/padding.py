@@ -83,9 +83,8 @@ def _is_framed(side: _Side, colour: np.ndarray) -> bool:
         found.append(depth)
         inside = side.window(min(depth + SIDE, side.depth - _ALONG), int(along), _ALONG, _ALONG).astype(int)
         typical = np.median(inside.reshape(-1, 3), axis=0)
-        glass += (
-            typical.min() >= _GLASS_LIGHTNESS and np.ptp(typical) <= _GLASS_CHROMA
-        ) or typical.max() <= 1
+        clear = typical.min() >= _GLASS_LIGHTNESS and np.ptp(typical) <= _GLASS_CHROMA
+        glass += bool(clear or typical.max() <= 1)
     if len(found) < _LINES * 0.6:
         return False
     straight = np.abs(np.array(found) - np.median(found)) <= _STRAIGHT

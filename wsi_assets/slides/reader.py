@@ -145,9 +145,9 @@ class SlideReader:
         y0, y1 = max(0, top - MARGIN), min(limits.height, bottom + MARGIN)
         x0, x1 = max(0, left - MARGIN), min(limits.width, right + MARGIN)
         pixels, present = self._read(level, y0, x0, y1 - y0, x1 - x0)
-        if not present.all():
-            pixels[~present] = 255
         inner = (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
+        if not present.any():
+            return pixels[inner], ~present[inner]
         return pixels[inner], no_data(pixels, present, self._paddings or ())[inner]
 
     def _read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

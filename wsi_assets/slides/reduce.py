@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import cv2
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1024
 _MOST = 512
+_BAND = 8
 
 
 def reduced(reader: SlideReader, downsample: float) -> Region:
@@ -37,16 +39,23 @@ def reduced(reader: SlideReader, downsample: float) -> Region:
     height, width = math.ceil(base.height / downsample), math.ceil(base.width / downsample)
     pixels = np.full((height, width, 3), 255, np.uint8)
     missing = np.ones((height, width), bool)
-    # Blocks of about two tiles a side: each tile is decoded about once, and no strip is as wide as the slide.
     block = max(1, int(_BLOCK / step))
-    for top in range(0, height, block):
+    for top, left in _in_bands(height, width, block):
         rows = Cells(top, min(height, top + block), step, level.height)
-        for left in range(0, width, block):
-            cols = Cells(left, min(width, left + block), step, level.width)
-            region = reader.read_region(level.index, rows.start, cols.start, rows.length, cols.length)
-            window = (slice(top, top + rows.count), slice(left, left + cols.count))
-            pixels[window], missing[window] = area_average(region, rows, cols)
+        cols = Cells(left, min(width, left + block), step, level.width)
+        region = reader.read_region(level.index, rows.start, cols.start, rows.length, cols.length)
+        window = (slice(top, top + rows.count), slice(left, left + cols.count))
+        pixels[window], missing[window] = area_average(region, rows, cols)
     return Region(pixels, missing)
+
+
+def _in_bands(height: int, width: int, block: int) -> Iterator[tuple[int, int]]:
+    """Top-left corners of blocks, in vertical bands so narrow that the tiles two rows share stay cached."""
+    band = _BAND * block
+    for first in range(0, width, band):
+        for top in range(0, height, block):
+            for left in range(first, min(width, first + band), block):
+                yield top, left
 
 
 class Cells:
@@ -59,6 +68,8 @@ class Cells:
         start, length: the run of source pixels the cells touch.
         count: number of cells.
         sizes: float (count,), source pixels under each cell.
+        whole_step: source pixels of every cell if that is one whole number, else 0.
+        middles: int (count,), the source pixel in each cell's middle, counted from ``start``.
     """
 
     def __init__(self, first: int, last: int, step: float, limit: int):
@@ -70,6 +81,7 @@ class Cells:
         self.length = max(1, min(limit, math.ceil(edges[-1])) - self.start)
         self._edges = np.clip(edges - self.start, 0, self.length)
         self.sizes = np.diff(self._edges)
+        self.whole_step = int(step) if np.all(self.sizes == int(step)) else 0
         self.middles = np.minimum((self._edges[:-1] + self._edges[1:]) / 2, self.length - 1).astype(int)
 
     def at_edges(self, running: np.ndarray) -> np.ndarray:
@@ -89,6 +101,12 @@ def area_average(region: Region, rows: Cells, cols: Cells) -> tuple[np.ndarray, 
 
     The sums come from a summed-area table, read between its entries where a cell ends within a pixel.
     """
+    if region.no_data.all():
+        return region.pixels[np.ix_(rows.middles, cols.middles)], np.ones((rows.count, cols.count), bool)
+    if rows.whole_step and cols.whole_step and not region.no_data.any():
+        # The same average, several times as fast.
+        size = (cols.count, rows.count)
+        return cv2.resize(region.pixels, size, interpolation=cv2.INTER_AREA), np.zeros(size[::-1], bool)
     values = np.dstack([region.pixels, np.ones(region.no_data.shape, np.uint8)])
     values[region.no_data] = 0
     table = cv2.integral(values, sdepth=cv2.CV_32S)

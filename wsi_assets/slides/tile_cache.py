@@ -8,11 +8,11 @@ import numpy as np
 
 from wsi_assets.slides.tiff_tiles import TileSource
 
-_CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 96 << 20
 
 
 class CachedTiles:
-    """Reads windows from ``source`` and owns it; keeps up to 64 MiB of decoded tiles."""
+    """Reads windows from ``source`` and owns it; keeps up to 96 MiB of decoded tiles."""
 
     def __init__(self, source: TileSource):
         self._source = source
@@ -20,7 +20,7 @@ class CachedTiles:
         self._bytes = 0
 
     def read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels of a window inside the level: (uint8 (h, w, 3) RGB, bool (h, w) where there are any).
+        """A window inside the level: uint8 (h, w, 3) RGB, and bool (h, w) where it has pixels; else white.
 
         Raises:
             SlideError: a tile of the window is damaged.
