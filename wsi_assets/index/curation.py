@@ -81,7 +81,7 @@ def outlines_outside(
 def outlines_off_tissue(
     slides: Iterable[tuple[TissueRegions, TumorRegions | None]], least: float = 0.5
 ) -> list[Finding]:
-    """Slides whose tumour area lies on tissue by less than ``least``, 0 to 1: shifted or mirrored outlines."""
+    """Slides whose tumour area lies on tissue by less than ``least``, 0 to 1: shifted outlines."""
     from wsi_assets.index.coverage import cell_areas
 
     findings = []

@@ -86,7 +86,7 @@ def overlay(
     picture = np.ascontiguousarray(reader.thumbnail(max_side))
     height, width = picture.shape[:2]
     downsample = max(base.height / height, base.width / width)
-    line = max(1, round(max(height, width) / 700))
+    line = max(1, round(max(height, width) / 600))
     # The mask covers whole working pixels, which may reach over the slide's edge.
     zoom = tissue.work_downsample / downsample
     warp = np.array([[zoom, 0, (zoom - 1) / 2], [0, zoom, (zoom - 1) / 2]])
@@ -161,7 +161,8 @@ def _stroke(
 
     if casing:
         cv2.drawContours(picture, contours, -1, _INK, line + 2, cv2.LINE_AA)
-    cv2.drawContours(picture, contours, -1, color, line, cv2.LINE_AA)
+    # Not antialiased: a line of one pixel keeps its colour.
+    cv2.drawContours(picture, contours, -1, color, line, cv2.LINE_8)
 
 
 def _scale_bar(width: int, downsample: float, mpp: float | None) -> tuple[int, str]:

@@ -39,9 +39,9 @@ class TissueRegions:
 
     ``mask`` is (rows, cols) bool; its pixel (r, c) covers the level-0 square from (r, c) to (r + 1, c + 1)
     times ``work_downsample``, as (y, x). ``threshold`` is in grey levels of chroma, 0 to 255; None if the
-    slide holds no data. ``tissue_share`` is tissue over data pixels, ``data_share`` data over all pixels, both
-    0 to 1. ``look`` is the slide as ``LOOK_SIDE`` x ``LOOK_SIDE`` RGB bytes, what is not tissue in white, by
-    which the same slide under two names is found. ``config`` holds the options used.
+    slide holds no data. ``tissue_share`` is tissue over data pixels, ``data_share`` data over all pixels,
+    both 0 to 1. ``look`` is the slide as ``LOOK_SIDE`` x ``LOOK_SIDE`` RGB bytes, white where there is no
+    tissue; by it the same slide under two names is found. ``config`` holds the options used.
     """
 
     slide_id: str

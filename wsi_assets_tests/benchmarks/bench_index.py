@@ -2,8 +2,8 @@
 
     python -m wsi_assets_tests.benchmarks.bench_index [result.json]
 
-The slide is 97,792 x 221,184 pixels at level 0, two thirds of it tissue, with one of two sets of outlines: 100
-plain lesions of 400 points, or one region of 100,000 points with 148 rings. Times start from tissue and
+The slide is 97,792 x 221,184 pixels at level 0, two thirds of it tissue, with one of two sets of outlines:
+100 plain lesions of 400 points, or one region of 100,000 points with 148 rings. Times start from tissue and
 outlines in memory and end at the finished index entry, exact tumour shares included.
 
 The loop is the common one: for every patch with tissue, ``cv2.pointPolygonTest`` of its centre against each

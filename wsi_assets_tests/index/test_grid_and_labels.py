@@ -21,6 +21,7 @@ patch_sizes = st.integers(1, 40)
 strides = st.integers(1, 60)
 
 
+@settings(deadline=None)
 @given(height=sides, width=sides, patch=patch_sizes, stride=strides)
 def test_the_grid_holds_every_whole_patch_once_row_by_row(height, width, patch, stride):
     expected = [
@@ -41,9 +42,10 @@ def test_the_grid_of_the_small_aperio_region_has_the_published_size(real_data):
     assert len(grid(height, width, 300, 300)) == expected["tile_300"]["full"]
 
 
+@settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 12),
-    columns=st.integers(1, 12),
+    rows=st.integers(1, 8),
+    columns=st.integers(1, 8),
     seed=st.integers(0, 1000),
     patch=st.integers(1, 30),
     stride=strides,
@@ -57,10 +59,11 @@ def test_tissue_shares_are_exact_areas_for_any_ratio_of_patch_to_mask_pixel(
     shares = mask_fractions(mask, ys, xs, patch, scale)
     pixels = [shapely.box(x, y, x + 1, y + 1) for y, x in np.argwhere(mask)]
     tissue = shapely.union_all(pixels) if pixels else shapely.MultiPolygon()
-    for i, y in enumerate(ys):
-        for j, x in enumerate(xs):
-            box = shapely.box(x * scale, y * scale, (x + patch) * scale, (y + patch) * scale)
-            assert shares[i, j] == pytest.approx(tissue.intersection(box).area / box.area, abs=1e-8)
+    corners = np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2) * scale
+    y, x = corners[:, 0], corners[:, 1]
+    boxes = shapely.box(x, y, x + patch * scale, y + patch * scale)
+    expected = shapely.area(shapely.intersection(tissue, boxes)) / (patch * scale) ** 2
+    np.testing.assert_allclose(shares.ravel(), expected, atol=1e-8)
 
 
 @st.composite
@@ -85,7 +88,7 @@ def outlines(draw):
 
 
 def areal(geometry):
-    return shapely.multipolygons(
+    return shapely.MultiPolygon(
         [p for p in shapely.get_parts(geometry) if p.geom_type == "Polygon" and p.area]
     )
 

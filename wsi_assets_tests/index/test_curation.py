@@ -1,0 +1,124 @@
+"""What a careful lab would look at twice is found, and a sound cohort gives no findings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from wsi_assets.annotations import read_annotation
+from wsi_assets.index import IndexOptions, TissueOptions, curation, find_tissue, index_slide
+from wsi_assets.slides import open_slide
+from wsi_assets_tests.index.fakes import ArraySlide, tissue_of, tumor_box
+
+FULL = np.ones((64, 64), bool)
+
+
+@pytest.fixture(scope="module")
+def cohort(real_data):
+    found = []
+    for path in sorted((real_data / "cohort" / "images").iterdir()):
+        outline = real_data / "cohort" / "annotations" / f"{path.stem}.xml"
+        with open_slide(path) as slide:
+            tissue = find_tissue(slide, TissueOptions(), path.stem)
+        found.append((tissue, read_annotation(outline) if outline.exists() else None))
+    return found
+
+
+def test_a_sound_cohort_gives_no_findings(cohort):
+    tissues = [tissue for tissue, _ in cohort]
+    entries = [index_slide(tissue, tumor, 0, IndexOptions()) for tissue, tumor in cohort]
+    assert curation.outlines_outside(cohort) == []
+    assert curation.outlines_off_tissue(cohort) == []
+    assert curation.tissue_share_out_of_range(tissues) == []
+    assert curation.duplicate_slides(tissues) == []
+    assert curation.mixed_magnifications(entries) == []
+    assert curation.ids_differing_by_case(tissue.slide_id for tissue in tissues) == []
+    # tumor_004_node_1 is a normal node of a tumour patient, and its name says tumour all the same.
+    assert [finding.slide_id for finding in curation.no_tumor_patches(entries)] == ["tumor_004_node_1"]
+
+
+def test_a_tumour_slide_without_annotation_is_found():
+    slides = [
+        ("tumor_002", None),
+        ("Tumor_001", None),
+        ("tumor_003", "/a/tumor_003.xml"),
+        ("normal_001", None),
+    ]
+    assert [finding.slide_id for finding in curation.outlines_missing(slides)] == ["Tumor_001", "tumor_002"]
+
+
+def test_an_annotated_slide_without_tumour_patches_is_found():
+    tissue = tissue_of("a", FULL)
+    entry = index_slide(tissue, tumor_box(0, 0, 60, 60), 0, IndexOptions(), "/a.xml")
+    (finding,) = curation.no_tumor_patches([entry])
+    assert "none of 4 patches" in finding.message
+    assert (
+        curation.no_tumor_patches(
+            [index_slide(tissue, tumor_box(0, 0, 256, 256), 0, IndexOptions(), "/a.xml")]
+        )
+        == []
+    )
+    assert curation.no_tumor_patches([index_slide(tissue, None, 0, IndexOptions())]) == []
+
+
+def test_outlines_outside_the_slide_are_found():
+    tissue = tissue_of("a", FULL)
+    assert curation.outlines_outside([(tissue, tumor_box(0, 0, 512, 512))]) == []
+    (finding,) = curation.outlines_outside([(tissue, tumor_box(0, 256, 512, 512))])
+    assert finding.message.startswith("50% of the tumour area lies outside the 512 x 512 slide")
+
+
+def test_outlines_on_glass_are_found():
+    half = FULL.copy()
+    half[:, 32:] = False
+    assert curation.outlines_off_tissue([(tissue_of("a", half), tumor_box(0, 0, 256, 300))]) == []
+    (finding,) = curation.outlines_off_tissue([(tissue_of("a", half), tumor_box(0, 192, 256, 256))])
+    assert "only 25% of the tumour area" in finding.message
+
+
+def test_slides_with_hardly_any_tissue_or_glass_are_found():
+    tissues = [
+        tissue_of("all", FULL),
+        tissue_of("half", FULL, tissue_share=0.5),
+        tissue_of("none", FULL, tissue_share=0.0),
+        tissue_of("void", FULL, tissue_share=0.0, threshold=None),
+    ]
+    found = {finding.slide_id: finding.message for finding in curation.tissue_share_out_of_range(tissues)}
+    assert set(found) == {"all", "none", "void"}
+    assert "no data" in found["void"]
+
+
+def test_mixed_magnifications_in_a_level_are_found():
+    entries = [
+        index_slide(tissue_of(name, FULL, base=base), None, 1, IndexOptions(patch_size=64))
+        for name, base in (("a", 40.0), ("b", 40.0), ("c", 20.0))
+    ]
+    (finding,) = curation.mixed_magnifications(entries)
+    assert (finding.slide_id, finding.message) == (
+        "c",
+        "magnification 10 at level 1, where the median slide has 20",
+    )
+
+
+def test_the_same_file_under_two_names_is_found(cohort):
+    tissue = cohort[0][0]
+    (finding,) = curation.duplicate_slides([tissue, replace(tissue, slide_id="copy")])
+    assert finding.slide_id == "test_073_node_1"
+    assert finding.message == "is the same file as copy"
+
+
+def test_a_copy_compressed_anew_is_found(real_data, cohort):
+    with open_slide(real_data / "cohort" / "images" / "tumor_064_node_1.tif") as slide:
+        pixels = slide.read_region(0, 0, 0, 2048, 2048).pixels
+    coarse = cv2.imdecode(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 50])[1], cv2.IMREAD_COLOR)
+    copy = find_tissue(ArraySlide("/slides/x_copy.tif", coarse), TissueOptions(), "another")
+    (finding,) = curation.duplicate_slides([*(tissue for tissue, _ in cohort), copy])
+    assert (finding.slide_id, finding.message) == ("x_copy", "looks the same as tumor_064_node_1")
+
+
+def test_ids_that_differ_only_by_case_are_found():
+    found = curation.ids_differing_by_case(["Tumor_001", "tumor_001", "tumor_002"])
+    assert [finding.slide_id for finding in found] == ["Tumor_001", "tumor_001"]

@@ -1,0 +1,171 @@
+"""Index entries keep their contract, and every slide or patch that is left out has a reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from shapely import MultiPolygon
+
+from wsi_assets.annotations import read_annotation
+from wsi_assets.errors import SlideIndexError
+from wsi_assets.files import read_plain_pickle, write_plain_pickle
+from wsi_assets.index import IndexOptions, TissueOptions, find_tissue, index_level, index_slide
+from wsi_assets.slides import Level, open_slide
+from wsi_assets_tests.index.fakes import tissue_of, tumor_box
+
+KEYS = {
+    *("slide_path", "label", "annotation_path", "level", "work_level", "magnification"),
+    *("visualisation_coords", "patches", "patch_size", "stride", "downsample", "mpp"),
+    *("tissue_fraction", "tumor_fraction", "fingerprint", "config"),
+}
+FULL = np.ones((128, 128), bool)
+
+
+@pytest.fixture(scope="module")
+def cohort(real_data):
+    slides = []
+    for path in sorted((real_data / "cohort" / "images").iterdir()):
+        with open_slide(path) as slide:
+            tissue = find_tissue(slide, TissueOptions(), "f")
+        outline = real_data / "cohort" / "annotations" / f"{path.stem}.xml"
+        tumor = read_annotation(outline) if outline.exists() else None
+        slides.append((tissue, tumor, str(outline) if outline.exists() else None))
+    return slides
+
+
+@pytest.mark.parametrize(("level", "patch"), [(0, 256), (1, 128), (2, 64)])
+@pytest.mark.parametrize("rule", ["fraction", "center", "any"])
+def test_the_cohort_gives_exactly_its_true_patches_and_labels_at_every_level(
+    real_data, cohort, level, patch, rule
+):
+    truth = json.loads((real_data / "cohort" / "truth.json").read_text())
+    index = index_level(cohort, level, IndexOptions(patch_size=patch, label_rule=rule))
+    found = {
+        tissue.slide_id: [[y << level, x << level, t] for y, x, t in entry["patches"]]
+        for (tissue, _, _), entry in zip(cohort, index.entries, strict=True)
+    }
+    assert found == truth
+    assert sum(map(len, found.values())) == 89
+
+
+def test_an_entry_is_made_of_plain_types_under_the_agreed_keys(tmp_path):
+    entry = index_slide(
+        tissue_of("tumor_001", FULL), tumor_box(0, 0, 600, 600), 1, IndexOptions(), "/a/t.xml"
+    )
+    assert set(entry) == KEYS
+    write_plain_pickle(tmp_path / "index.pkl", [entry])
+    assert read_plain_pickle(tmp_path / "index.pkl") == [entry]
+
+    def plain(value):
+        if isinstance(value, dict):
+            return all(type(key) is str and plain(item) for key, item in value.items())
+        if type(value) in (list, tuple):
+            return all(map(plain, value))
+        return type(value) in (int, float, str, bool, type(None))
+
+    assert plain(entry)
+    per_patch = ("patches", "visualisation_coords", "tissue_fraction", "tumor_fraction")
+    assert {len(entry[key]) for key in per_patch} == {4}
+
+
+def test_an_entry_gives_places_and_scale_of_its_own_level():
+    entry = index_slide(tissue_of("tumor_001_node_2", FULL), tumor_box(0, 512, 512, 512), 1, IndexOptions())
+    assert entry["patches"] == [(0, 0, 0), (0, 256, 1), (256, 0, 0), (256, 256, 0)]
+    assert entry["visualisation_coords"] == [(0, 0, 0), (0, 64, 1), (64, 0, 0), (64, 64, 0)]
+    assert (entry["magnification"], entry["mpp"], entry["downsample"]) == (20.0, 0.5, 2.0)
+    assert (entry["label"], entry["stride"], entry["annotation_path"]) == ("tumor_001", 256, None)
+
+
+def test_a_fractional_downsample_is_not_truncated():
+    levels = (Level(0, 1024, 1024, 1.0), Level(1, 255, 255, 4.0161))
+    tissue = replace(tissue_of("a", FULL), levels=levels)
+    edge = 2 * 64 * 4.0161
+    entry = index_slide(tissue, tumor_box(0, edge, 1024, 64 * 4.0161), 1, IndexOptions(patch_size=64))
+    row = [
+        fraction
+        for (y, _, _), fraction in zip(entry["patches"], entry["tumor_fraction"], strict=True)
+        if y == 0
+    ]
+    assert row == pytest.approx([0, 0, 1], abs=1e-9)
+
+
+def test_overlapping_and_spread_out_strides_are_honoured():
+    tissue = tissue_of("a", FULL)
+    dense = index_slide(tissue, tumor_box(0, 0, 64, 64), 0, IndexOptions(stride=64))
+    assert len(dense["patches"]) == 13 * 13
+    assert dense["tumor_fraction"][0] == pytest.approx(1 / 16)
+    assert sum(fraction > 0 for fraction in dense["tumor_fraction"]) == 1
+    sparse = index_slide(tissue, None, 0, IndexOptions(stride=700))
+    assert [patch[:2] for patch in sparse["patches"]] == [(0, 0), (0, 700), (700, 0), (700, 700)]
+
+
+def test_a_patch_is_kept_from_the_asked_tissue_share_on():
+    mask = np.zeros((64, 64), bool)
+    mask[:, :16] = True  # half of the first column of patches
+    for least, expected in ((0.5, 2), (0.51, 0), (0.0, 2)):
+        entry = index_slide(tissue_of("a", mask), None, 0, IndexOptions(min_tissue=least))
+        assert len(entry["patches"]) == expected
+
+
+def test_a_level_no_slide_has_is_one_line_that_names_the_levels_there_are():
+    slides = [(tissue_of("a", FULL, levels=3), None, None), (tissue_of("b", FULL, levels=2), None, None)]
+    with pytest.raises(SlideIndexError, match=r"no slide has level 7 .*levels that exist: 0 to 2") as caught:
+        index_level(slides, 7, IndexOptions())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SlideIndexError, match="has no level 7"):
+        index_slide(slides[0][0], None, 7, IndexOptions())
+    with pytest.raises(SlideIndexError, match="no slide to index"):
+        index_level([], 0, IndexOptions())
+
+
+def test_a_slide_without_the_level_is_left_out_by_name_and_the_others_go_on():
+    slides = [(tissue_of("b", FULL, levels=3), None, None), (tissue_of("a", FULL, levels=1), None, None)]
+    index = index_level(slides, 2, IndexOptions(patch_size=64))
+    assert [entry["slide_path"] for entry in index.entries] == ["/slides/b.tif"]
+    assert index.left_out == {"a": "has no level 2 (its levels: 0)"}
+
+
+def test_a_slide_without_patches_stays_in_the_index_with_a_reason():
+    nothing = np.zeros((128, 128), bool)
+    speck = nothing.copy()
+    speck[:4, :4] = True
+    slides = [
+        (tissue_of("glass", nothing), None, None),
+        (tissue_of("speck", speck), None, None),
+        (tissue_of("black", nothing, threshold=None), None, None),
+        (tissue_of("tiny", np.ones((16, 16), bool)), None, None),
+    ]
+    index = index_level(slides, 0, IndexOptions())
+    assert [len(entry["patches"]) for entry in index.entries] == [0, 0, 0, 0]
+    assert "no tissue" in index.empty["glass"]
+    assert "no patch reaches 50% tissue" in index.empty["speck"]
+    assert "no data" in index.empty["black"]
+    assert "smaller than a patch" in index.empty["tiny"]
+
+
+def test_slides_of_another_magnification_are_left_out_where_the_user_says_so():
+    slides = [
+        (tissue_of(name, FULL, base=base), None, None)
+        for name, base in (("a", 40.0), ("b", 41.0), ("c", 20.0))
+    ]
+    assert index_level(slides, 0, IndexOptions()).left_out == {}
+    index = index_level(slides, 0, IndexOptions(magnification_tolerance=0.1))
+    assert index.left_out == {"c": "its magnification is 20, the level's median 40"}
+    assert len(index.entries) == 2
+
+
+def test_entries_are_sorted_by_slide_whatever_order_slides_come_in():
+    slides = [(tissue_of(name, FULL), None, None) for name in ("c", "a", "b")]
+    paths = [entry["slide_path"] for entry in index_level(iter(slides), 0, IndexOptions()).entries]
+    assert paths == sorted(paths)
+
+
+def test_an_empty_annotation_makes_every_patch_normal():
+    tumor = tumor_box(0, 0, 10, 10)
+    empty = type(tumor)(geometry=MultiPolygon(), excluded=MultiPolygon(), audit=())
+    entry = index_slide(tissue_of("a", FULL), empty, 0, IndexOptions(label_rule="any"))
+    assert {patch[2] for patch in entry["patches"]} == {0}
+    assert set(entry["tumor_fraction"]) == {0.0}

@@ -1,0 +1,81 @@
+"""The pictures show each outline in its colour at its place, and stay small enough to inline."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import matplotlib.image
+import numpy as np
+import pytest
+from shapely import MultiPolygon, box
+
+from wsi_assets.annotations import TumorRegions, read_annotation
+from wsi_assets.index import TissueOptions, counts_png, find_tissue, overlay_jpeg, overlay_png, sample_index
+from wsi_assets.index.options import SamplingOptions
+from wsi_assets.index.pictures import COLORS, overlay
+from wsi_assets.slides import open_slide
+from wsi_assets_tests.index.fakes import ArraySlide, entry_of
+
+
+@pytest.fixture
+def slide():
+    pixels = np.random.default_rng(0).normal(240, 1, (1200, 1600, 3))
+    pixels[200:1000, 300:1300] = np.random.default_rng(0).normal((170, 80, 160), 20, (800, 1000, 3))
+    return ArraySlide("/slides/a.tif", pixels.clip(0, 254).astype(np.uint8))
+
+
+def near(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    return np.abs(picture.astype(int) - color).max(axis=2) < 30
+
+
+def test_each_outline_is_drawn_in_its_own_colour_at_its_own_place(slide):
+    tissue = find_tissue(slide, TissueOptions(), "f")
+    tumor = TumorRegions(
+        geometry=MultiPolygon([box(400, 300, 700, 600)]),
+        excluded=MultiPolygon([box(900, 300, 1200, 600)]),
+        audit=(),
+    )
+    picture = overlay(slide, tissue, tumor, max_side=800)
+    scale = 2
+    for name, (x0, y0, x1, y1) in (
+        ("tumour", (400, 300, 700, 600)),
+        ("excluded", (900, 300, 1200, 600)),
+        ("tissue", (300, 200, 1300, 1000)),
+    ):
+        rows, columns = np.nonzero(near(picture[:600], COLORS[name]))
+        drawn = np.array([columns.min(), rows.min(), columns.max(), rows.max()]) * scale
+        assert np.abs(drawn - (x0, y0, x1, y1)).max() <= 12
+        assert near(picture[600:], COLORS[name]).any()  # its swatch in the legend
+
+
+@pytest.mark.parametrize(
+    ("image", "outline"),
+    [
+        ("slides/tumor_001_level5.tif", "slides/tumor_001_level5.xml"),
+        ("slides/CMU-1-Small-Region.svs", None),
+        ("slides/downsample_4_0058.tif", "slides/downsample_4_0058.xml"),
+        ("cohort/images/tumor_064_node_1.tif", "cohort/annotations/tumor_064_node_1.xml"),
+    ],
+)
+def test_real_slides_give_pictures_small_enough_for_an_event_log(real_data, image, outline):
+    tumor = read_annotation(real_data / outline) if outline else None
+    with open_slide(real_data / image) as slide:
+        data = overlay_jpeg(slide, find_tissue(slide, TissueOptions(), "f"), tumor)
+    assert len(data) <= 60_000
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert max(picture.shape) >= 500
+
+
+def test_a_larger_picture_for_a_file_is_a_png(slide):
+    data = overlay_png(slide, find_tissue(slide, TissueOptions(), "f"), max_side=1600)
+    assert data.startswith(b"\x89PNG")
+    assert matplotlib.image.imread(io.BytesIO(data)).shape[1] == 1600
+
+
+@pytest.mark.parametrize("slides", [0, 1, 40, 400])
+def test_the_counts_of_a_level_are_one_small_picture_for_any_number_of_slides(slides):
+    entries = [entry_of(f"tumor_{i:03d}", i % 7, 3 * i % 50) for i in range(slides)]
+    data = counts_png(entries, sample_index(entries, SamplingOptions()))
+    assert len(data) < 120_000
+    assert matplotlib.image.imread(io.BytesIO(data)).shape[0] < 1500
