@@ -142,3 +142,7 @@ def _settings(
     return Settings.from_environment(
         {**os.environ, **{name: str(value) for name, value in given.items() if value is not None}}
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 OWNERS = ["team:pathology-ai"]
 
-GROUP_SLIDES = "a_slides"
-GROUP_INDEX = "b_index"
-GROUP_PATCHES = "c_patches"
-GROUP_LEARNING = "d_learning"
-GROUP_EVALUATION = "e_evaluation"
+GROUP_SLIDES = "1_slides"
+GROUP_INDEX = "2_index"
+GROUP_PATCHES = "3_patches"
+GROUP_LEARNING = "4_learning"
+GROUP_EVALUATION = "5_evaluation"
 
 POOL_EXTRACTION = "extraction"
 """Decoding patches uses every core, so one store is built at a time."""

@@ -43,7 +43,7 @@ class LevelOutcome:
         up_to_date: assets that needed no work.
         failure: one line, None when all went well.
         left_out: slide id -> reason.
-        failed_checks: one line each.
+        failed_checks: of the assets made by this run, one line each.
         seconds: wall time.
         metadata: asset -> the metadata of its latest materialization.
     """
@@ -158,7 +158,7 @@ class Runner:
             result = self._execute(catalog.LEVEL_PIPELINE, str(level), list(chain[cut:]))
             outcome.made = _materialized_by(result)
             outcome.failure = None if result.success else _failure_of(result)
-        outcome.failed_checks = self._failed_checks(level, chain)
+            outcome.failed_checks = _failed_checks(result)
         outcome.metadata = {asset: recorded_metadata(self.instance, asset, str(level)) for asset in chain}
         if outcome.failure is None:
             outcome.left_out = dict(outcome.metadata["slide_index"].get("left_out", {}))
@@ -202,8 +202,13 @@ class Runner:
             raise_on_error=False,
         )
 
-    def _failed_checks(self, level: int, chain: tuple[str, ...]) -> list[str]:
-        return []
+
+def _failed_checks(result: dg.ExecuteInProcessResult) -> list[str]:
+    return [
+        f"{check.asset_key.to_user_string()} {check.check_name}: {check.description or 'failed'}"
+        for check in result.get_asset_check_evaluations()
+        if not check.passed
+    ]
 
 
 def _materialized_by(result: dg.ExecuteInProcessResult) -> list[str]:

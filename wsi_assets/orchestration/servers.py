@@ -32,7 +32,8 @@ def serve(
     for name, taken in (("--port", port), ("--mlflow-port", mlflow_port)):
         if taken and not _is_free(host, taken):
             raise ConfigError(f"port {taken} is in use", remedy=f"Choose another with {name}")
-    logs = home / "logs"
+    # Not `logs`: Dagster empties a folder of that name.
+    logs = home / "server_logs"
     logs.mkdir(exist_ok=True)
     processes = {}
     try:

@@ -48,7 +48,8 @@ class Settings:
         home = Path.cwd() if home is None else Path(home).absolute()
 
         def folder(variable: str, default: str) -> Path:
-            return (home / Path(environ.get(variable) or default).expanduser()).absolute()
+            # Not resolved: a lab's folder may be a link, and its users know it by the link's name.
+            return Path(os.path.normpath(home / Path(environ.get(variable) or default).expanduser()))
 
         annotations: Path | None = folder("WSI_ANNOTATIONS_DIR", "annotations")
         # Outlines are optional, but a folder the user named and that is not there is a mistake to report.

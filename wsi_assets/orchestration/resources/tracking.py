@@ -6,6 +6,7 @@ A training outlives its bookkeeping: when MLflow cannot be reached this warns an
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,10 @@ class ModelTracking(dg.ConfigurableResource):
 
     def _client(self) -> Any:
         from mlflow import MlflowClient
+
+        # Creating the local database is no news to a user, and breaks into the progress bars.
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
         if self.tracking_uri is None:
             StorageLayout(self.storage_dir).root.mkdir(parents=True, exist_ok=True)

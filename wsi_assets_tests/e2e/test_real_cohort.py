@@ -1,0 +1,184 @@
+"""The main job on real slides: every artefact, every contract, with each of the three backends."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsi_assets.patches import open_store
+from wsi_assets.slides import slide_id_of
+from wsi_assets_tests.e2e.conftest import QUICK_TRAINING, settings
+
+ENTRY_KEYS = {
+    *("slide_path", "label", "annotation_path", "level", "work_level", "magnification"),
+    *("visualisation_coords", "patches", "patch_size", "stride", "downsample", "mpp"),
+    *("tissue_fraction", "tumor_fraction", "fingerprint", "config"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(command_line, cohort, tmp_path_factory):
+    """A whole run at level 0, into LMDB with a lossless codec."""
+    home = tmp_path_factory.mktemp("cohort")
+    done = command_line(
+        *("run", "--level", 0, *cohort, "--storage", home / "storage"),
+        *settings(*QUICK_TRAINING, "codec=png"),
+        cwd=home,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return home, done
+
+
+def load(path: Path):
+    return pickle.loads(path.read_bytes())
+
+
+def test_the_index_holds_the_89_true_patches_with_their_labels(finished, truth):
+    entries = load(finished[0] / "storage/level_0/index_level_0.pkl")
+    assert {slide_id_of(e["slide_path"]): sorted(map(tuple, e["patches"])) for e in entries} == truth
+    assert sum(len(entry["patches"]) for entry in entries) == 89
+
+
+def test_an_index_entry_has_the_contracts_keys_in_plain_types(finished):
+    for entry in load(finished[0] / "storage/level_0/index_level_0.pkl"):
+        assert set(entry) >= ENTRY_KEYS
+        assert entry["magnification"] == 40.0
+        assert entry["mpp"] == pytest.approx(0.243, rel=1e-4)
+        assert len(entry["patches"]) == len(entry["tissue_fraction"]) == len(entry["tumor_fraction"])
+        assert len(entry["visualisation_coords"]) == len(entry["patches"])
+        assert {type(value) for patch in entry["patches"] for value in patch} == {int}
+
+
+def test_the_patient_is_the_id_without_its_node(finished):
+    labels = {entry["label"] for entry in load(finished[0] / "storage/level_0/index_level_0.pkl")}
+    assert labels == {"tumor_001", "tumor_004", "tumor_064", "test_073"}
+
+
+def test_the_sampled_index_keeps_every_tumour_patch_and_every_test_patch(finished, truth):
+    sampled = load(finished[0] / "storage/level_0/index_level_0_sampled.pkl")
+    tumor = sum(patch[2] for entry in sampled for patch in entry["patches"])
+    assert tumor == sum(patch[2] for patches in truth.values() for patch in patches) == 44
+    for entry in sampled:
+        slide_id = slide_id_of(entry["slide_path"])
+        if "test" in slide_id:
+            assert sorted(map(tuple, entry["patches"])) == truth[slide_id]
+
+
+def test_training_leaves_checkpoints_and_the_loss_curve(finished):
+    level = finished[0] / "storage/level_0"
+    assert {file.name for file in (level / "checkpoints").iterdir()} == {"best.pt", "ckpt_epoch_1.pt"}
+    rows = list(csv.reader((level / "epoch_losses.csv").open()))
+    assert rows[0] == ["epoch", "train_loss", "train_acc", "val_loss", "val_acc"]
+    assert [row[0] for row in rows[1:]] == ["1"]
+    assert not (level / "training_in_progress").exists()
+
+
+def test_the_best_checkpoint_loads_as_weights_only_and_says_what_it_is(finished):
+    import torch
+
+    best = torch.load(finished[0] / "storage/level_0/checkpoints/best.pt", weights_only=True)
+    assert best["model_name"] == "resnet18"
+    assert best["patch_size"] == 256
+    assert best["level"] == 0
+
+
+def test_predictions_follow_the_order_of_the_patches(finished, truth):
+    predictions = load(finished[0] / "storage/level_0/slide_index_test.pkl")
+    assert {slide_id_of(entry["slide_path"]) for entry in predictions} == {
+        "test_073_node_1",
+        "test_073_node_2",
+    }
+    for entry in predictions:
+        assert [tuple(patch) for patch in entry["patches"]] == truth[slide_id_of(entry["slide_path"])]
+        assert len(entry["probs"]) == len(entry["preds"]) == len(entry["patches"])
+        assert [int(prob >= 0.5) for prob in entry["probs"]] == entry["preds"]
+
+
+def test_the_training_is_in_mlflow_with_level_and_run_id(finished):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished[0]}/storage/mlflow.db")
+    experiment = client.get_experiment_by_name("wsi_assets")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["level"] == "0"
+    assert run.data.tags["dagster_run_id"]
+    assert run.data.params["max_epochs"] == "1"
+    assert {"train_loss", "val_loss", "val_acc", "test_roc_auc"} <= set(run.data.metrics)
+    assert {"best.pt", "epoch_losses.csv"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_the_report_is_there_and_the_terminal_says_where(finished):
+    home, done = finished
+    assert (home / "storage/level_0/report/report.html").stat().st_size > 10_000
+    assert str(home / "storage/level_0/report/report.html") in done.stdout
+
+
+def test_the_same_command_again_does_no_work_and_says_so(finished, command_line, cohort):
+    home = finished[0]
+    files = {path: path.stat().st_mtime_ns for path in (home / "storage/level_0").rglob("*")}
+    again = command_line(
+        *("run", "--level", 0, *cohort, "--storage", home / "storage"),
+        *settings(*QUICK_TRAINING, "codec=png"),
+        cwd=home,
+    )
+    assert again.returncode == 0
+    assert "nothing to do, everything is up to date" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in (home / "storage/level_0").rglob("*")} == files
+
+
+@pytest.fixture(scope="module")
+def stores(finished, command_line, cohort, tmp_path_factory):
+    """The three stores of the same patches, losslessly coded."""
+    home = finished[0]
+    found = {"lmdb": open_store(home / "storage/level_0/patches_lmdb")}
+    for backend, name in (("hdf5", "patches.h5"), ("fs", "image_patches")):
+        other = tmp_path_factory.mktemp(backend)
+        done = command_line(
+            *("run", "--level", 0, "--upto", "patch_store", *cohort, "--storage", other / "storage"),
+            cwd=other,
+            WSI_PATCH_BACKEND=backend,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        found[backend] = open_store(other / "storage/level_0" / name)
+    return found
+
+
+def test_three_stores_hold_the_same_keys_labels_and_pixels(stores):
+    lmdb = stores["lmdb"]
+    assert len(lmdb) == 88
+    for other in (stores["hdf5"], stores["fs"]):
+        assert list(other.keys) == list(lmdb.keys)
+        np.testing.assert_array_equal(other.labels, lmdb.labels)
+        for position in range(len(lmdb)):
+            np.testing.assert_array_equal(other.get(position), lmdb.get(position))
+
+
+def test_the_pixels_are_the_slides_own(stores, real_data):
+    import openslide
+
+    store = stores["lmdb"]
+    slides = {}
+    for position, (slide_id, y, x) in enumerate(store.origins):
+        slide = slides.setdefault(
+            slide_id, openslide.OpenSlide(real_data / "cohort" / "images" / f"{slide_id}.tif")
+        )
+        pixels = np.asarray(slide.read_region((int(x), int(y)), 0, (256, 256)))[..., :3]
+        np.testing.assert_array_equal(store.get(position), pixels)
+
+
+def test_level_1_with_half_the_patch_size_is_the_same_89_patches(command_line, cohort, truth, tmp_path):
+    done = command_line(
+        *("run", "--level", 1, "--upto", "patch_store", *cohort, "--storage", tmp_path / "storage"),
+        *settings("patch_size=128"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    entries = load(tmp_path / "storage/level_1/index_level_1.pkl")
+    halved = {slide: [(y // 2, x // 2, t) for y, x, t in patches] for slide, patches in truth.items()}
+    assert {slide_id_of(e["slide_path"]): sorted(map(tuple, e["patches"])) for e in entries} == halved
+    assert {entry["magnification"] for entry in entries} == {20.0}
