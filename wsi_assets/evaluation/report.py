@@ -183,7 +183,7 @@ def _slide_page(
                     patches[patch] = patch_jpeg(reader, part.level, patch.y, patch.x, part.patch_size)
                 except SlideError as error:
                     reason = str(error)
-    overlay = overlay_picture(slide, view)
+    overlay = overlay_picture(slide, view, evaluation.options.prediction_threshold)
     (out / "heatmaps" / f"{name}.png").write_bytes(png_of(overlay))
     page = {
         "slide_id": name,

@@ -91,8 +91,8 @@ def outline_picture(slide: SlideEvaluation, view: View) -> np.ndarray:
     return pixels_of(figure, DPI)
 
 
-def overlay_picture(slide: SlideEvaluation, view: View) -> np.ndarray:
-    """The heatmap over the slide in grey, with outline, detections, colour bar and scale bar, as RGB.
+def overlay_picture(slide: SlideEvaluation, view: View, threshold: float) -> np.ndarray:
+    """The heatmap over the slide in grey, with outline, colour bar, scale bar and the stronger detections.
 
     The grey keeps the stain from mixing with the colours; the more probable a cell, the less it lets through.
     """
@@ -108,8 +108,10 @@ def overlay_picture(slide: SlideEvaluation, view: View) -> np.ndarray:
         axes.imshow(image, extent=extent, interpolation="nearest", zorder=2)
     _frame(axes, view)
     _draw_outline(axes, slide.geometry)
-    if slide.detections:
-        x, y = [found.x for found in slide.detections], [found.y for found in slide.detections]
+    # Weaker peaks are in the detections file; drawn here they would hide what they point at.
+    strong = [found for found in slide.detections if found.probability >= threshold]
+    if strong:
+        x, y = [found.x for found in strong], [found.y for found in strong]
         axes.scatter(x, y, s=26, marker="o", fc="none", ec="white", lw=2.2, zorder=6)
         axes.scatter(x, y, s=26, marker="o", fc="none", ec=BLACK, lw=1.0, zorder=7)
     _draw_scale_bar(axes, view)
@@ -148,7 +150,7 @@ def _cells(heatmap, colors) -> tuple[np.ndarray, tuple[float, float, float, floa
     """RGBA picture of the cells and its level-0 extent (left, right, bottom, top), as imshow has it."""
     probability = np.nan_to_num(heatmap.probability)
     image = colors(probability)
-    image[..., 3] = np.where(np.isfinite(heatmap.probability), 0.25 + 0.55 * probability, 0)
+    image[..., 3] = np.where(np.isfinite(heatmap.probability), 0.12 + 0.68 * probability, 0)
     left, top, right, bottom = heatmap.bounds
     if heatmap.cell >= heatmap.step:
         return image, (left, right, bottom, top)

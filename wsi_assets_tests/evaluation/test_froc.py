@@ -20,17 +20,14 @@ CHALLENGE = {"mpp": 0.243, "level": 5}
 
 
 def naive_lesions(mask: np.ndarray):
-    """Lesions pixel by pixel: every pixel's distance to every tumour pixel, flood fill for holes and parts."""
+    """Lesions pixel by pixel: the distance to every tumour pixel, flood fill for holes and parts."""
     tumor = np.argwhere(mask)
     rows, cols = np.indices(mask.shape)
     distance = np.sqrt(((rows[..., None] - tumor[:, 0]) ** 2 + (cols[..., None] - tumor[:, 1]) ** 2).min(-1))
     near = distance < 75 / (0.243 * 32 * 2)
     outside = np.zeros(mask.shape, bool)
-    edge = [
-        (r, c)
-        for r, c in np.ndindex(*mask.shape)
-        if r in (0, mask.shape[0] - 1) or c in (0, mask.shape[1] - 1)
-    ]
+    last = mask.shape[0] - 1, mask.shape[1] - 1
+    edge = [(r, c) for r, c in np.ndindex(*mask.shape) if r in (0, last[0]) or c in (0, last[1])]
     spread(outside, [place for place in edge if not near[place]], ~near, diagonal=False)
     filled, parts = ~outside, []
     left = filled.copy()

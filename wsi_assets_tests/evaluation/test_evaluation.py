@@ -1,0 +1,333 @@
+"""A whole evaluation: what counts as tumour, what is missing and why, and the files it leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from wsi_assets.errors import EvaluationError, SlideError
+from wsi_assets.evaluation import (
+    EvaluationOptions,
+    Figure,
+    ReportContext,
+    compare,
+    evaluate,
+    write_comparison,
+    write_report,
+)
+from wsi_assets.evaluation.comparison import read_metrics
+from wsi_assets.evaluation.worst import worst_patches
+from wsi_assets_tests.evaluation.synthetic import cohort, entry, grid_entry, square
+
+FAST = EvaluationOptions(bootstrap_samples=30, worst_patches=4, heatmap_side=200)
+
+
+@contextmanager
+def pink_slide(path):
+    """A reader of a 3,072 x 3,072 slide without a file."""
+    yield SimpleNamespace(
+        levels=[SimpleNamespace(index=0, width=3072, height=3072, downsample=1.0)],
+        thumbnail=lambda side: np.full((side, side, 3), (230, 180, 210), np.uint8),
+        read_region=lambda level, y, x, height, width: SimpleNamespace(
+            pixels=np.full((height, width, 3), (200, 120, 180), np.uint8)
+        ),
+    )
+
+
+def no_slide(path):
+    raise SlideError("does not open", path=path)
+
+
+def figures_of(plain):
+    """Every figure in a plain value, with its path."""
+    if isinstance(plain, dict):
+        if set(plain) == {"value", "low", "high", "reason"}:
+            yield plain
+        else:
+            for value in plain.values():
+                yield from figures_of(value)
+    elif isinstance(plain, list):
+        for value in plain:
+            yield from figures_of(value)
+
+
+def test_a_good_model_on_a_small_cohort():
+    entries, regions = cohort()
+    result = evaluate(entries, tumor_regions=regions, options=FAST, validation_threshold=0.45)
+    assert result.patch.roc_auc.value > 0.9
+    assert result.patch.groups == 3
+    assert result.slide.auc_top_mean.value == 1.0
+    assert [row.is_tumor for row in result.slide.ranking] == [True, True, False, False]
+    assert result.froc.lesions == 2
+    assert result.patch.at_validation.threshold == 0.45
+    assert any("3 patients" in note for note in result.notes)
+
+
+def test_slide_scores_are_the_maximum_and_the_mean_of_the_top_share():
+    probs = np.linspace(0, 0.99, 100).reshape(10, 10)
+    options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=0.05)
+    (row,) = evaluate([grid_entry("test_1", probs)], tumor_regions={}, options=options).slide.ranking
+    assert row.maximum == pytest.approx(0.99)
+    assert row.top_mean == pytest.approx(np.mean([0.99, 0.98, 0.97, 0.96, 0.95]))
+
+
+def no_tumor():
+    return [grid_entry("test_1", np.full((3, 3), 0.2)), grid_entry("test_2", np.full((3, 3), 0.3))], {}
+
+
+def one_slide():
+    entries, regions = cohort()
+    return entries[:1], regions
+
+
+def no_annotation():
+    entries, _ = cohort()
+    return entries, {}
+
+
+def equal_scores():
+    entries, regions = cohort(side=9)
+    return [{**one, "probs": [0.5] * len(one["probs"])} for one in entries], regions
+
+
+def nothing_readable():
+    entries, regions = cohort()
+    return [{**one, "probs": [float("nan")] * len(one["probs"])} for one in entries], regions
+
+
+def empty_slide():
+    entries, regions = cohort()
+    return [*entries, entry("test_9", [], [])], {**regions, "test_9": square(0, 0, 900)}
+
+
+def no_slides():
+    return [], {}
+
+
+CASES = [no_tumor, one_slide, no_annotation, equal_scores, nothing_readable, empty_slide, no_slides]
+
+
+@pytest.mark.parametrize(("case", "reader"), [*((case, pink_slide) for case in CASES), (one_slide, no_slide)])
+def test_every_poor_test_set_ends_in_a_report_that_says_why(case, reader, tmp_path):
+    entries, regions = case()
+    result = evaluate(entries, tumor_regions=regions, options=FAST)
+    page = write_report(result, tmp_path, open_slide=reader).read_text(encoding="utf-8")
+    plain = json.loads((tmp_path / "metrics.json").read_text())
+    for figure in figures_of(plain):
+        assert figure["value"] is not None or figure["reason"]
+    missing = [figure["reason"] for figure in figures_of(plain) if figure["value"] is None]
+    assert all(reason in page for reason in missing)
+    for one in result.slides:
+        assert (tmp_path / "heatmaps" / f"{one.slide_id}.png").is_file()
+        assert (tmp_path / "detections" / f"{one.slide_id}.csv").is_file()
+        assert ("does not open" in page) == (reader is no_slide)
+
+
+def test_without_tumour_no_figure_about_tumour_has_a_value():
+    entries, regions = no_tumor()
+    result = evaluate(entries, tumor_regions=regions, options=FAST)
+    for figure in (
+        result.patch.roc_auc,
+        result.patch.average_precision,
+        result.patch.at_default.sensitivity,
+        result.slide.auc_maximum,
+        result.froc.official,
+        result.froc.corrected,
+    ):
+        assert figure.value is None
+        assert "tumour" in figure.reason or "lesion" in figure.reason
+    assert result.patch.at_default.specificity.value == 1.0
+
+
+def test_no_test_slide_is_said_plainly():
+    result = evaluate([], tumor_regions={}, options=FAST)
+    assert "no test slide" in result.notes[0]
+    assert result.patch.roc_auc == Figure.missing("no patch")
+    assert result.froc.official.reason == "no test slide"
+
+
+def test_a_slide_without_an_outline_is_normal_and_its_tumour_patches_are_pointed_out():
+    entries, _ = one_slide()
+    result = evaluate(entries, tumor_regions={"test_001_node_1": None}, options=FAST)
+    assert not result.slide.ranking[0].is_tumor
+    assert any("no outline was given" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"probs": [0.5]}, "patches and 1 probabilities"),
+        ({"probs": [1.5] * 144}, "outside 0 to 1"),
+        ({"stride": 100}, "grid of stride 100"),
+    ],
+)
+def test_damaged_predictions_are_refused_in_one_line(change, fault):
+    entries, regions = cohort()
+    with pytest.raises(EvaluationError, match=fault) as caught:
+        evaluate([{**entries[0], **change}], tumor_regions=regions)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prediction_without_probabilities_or_twice_is_refused():
+    entries, regions = cohort()
+    bare = {key: value for key, value in entries[0].items() if key != "probs"}
+    with pytest.raises(EvaluationError, match="lacks probs"):
+        evaluate([bare], tumor_regions=regions)
+    with pytest.raises(EvaluationError, match="twice"):
+        evaluate([entries[0], entries[0]], tumor_regions=regions)
+
+
+def test_the_worst_patches_are_the_surest_mistakes_with_their_level_0_centres():
+    patches = [(0, 0, 0), (0, 256, 0), (0, 512, 1), (256, 0, 1), (256, 256, 0)]
+    plain = entry("test_1", patches, [0.6, 0.95, 0.4, 0.02, float("nan")], downsample=4.0)
+    wrong, missed = worst_patches(evaluate([plain], tumor_regions={}, options=FAST))
+    assert [(patch.probability, patch.x0, patch.y0) for patch in wrong] == [
+        (0.95, 1536, 512),
+        (0.6, 512, 512),
+    ]
+    assert [patch.probability for patch in missed] == [0.02, 0.4]
+
+
+def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
+    entries, regions = cohort()
+    context = ReportContext(
+        title="A <b>cohort</b>",
+        level=4,
+        magnification=2.5,
+        counts=[{"slide": "tumor_001", "patches": 1234, "tumor": 56}],
+        split=[{"part": "training", "patients": 3}],
+        split_notes=["Split by slide: too few patients."],
+        epochs=[{"epoch": 1, "train_loss": 0.7, "train_acc": 0.5, "val_loss": "", "val_acc": None}],
+        left_out={"normal_007": "has no level 4"},
+        quarantined=[{"slide": "test_002", "y": 256, "x": 512, "reason": "tile is damaged"}],
+        audit=[{"name": "bow-tie", "action": "repaired"}],
+        config={"batch_size": 64},
+        seconds={"training": 125.0},
+        mlflow_url="http://localhost:5000/#/runs/1",
+    )
+    result = evaluate(entries, tumor_regions=regions, options=FAST)
+    page = write_report(result, tmp_path, context, open_slide=pink_slide).read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#|http://localhost:5000)""", page)
+    assert "<script" not in page
+    assert "A &lt;b&gt;cohort&lt;/b&gt;, level 4" in page
+    for told in ("1,234", "too few patients", "has no level 4", "tile is damaged", "bow-tie", "2 min 5 s"):
+        assert told in page
+    rows = list(csv.reader((tmp_path / "detections" / "test_002.csv").open()))
+    assert [(float(p), int(x), int(y)) for p, x, y in rows] == [
+        (found.probability, found.x, found.y) for found in result.slides[2].detections
+    ]
+    picture = cv2.imread(str(tmp_path / "heatmaps" / "test_002.png"))
+    assert picture.std() > 5
+
+
+def test_what_is_not_known_is_said_to_be_not_available(tmp_path):
+    entries, regions = cohort()
+    page = write_report(
+        evaluate(entries, tumor_regions=regions, options=FAST), tmp_path, open_slide=pink_slide
+    )
+    assert page.read_text(encoding="utf-8").count("not available") >= 6
+
+
+def test_the_same_predictions_give_the_same_figures():
+    entries, regions = cohort()
+    once, again = (evaluate(entries, tumor_regions=regions, options=FAST).to_plain() for _ in range(2))
+    once.pop("seconds"), again.pop("seconds")
+    assert once == again
+    assert (
+        evaluate(entries[::-1], tumor_regions=regions, options=FAST).froc.official.value
+        == (once["froc"]["official_score"]["value"])
+    )
+
+
+def test_levels_stand_side_by_side_with_their_intervals(tmp_path):
+    written = []
+    for level, seed in ((4, 1), (2, 0)):
+        entries, regions = (part[:2] if isinstance(part, list) else part for part in cohort(seed))
+        context = ReportContext(level=level, magnification=40 / 2**level, seconds={"a": 60.0, "b": 5.0})
+        result = evaluate(entries, tumor_regions=regions, options=FAST)
+        write_report(result, tmp_path / str(level), context, open_slide=no_slide)
+        written.append(read_metrics(tmp_path / str(level) / "metrics.json"))
+    bare, regions = no_tumor()
+    write_report(evaluate(bare, tumor_regions=regions, options=FAST), tmp_path / "bare", open_slide=no_slide)
+    written.append(read_metrics(tmp_path / "bare" / "metrics.json"))
+    rows = compare(written)
+    assert [row["level"] for row in rows] == [2, 4, None]
+    assert [row["magnification"] for row in rows] == [10.0, 2.5, None]
+    assert rows[0]["seconds"] == 65.0
+    assert rows[1]["figures"]["patch_auc"] == written[0]["patch"]["overall"]["roc_auc"]
+    assert rows[2]["figures"]["froc_official"]["value"] is None
+    page = write_comparison(written, tmp_path / "all").read_text(encoding="utf-8")
+    assert "2.5×" in page
+    assert "no lesion on a test slide" in page
+    assert "not judged on the same number" in page
+    assert cv2.imread(str(tmp_path / "all" / "comparison.png")) is not None
+    assert "No level has been evaluated" in write_comparison([], tmp_path / "none").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_metrics_that_are_none_are_refused(tmp_path):
+    with pytest.raises(EvaluationError, match="does not exist"):
+        read_metrics(tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").write_text("{half")
+    with pytest.raises(EvaluationError, match="not readable"):
+        read_metrics(tmp_path / "metrics.json")
+    with pytest.raises(EvaluationError, match="version"):
+        compare([{"format": 99}])
+
+
+def test_a_figure_is_never_nan_and_never_silent():
+    with pytest.raises(ValueError, match="finite"):
+        Figure(float("nan"), reason="x")
+    with pytest.raises(ValueError, match="says why"):
+        Figure(None)
+
+
+def test_options_load_without_any_heavy_library():
+    code = (
+        "import sys; from wsi_assets.evaluation.options import EvaluationOptions; "
+        "print([m for m in ('numpy', 'cv2', 'matplotlib', 'scipy', 'shapely') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_evaluating_loads_no_picture_library_and_touches_no_global_figure(tmp_path):
+    code = (
+        "import sys; import wsi_assets.evaluation.report; "
+        "assert 'matplotlib' not in sys.modules and 'cv2' not in sys.modules; "
+        "from wsi_assets.evaluation import *; "
+        f"write_report(evaluate([], tumor_regions={{}}), {str(tmp_path)!r}); "
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_real_cohort_is_reported_with_its_pixels(real_data, tmp_path):
+    from wsi_assets.annotations import read_annotation
+
+    truth = json.loads((real_data / "cohort" / "truth.json").read_text())
+    generator = np.random.default_rng(1)
+    entries, regions = [], {}
+    for slide_id in ("test_073_node_1", "tumor_004_node_1"):
+        tumor = np.array([row[2] for row in truth[slide_id]], bool)
+        probs = np.where(tumor, generator.beta(5, 2, len(tumor)), generator.beta(2, 5, len(tumor)))
+        path = str(real_data / "cohort" / "images" / f"{slide_id}.tif")
+        entries.append(entry(slide_id, truth[slide_id], probs, slide_path=path))
+        outline = real_data / "cohort" / "annotations" / f"{slide_id}.xml"
+        regions[slide_id] = read_annotation(outline) if outline.exists() else None
+    result = evaluate(entries, tumor_regions=regions, options=FAST)
+    page = write_report(result, tmp_path).read_text(encoding="utf-8")
+    assert "could not be read" not in page
+    assert (tmp_path / "heatmaps" / "test_073_node_1_likelihood_map.tif").is_file()
+    assert [row.is_tumor for row in result.slide.ranking] == [True, False]
