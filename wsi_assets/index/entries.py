@@ -20,6 +20,8 @@ from wsi_assets.index.patch_grid import mask_fractions, starts
 from wsi_assets.slides import patient_of, slide_id_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index.options import IndexOptions
     from wsi_assets.index.tissue import TissueRegions
@@ -78,10 +80,11 @@ def index_slide(
         geometry = to_level(tumor.geometry, target.downsample)
         tumor_share = tumor_fractions(geometry, ys, xs, size)[rows, columns]
         labels = is_tumor(options.label_rule, options.tumor_threshold, tumor_share, geometry, corners, size)
-    seen = np.floor(corners * (target.downsample / tissue.work_downsample)).astype(np.int64)
     flags = labels.astype(int).tolist()
     slide_id = slide_id_of(tissue.slide_path)
     scale = tissue.scale
+    to_work = target.downsample / tissue.work_downsample
+    seen_ys, seen_xs = ((corner * to_work).astype(np.int64) for corner in (ys, xs))
     return {
         "slide_path": str(tissue.slide_path),
         "label": patient_of(slide_id, options.patient_pattern),
@@ -89,8 +92,8 @@ def index_slide(
         "level": int(level),
         "work_level": int(tissue.work_level),
         "magnification": float(scale.base_magnification / target.downsample),
-        "visualisation_coords": list(zip(seen[:, 0].tolist(), seen[:, 1].tolist(), flags, strict=True)),
-        "patches": list(zip(corners[:, 0].tolist(), corners[:, 1].tolist(), flags, strict=True)),
+        "visualisation_coords": _triples(seen_ys, seen_xs, rows, columns, flags),
+        "patches": _triples(ys, xs, rows, columns, flags),
         "patch_size": int(size),
         "stride": int(stride),
         "downsample": float(target.downsample),
@@ -150,6 +153,18 @@ def index_level(
                 )
         entries = [entry for entry in entries if slide_id_of(entry["slide_path"]) not in left_out]
     return LevelIndex(entries, dict(sorted(left_out.items())), dict(sorted(empty.items())))
+
+
+def _triples(
+    ys: NDArray[np.int64],
+    xs: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    flags: list[int],
+) -> list[tuple[int, int, int]]:
+    """(y, x, is_tumor) of each patch; the patches of a row or column share one int, which saves memory."""
+    y, x = (np.array(values.tolist(), object)[at] for values, at in ((ys, rows), (xs, columns)))
+    return list(zip(y.tolist(), x.tolist(), flags, strict=True))
 
 
 def _level(tissue: TissueRegions, index: int) -> Level | None:

@@ -68,9 +68,12 @@ def mask_fractions(
     """
     if not len(ys) or not len(xs):
         return np.zeros((len(ys), len(xs)))
-    values = mask.astype(np.float64)
-    area = _covered(values, ys * scale, (ys + patch_size) * scale)
-    area = _covered(area.T, xs * scale, (xs + patch_size) * scale).T
+    area = mask.astype(np.float64)
+    for corners in (ys, xs):
+        lines = box_lines(corners, patch_size)
+        up_to = _integral(area, lines * scale)
+        first, last = np.searchsorted(lines, corners), np.searchsorted(lines, corners + patch_size)
+        area = (up_to[last] - up_to[first]).T
     return clean(area / (patch_size * scale) ** 2)
 
 
@@ -94,15 +97,9 @@ def _along(
     return np.take(total, last, axis=axis) - np.take(total, first, axis=axis)
 
 
-def _covered(
-    values: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Integral of ``values`` (constant over each row of pixels) along axis 0, from ``low`` to ``high``."""
+def _integral(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Integral along axis 0 of ``values``, constant over each row of pixels, from 0 up to each of ``at``."""
     total = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
-
-    def up_to(at: NDArray[np.float64]) -> NDArray[np.float64]:
-        at = np.clip(at, 0, len(values))
-        whole = np.minimum(at.astype(np.int64), len(values) - 1)
-        return total[whole] + (at - whole)[:, None] * values[whole]
-
-    return up_to(high) - up_to(low)
+    at = np.clip(at, 0, len(values))
+    whole = np.minimum(at.astype(np.int64), len(values) - 1)
+    return total[whole] + (at - whole)[:, None] * values[whole]
