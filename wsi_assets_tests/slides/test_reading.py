@@ -164,6 +164,7 @@ def padded_slide(tmp_path_factory):
     image = picture(470, 340)
     image[100:160, 40:90] = 255
     image[300:420, 200:216] = 0
+    image[50:59, 250:259] = 255  # the smallest area that counts
     levels = [padded(halved(image, k), 128) for k in range(3)]
     path = write_pyramid(
         tmp_path_factory.mktemp("slides") / "padded.tif", levels, compression=None, photometric="rgb"
@@ -186,8 +187,17 @@ def test_padding_holes_and_outside_are_no_data_and_tissue_is_data(padded_slide):
     missing = slide.read_region(0, 0, 0, 512, 384).no_data
     expected = np.zeros_like(missing)
     expected[470:], expected[:, 340:] = True, True
-    expected[100:160, 40:90], expected[300:420, 200:216] = True, True
+    expected[100:160, 40:90], expected[300:420, 200:216], expected[50:59, 250:259] = True, True, True
     np.testing.assert_array_equal(missing, expected)
+
+
+def test_even_a_window_of_one_pixel_knows_the_area_it_lies_in(padded_slide):
+    slide, _ = padded_slide
+    for y in (50, 58):
+        for x in (250, 258):
+            assert slide.read_region(0, y, x, 1, 1).no_data.all()
+    for y, x in ((49, 250), (59, 258), (50, 249), (58, 259)):
+        assert not slide.read_region(0, y, x, 1, 1).no_data.any()
 
 
 def test_a_tile_never_written_is_white_and_no_data(tmp_path):
