@@ -165,6 +165,7 @@ def padded_slide(tmp_path_factory):
     image[100:160, 40:90] = 255
     image[300:420, 200:216] = 0
     image[50:59, 250:259] = 255  # the smallest area that counts
+    image[70:78, 250:330] = 255  # a strip too thin to count
     levels = [padded(halved(image, k), 128) for k in range(3)]
     path = write_pyramid(
         tmp_path_factory.mktemp("slides") / "padded.tif", levels, compression=None, photometric="rgb"
@@ -196,7 +197,8 @@ def test_even_a_window_of_one_pixel_knows_the_area_it_lies_in(padded_slide):
     for y in (50, 58):
         for x in (250, 258):
             assert slide.read_region(0, y, x, 1, 1).no_data.all()
-    for y, x in ((49, 250), (59, 258), (50, 249), (58, 259)):
+    around = [(49, 250), (59, 258), (50, 249), (58, 259)]
+    for y, x in around + [(y, 290) for y in range(70, 78)]:
         assert not slide.read_region(0, y, x, 1, 1).no_data.any()
 
 
