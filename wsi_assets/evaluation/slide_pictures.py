@@ -112,8 +112,7 @@ def overlay_picture(slide: SlideEvaluation, view: View, threshold: float) -> np.
     strong = [found for found in slide.detections if found.probability >= threshold]
     if strong:
         x, y = [found.x for found in strong], [found.y for found in strong]
-        axes.scatter(x, y, s=26, marker="o", fc="none", ec="white", lw=2.2, zorder=6)
-        axes.scatter(x, y, s=26, marker="o", fc="none", ec=BLACK, lw=1.0, zorder=7)
+        axes.scatter(x, y, s=11, marker="o", fc="white", ec=BLACK, lw=1.0, zorder=7)
     _draw_scale_bar(axes, view)
     _draw_color_bar(figure, colors)
     return pixels_of(figure, DPI)
