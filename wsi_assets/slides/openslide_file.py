@@ -17,6 +17,7 @@ from wsi_assets.slides.naming import SLIDE_SUFFIXES
 
 _CACHE_BYTES = 96 << 20
 _SUBPIXEL = 1 / 512
+_BACK = 256
 
 
 class OpenSlideFile:
@@ -99,13 +100,18 @@ class OpenSlideFile:
 def whole_start(position: int, downsample: float) -> tuple[int, int]:
     """(level pixel at or before ``position``, level-0 pixel) whose quotient by ``downsample`` is that pixel.
 
-    "Is" to 1/512 pixel: the compositor under OpenSlide counts in 1/256. Pixel 0 always qualifies.
+    "Is" to 1/512 pixel: the compositor under OpenSlide counts in 1/256. Where no place within 256 pixels is
+    that good (a downsample like 2.00001, of a level with an odd row dropped), the best of them; it is off by
+    ``0.5 / downsample`` pixels at most, and the read blended by as much.
     """
-    for start in range(position, 0, -1):
+    best = (1.0, 0, 0)
+    for start in range(position, max(-1, position - _BACK), -1):
         base = round(start * downsample)
-        if abs(base / downsample - start) < _SUBPIXEL:
+        off = abs(base / downsample - start)
+        if off < _SUBPIXEL:
             return start, base
-    return 0, 0
+        best = min(best, (off, start, base))
+    return best[1:]
 
 
 def _over_white(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
