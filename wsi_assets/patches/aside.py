@@ -64,7 +64,8 @@ def publish(finished: Path, path: Path) -> None:
     """Put ``finished`` in the place of ``path``, file or folder, and remove the old one.
 
     Where the file system can exchange two names at once, a reader always finds the old or the new store.
-    Elsewhere a folder's place is empty for the moment between two renames; :func:`recover` mends a kill there.
+    Elsewhere a folder's place is empty for the moment between two renames; :func:`recover` mends a kill
+    there.
     """
     if path.is_dir():
         retired = _retired(path)

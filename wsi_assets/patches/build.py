@@ -9,30 +9,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wsi_assets.errors import SlideError, StoreError, one_line
+from wsi_assets.errors import StoreError, WsiAssetsError, one_line
 from wsi_assets.files import size_of
 from wsi_assets.patches import aside
-from wsi_assets.patches.contract import Contents, Source, UnusableStore, Writer
-from wsi_assets.patches.extract import Encoded, Task, close_reader, extract
+from wsi_assets.patches.contract import Contents, UnusableStoreError, Writer
+from wsi_assets.patches.extract import Encoded
 from wsi_assets.patches.options import Backend
-from wsi_assets.patches.plan import PatchPlan, SlidePlan, part_positions, patch_key
+from wsi_assets.patches.plan import PatchPlan, patch_key
+from wsi_assets.patches.steps import Step, carried_out, fingerprint_now, steps
 from wsi_assets.patches.store import open_shelf
 from wsi_assets.progress import Progress, silent
 
 _COMMIT_BYTES = 32 << 20
-_WORTH_A_POOL = 512
-"""Patches under which starting processes takes longer than it saves."""
+"""Work is made safe against a kill in commits of about this size, counted in bytes put, not in time: so a
+store has the same history, hence the same bytes, however fast it was built."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +68,6 @@ class BuildReport:
         return len(self.quarantined) / planned if planned else 0.0
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One step of a build. ``positions``: numbers in the plan. ``taken``: what a source gives, or None.
-    ``task``: reads those that no source has; None if there are none."""
-
-    slide: SlidePlan
-    fingerprint: str
-    offset: int
-    positions: np.ndarray
-    taken: list[Any]
-    task: Task | None
-
-
 def build_store(
     plan: PatchPlan,
     path: str | Path,
@@ -114,19 +100,24 @@ def build_store(
         with aside.locked(path):
             aside.recover(path)
             old = _old_store(path, backend, plan)
-            if old is not None and old.complete_for(plan, backend):
+            if old is not None and old.is_of(plan, backend):
                 old.close()
-                return _report(plan, path, backend, old.quarantined, 0, len(plan), started)
-            quarantined, decoded, reused = _build(plan, path, backend, old, executor, progress)
-            return _report(plan, path, backend, quarantined, decoded, reused, started)
+                return _report(path, old.info, 0, started)
+            info, decoded = _build(plan, path, backend, old, executor, progress)
+            return _report(path, info, decoded, started)
     except BrokenExecutor as error:
         raise StoreError(
             f"a worker process died ({one_line(error) or 'killed'})",
             path=path,
             remedy="Give it more memory or fewer extraction_workers, then run again; it continues",
         ) from error
-    except OSError as error:
-        raise _disk_error(path, error) from error
+    except WsiAssetsError:
+        raise
+    except Exception as error:
+        fault = _disk_error(path, error)
+        if fault is None:
+            raise
+        raise fault from error
 
 
 class _Old:
@@ -137,14 +128,8 @@ class _Old:
         self.usable = usable
         self.info = source.shelf.contents.info
 
-    @property
-    def quarantined(self) -> list[tuple[str, str, int, int, str]]:
-        return [
-            (row["key"], row["slide_id"], row["y"], row["x"], row["reason"])
-            for row in self.info["quarantined"]
-        ]
-
-    def complete_for(self, plan: PatchPlan, backend: Backend) -> bool:
+    def is_of(self, plan: PatchPlan, backend: Backend) -> bool:
+        """Whether it is the plan's store, and nothing is left to try again."""
         return self.info["digest"] == plan.digest(backend) and not self.info["quarantined"]
 
     def close(self) -> None:
@@ -156,7 +141,7 @@ def _old_store(path: Path, backend: Backend, plan: PatchPlan) -> _Old | None:
         return None
     try:
         shelf = open_shelf(path)
-    except UnusableStore:
+    except UnusableStoreError:
         return None
     info = shelf.contents.info
     if info["backend"] != backend:
@@ -179,137 +164,63 @@ def _build(
     old: _Old | None,
     executor: Executor | None,
     progress: Progress,
-) -> tuple[list[tuple[str, str, int, int, str]], int, int]:
+) -> tuple[dict[str, Any], int]:
+    """Build and publish; what the new store says of itself, and how many patches were decoded."""
     writer = _writer_class(backend)(path, plan.digest(backend), plan.content(backend))
-    decoded = reused = 0
     try:
         sources = list(writer.sources)
         if old is not None and old.usable:
             sources.append(old.source)
         lost = dict(writer.lost)
-        new_lost: list[tuple[int, str]] = []
-        first_part = writer.parts_done
-        done = waiting = 0
-        labels = plan.labels
-        parts = _parts(plan, backend, sources, first_part)
-        for number, part, encoded in _carried_out(parts, plan, executor):
-            if part is None:  # committed by the build this one continues
-                done += encoded
-                continue
-            read = iter(()) if encoded is None else iter(enumerate(encoded.values))
-            for position, taken in zip(part.positions.tolist(), part.taken, strict=True):
-                value = None
-                if taken is None:
-                    at, value = next(read)
-                    if value is None:
-                        new_lost.append((position, encoded.reasons[at]))
-                        continue
-                    decoded += 1
-                    waiting += len(value)
-                else:
-                    source, locator = taken
-                    taken = source.take(locator)
-                    reused += 1
-                    waiting += memoryview(taken).nbytes if isinstance(taken, (bytes, memoryview)) else 0
-                y, x = part.slide.coords[position - part.offset].tolist()
-                key = patch_key(part.slide.slide_id, position)
-                writer.add(key, int(labels[position]), (part.fingerprint, y, x), value, taken)
-            done += len(part.positions)
+        news: list[tuple[int, str]] = []
+        decoded = waiting = 0
+        number = writer.parts_done - 1
+        planned = steps(plan, backend, sources, writer.parts_done)
+        for step, encoded in carried_out(planned, plan, executor):
+            read, size = _add(writer, plan, step, encoded, news)
+            decoded += read
+            waiting += size
+            number = step.number
             if waiting >= _COMMIT_BYTES:
-                writer.commit(number + 1, new_lost)
-                lost.update(new_lost)
-                new_lost, waiting = [], 0
-            progress(done, len(plan), "extracting patches")
-        writer.commit(number + 1, new_lost)
-        lost.update(new_lost)
-        kept_before = done - decoded - reused - len(lost)
+                writer.commit(number + 1, news)
+                lost.update(news)
+                news, waiting = [], 0
+            progress(step.before + len(step.positions), len(plan), "extracting patches")
+        if waiting or news:
+            writer.commit(number + 1, news)
+            lost.update(news)
         contents = _contents(plan, backend, lost)
         writer.finish(contents)
     finally:
         writer.close()
         if old is not None:
             old.close()
-    rows = contents.info["quarantined"]
-    quarantined = [(row["key"], row["slide_id"], row["y"], row["x"], row["reason"]) for row in rows]
-    return quarantined, decoded, reused + kept_before
+    return contents.info, decoded
 
 
-def _parts(
-    plan: PatchPlan, backend: Backend, sources: list[Source], first: int
-) -> Iterator[tuple[int, _Part | None, int]]:
-    """(number, part, patches) in the plan's order; the part is None before ``first``."""
-    codec = plan.content(backend)
-    number = 0
-    for slide in plan.slides:
-        fingerprint: str | None = None
-        for positions in part_positions(slide, plan.patch_size):
-            if number < first:
-                yield number, None, len(positions)
-            else:
-                if fingerprint is None:
-                    fingerprint = slide.fingerprint or _fingerprint_now(slide.path)
-                coords = slide.coords[positions]
-                taken: list[Any] = [None] * len(positions)
-                for source in sources:
-                    for at, locator in enumerate(source.find(fingerprint, coords)):
-                        if locator is not None and taken[at] is None:
-                            taken[at] = (source, locator)
-                missing = np.array([item is None for item in taken], bool)
-                task = None
-                if missing.any():
-                    task = Task(
-                        slide.path,
-                        fingerprint or None,
-                        plan.level,
-                        plan.patch_size,
-                        coords[missing],
-                        codec["codec"],
-                        codec["quality"],
-                        plan.options.max_no_data,
-                    )
-                part = _Part(slide, fingerprint, slide.first, positions + slide.first, taken, task)
-                yield number, part, len(positions)
-            number += 1
-
-
-def _carried_out(
-    parts: Iterator[tuple[int, _Part | None, int]], plan: PatchPlan, executor: Executor | None
-) -> Iterator[tuple[int, _Part | None, Any]]:
-    """Parts in order, each with what its task gave; only so many tasks are under way as workers can use."""
-    workers = plan.options.extraction_workers or os.cpu_count() or 1
-    with contextlib.ExitStack() as stack:
-        stack.callback(close_reader)
-        pool = executor
-        window: deque[tuple[int, _Part | None, Any]] = deque()
-        stack.callback(lambda: [item.cancel() for _, _, item in window if isinstance(item, Future)])
-        limit = 2 * getattr(executor, "_max_workers", workers) + 1
-        seen = 0
-        for number, part, count in parts:
-            if part is None:
-                window.append((number, None, count))
-            elif part.task is None:
-                window.append((number, part, None))
-            else:
-                seen += len(part.task.coords)
-                if pool is None and workers > 1 and seen + _still_to_do(plan, part) > _WORTH_A_POOL:
-                    pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
-                result = pool.submit(extract, part.task) if pool else extract(part.task)
-                window.append((number, part, result))
-            while window and (pool is None or len(window) > limit or _ready(window[0][2])):
-                number_, part_, result_ = window.popleft()
-                yield number_, part_, result_.result() if isinstance(result_, Future) else result_
-        while window:
-            number_, part_, result_ = window.popleft()
-            yield number_, part_, result_.result() if isinstance(result_, Future) else result_
-
-
-def _still_to_do(plan: PatchPlan, part: _Part) -> int:
-    """Patches of the plan after this part, an upper bound of what is left to read."""
-    return len(plan) - int(part.positions.max()) - 1
-
-
-def _ready(result: Any) -> bool:
-    return not isinstance(result, Future) or result.done()
+def _add(
+    writer: Writer, plan: PatchPlan, step: Step, encoded: Encoded | None, lost: list[tuple[int, str]]
+) -> tuple[int, int]:
+    """Put a step's patches into the store; the unreadable go to ``lost``. Patches decoded, and bytes put."""
+    read = iter(()) if encoded is None else iter(enumerate(encoded.values))
+    decoded = size = 0
+    places = zip(step.positions.tolist(), step.coords.tolist(), step.taken, strict=True)
+    for position, (y, x), taken in places:
+        value = reuse = None
+        if taken is None:
+            at, value = next(read)
+            if value is None:
+                lost.append((position, encoded.reasons[at]))
+                continue
+            decoded += 1
+            size += len(value)
+        else:
+            source, locator = taken
+            reuse = source.take(locator)
+            size += len(reuse) if isinstance(reuse, (bytes, memoryview)) else 0
+        key = patch_key(step.slide.slide_id, position)
+        writer.add(key, int(plan.labels[position]), (step.fingerprint, y, x), value, reuse)
+    return decoded, size
 
 
 def _contents(plan: PatchPlan, backend: Backend, lost: dict[int, str]) -> Contents:
@@ -327,7 +238,7 @@ def _contents(plan: PatchPlan, backend: Backend, lost: dict[int, str]) -> Conten
     slides = [
         {
             "slide_id": slide.slide_id,
-            "fingerprint": slide.fingerprint or _fingerprint_now(slide.path),
+            "fingerprint": slide.fingerprint or fingerprint_now(slide.path),
             "patches": int(np.count_nonzero(keep[slide.first : slide.first + len(slide)])),
             **slide.scale,
         }
@@ -350,33 +261,21 @@ def _contents(plan: PatchPlan, backend: Backend, lost: dict[int, str]) -> Conten
     return Contents(info, stored, labels, plan.origins[keep])
 
 
-def _report(
-    plan: PatchPlan,
-    path: Path,
-    backend: Backend,
-    quarantined: list[tuple[str, str, int, int, str]],
-    decoded: int,
-    reused: int,
-    started: float,
-) -> BuildReport:
-    lost = {row[0] for row in quarantined}
-    tumor = sum(
-        int(label) for key, label in zip(plan.keys(), plan.labels.tolist(), strict=True) if key not in lost
-    )
-    patches = len(plan) - len(lost)
-    seconds = time.perf_counter() - started
+def _report(path: Path, info: dict[str, Any], decoded: int, started: float) -> BuildReport:
     return BuildReport(
-        path, backend, patches, tumor, patches - tumor, size_of(path), seconds, decoded, reused, quarantined
+        path=path,
+        backend=info["backend"],
+        patches=info["patches"],
+        tumor=info["tumor"],
+        normal=info["normal"],
+        bytes=size_of(path),
+        seconds=time.perf_counter() - started,
+        decoded=decoded,
+        reused=info["patches"] - decoded,
+        quarantined=[
+            (row["key"], row["slide_id"], row["y"], row["x"], row["reason"]) for row in info["quarantined"]
+        ],
     )
-
-
-def _fingerprint_now(path: str) -> str:
-    from wsi_assets.slides.fingerprints import fingerprint
-
-    try:
-        return fingerprint(path)
-    except SlideError:
-        return ""
 
 
 def _versions() -> dict[str, str]:
@@ -417,13 +316,18 @@ def _source_class(backend: Backend) -> Any:
     return Kind
 
 
-def _disk_error(path: Path, error: OSError) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+def _disk_error(path: Path, error: Exception) -> StoreError | None:
+    """The one line for a disk's fault, which every library words its own way; None if it is another fault."""
+    text = str(error)
+    # LMDB calls a write that a full disk cut short an input/output error.
+    full = os.strerror(errno.EIO) in text and shutil.disk_usage(path.parent).free < _COMMIT_BYTES
+    if full or any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
         return StoreError(
             "the disk is full", path=path, remedy="Free some space, then run again; the build continues"
         )
-    return StoreError(
-        f"cannot be written ({error.strerror or one_line(error)})",
-        path=path,
-        remedy="Check disk and permissions",
-    )
+    for code in (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOTDIR):
+        if os.strerror(code) in text:
+            return StoreError(
+                f"cannot be written ({os.strerror(code)})", path=path, remedy="Check its disk and permissions"
+            )
+    return None

@@ -11,15 +11,18 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 
-LOSSLESS = frozenset({"png", "qoi", "raw", "gzip"})
+LOSSLESS = frozenset({"png", "qoi", "raw", "gzip", "pixels"})
+
+
+_ENDS = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "qoi": b"\0" * 7 + b"\1"}
 
 
 def encoder(codec: str, quality: int | None = None) -> Callable[[np.ndarray], bytes]:
     """A function from uint8 (P, P, 3) RGB to bytes.
 
-    ``jpeg`` is 4:4:4 at ``quality``. ``png`` uses the Sub filter at zlib level 1: stained tissue compresses as
-    well with it as with the adaptive choice, in two thirds of the time. ``raw`` is binary PPM. ``gzip`` is what
-    HDF5's deflate filter of level ``quality`` reads.
+    ``jpeg`` is 4:4:4 at ``quality``. ``png`` uses the Sub filter at zlib level 1: stained tissue compresses
+    as well with it as with the adaptive choice, in two thirds of the time. ``raw`` is binary PPM. HDF5 chunks
+    are ``pixels``, or ``gzip`` at level ``quality``.
     """
     if codec == "jpeg":
         import cv2
@@ -63,6 +66,7 @@ def decoder(codec: str, patch_size: int) -> Callable[[bytes | memoryview], np.nd
         import cv2
 
         def decode(data: bytes | memoryview) -> np.ndarray:
+            _whole(data, _ENDS[codec])
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
             return _checked(pixels, shape)
 
@@ -70,7 +74,11 @@ def decoder(codec: str, patch_size: int) -> Callable[[bytes | memoryview], np.nd
     if codec == "qoi":
         import imagecodecs
 
-        return lambda data: _checked(imagecodecs.qoi_decode(data), shape)
+        def decode_qoi(data: bytes | memoryview) -> np.ndarray:
+            _whole(data, _ENDS[codec])
+            return _checked(imagecodecs.qoi_decode(data), shape)
+
+        return decode_qoi
     if codec == "raw":
         header = len(b"P6\n%d %d\n255\n" % (patch_size, patch_size))
         return lambda data: np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
@@ -90,6 +98,12 @@ def _cv2_bytes(extension: str, pixels: np.ndarray, parameters: list[int]) -> byt
     if not done:
         raise ValueError(f"a patch of shape {pixels.shape} cannot be encoded as {extension}")
     return data.tobytes()
+
+
+def _whole(data: bytes | memoryview, end: bytes) -> None:
+    """Decoders make grey of what a cut file lacks, so its last bytes are looked at first."""
+    if bytes(data[-len(end) :]) != end:
+        raise ValueError("is cut short")
 
 
 def _checked(pixels: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray:

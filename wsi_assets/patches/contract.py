@@ -144,20 +144,20 @@ def tables_of(items: Sequence[tuple[Identity, Any]]) -> dict[str, tuple[np.ndarr
     return {name: (np.array(coords, np.int64), locators) for name, (coords, locators) in tables.items()}
 
 
-class UnusableStore(StoreError):
+class UnusableStoreError(StoreError):
     """A store that is half-built or damaged: nothing in it can be trusted, and building replaces it."""
 
 
 def incomplete(path: Path) -> StoreError:
     """The error of a store whose build did not finish."""
-    return UnusableStore(
+    return UnusableStoreError(
         "is half-built: its build has not finished", path=path, remedy="Run the build again; it continues"
     )
 
 
 def damaged(path: Path, why: object) -> StoreError:
     """The error of a store that cannot be understood."""
-    return UnusableStore(f"is damaged ({why})", path=path, remedy="Delete it and build it again")
+    return UnusableStoreError(f"is damaged ({why})", path=path, remedy="Delete it and build it again")
 
 
 def _codes(coords: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ class Hdf5Shelf:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with h5py.File(path, "r", locking=False) as file:
+            with h5py.File(path, "r", locking="best-effort") as file:
                 if "info" not in file:
                     raise incomplete(path)
                 self.contents = Contents(

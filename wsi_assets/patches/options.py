@@ -24,8 +24,8 @@ class ExtractionOptions(BaseModel):
 
     codec: Codec = Field(
         "jpeg",
-        description="Encoding of patches in an LMDB store: jpeg (lossy, smallest), png, qoi (lossless, four times "
-        "as fast as png) or raw (uncompressed PPM).",
+        description="Encoding of patches in an LMDB store: jpeg (lossy, smallest), png, qoi (lossless, "
+        "several times as fast as png) or raw (uncompressed PPM).",
     )
     jpeg_quality: int = Field(
         95, ge=1, le=100, description="JPEG quality of the jpeg codec; colour is never subsampled (4:4:4)."
@@ -43,8 +43,8 @@ class ExtractionOptions(BaseModel):
         0.5,
         ge=0.0,
         le=1.0,
-        description="Largest share of a patch that may have no pixels in the slide (never scanned, missing tile) "
-        "and is then white; a patch with more is quarantined.",
+        description="Largest share of a patch that may have no pixels in the slide (never scanned, missing "
+        "tile) and is then white; a patch with more is quarantined.",
     )
     max_quarantined: float = Field(
         0.01,

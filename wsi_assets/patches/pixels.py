@@ -22,8 +22,8 @@ _WINDOW = 1024
 
 @dataclass
 class Patches:
-    """``pixels``: uint8 (n, P, P, 3) RGB, white where the slide has none. ``missing``: int (n,), pixels of each
-    patch the slide does not have. ``failed``: patch number -> why a part of it cannot be read."""
+    """``pixels``: uint8 (n, P, P, 3) RGB, white where the slide has none. ``missing``: int (n,), pixels of
+    each patch the slide does not have. ``failed``: patch number -> why a part of it cannot be read."""
 
     pixels: np.ndarray
     missing: np.ndarray

@@ -1,0 +1,137 @@
+"""The steps of a build in their order: what is taken over, what is read, and by whom.
+
+Nothing is written here. Steps come out in the plan's order whoever finishes first, and only so many tasks are
+under way as workers can use, so neither timing nor the cohort's size shows in the store or in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from wsi_assets.errors import SlideError
+from wsi_assets.patches.contract import Source
+from wsi_assets.patches.extract import Encoded, Task, close_reader, extract
+from wsi_assets.patches.options import Backend
+from wsi_assets.patches.plan import PatchPlan, SlidePlan, part_positions
+
+_WORTH_A_POOL = 512
+"""Patches under which starting processes takes longer than it saves."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Some patches of one slide.
+
+    Attributes:
+        number: counts the steps of the plan.
+        before: patches in the steps before this one.
+        positions: the patches' numbers in the plan.
+        coords: int32 (n, 2), their (y, x).
+        taken: for each (source, locator), or None if it must be read.
+        task: reads those without a source; None if there are none.
+    """
+
+    number: int
+    before: int
+    slide: SlidePlan
+    fingerprint: str
+    positions: np.ndarray
+    coords: np.ndarray
+    taken: list[tuple[Source, Any] | None]
+    task: Task | None
+
+
+def steps(plan: PatchPlan, backend: Backend, sources: Sequence[Source], first: int) -> Iterator[Step]:
+    """The plan's steps from number ``first`` on."""
+    content = plan.content(backend)
+    number, before, count = -1, 0, 0
+    for slide in plan.slides:
+        fingerprint: str | None = None
+        for chosen in part_positions(slide, plan.patch_size):
+            number, before, count = number + 1, before + count, len(chosen)
+            if number < first:
+                continue
+            if fingerprint is None:
+                fingerprint = slide.fingerprint or fingerprint_now(slide.path)
+            coords = slide.coords[chosen]
+            taken = _taken(sources, fingerprint, coords)
+            missing = np.array([item is None for item in taken], bool)
+            task = None
+            if missing.any():
+                task = Task(
+                    slide_path=slide.path,
+                    fingerprint=fingerprint or None,
+                    level=plan.level,
+                    patch_size=plan.patch_size,
+                    coords=coords[missing],
+                    codec=content["codec"],
+                    quality=content["quality"],
+                    max_no_data=plan.options.max_no_data,
+                )
+            yield Step(number, before, slide, fingerprint, chosen + slide.first, coords, taken, task)
+
+
+def carried_out(
+    planned: Iterator[Step], plan: PatchPlan, executor: Executor | None
+) -> Iterator[tuple[Step, Encoded | None]]:
+    """Steps in order, each with what its task gave.
+
+    Without an ``executor`` the first tasks run in this process, and a pool starts once there is enough to do.
+    """
+    workers = plan.options.extraction_workers or len(os.sched_getaffinity(0))
+    limit = 2 * getattr(executor, "_max_workers", workers) + 1
+    window: deque[tuple[Step, Future[Encoded] | Encoded | None]] = deque()
+    with contextlib.ExitStack() as stack:
+        stack.callback(close_reader)
+        stack.callback(lambda: [work.cancel() for _, work in window if isinstance(work, Future)])
+        for step in planned:
+            if step.task is None:
+                window.append((step, None))
+            else:
+                if executor is None and workers > 1 and len(plan) - int(step.positions[0]) > _WORTH_A_POOL:
+                    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+                    executor = stack.enter_context(pool)
+                work = extract(step.task) if executor is None else executor.submit(extract, step.task)
+                window.append((step, work))
+            while window and (len(window) > limit or _is_ready(window[0][1])):
+                yield _result(*window.popleft())
+        while window:
+            yield _result(*window.popleft())
+
+
+def fingerprint_now(path: str) -> str:
+    """The slide's fingerprint, empty if it does not read; for an index that lacks it."""
+    from wsi_assets.slides.fingerprints import fingerprint
+
+    try:
+        return fingerprint(path)
+    except SlideError:
+        return ""
+
+
+def _taken(
+    sources: Sequence[Source], fingerprint: str, coords: np.ndarray
+) -> list[tuple[Source, Any] | None]:
+    taken: list[tuple[Source, Any] | None] = [None] * len(coords)
+    for source in sources:
+        for at, locator in enumerate(source.find(fingerprint, coords)):
+            if locator is not None and taken[at] is None:
+                taken[at] = (source, locator)
+    return taken
+
+
+def _is_ready(work: Any) -> bool:
+    return not isinstance(work, Future) or work.done()
+
+
+def _result(step: Step, work: Any) -> tuple[Step, Encoded | None]:
+    return step, work.result() if isinstance(work, Future) else work

@@ -1,0 +1,304 @@
+"""Facts of building: what is taken over, what survives a kill, and who may write."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wsi_assets.errors import StoreError
+from wsi_assets.patches import (
+    STORE_NAMES,
+    ExtractionOptions,
+    build_store,
+    open_store,
+    plan_patches,
+    verify_store,
+)
+from wsi_assets.patches import build as build_module
+from wsi_assets.patches import steps as steps_module
+from wsi_assets.slides import fingerprint
+from wsi_assets_tests.patches.made import entry, grid, texture, write_slide
+
+ONE = ExtractionOptions(codec="qoi", extraction_workers=1)
+
+
+def contents(path: Path) -> dict[str, str]:
+    """Digest of every file of a store."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def only_the_store_is_left(path: Path) -> bool:
+    return {name.name for name in path.parent.iterdir()} == {path.name, f".lock-{path.name}"}
+
+
+@pytest.fixture
+def small_commits(monkeypatch):
+    monkeypatch.setattr(build_module, "_COMMIT_BYTES", 1 << 18)
+    monkeypatch.setattr("wsi_assets.patches.plan.PART_PIXELS", 16 * 128 * 128)
+
+
+def test_stores_are_the_same_bytes_whoever_does_the_work(
+    entries, backend, tmp_path, monkeypatch, small_commits
+):
+    monkeypatch.setattr(steps_module, "_WORTH_A_POOL", 0)
+    made = []
+    for workers in (1, 2):
+        path = tmp_path / str(workers) / STORE_NAMES[backend]
+        options = ExtractionOptions(codec="jpeg", extraction_workers=workers)
+        build_store(plan_patches(entries, options), path, backend)
+        made.append(contents(path))
+    path = tmp_path / "threads" / STORE_NAMES[backend]
+    with ThreadPoolExecutor(8) as executor:
+        plan = plan_patches(entries, ExtractionOptions(codec="jpeg"))
+        build_store(plan, path, backend, executor=executor)
+    assert made[0] == made[1] == contents(path)
+
+
+def test_nothing_is_read_or_written_when_nothing_changed(entries, backend, tmp_path):
+    path = tmp_path / STORE_NAMES[backend]
+    build_store(plan_patches(entries, ONE), path, backend)
+    before = path.stat().st_ino, path.stat().st_mtime_ns
+    report = build_store(plan_patches(entries, ONE), path, backend)
+    assert (report.decoded, report.reused, report.patches) == (0, 208, 208)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+
+
+def test_a_new_slide_costs_that_slide_whatever_it_does_to_the_keys(entries, backend, tmp_path):
+    path = tmp_path / "level_0" / STORE_NAMES[backend]
+    build_store(plan_patches(entries[1:], ONE), path, backend)
+    with open_store(path) as old:
+        assert old.keys[0] == "test_001_000000"
+        report = build_store(plan_patches(entries, ONE), path, backend)
+    assert (report.decoded, report.reused) == (96, 112)
+    fresh = tmp_path / "fresh" / path.name
+    build_store(plan_patches(entries, ONE), fresh, backend)
+    assert contents(path) == contents(fresh)
+    with open_store(path) as store:
+        assert store.keys[96] == "test_001_000096"
+    assert only_the_store_is_left(path)
+
+
+def test_a_removed_slide_goes_and_a_renamed_one_is_not_read_again(entries, backend, tmp_path):
+    path = tmp_path / STORE_NAMES[backend]
+    build_store(plan_patches(entries, ONE), path, backend)
+    moved = tmp_path / "aaa_001.tif"
+    shutil.copy(entries[2]["slide_path"], moved)
+    rows = [{**entries[2], "slide_path": str(moved)}, entries[0]]
+    report = build_store(plan_patches(rows, ONE), path, backend)
+    assert (report.decoded, report.reused) == (0, 144)
+    with open_store(path) as store:
+        assert verify_store(store, rows, 1.0).ok
+        assert {name for name, _, _ in store.origins} == {"aaa_001", "normal_001"}
+
+
+@pytest.mark.parametrize(
+    "other", [ExtractionOptions(codec="png"), ExtractionOptions(codec="jpeg", jpeg_quality=80)]
+)
+def test_another_encoding_is_made_from_the_slides_again(entries, tmp_path, other):
+    path = tmp_path / "patches_lmdb"
+    build_store(plan_patches(entries[2:], ExtractionOptions(codec="jpeg")), path, "lmdb")
+    assert build_store(plan_patches(entries[2:], other), path, "lmdb").decoded == 48
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_updated_store_is_the_store_built_from_nothing(data, entries, backend, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("updated")
+    path, fresh = folder / STORE_NAMES[backend], folder / "fresh" / STORE_NAMES[backend]
+    seen: set = set()
+    for _ in range(2):
+        rows = []
+        for row in entries:
+            patches = data.draw(st.lists(st.sampled_from(row["patches"][:12]), unique=True, max_size=6))
+            rows.append({**row, "patches": sorted(patches)})
+        if not any(row["patches"] for row in rows):
+            return
+        report = build_store(plan_patches(rows, ONE), path, backend)
+        now = {(row["slide_path"], y, x) for row in rows for y, x, _ in row["patches"]}
+        assert report.decoded == len(now - seen)
+        seen = now
+    build_store(plan_patches(rows, ONE), fresh, backend)
+    assert contents(path) == contents(fresh)
+
+
+def test_an_unreadable_slide_and_a_changed_one_are_quarantined_and_tried_again(cohort, backend, tmp_path):
+    slides = [tmp_path / path.name for path in cohort]
+    for source, target in zip(cohort, slides, strict=True):
+        shutil.copy(source, target)
+    rows = [entry(path, grid(512, 512, 128), 128) for path in slides]
+    good = slides[0].read_bytes()
+    slides[0].write_bytes(b"")
+    write_slide(slides[1], texture(512, 512, seed=99))
+    rows[0]["fingerprint"] = fingerprint(slides[0])
+    store_path = tmp_path / "level_0" / STORE_NAMES[backend]
+    report = build_store(plan_patches(rows, ONE), store_path, backend)
+    assert (report.patches, len(report.quarantined)) == (16, 32)
+    assert report.quarantined_share == pytest.approx(2 / 3)
+    reasons = {slide_id: reason for _, slide_id, _, _, reason in report.quarantined}
+    assert "empty" in reasons["normal_001"]
+    assert reasons["test_001"] == "changed since it was indexed"
+    with open_store(store_path) as store:
+        assert store.keys[0] == "tumor_001_000032", "a quarantined patch keeps its count"
+        assert len(store.info["quarantined"]) == 32
+        assert verify_store(store, rows, 1.0).ok
+    slides[0].write_bytes(good)
+    rows[0]["fingerprint"] = fingerprint(slides[0])
+    report = build_store(plan_patches(rows, ONE), store_path, backend)
+    assert (report.decoded, report.reused, len(report.quarantined)) == (16, 16, 16)
+
+
+BUILDER = """
+import json, os, signal, sys
+from wsi_assets.patches import ExtractionOptions, build_store, plan_patches
+from wsi_assets.patches import build, plan
+build._COMMIT_BYTES = 1 << 18
+plan.PART_PIXELS = 16 * 128 * 128
+entries, path, backend, stop = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3], int(sys.argv[4])
+
+def progress(done, total, what):
+    if done >= stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+options = ExtractionOptions(codec="qoi", extraction_workers=1)
+build_store(plan_patches(entries, options), path, backend, progress=progress)
+"""
+
+
+def build_and_die(entries, path, backend, stop):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listing = path.parent.with_name("entries.json")
+    listing.write_text(json.dumps(entries))
+    command = [sys.executable, "-c", BUILDER, str(listing), str(path), backend, str(stop)]
+    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+
+
+def test_a_killed_build_is_refused_continued_and_ends_in_the_same_bytes(
+    entries, backend, tmp_path, small_commits
+):
+    undisturbed = tmp_path / "undisturbed" / STORE_NAMES[backend]
+    build_store(plan_patches(entries, ONE), undisturbed, backend)
+    path = tmp_path / "killed" / STORE_NAMES[backend]
+    for stop in (60, 150):
+        assert build_and_die(entries, path, backend, stop).returncode == -signal.SIGKILL
+        with pytest.raises(StoreError, match="half-built"):
+            open_store(path)
+    report = build_store(plan_patches(entries, ONE), path, backend)
+    assert 0 < report.decoded <= 208 - 100, "what was committed is not read again"
+    assert report.decoded + report.reused == 208
+    assert contents(path) == contents(undisturbed)
+    assert only_the_store_is_left(path)
+
+
+def test_a_build_killed_over_an_old_store_leaves_that_readable(entries, backend, tmp_path, small_commits):
+    path = tmp_path / "level_0" / STORE_NAMES[backend]
+    build_store(plan_patches(entries[:1], ONE), path, backend)
+    before = contents(path)
+    assert build_and_die(entries, path, backend, 150).returncode == -signal.SIGKILL
+    assert contents(path) == before
+    with open_store(path) as store:
+        assert len(store) == 96
+    # The plan changed meanwhile: what the killed build read is still not read again.
+    report = build_store(plan_patches([entries[0], entries[1]], ONE), path, backend)
+    assert report.decoded < 40
+    with open_store(path) as store:
+        assert verify_store(store, entries, 1.0).ok
+    assert only_the_store_is_left(path)
+
+
+def test_a_second_build_of_the_same_store_gets_one_line(entries, backend, tmp_path):
+    path = tmp_path / STORE_NAMES[backend]
+    said = []
+
+    def second(done, total, what):
+        if not said:
+            with pytest.raises(StoreError) as error:
+                build_store(plan_patches(entries, ONE), path, backend)
+            said.append(str(error.value))
+
+    build_store(plan_patches(entries[2:], ONE), path, backend, progress=second)
+    assert "is being built by another process" in said[0]
+    assert "\n" not in said[0]
+
+
+def test_a_full_disk_is_one_line_and_the_old_store_is_intact(entries, backend, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    try:
+        path = disk / STORE_NAMES[backend]
+        few = [{**entries[2], "patches": entries[2]["patches"][:12]}]
+        build_store(plan_patches(few, ONE), path, backend)
+        before = contents(path)
+        with pytest.raises(StoreError, match="the disk is full") as error:
+            build_store(plan_patches(entries, ONE), path, backend)
+        assert "\n" not in str(error.value)
+        assert contents(path) == before
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert build_store(plan_patches(entries, ONE), path, backend).patches == 208
+        fresh = tmp_path / "fresh" / path.name
+        build_store(plan_patches(entries, ONE), fresh, backend)
+        assert contents(path) == contents(fresh)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_a_worker_that_dies_is_one_line_and_the_next_build_continues(
+    entries, tmp_path, monkeypatch, small_commits
+):
+    monkeypatch.setattr(steps_module, "_WORTH_A_POOL", 0)
+    path = tmp_path / "patches_lmdb"
+    parent = os.getpid()
+
+    def kill_a_worker(done, total, what):
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        for child in children:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+
+    options = ExtractionOptions(codec="qoi", extraction_workers=2)
+    with pytest.raises(StoreError, match="a worker process died"):
+        build_store(plan_patches(entries, options), path, "lmdb", progress=kill_a_worker)
+    assert build_store(plan_patches(entries, ONE), path, "lmdb").patches == 208
+
+
+def test_something_else_in_the_stores_place_is_not_overwritten(entries, tmp_path):
+    path = tmp_path / "patches_lmdb"
+    path.mkdir()
+    (path / "thesis.txt").write_text("mine")
+    with pytest.raises(StoreError, match="not a patch store"):
+        build_store(plan_patches(entries, ONE), path, "lmdb")
+    assert (path / "thesis.txt").read_text() == "mine"
+    build_store(plan_patches(entries[2:], ONE), tmp_path / "patches.h5", "hdf5")
+    with pytest.raises(StoreError, match="another kind"):
+        build_store(plan_patches(entries, ONE), tmp_path / "patches.h5", "lmdb")
+
+
+def test_progress_ends_at_the_number_of_patches(entries, tmp_path):
+    calls = []
+    build_store(
+        plan_patches(entries, ONE),
+        tmp_path / "patches_lmdb",
+        "lmdb",
+        progress=lambda *call: calls.append(call),
+    )
+    assert calls[-1] == (208, 208, "extracting patches")
+    assert np.all(np.diff([done for done, _, _ in calls]) > 0)

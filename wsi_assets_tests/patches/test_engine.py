@@ -1,0 +1,172 @@
+"""Facts of reading and coding pixels."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import openslide
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from wsi_assets.errors import SlideError
+from wsi_assets.patches import pixels as pixels_module
+from wsi_assets.patches.codecs import decoder, encoder
+from wsi_assets.patches.extract import Task, close_reader, extract
+from wsi_assets.patches.pixels import PatchReader
+from wsi_assets.slides import fingerprint
+from wsi_assets_tests.patches.made import texture, write_mosaic_slide
+
+
+def openslide_pixels(path, level, y, x, size):
+    with openslide.OpenSlide(path) as slide:
+        scale = slide.level_downsamples[level]
+        return np.asarray(slide.read_region((round(x * scale), round(y * scale)), level, (size, size)))[
+            ..., :3
+        ]
+
+
+@pytest.mark.parametrize("codec", ["png", "qoi", "raw"])
+def test_a_lossless_codec_keeps_every_pixel_and_any_image_library_reads_it(codec):
+    patch = texture(96, 96, seed=3)
+    data = encoder(codec)(patch)
+    assert np.array_equal(decoder(codec, 96)(data), patch)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), patch)
+
+
+def test_jpeg_keeps_full_colour_resolution_and_stays_close():
+    patch = texture(128, 128, seed=4)
+    data = encoder("jpeg", 95)(patch)
+    image = Image.open(io.BytesIO(data))
+    assert [component[1:3] for component in image.layer] == [(1, 1)] * 3, "4:4:4"
+    assert np.abs(decoder("jpeg", 128)(data).astype(int) - patch).mean() < 3
+
+
+@pytest.mark.parametrize("codec", ["png", "qoi", "raw", "jpeg"])
+def test_bytes_that_are_no_patch_are_an_error_not_a_patch(codec):
+    data = encoder(codec)(texture(64, 64))
+    with pytest.raises(Exception):  # noqa: B017, PT011  (each library has its own; the store makes one of them)
+        decoder(codec, 64)(data[:-20])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    places=st.lists(st.tuples(st.integers(0, 896), st.integers(0, 1408)), min_size=1, max_size=6),
+    direct=st.booleans(),
+)
+def test_patches_anywhere_are_openslides_pixels_whichever_way_they_are_read(cohort, places, direct):
+    reader = PatchReader(cohort[0])
+    assert reader.direct
+    if not direct:
+        reader._tiles = None
+    patches = reader.read(0, np.array(places, np.int32), 128)
+    reader.close()
+    assert not patches.failed
+    assert not patches.missing.any()
+    for (y, x), patch in zip(places, patches.pixels, strict=True):
+        assert np.array_equal(patch, openslide_pixels(cohort[0], 0, y, x, 128))
+
+
+def test_every_touched_tile_is_decoded_once_and_in_file_order(cohort, monkeypatch):
+    reader = PatchReader(cohort[0])
+    read = []
+    original = type(reader._tiles.levels[0]).read_tile
+    monkeypatch.setattr(
+        type(reader._tiles.levels[0]), "read_tile", lambda s, r, c: read.append((r, c)) or original(s, r, c)
+    )
+    coords = np.array([(y, x) for x in range(0, 1000, 100) for y in range(0, 800, 100)], np.int32)
+    reader.read(0, coords, 128)
+    assert read == [(row, column) for row in range(2) for column in range(3)]
+
+
+def task(path, coords, size=256, **fields):
+    settings = {"fingerprint": None, "level": 0, "codec": "png", "quality": None, "max_no_data": 0.5}
+    return Task(
+        slide_path=str(path), coords=np.array(coords, np.int32), patch_size=size, **{**settings, **fields}
+    )
+
+
+def test_a_patch_over_missing_tiles_is_quarantined_and_one_partly_over_them_is_white_there(tmp_path):
+    written = np.array([[True, False], [True, True]])
+    path = write_mosaic_slide(tmp_path / "holes.tif", 2, 2, written=written)
+    got = extract(task(path, [(0, 0), (0, 512), (0, 400), (0, 300)]))
+    assert [value is None for value in got.values] == [False, True, True, False]
+    assert got.reasons[1] == "the slide has no pixels for 100% of it"
+    patch = decoder("png", 256)(got.values[3])
+    assert (patch[:, 512 - 300 :] == 255).all()
+    assert (patch[:, : 512 - 300] < 255).any()
+    strict = extract(task(path, [(0, 300)], max_no_data=0.0))
+    assert strict.values == [None]
+    close_reader()
+
+
+def test_a_slide_that_ends_early_loses_only_the_patches_of_the_tiles_it_lacks(tmp_path):
+    path = write_mosaic_slide(tmp_path / "cut.tif", 4, 4)
+    whole = PatchReader(path)
+    place = int(whole._tiles.levels[0].offsets[3 * 4])
+    whole.close()
+    data = path.read_bytes()
+    if place < data.rfind(b"\xff\xd9"):
+        broken = bytearray(data)
+        broken[place : place + 3000] = bytes(3000)
+        path.write_bytes(broken)
+    got = extract(task(path, [(0, 0), (1536, 0), (1536, 1024)]))
+    assert got.values[0] is not None
+    assert got.values[1] is None
+    assert got.values[2] is not None
+    assert "row 3, column 0" in got.reasons[1] or "does not read" in got.reasons[1]
+    close_reader()
+
+
+def test_a_slide_that_does_not_open_quarantines_all_its_patches_with_one_reason(tmp_path):
+    path = tmp_path / "bad.tif"
+    path.write_bytes(b"not a slide")
+    got = extract(task(path, [(0, 0), (0, 256)]))
+    assert got.values == [None, None]
+    assert len(set(got.reasons.values())) == 1
+
+
+def test_a_slide_changed_since_it_was_indexed_is_refused(tmp_path):
+    path = write_mosaic_slide(tmp_path / "s.tif", 2, 2)
+    before = fingerprint(path)
+    assert extract(task(path, [(0, 0)], fingerprint=before)).reasons == {}
+    write_mosaic_slide(path, 2, 3)
+    assert extract(task(path, [(0, 0)], fingerprint=before)).reasons == {0: "changed since it was indexed"}
+    close_reader()
+
+
+def test_a_fault_beside_a_patch_does_not_fail_it_when_openslide_reads(cohort, monkeypatch):
+    reader = PatchReader(cohort[0])
+    reader._tiles = None
+    original = pixels_module.OpenSlideFile.read
+
+    def faulty(self, level, y, x, height, width):
+        if y < 200 <= y + height and x < 200 <= x + width:
+            raise SlideError("does not read", path=self.path)
+        return original(self, level, y, x, height, width)
+
+    monkeypatch.setattr(pixels_module.OpenSlideFile, "read", faulty)
+    patches = reader.read(0, np.array([(128, 128), (256, 256), (0, 512)], np.int32), 128)
+    assert set(patches.failed) == {0}
+    assert np.array_equal(patches.pixels[1], openslide_pixels(cohort[0], 0, 256, 256, 128))
+
+
+def test_real_slides_give_openslides_pixels(real_data):
+    for path, level, size in [
+        (real_data / "slides" / "CMU-1-Small-Region.svs", 0, 224),
+        (next((real_data / "cohort" / "images").glob("*.tif")), 1, 128),
+        (real_data / "slides" / "rgba_3level.tif", 0, 100),
+    ]:
+        with openslide.OpenSlide(path) as slide:
+            width, height = slide.level_dimensions[level]
+        places = [
+            (y, x) for y in range(0, height - size, 3 * size) for x in range(0, width - size, 2 * size)
+        ][:24]
+        reader = PatchReader(path)
+        patches = reader.read(level, np.array(places, np.int32), size)
+        reader.close()
+        for (y, x), patch, missing in zip(places, patches.pixels, patches.missing, strict=True):
+            if not missing:
+                assert np.array_equal(patch, openslide_pixels(path, level, y, x, size)), (path.name, y, x)

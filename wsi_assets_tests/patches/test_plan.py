@@ -1,0 +1,98 @@
+"""Facts of the plan: keys, order, identity, and how work is cut."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_assets.errors import SlideIndexError
+from wsi_assets.patches import ExtractionOptions, patch_key, plan_patches
+from wsi_assets.patches.plan import SlidePlan, part_positions
+
+
+def made(name="a", patches=((0, 0, 0), (0, 256, 1)), **fields):
+    row = {
+        "slide_path": f"/slides/{name}.tif",
+        "level": 0,
+        "patch_size": 256,
+        "stride": 256,
+        "patches": list(patches),
+        "fingerprint": name * 32,
+        "downsample": 1.0,
+    }
+    return {**row, **fields}
+
+
+def test_a_key_counts_over_all_slides_in_index_order():
+    plan = plan_patches([made("a"), made("b")], ExtractionOptions())
+    assert list(plan.keys()) == ["a_000000", "a_000001", "b_000002", "b_000003"]
+    assert patch_key("tumor_001", 1234567) == "tumor_001_1234567"
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([], "no patches"),
+        ([made(patches=[])], "no patches"),
+        ([made("a"), made("a")], "twice"),
+        ([made("a"), made("b", level=1)], "mixes"),
+        ([made("a"), made("b", patch_size=128)], "mixes"),
+        ([made(patches=[(0, 1)])], "damaged"),
+        ([made("__info")], "underscores"),
+    ],
+)
+def test_an_index_that_makes_no_store_is_refused_in_one_line(entries, said):
+    with pytest.raises(SlideIndexError, match=said) as error:
+        plan_patches(entries, ExtractionOptions())
+    assert "\n" not in str(error.value)
+
+
+def test_the_digest_follows_what_the_store_holds_and_nothing_else():
+    plan = plan_patches([made("a")], ExtractionOptions())
+    same = plan_patches([made("a", slide_path="/moved/a.tif")], ExtractionOptions(extraction_workers=7))
+    assert plan.digest() == same.digest()
+    others = [
+        plan_patches([made("a", fingerprint="f" * 32)], ExtractionOptions()),
+        plan_patches([made("a", patches=[(0, 0, 0), (0, 256, 0)])], ExtractionOptions()),
+        plan_patches([made("a", patches=[(0, 0, 0), (0, 257, 1)])], ExtractionOptions()),
+        plan_patches([made("a")], ExtractionOptions(jpeg_quality=94)),
+        plan_patches([made("a")], ExtractionOptions(codec="qoi")),
+    ]
+    assert len({plan.digest(), *(other.digest() for other in others)}) == 6
+    assert plan.digest("hdf5") == others[3].digest("hdf5"), "JPEG quality is nothing to an HDF5 store"
+
+
+coordinates = st.lists(st.tuples(st.integers(0, 60_000), st.integers(0, 60_000)), max_size=300)
+
+
+@settings(max_examples=60, deadline=None)
+@given(coordinates, st.sampled_from([64, 224, 256, 512, 2048]))
+def test_work_is_cut_without_loss_into_parts_of_bounded_size(places, size):
+    coords = np.array(places, np.int32).reshape(-1, 2)
+    slide = SlidePlan("a", "a.tif", None, 0, coords, np.zeros(len(coords), np.uint8), {})
+    parts = part_positions(slide, size)
+    together = np.concatenate(parts) if parts else np.zeros(0, int)
+    assert sorted(together.tolist()) == list(range(len(coords)))
+    assert all(0 < len(part) * size * size <= max(256**3, size * size) for part in parts)
+
+
+def test_a_dense_slide_is_cut_at_tile_borders_so_no_tile_is_read_twice():
+    places = [(y, x) for y in range(0, 16384, 256) for x in range(0, 16384, 256)]
+    coords = np.array(places, np.int32)
+    slide = SlidePlan("a", "a.tif", None, 0, coords, np.zeros(len(coords), np.uint8), {})
+    tiles = [set(map(tuple, (coords[part] // 512).tolist())) for part in part_positions(slide, 256)]
+    assert sum(map(len, tiles)) == 32 * 32
+
+
+def test_importing_the_room_and_its_options_loads_nothing_heavy():
+    code = (
+        "import sys; import wsi_assets.patches; from wsi_assets.patches.options import ExtractionOptions;"
+        "print([m for m in ('numpy','cv2','lmdb','h5py','openslide','tifffile','torch') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,263 @@
+"""The contract of a patch store, stated once and run on every kind."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import pickle
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import h5py
+import lmdb
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from wsi_assets.errors import StoreError
+from wsi_assets.patches import (
+    STORE_NAMES,
+    ExtractionOptions,
+    build_store,
+    mosaic_png,
+    open_store,
+    plan_patches,
+    verify_store,
+)
+from wsi_assets.patches.pixels import PatchReader
+from wsi_assets_tests.patches.reading import Patches, sums
+
+LOSSLESS = ExtractionOptions(codec="qoi", extraction_workers=1)
+
+
+@pytest.fixture(scope="session", params=["lmdb", "hdf5", "fs"])
+def built(request, entries, tmp_path_factory):
+    """One lossless store of each kind."""
+    path = tmp_path_factory.mktemp("built") / STORE_NAMES[request.param]
+    build_store(plan_patches(entries, LOSSLESS), path, request.param)
+    return path
+
+
+def test_a_store_holds_exactly_the_slides_pixels_under_the_plans_keys(built, entries):
+    with open_store(built) as store:
+        plan = plan_patches(entries, LOSSLESS)
+        assert store.keys == list(plan.keys())
+        assert store.labels.tolist() == plan.labels.tolist()
+        assert store.labels.dtype == np.uint8
+        number = 0
+        for row in entries:
+            reader = PatchReader(row["slide_path"])
+            patches = reader.read(0, np.array(row["patches"])[:, :2], 128)
+            reader.close()
+            for (y, x, _), expected in zip(row["patches"], patches.pixels, strict=True):
+                patch = store.get(number)
+                assert patch.dtype == np.uint8
+                assert np.array_equal(patch, expected)
+                assert store.origins[number][1:] == (y, x)
+                number += 1
+        assert number == len(store) == len(list(store))
+
+
+def test_a_store_says_what_it_is(built):
+    with open_store(built) as store:
+        info = store.info
+        assert (info["level"], info["patch_size"], info["complete"]) == (0, 128, True)
+        assert info["patches"] == info["tumor"] + info["normal"] == len(store)
+        assert {"numpy", "opencv-python"} <= set(info["versions"])
+        assert [slide["downsample"] for slide in info["slides"]] == [1.0] * 3
+
+
+def test_keys_find_their_patches_and_patches_come_in_the_order_asked_for(built):
+    with open_store(built) as store:
+        assert store.key_index(store.keys[57]) == 57
+        many = store.get_many([5, 2, 5])
+        assert many.shape == (3, 128, 128, 3)
+        assert np.array_equal(many[0], many[2])
+        assert np.array_equal(many[1], store[2])
+        patch = store.get(0)
+        patch[:] = 0
+        assert store.get(0).any(), "a patch given out is the caller's own"
+        for index in (-1, len(store)):
+            with pytest.raises(IndexError):
+                store.get(index)
+
+
+def test_a_handle_is_light_and_opens_where_it_arrives(built):
+    with open_store(built) as store:
+        sent = pickle.dumps(store)
+        assert len(sent) < 500
+        assert np.array_equal(pickle.loads(sent).get(3), store.get(3))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_an_open_handle_survives_new_processes(built, method):
+    with open_store(built) as store, open_store(built) as other:
+        expected = sums(store, range(20))
+        other.get(0)
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
+            got = list(pool.map(sums, [store, other, store], [range(20)] * 3))
+        assert got == [expected] * 3
+        assert sums(store, range(20)) == expected
+
+
+@pytest.mark.parametrize(("method", "workers"), [("fork", 1), ("fork", 4)])
+def test_a_torch_loader_reads_every_patch_right(built, method, workers):
+    with open_store(built) as store:
+        expected = sums(store, range(len(store)))
+        import torch
+
+        loader = torch.utils.data.DataLoader(
+            Patches(store), batch_size=16, shuffle=True, num_workers=workers, multiprocessing_context=method
+        )
+        seen = {}
+        for patches, indices in loader:
+            seen.update(zip(indices.tolist(), patches.sum(dim=(1, 2, 3)).tolist(), strict=True))
+        assert [seen[index] for index in range(len(store))] == expected
+
+
+def private_bytes():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    rows = [line.split() for line in lines if line.startswith(("Private_Dirty", "Anonymous"))]
+    return max(int(row[1]) for row in rows) << 10
+
+
+def test_reading_does_not_grow_in_memory(built):
+    with open_store(built) as store:
+        for _ in range(3):
+            sums(store, range(len(store)))
+        before = private_bytes()
+        for _ in range(15):
+            sums(store, range(len(store)))
+        assert private_bytes() - before < 8 << 20
+
+
+def test_the_three_stores_hold_the_same_pixels(entries, tmp_path):
+    stores = []
+    for backend, name in STORE_NAMES.items():
+        build_store(plan_patches(entries[2:], LOSSLESS), tmp_path / name, backend)
+        stores.append(open_store(tmp_path / name))
+    for patches in zip(*stores, strict=True):
+        assert all(np.array_equal(patch, patches[0]) for patch in patches[1:])
+    assert len({tuple(store.keys) for store in stores}) == 1
+
+
+def test_plain_lmdb_and_any_image_library_read_the_lmdb_store(entries, tmp_path):
+    build_store(plan_patches(entries[2:], ExtractionOptions()), tmp_path / "patches_lmdb", "lmdb")
+    keys = []
+    with lmdb.open(str(tmp_path / "patches_lmdb"), readonly=True) as environment, environment.begin() as view:
+        for key, value in view.cursor():
+            if not key.startswith(b"__"):
+                keys.append(key.decode())
+                assert Image.open(io.BytesIO(value)).size == (128, 128)
+    assert keys == list(plan_patches(entries[2:], ExtractionOptions()).keys())
+
+
+@pytest.mark.parametrize("gzip", [0, 4])
+def test_plain_h5py_reads_the_hdf5_store(entries, tmp_path, gzip):
+    plan = plan_patches(entries[2:], ExtractionOptions(hdf5_gzip=gzip))
+    build_store(plan, tmp_path / "patches.h5", "hdf5")
+    with h5py.File(tmp_path / "patches.h5") as file, open_store(tmp_path / "patches.h5") as store:
+        assert file["images"].shape == (48, 128, 128, 3)
+        assert file["images"].dtype == np.uint8
+        assert file["images"].chunks == (1, 128, 128, 3)
+        assert np.array_equal(file["images"][7], store.get(7))
+        assert file["labels"][:].tolist() == plan.labels.tolist()
+        assert [key.decode() for key in file["keys"][:]] == store.keys
+
+
+def test_torchvision_reads_the_png_folder_as_it_is(entries, tmp_path):
+    build_store(plan_patches(entries[2:], LOSSLESS), tmp_path / "image_patches", "fs")
+    from torchvision.datasets import ImageFolder
+
+    folder = ImageFolder(tmp_path / "image_patches")
+    assert folder.classes == ["normal", "tumor"]
+    with open_store(tmp_path / "image_patches") as store:
+        assert len(folder) == len(store) == 48
+        assert sorted(label for _, label in folder.samples) == sorted(store.labels.tolist())
+        for file, label in folder.samples:
+            index = store.key_index(Path(file).stem)
+            assert label == store.labels[index]
+    one_class = [{**entries[2], "patches": [(y, x, 0) for y, x, _ in entries[2]["patches"]]}]
+    build_store(plan_patches(one_class, LOSSLESS), tmp_path / "image_patches", "fs")
+    assert ImageFolder(tmp_path / "image_patches").classes == ["normal"]
+
+
+def test_what_is_no_complete_store_is_refused_in_one_line(backend, built, tmp_path):
+    with pytest.raises(StoreError, match="does not exist"):
+        open_store(tmp_path / "none")
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(StoreError, match="not a patch store"):
+        open_store(tmp_path / "file")
+    (tmp_path / ".building-patches_lmdb").mkdir()
+    with pytest.raises(StoreError, match="half-built"):
+        open_store(tmp_path / "patches_lmdb")
+
+
+def test_a_damaged_store_says_so(built, tmp_path):
+    copy = tmp_path / built.name
+    if built.is_dir():
+        shutil.copytree(built, copy)
+        victim = copy / ("data.mdb" if (copy / "data.mdb").exists() else "manifest.json")
+        victim.write_bytes(victim.read_bytes()[:100])
+    else:
+        copy.write_bytes(built.read_bytes()[:5000])
+    with pytest.raises(StoreError) as error:
+        open_store(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_verifying_finds_the_one_patch_that_is_not_its_slides(built, entries):
+    with open_store(built) as store:
+        report = verify_store(store, entries, 1.0)
+        assert report.ok
+        assert report.checked == len(store)
+        assert verify_store(store, entries, 0.1, seed=1).checked == round(0.1 * len(store))
+        moved = [dict(row) for row in entries]
+        moved[0]["slide_path"], moved[1]["slide_path"] = moved[0]["slide_path"], entries[1]["slide_path"]
+        store._opened().contents.origins[5, 2] += 1
+        wrong = verify_store(store, entries, 1.0)
+        store._opened().contents.origins[5, 2] -= 1
+        assert [key for key, _ in wrong.problems] == [store.keys[5]]
+        absent = verify_store(store, entries[1:], 1.0)
+        assert len(absent.problems) == len(entries[0]["patches"])
+
+
+def test_a_jpeg_store_verifies_against_what_its_codec_makes_of_the_slide(entries, tmp_path):
+    for quality in (95, 60):
+        options = ExtractionOptions(codec="jpeg", jpeg_quality=quality)
+        path = tmp_path / f"{quality}" / "patches_lmdb"
+        build_store(plan_patches(entries[2:], options), path, "lmdb")
+        with open_store(path) as store:
+            report = verify_store(store, entries, 1.0)
+            assert report.ok
+            assert report.worst_difference == 0.0
+
+
+def test_a_mosaic_shows_both_classes(built):
+    with open_store(built) as store:
+        picture = Image.open(io.BytesIO(mosaic_png(store, columns=3, rows=2, side=64)))
+        assert picture.size == (2 * (3 * 68 + 4) + 2, 28 + 2 * 68 + 4)
+        assert np.asarray(picture)[40:80, 10:60].std() > 5
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_choice_of_patches_in_any_order_is_stored_as_it_is_planned(
+    data, entries, backend, tmp_path_factory
+):
+    chosen = []
+    for row in entries:
+        patches = data.draw(st.lists(st.sampled_from(row["patches"]), unique=True, max_size=8))
+        chosen.append({**row, "patches": patches})
+    if not any(row["patches"] for row in chosen):
+        return
+    path = tmp_path_factory.mktemp("any") / STORE_NAMES[backend]
+    plan = plan_patches(chosen, LOSSLESS)
+    report = build_store(plan, path, backend)
+    assert report.patches == report.decoded == len(plan)
+    with open_store(path) as store:
+        assert store.keys == list(plan.keys())
+        assert verify_store(store, chosen, 1.0).ok
