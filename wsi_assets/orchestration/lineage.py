@@ -173,7 +173,9 @@ def latest_observations(
 
 def _plain(value: dg.MetadataValue) -> Any:
     if isinstance(value, dg.TableMetadataValue):
-        return [dict(record.data) for record in value.records]
+        # Stored records are sorted by name; the schema keeps the order they were given in.
+        names = [column.name for column in value.schema.columns]
+        return [{name: record.data.get(name) for name in names} for record in value.records]
     return value.value
 
 

@@ -31,7 +31,6 @@ def report_context(instance: dg.DagsterInstance, level: str) -> LevelContext:
     index, store, training = known["slide_index"], known["patch_store"], known["trained_model"]
     counts = known["sampled_index"].get("counts_by_slide")
     report = ReportContext(
-        title=f"Tumour detection at level {level}",
         level=int(level),
         magnification=_magnification(counts or []),
         counts=counts,

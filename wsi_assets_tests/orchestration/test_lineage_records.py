@@ -1,0 +1,41 @@
+"""What an instance recorded comes back as it was told."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+
+from wsi_assets.orchestration.lineage import DATA_VERSION_TAG, recorded, recorded_metadata
+from wsi_assets.orchestration.partitions import LEVELS
+from wsi_assets.orchestration.reporting import table
+
+
+@pytest.fixture
+def instance():
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral
+
+
+def tell(instance, partition, version, **metadata):
+    instance.report_runless_asset_event(
+        dg.AssetMaterialization(
+            "slide_index", partition=partition, metadata=metadata, tags={DATA_VERSION_TAG: version}
+        )
+    )
+
+
+def test_the_latest_materialization_of_each_partition_counts(instance):
+    for partition, version in (("0", "old"), ("1", "one"), ("0", "new")):
+        tell(instance, partition, version)
+    found = recorded(instance, "slide_index", LEVELS.get_partition_keys())
+    assert {partition: record.version for partition, record in found.items()} == {"0": "new", "1": "one"}
+
+
+def test_a_table_comes_back_as_rows_in_its_own_column_order(instance):
+    rows = [{"slide": "a", "patches": 3, "share": 0.5}, {"slide": "b", "patches": 0, "share": None}]
+    tell(instance, "4", "v", counts=table(rows), note="text", number=2.5)
+    metadata = recorded_metadata(instance, "slide_index", "4")
+    assert metadata["counts"] == rows
+    assert list(metadata["counts"][0]) == ["slide", "patches", "share"]
+    assert (metadata["note"], metadata["number"]) == ("text", 2.5)
+    assert recorded_metadata(instance, "slide_index", "5") == {}
