@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class LoadedModel:
     Attributes:
         model: on the CPU, in evaluation mode; takes normalised float32 (n, 3, size, size).
         classes: meaning of the two outputs.
-        level: magnification level of the patches; mpp: micrometres a pixel there, or None if unknown.
+        level: pyramid level of the patches; mpp: micrometres a pixel there (median of the slides), or None.
         mean, std: of RGB between 0 and 1.
         config: the training options.
         split: unit, table and notes of the split.
@@ -91,7 +92,7 @@ def best_payload(
         "classes": list(CLASSES),
         "patch_size": int(info["patch_size"]),
         "level": int(info["level"]),
-        "mpp": None if info.get("mpp") is None else float(info["mpp"]),
+        "mpp": _mpp(info),
         "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
         "config": config,
         "data_digest": data_digest,
@@ -99,6 +100,12 @@ def best_payload(
         "epoch": epoch,
         "val_loss": val_loss,
     }
+
+
+def _mpp(info: dict[str, Any]) -> float | None:
+    """Micrometres a pixel at the store's level: the median of the slides that know theirs."""
+    known = [slide["mpp"] for slide in info["slides"] if slide["mpp"] is not None]
+    return float(median(known)) if known else None
 
 
 def load_model(path: str | Path) -> LoadedModel:

@@ -3,14 +3,13 @@
 ``torchrun --nproc-per-node=4 script.py``, where the script calls ``train`` as it would alone: each process
 takes its part of every batch, gradients and metrics are those of the whole batch, and rank 0 writes the files
 and calls back. Batch statistics are shared between GPUs (SyncBatchNorm); on the CPU, where torch has no such
-layer, each process keeps its own and rank 0's are saved.
+layer, each process uses its own part's and rank 0's running statistics are kept.
 """
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,28 +55,37 @@ class Group:
         if self.size == 1:
             return model
         return nn.parallel.DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            model, device_ids=[device] if device.type == "cuda" else None
         )
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the first one's running statistics, so that all validate the same network."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, 0)
 
     def _edges(self, count: int) -> np.ndarray:
         return np.linspace(0, count, self.size + 1).round().astype(int)
 
 
-@contextlib.contextmanager
-def process_group(device: torch.device) -> Iterator[Group]:
-    """The group torchrun started this process in, or a group of one. Joined here, it is left at the end."""
+def process_group(device: torch.device) -> Group:
+    """The group torchrun started this process in, or a group of one.
+
+    Joined on first use, it is left when the process ends: a second training in the same process would
+    otherwise join again while another process is still leaving, and find its old address.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(_leave)
     if distributed.is_available() and distributed.is_initialized():
-        yield Group(distributed.get_rank(), distributed.get_world_size())
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "MASTER_ADDR" not in os.environ:
-        yield Group()
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Group(distributed.get_rank(), distributed.get_world_size())
-    finally:
+        return Group(distributed.get_rank(), distributed.get_world_size())
+    return Group()
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
         distributed.destroy_process_group()
 
 

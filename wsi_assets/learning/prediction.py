@@ -164,4 +164,4 @@ def _positions(entry: dict[str, Any], first: int, store: PatchStore, quarantined
 
 def quarantined_keys(info: dict[str, Any]) -> set[str]:
     """Keys of the patches left out of a store because they could not be read."""
-    return {row if isinstance(row, str) else row[0] for row in info.get("quarantined", ())}
+    return {row["key"] for row in info["quarantined"]}

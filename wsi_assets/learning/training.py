@@ -113,7 +113,8 @@ def train(
     device = resolve_device(options.device)
     labels = np.asarray(store.labels).astype(np.int64)
     split = split_patches([origin[0] for origin in store.origins], labels, options, patient_pattern)
-    with process_group(device) as group, quiet_randomness(device), clear_memory_errors("batch_size"):
+    group = process_group(device)
+    with quiet_randomness(device), clear_memory_errors("batch_size"):
         run = _Run(store, options, out_dir, split, labels, device, group)
         return run.go(progress, on_epoch, resume)
 
@@ -241,6 +242,7 @@ class _Run:
             epoch=epoch,
             on_step=lambda done: progress(done, len(self.positions), what),
         )
+        self.group.share_buffers(learner.model)
         if epoch == 1:
             correct_batch_norm(learner.model, statistics, len(batches))
         val_loss, probabilities = validate(

@@ -21,7 +21,7 @@ class MemoryStore:
         self.info = {
             "level": level,
             "patch_size": self.patches.shape[1],
-            "mpp": 0.25,
+            "slides": [{"slide_id": slide, "mpp": 0.25} for slide in dict.fromkeys(slide_ids)],
             "digest": hashlib.sha256(self.patches.tobytes() + self.labels.tobytes()).hexdigest()[:16],
             "quarantined": list(left_out),
             "complete": True,

@@ -88,7 +88,7 @@ def test_a_quarantined_patch_has_no_probability_and_shifts_no_other(store, best)
         store.labels[keep],
         [store.origins[i][0] for i in keep],
         keys=[store.keys[i] for i in keep],
-        left_out=[(key, "test_007_node_1", 0, 30, "unreadable tile")],
+        left_out=[{"key": key, "reason": "unreadable tile"}],
     )
     found = predict(missing, entries_of(store), best, PredictionOptions(**CPU))
     assert np.isnan(found[1]["probs"][2])

@@ -1,0 +1,71 @@
+"""Learning from the stores the patches room writes, on real tissue."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from wsi_assets.learning import PredictionOptions, predict, train
+from wsi_assets.learning.data import BatchReader, ordered_batches
+from wsi_assets.patches import STORE_NAMES, ExtractionOptions, build_store, open_store, plan_patches
+from wsi_assets_tests.learning.fakes import quick
+
+
+@pytest.fixture(scope="module")
+def entries(real_data):
+    """The cohort's labelled patches as index entries, each patch cut into quarters."""
+    cohort = real_data / "cohort"
+    quarters = [(0, 0), (0, 128), (128, 0), (128, 128)]
+    return [
+        {
+            "slide_path": str(cohort / "images" / f"{slide}.tif"),
+            "level": 0,
+            "patch_size": 128,
+            "mpp": 0.243,
+            "patches": [(y + dy, x + dx, label) for y, x, label in rows for dy, dx in quarters],
+        }
+        for slide, rows in sorted(json.loads((cohort / "truth.json").read_text()).items())
+    ]
+
+
+@pytest.fixture(scope="module", params=list(STORE_NAMES))
+def store(request, entries, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param) / STORE_NAMES[request.param]
+    build_store(
+        plan_patches(entries, ExtractionOptions(codec="png", extraction_workers=1)), path, request.param
+    )
+    return open_store(path)
+
+
+def test_several_readers_get_the_patches_one_gets(store):
+    order = np.random.default_rng(0).permutation(len(store))
+    batches = ordered_batches(order, 7)
+    with BatchReader(store, workers=4) as reader:
+        found = np.concatenate([patches.numpy() for patches in reader.read(batches)])
+    np.testing.assert_array_equal(found, store.get_many(order))
+
+
+def test_a_cohort_is_trained_and_predicted_from_any_store(store, entries, tmp_path):
+    fresh = pickle.loads(pickle.dumps(store))  # as a path, the way it reaches another process
+    result = train(fresh, quick(max_epochs=1, batch_size=64, num_workers=2), tmp_path)
+    sides = {row["patient"]: row["side"] for row in result.split.rows}
+    assert result.split.unit == "patient"
+    assert sides["test_073"] == "test"
+    predictions = predict(fresh, entries, result.best_path, PredictionOptions(device="cpu", num_workers=2))
+    assert [len(entry["probs"]) for entry in predictions] == [
+        len(entry["patches"]) for entry in entries if "test" in entry["slide_path"].rsplit("/", 1)[1]
+    ]
+    assert all(0 <= p <= 1 for entry in predictions for p in entry["probs"])
+
+
+def test_equal_pixels_in_any_store_train_the_same_model(entries, tmp_path):
+    curves = set()
+    for backend, name in STORE_NAMES.items():
+        path = tmp_path / backend / name
+        build_store(
+            plan_patches(entries, ExtractionOptions(codec="png", extraction_workers=1)), path, backend
+        )
+        options = quick(max_epochs=1, batch_size=64)
+        curves.add(train(open_store(path), options, tmp_path / backend).csv_path.read_text())
+    assert len(curves) == 1
