@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.patches.contract import Source
-from wsi_assets.patches.extract import Encoded, Task, close_reader, extract
+from wsi_assets.patches.extract import Encoded, Task, close_reader, extract, extract_aside, fetch
 from wsi_assets.patches.options import Backend
 from wsi_assets.patches.plan import PatchPlan, SlidePlan, part_positions
 
@@ -89,19 +91,20 @@ def carried_out(
     """
     workers = plan.options.extraction_workers or len(os.sched_getaffinity(0))
     limit = 2 * getattr(executor, "_max_workers", workers) + 1
-    window: deque[tuple[Step, Future[Encoded] | Encoded | None]] = deque()
+    window: deque[tuple[Step, Any]] = deque()
     with contextlib.ExitStack() as stack:
         stack.callback(close_reader)
         stack.callback(lambda: [work.cancel() for _, work in window if isinstance(work, Future)])
+        submit = None if executor is None else partial(executor.submit, extract)
         for step in planned:
             if step.task is None:
                 window.append((step, None))
             else:
-                if executor is None and workers > 1 and len(plan) - int(step.positions[0]) > _WORTH_A_POOL:
+                if submit is None and workers > 1 and len(plan) - step.before > _WORTH_A_POOL:
+                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wsi-assets-"))
                     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-                    executor = stack.enter_context(pool)
-                work = extract(step.task) if executor is None else executor.submit(extract, step.task)
-                window.append((step, work))
+                    submit = partial(stack.enter_context(pool).submit, extract_aside, folder=folder)
+                window.append((step, submit(step.task) if submit else extract(step.task)))
             while window and (len(window) > limit or _is_ready(window[0][1])):
                 yield _result(*window.popleft())
         while window:
@@ -134,4 +137,5 @@ def _is_ready(work: Any) -> bool:
 
 
 def _result(step: Step, work: Any) -> tuple[Step, Encoded | None]:
-    return step, work.result() if isinstance(work, Future) else work
+    result = work.result() if isinstance(work, Future) else work
+    return step, fetch(result) if isinstance(result, str) else result
