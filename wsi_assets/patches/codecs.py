@@ -87,7 +87,13 @@ def decoder(codec: str, patch_size: int) -> Callable[[bytes | memoryview], np.nd
 
         return lambda data: np.frombuffer(bytearray(zlib.decompress(data)), np.uint8).reshape(shape)
     if codec == "pixels":
-        return lambda data: np.frombuffer(bytearray(data), np.uint8).reshape(shape)
+
+        def shaped(data: bytes | memoryview) -> np.ndarray:
+            # Writable memory was read for this caller alone, so it needs no copy.
+            owned = isinstance(data, memoryview) and not data.readonly
+            return np.frombuffer(data if owned else bytearray(data), np.uint8).reshape(shape)
+
+        return shaped
     raise StoreError(f"unknown codec {codec!r}", remedy="Build the store again")
 
 

@@ -53,13 +53,13 @@ class Hdf5Shelf:
             raise damaged(path, error) from error
         self._handle: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def raw(self, index: int) -> bytes:
-        """See :class:`wsi_assets.patches.contract.Shelf`."""
+    def raw(self, index: int) -> memoryview:
+        """See :class:`wsi_assets.patches.contract.Shelf`; the view is writable, its memory the caller's."""
         offset, length = self._places[index].tolist()
-        data = os.pread(self._handle, length, offset)
-        if len(data) != length:
+        buffer = np.empty(length, np.uint8)
+        if os.preadv(self._handle, [buffer], offset) != length:
             raise damaged(self.path, "the file ends early")
-        return data
+        return buffer.data
 
     def close(self) -> None:
         """See :class:`wsi_assets.patches.contract.Shelf`."""
@@ -71,7 +71,7 @@ class Hdf5Shelf:
 class Hdf5Source(ShelfSource):
     """A complete HDF5 store as a source: patches are fetched only when the new file is put together."""
 
-    def take(self, locator: int) -> Callable[[], bytes]:
+    def take(self, locator: int) -> Callable[[], memoryview]:
         """See :class:`wsi_assets.patches.contract.Source`."""
         return partial(self.shelf.raw, locator)
 

@@ -114,7 +114,7 @@ def test_another_encoding_is_made_from_the_slides_again(entries, tmp_path, other
     assert build_store(plan_patches(entries[2:], other), path, "lmdb").decoded == 48
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_updated_store_is_the_store_built_from_nothing(data, entries, backend, tmp_path_factory):
     folder = tmp_path_factory.mktemp("updated")

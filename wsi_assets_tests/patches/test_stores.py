@@ -129,7 +129,7 @@ def test_reading_does_not_grow_in_memory(built):
         for _ in range(3):
             sums(store, range(len(store)))
         before = private_bytes()
-        for _ in range(15):
+        for _ in range(8):
             sums(store, range(len(store)))
         assert private_bytes() - before < 8 << 20
 
@@ -243,7 +243,7 @@ def test_a_mosaic_shows_both_classes(built):
         assert np.asarray(picture)[40:80, 10:60].std() > 5
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_choice_of_patches_in_any_order_is_stored_as_it_is_planned(
     data, entries, backend, tmp_path_factory
