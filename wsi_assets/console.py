@@ -43,6 +43,7 @@ def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels:
         runner = Runner(instance, settings, configs, bars)
         slides = runner.run_slides()
         outcomes = [runner.run_level(level, upto) for level in levels]
+        compared = runner.compare_levels() if any("evaluation" in o.made for o in outcomes) else {}
     _print_slides(slides)
     for outcome in outcomes:
         _print_level(outcome)
@@ -51,6 +52,8 @@ def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels:
         console.print(f"\n[yellow]{len(left_out)} left out:[/yellow]")
         for name, reason in sorted(left_out.items()):
             console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
+    if compared:
+        console.print(f"\nAll evaluated levels side by side: {compared['path']}", soft_wrap=True)
     console.print(
         f"\nEverything is in {settings.storage_dir} ({time.monotonic() - started:.0f} s).", soft_wrap=True
     )

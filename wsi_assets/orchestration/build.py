@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from wsi_assets.orchestration.assets.evaluation import evaluation
+from wsi_assets.orchestration.assets.evaluation import evaluation, level_comparison
 from wsi_assets.orchestration.assets.index import sampled_index, slide_index
 from wsi_assets.orchestration.assets.learning import test_predictions, trained_model
 from wsi_assets.orchestration.assets.patches import patch_store
@@ -41,6 +41,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
             trained_model,
             test_predictions,
             evaluation,
+            level_comparison,
         ],
         asset_checks=ALL_CHECKS,
         jobs=ALL_JOBS,

@@ -18,6 +18,7 @@ POOL_GPU = "gpu"
 
 LEVEL_PIPELINE = "level_pipeline"
 SLIDE_REGIONS = "slide_regions"
+COMPARE_LEVELS = "compare_levels"
 
 LEVEL_ASSETS = (
     "slide_index",

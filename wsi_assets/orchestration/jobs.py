@@ -18,4 +18,10 @@ slide_regions = dg.define_asset_job(
     description="Tissue and outline of one slide: run it again after mending a slide that failed.",
 )
 
-ALL_JOBS = [slide_regions, level_pipeline]
+compare_levels = dg.define_asset_job(
+    catalog.COMPARE_LEVELS,
+    selection=dg.AssetSelection.assets("level_comparison"),
+    description="All evaluated levels side by side, from the reports that are there.",
+)
+
+ALL_JOBS = [slide_regions, level_pipeline, compare_levels]

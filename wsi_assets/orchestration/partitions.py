@@ -10,5 +10,5 @@ SLIDES = dg.DynamicPartitionsDefinition(name="slides")
 LEVELS = dg.StaticPartitionsDefinition([str(level) for level in range(10)])
 """Pyramid levels; a level nobody has materialized yet is a backfill away."""
 
-EVERY_SLIDE = {"partition_mapping": dg.AllPartitionMapping(), "metadata": {"load": "mapping"}}
-"""For an ``AssetIn`` of a level that takes the regions of all slides, as a lazy mapping by slide id."""
+EVERY_PARTITION = {"partition_mapping": dg.AllPartitionMapping(), "metadata": {"load": "mapping"}}
+"""For an ``AssetIn`` that takes all upstream partitions (every slide, every level) as a mapping by key."""

@@ -165,6 +165,13 @@ class Runner:
         outcome.seconds = time.monotonic() - started
         return outcome
 
+    def compare_levels(self) -> dict[str, Any]:
+        """Set all evaluated levels side by side; returns the comparison's metadata."""
+        self._execute(catalog.COMPARE_LEVELS, None, [])
+        record = self.instance.get_latest_materialization_event(dg.AssetKey("level_comparison"))
+        metadata = record.asset_materialization.metadata if record else {}
+        return {name: value.value for name, value in metadata.items()}
+
     def _slide_versions(self, sighting: Sighting) -> dict[str, str]:
         tissue = version_of(
             "tissue_regions", parameters(self.configs["tissue_regions"]), sighting.slide_version
@@ -188,11 +195,11 @@ class Runner:
 
         return expected
 
-    def _execute(self, job: str, partition: str, assets: list[str]) -> dg.ExecuteInProcessResult:
+    def _execute(self, job: str, partition: str | None, assets: list[str]) -> dg.ExecuteInProcessResult:
         return self.definitions.resolve_job_def(job).execute_in_process(
             instance=self.instance,
             partition_key=partition,
-            asset_selection=[dg.AssetKey(asset) for asset in assets],
+            asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
             run_config={
                 **run_config(self.configs, assets),
                 # The terminal shows progress and one line a fault; the whole log is in the UI.

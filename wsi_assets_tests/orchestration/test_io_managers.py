@@ -9,7 +9,7 @@ import pytest
 
 from wsi_assets.files import read_plain_pickle, write_plain_pickle
 from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles, PlainPickleIOManager
-from wsi_assets.orchestration.partitions import EVERY_SLIDE, LEVELS, SLIDES
+from wsi_assets.orchestration.partitions import EVERY_PARTITION, LEVELS, SLIDES
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_slide_partition_loads_its_own_value(instance, tmp_path):
 def test_a_level_takes_all_slides_as_a_mapping_however_many_there_are(instance, tmp_path, slides):
     seen = []
 
-    @dg.asset(partitions_def=LEVELS, ins={"regions": dg.AssetIn(**EVERY_SLIDE)})
+    @dg.asset(partitions_def=LEVELS, ins={"regions": dg.AssetIn(**EVERY_PARTITION)})
     def level(regions):
         seen.append({slide: value["slide"] for slide, value in regions.items()})
 

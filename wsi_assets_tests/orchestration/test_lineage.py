@@ -62,7 +62,7 @@ def test_parameters_that_only_change_the_speed_make_nothing_out_of_date(workers,
 
 
 def test_every_made_asset_has_a_code_version():
-    assert set(LEVEL_ASSETS) | {"tissue_regions", "annotation_regions"} == set(CODE_VERSIONS)
+    assert set(LEVEL_ASSETS) | {"tissue_regions", "annotation_regions", "level_comparison"} == set(CODE_VERSIONS)
 
 
 def states(**changes):

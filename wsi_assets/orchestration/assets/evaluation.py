@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -10,20 +11,20 @@ from wsi_assets.orchestration import catalog
 from wsi_assets.orchestration.config import EvaluationConfig
 from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
 from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
-from wsi_assets.orchestration.partitions import EVERY_SLIDE, LEVELS
+from wsi_assets.orchestration.partitions import EVERY_PARTITION, LEVELS
 from wsi_assets.orchestration.report_context import (
     confusion_rows,
     figure_rows,
     headline,
     report_context,
 )
-from wsi_assets.orchestration.reporting import clear_failures, progress_to, table
+from wsi_assets.orchestration.reporting import clear_failures, picture, progress_to, table
 from wsi_assets.orchestration.resources.tracking import ModelTracking
 
 
 @dg.asset(
     partitions_def=LEVELS,
-    ins={"annotation_regions": dg.AssetIn(**EVERY_SLIDE)},
+    ins={"annotation_regions": dg.AssetIn(**EVERY_PARTITION)},
     deps=["slide_index", "patch_store", "trained_model"],
     group_name=catalog.GROUP_EVALUATION,
     io_manager_key="report_io",
@@ -67,6 +68,33 @@ def evaluation(
             "confusion": table(confusion_rows(outcome)),
             "slides": table([asdict(score) for score in outcome.slide.ranking]),
             "notes": list(outcome.notes),
+        },
+    )
+
+
+@dg.asset(
+    ins={"evaluation": dg.AssetIn(**EVERY_PARTITION)},
+    group_name=catalog.GROUP_EVALUATION,
+    io_manager_key="report_io",
+    kinds={"html"},
+    owners=catalog.OWNERS,
+    code_version=CODE_VERSIONS["level_comparison"],
+    description="All evaluated levels side by side, to choose a magnification: counts, figures with "
+    "intervals, time. `level_comparison/comparison.html`.",
+)
+def level_comparison(evaluation: dict[str, Path]) -> dg.MaterializeResult:
+    from wsi_assets.evaluation import compare, write_comparison
+    from wsi_assets.evaluation.comparison import comparison_png, read_metrics
+
+    with clear_failures():
+        metrics = [read_metrics(folder / "metrics.json") for folder in evaluation.values()]
+        rows = compare(metrics)
+    shown = [{"level": row["level"], **{k: f["value"] for k, f in row["figures"].items()}} for row in rows]
+    return dg.MaterializeResult(
+        value=partial(write_comparison, metrics),
+        metadata={
+            "levels": table(shown),
+            **({"picture": picture(comparison_png(rows), "figures by level")} if rows else {}),
         },
     )
 

@@ -10,7 +10,7 @@ from wsi_assets.orchestration import catalog
 from wsi_assets.orchestration.config import IndexConfig, SamplingConfig
 from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
 from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
-from wsi_assets.orchestration.partitions import EVERY_SLIDE, LEVELS
+from wsi_assets.orchestration.partitions import EVERY_PARTITION, LEVELS
 from wsi_assets.orchestration.registry import slide_states
 from wsi_assets.orchestration.reporting import clear_failures, picture, table
 from wsi_assets.orchestration.resources.library import SlideLibrary
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 @dg.asset(
     partitions_def=LEVELS,
-    ins={"tissue_regions": dg.AssetIn(**EVERY_SLIDE), "annotation_regions": dg.AssetIn(**EVERY_SLIDE)},
+    ins={
+        "tissue_regions": dg.AssetIn(**EVERY_PARTITION),
+        "annotation_regions": dg.AssetIn(**EVERY_PARTITION),
+    },
     group_name=catalog.GROUP_INDEX,
     io_manager_key="pickle_io",
     kinds={"numpy", "shapely", "pickle"},
