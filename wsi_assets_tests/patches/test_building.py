@@ -302,3 +302,15 @@ def test_progress_ends_at_the_number_of_patches(entries, tmp_path):
     )
     assert calls[-1] == (208, 208, "extracting patches")
     assert np.all(np.diff([done for done, _, _ in calls]) > 0)
+
+
+def test_a_real_slide_of_which_no_patch_reads_leaves_the_others_whole(real_data, tmp_path):
+    slides = real_data / "slides"
+    rows = [
+        entry(slides / "CMU-1-Small-Region.svs", grid(480, 480, 64), 64),
+        entry(slides / "unreadable.svs", [(0, 0, 0), (0, 64, 1)], 64),
+    ]
+    report = build_store(plan_patches(rows, ONE), tmp_path / "patches_lmdb", "lmdb")
+    assert (report.patches, [row[1] for row in report.quarantined]) == (49, ["unreadable"] * 2)
+    with open_store(tmp_path / "patches_lmdb") as store:
+        assert verify_store(store, rows, 1.0).ok
