@@ -10,9 +10,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsi_assets.demo.cohort import DEMO_LEVEL, DEMO_PATCH_SIZE, CohortSummary, DemoSlide, make_cohort
+    from wsi_assets.demo.cohort import (
+        DEMO_LEVEL,
+        DEMO_PARAMETERS,
+        DEMO_PATCH_SIZE,
+        CohortSummary,
+        DemoSlide,
+        make_cohort,
+    )
 
-__all__ = ["DEMO_LEVEL", "DEMO_PATCH_SIZE", "CohortSummary", "DemoSlide", "make_cohort"]
+__all__ = [
+    "DEMO_LEVEL",
+    "DEMO_PARAMETERS",
+    "DEMO_PATCH_SIZE",
+    "CohortSummary",
+    "DemoSlide",
+    "make_cohort",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ import shapely
 import tifffile
 
 from wsi_assets.annotations import rasterize, read_annotation
-from wsi_assets.demo import DEMO_LEVEL, DEMO_PATCH_SIZE, make_cohort
+from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, DEMO_PATCH_SIZE, make_cohort
 from wsi_assets.demo.cohort import _COHORT, _make_slide
 from wsi_assets.demo.painting import EOSIN, HEMATOXYLIN
 
@@ -209,3 +209,16 @@ def test_progress_is_told_and_naming_the_room_loads_no_image_library(tmp_path, m
     assert told == [(0, 2), (1, 2), (2, 2)]
     code = "import sys, wsi_assets.demo; print({'cv2', 'tifffile', 'numpy'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_the_demos_parameters_are_options_of_the_rooms():
+    from wsi_assets.index.options import IndexOptions
+    from wsi_assets.learning.options import TrainingOptions
+
+    training = {
+        name: value for name, value in DEMO_PARAMETERS.items() if name in TrainingOptions.model_fields
+    }
+    index = {name: value for name, value in DEMO_PARAMETERS.items() if name in IndexOptions.model_fields}
+    assert TrainingOptions(**training).model_dump().items() >= training.items()
+    assert IndexOptions(**index).patch_size == DEMO_PATCH_SIZE
+    assert training.keys() | index.keys() == DEMO_PARAMETERS.keys()
