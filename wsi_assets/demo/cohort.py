@@ -32,8 +32,8 @@ DEMO_PARAMETERS: dict[str, int | float] = {
     "lr": 1e-3,
     "aug_factor": 2,
 }
-"""What differs from the defaults so that a ResNet-50 from random weights learns the cohort on two cores in about
-a minute: a few hundred patches need small batches to give it enough steps."""
+"""What differs from the defaults so that a ResNet-50 from random weights learns the cohort on two cores in
+about a minute: a few hundred patches need small batches to give it enough steps."""
 
 
 @dataclass(frozen=True)
