@@ -49,7 +49,14 @@ def hostile():
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"PK\x03\x04 torn", pickle.dumps(Hostile()), hostile(), pickle.dumps({"format": 1}), b"\x80\x02]."],
+    [
+        b"",
+        b"PK\x03\x04 torn",
+        pickle.dumps(Hostile(), protocol=2),
+        hostile(),
+        pickle.dumps({"format": 1}, protocol=2),
+        b"\x80\x02].",
+    ],
     ids=["empty", "torn", "hostile pickle", "hostile file", "another dict", "a list"],
 )
 def test_what_is_no_model_is_refused_in_one_line_and_never_run(tmp_path, content, capsys):
