@@ -8,38 +8,14 @@ Geometry is shapely's, in (x, y) level-0 pixels: pixel (row r, column c) covers 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from wsi_assets.lazy import exports
 
-if TYPE_CHECKING:
-    from wsi_assets.annotations.options import AnnotationOptions
-    from wsi_assets.annotations.raster import rasterize
-    from wsi_assets.annotations.reading import ANNOTATION_SUFFIXES, read_annotation
-    from wsi_assets.annotations.regions import AuditRow, TumorRegions, audit_table
-
-_HOMES = {
-    "ANNOTATION_SUFFIXES": "reading",
-    "AnnotationOptions": "options",
-    "AuditRow": "regions",
-    "TumorRegions": "regions",
-    "audit_table": "regions",
-    "rasterize": "raster",
-    "read_annotation": "reading",
-}
-
-__all__ = [
-    "ANNOTATION_SUFFIXES",
-    "AnnotationOptions",
-    "AuditRow",
-    "TumorRegions",
-    "audit_table",
-    "rasterize",
-    "read_annotation",
-]
-
-
-def __getattr__(name: str) -> Any:
-    # Loading the options must not load shapely: definitions and the command line load only options.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "reading": ("ANNOTATION_SUFFIXES", "read_annotation"),
+        "options": ("AnnotationOptions",),
+        "regions": ("AuditRow", "TumorRegions", "audit_table"),
+        "raster": ("rasterize",),
+    },
+)

@@ -251,12 +251,3 @@ def test_names_and_options_load_without_any_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_a_name_means_the_same_however_it_is_imported_first():
-    code = (
-        "import sys, wsi_assets.slides.fingerprints, wsi_assets.slides.tiff_tiles, wsi_assets.slides as room;"
-        "print([name for name in room.__all__ if type(getattr(room, name)) is type(sys)])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
