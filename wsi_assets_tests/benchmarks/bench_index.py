@@ -14,8 +14,8 @@ size is in the result.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -163,11 +163,14 @@ def _areal(geometry: shapely.Geometry) -> shapely.MultiPolygon:
 
 def main() -> None:
     """Print a table and write it as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where the rows go")
+    target = parser.parse_args().json
     rows = run()
     for row in rows:
         print("  ".join(f"{key}={value}" for key, value in row.items()))
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps({"index": rows}, indent=1) + "\n", encoding="utf-8")
+    if target:
+        target.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""The README is true: parameters, defaults, commands and variables are those of the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from wsi_assets.cli import main
+from wsi_assets.orchestration.config import ASSET_CONFIG
+from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def shown(default: object) -> str:
+    if default is None:
+        return "not set"
+    if isinstance(default, list):
+        return ", ".join(default)
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+@pytest.mark.parametrize("asset", ASSET_CONFIG)
+def test_every_parameter_stands_in_the_table_of_its_asset(asset):
+    section = README.split(f"**`{asset}`**")[1].split("\n**`")[0].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    fields = ASSET_CONFIG[asset].model_fields
+    expected = [
+        f"| `{name}` | `{shown(field.get_default(call_default_factory=True))}` | {field.description} |"
+        for name, field in fields.items()
+    ]
+    assert rows == expected
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_is_told(command):
+    assert f"wsi-assets {command}" in README
+
+
+def test_every_option_the_readme_shows_exists():
+    known = {
+        option
+        for command in main.commands.values()
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for option in parameter.opts
+    }
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known
+
+
+def test_every_artefact_is_told():
+    for artefact in LEVEL_ARTEFACTS.values():
+        if artefact != LEVEL_ARTEFACTS["patch_store"]:
+            assert artefact.format(level=4) in README
