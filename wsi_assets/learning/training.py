@@ -54,6 +54,8 @@ CSV_NAME = "epoch_losses.csv"
 _INCIDENTAL = ("num_workers", "save_interval", "device", "compile_model")
 # Counted up when the same options come to mean another training, so that no run continues one of before.
 _REVISION = 1
+FEW_STEPS = 100
+"""A training that patience ends before this many steps has hardly begun, and its notes say so."""
 
 
 @dataclass
@@ -187,6 +189,11 @@ class _Run:
                     self._write(learner, state)
                     if on_epoch is not None:
                         on_epoch(record)
+        if state.epoch < options.max_epochs and learner.step < FEW_STEPS:
+            self.notes.append(
+                f"Patience ended the training after only {learner.step} steps: with so few patches an epoch, "
+                "a higher patience usually gives a better model"
+            )
         return self._result(state)
 
     def _learner(self) -> Learner:

@@ -230,6 +230,8 @@ def test_patience_counts_epochs_without_a_lower_validation_loss(tmp_path):
     result = train(cohort(separable=False), quick(max_epochs=40, patience=2, lr=0.05), tmp_path)
     assert result.stopped_early
     assert len(result.epochs) == result.best_epoch + 2
+    steps = 8 * len(result.epochs)
+    assert any("higher patience" in note for note in result.notes) == (steps < 100)
 
 
 def test_a_handful_of_patches_is_learned_by_heart(tmp_path):
