@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,9 +99,10 @@ def examine_slides(settings: Settings) -> int:
     for row in rows:
         table.add_row(*row.cells(), style="red" if row.problems else None)
     console.print(table)
-    for problem in listing.problems:
-        console.print(f"problem: {problem}", style="red", soft_wrap=True, markup=False)
-    faulty = sum(bool(row.problems) for row in rows) + len(listing.problems)
+    for name, reason in listing.left_out.items():
+        console.print(f"left out: {name}: {reason}", style="red", soft_wrap=True, markup=False)
+    _print_notices(listing.notices)
+    faulty = sum(bool(row.problems) for row in rows) + len(listing.left_out)
     console.print(
         f"{len(rows)} slides, {faulty} with a problem" if rows else f"no slides in {settings.images_dir}"
     )
@@ -135,6 +136,12 @@ def _print_slides(slides: SlidesOutcome) -> None:
         f"slides: {len(slides.made)} made, {len(slides.up_to_date)} up to date, "
         f"{len(slides.left_out)} left out"
     )
+    _print_notices(slides.notices)
+
+
+def _print_notices(notices: Iterable[str]) -> None:
+    for notice in notices:
+        console.print(f"note: {notice}", style="dim", soft_wrap=True, markup=False)
 
 
 def _print_level(outcome: LevelOutcome) -> None:

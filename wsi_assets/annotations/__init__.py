@@ -13,7 +13,7 @@ from wsi_assets.lazy import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "reading": ("ANNOTATION_SUFFIXES", "read_annotation"),
+        "reading": ("read_annotation",),
         "options": ("AnnotationOptions",),
         "regions": ("AuditRow", "TumorRegions", "audit_table"),
         "raster": ("rasterize",),

@@ -12,16 +12,14 @@ from wsi_assets.annotations.outlines import MAX_FILE_BYTES, damaged, shown
 from wsi_assets.annotations.regions import TumorRegions, unite
 from wsi_assets.annotations.repair import is_tangled
 from wsi_assets.errors import AnnotationError
-
-ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json")
-"""File endings read, in lower case."""
+from wsi_assets.slides.naming import ANNOTATION_SUFFIXES
 
 
 def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None = None) -> TumorRegions:
     """Read the tumour regions of one slide from ASAP XML or GeoJSON.
 
     Args:
-        path: a file ending in one of ``ANNOTATION_SUFFIXES``, in any case.
+        path: a file ending in .xml, .geojson or .json, in any case.
         options: roles of the groups; CAMELYON's by default.
 
     Raises:
@@ -56,7 +54,9 @@ def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None
 
 def _check_file(path: Path) -> None:
     if path.suffix.lower() not in ANNOTATION_SUFFIXES:
-        raise damaged(path, f"is not an annotation format known here ({', '.join(ANNOTATION_SUFFIXES)})")
+        raise damaged(
+            path, f"is not an annotation format known here ({', '.join(sorted(ANNOTATION_SUFFIXES))})"
+        )
     try:
         size = path.stat().st_size
     except OSError as error:

@@ -65,12 +65,14 @@ class SlidesOutcome:
     Attributes:
         made: slide ids whose regions were made by this run.
         up_to_date: slide ids that needed no work.
-        left_out: slide id or file -> reason.
+        left_out: slide id -> reason.
+        notices: one line each on what cost no slide.
     """
 
     made: list[str] = field(default_factory=list)
     up_to_date: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
 
 
 class Runner:
@@ -109,7 +111,8 @@ class Runner:
         """
         outcome = SlidesOutcome()
         listing = self.library.look()
-        outcome.left_out.update({problem.split(":")[0]: problem for problem in listing.problems})
+        outcome.left_out.update(listing.left_out)
+        outcome.notices = list(listing.notices)
         known = register(self.instance, listing.slides, lambda line: None)
         versions = {asset: recorded(self.instance, asset, known) for asset in catalog.SLIDE_ASSETS}
         for done, (slide_id, sighting) in enumerate(sorted(known.items())):

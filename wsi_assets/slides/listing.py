@@ -24,10 +24,17 @@ class SlideFile:
 
 @dataclass(frozen=True)
 class SlideListing:
-    """``slides`` sorted by id; ``problems``: one line each on what was left out, and why."""
+    """What a cohort's folders hold.
+
+    Attributes:
+        slides: sorted by id.
+        left_out: slide id (``*.dcm`` for loose DICOM files) -> why it is no slide here, in one line.
+        notices: one line each on what costs no slide.
+    """
 
     slides: tuple[SlideFile, ...]
-    problems: tuple[str, ...]
+    left_out: dict[str, str]
+    notices: tuple[str, ...]
 
 
 def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = None) -> SlideListing:
@@ -36,37 +43,46 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
     Sub-folders are searched and links followed; names that begin with a full stop are passed over. A folder
     with .dcm files is one DICOM slide with the folder's name; the folder beside a .mrxs file is part of it.
 
-    Left out, with a problem: slides that share an id or differ by case alone, a slide with two annotations
-    (it cannot be known which is meant), an id that cannot be a partition key, several .dcm files directly in
-    ``images_dir``, a link to nothing. An annotation without a slide is a problem too.
+    Left out: slides that share an id or differ by case alone, a slide with two annotations (it cannot be
+    known which is meant), an id that cannot be a partition key, several .dcm files directly in
+    ``images_dir``, a link to nothing. An annotation without a slide is a notice.
 
     Raises:
         SlideError: a folder is missing or does not list; that is never "no slides".
     """
-    problems: list[str] = []
-    found = _by_id(_slides_under(_folder(images_dir), problems))
+    left_out: dict[str, str] = {}
+    found = _by_id(_slides_under(_folder(images_dir), left_out))
     notes = _by_id(_annotations_under(_folder(annotations_dir))) if annotations_dir is not None else {}
     slides = []
     for key, paths in found.items():
         annotations = notes.pop(key, [])
         slide_id = slide_id_of(paths[0])
-        if len(paths) > 1:
-            problems.append(f"slides share the id {slide_id}: {_names(paths)}. Rename all but one")
-        elif len(annotations) > 1:
-            problems.append(f"slide {slide_id} has two annotations: {_names(annotations)}. Keep one")
-        elif _is_no_key(slide_id):
-            problems.append(
-                f"slide id {slide_id!r} has three full stops or a control character: {paths[0]}. Rename it"
-            )
+        why = _why_left_out(slide_id, paths, annotations)
+        if why:
+            left_out[one_line(slide_id)] = one_line(why)
         else:
             slides.append(SlideFile(slide_id, paths[0], annotations[0] if annotations else None))
-    problems += [f"annotation without a slide: {path}" for paths in notes.values() for path in paths]
+    strays = [f"annotation without a slide: {path}" for paths in notes.values() for path in paths]
     return SlideListing(
-        tuple(sorted(slides, key=lambda slide: slide.slide_id)), tuple(sorted(map(one_line, problems)))
+        slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
+        left_out=dict(sorted(left_out.items())),
+        notices=tuple(sorted(map(one_line, strays))),
     )
 
 
-def _slides_under(folder: Path, problems: list[str]) -> Iterator[Path]:
+def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> str | None:
+    if len(paths) > 1:
+        return f"{len(paths)} slides share this id: {_names(paths)}. Rename all but one"
+    if len(annotations) > 1:
+        return f"it has {len(annotations)} annotations: {_names(annotations)}. Keep one"
+    if not paths[0].exists():
+        return f"it is a link to nothing: {paths[0]}. Mend the link or take it away"
+    if "..." in slide_id or any(ord(letter) < 32 for letter in slide_id):
+        return f"its id has three full stops or a control character: {paths[0]}. Rename it"
+    return None
+
+
+def _slides_under(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:
     for place, folders, files in _walk(folder):
         suffixes = {name: Path(name).suffix.lower() for name in files}
         dicoms = sorted(name for name, suffix in suffixes.items() if suffix == ".dcm")
@@ -75,18 +91,14 @@ def _slides_under(folder: Path, problems: list[str]) -> Iterator[Path]:
             folders.clear()
             continue
         if len(dicoms) > 1:
-            problems.append(
-                f"{len(dicoms)} .dcm files lie loose in {place}. Give each slide a folder of its own"
+            left_out["*.dcm"] = (
+                f"{len(dicoms)} files lie loose in {place}. Give each slide a folder of its own"
             )
         companions = {Path(name).stem for name, suffix in suffixes.items() if suffix == ".mrxs"}
         folders[:] = [name for name in folders if name not in companions]
         for name, suffix in sorted(suffixes.items()):
-            if suffix not in SLIDE_SUFFIXES or (suffix == ".dcm" and len(dicoms) > 1):
-                continue
-            if (place / name).exists():
+            if suffix in SLIDE_SUFFIXES and not (suffix == ".dcm" and len(dicoms) > 1):
                 yield place / name
-            else:
-                problems.append(f"link to nothing: {place / name}. Mend it or take it away")
 
 
 def _annotations_under(folder: Path) -> Iterator[Path]:
@@ -112,10 +124,6 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith((".", ASIDE_PREFIX))
-
-
-def _is_no_key(slide_id: str) -> bool:
-    return "..." in slide_id or any(ord(letter) < 32 for letter in slide_id)
 
 
 def _by_id(paths: Iterator[Path]) -> dict[str, list[Path]]:

@@ -85,7 +85,7 @@ def test_every_format_is_listed_and_nothing_else(images):
     touch(images, *names, "notes.txt", "thumb.jpg", ".hidden.svs", ".aside-x1.tif", ".trash/z.svs")
     listing = find_slides(images)
     assert [slide.slide_id for slide in listing.slides] == list("abcdefghijk")
-    assert listing.problems == ()
+    assert (listing.left_out, listing.notices) == ({}, ())
 
 
 def test_subfolders_are_searched_and_links_followed(images, tmp_path):
@@ -104,11 +104,11 @@ def test_a_dicom_folder_is_one_slide(images):
     ]
 
 
-def test_loose_dicom_files_are_a_problem_not_many_slides(images):
+def test_loose_dicom_files_are_left_out_and_not_many_slides(images):
     touch(images, "level0.dcm", "level1.dcm", "b.tif")
     listing = find_slides(images)
     assert [slide.slide_id for slide in listing.slides] == ["b"]
-    assert "folder of its own" in listing.problems[0]
+    assert "folder of its own" in listing.left_out["*.dcm"]
 
 
 def test_a_mirax_companion_folder_is_part_of_its_slide(images):
@@ -128,36 +128,44 @@ def test_annotations_belong_to_the_slide_of_the_same_id_in_any_case(images, anno
 
 
 @pytest.mark.parametrize(
-    ("slides", "outlines", "said"),
+    ("slides", "outlines", "key", "said"),
     [
-        (["x.svs", "x.tif"], [], "share the id"),
-        (["x.svs", "X.svs"], [], "share the id"),
-        (["one/x.svs", "two/x.svs"], [], "share the id"),
-        (["x.svs"], ["x.xml", "X.geojson"], "two annotations"),
-        (["x...y.svs"], [], "three full stops"),
-        (["x\ny.svs"], [], "control character"),
+        (["x.svs", "x.tif"], [], "x", "share this id"),
+        (["x.svs", "X.svs"], [], "X", "share this id"),
+        (["one/x.svs", "two/x.svs"], [], "x", "share this id"),
+        (["x.svs"], ["x.xml", "X.geojson"], "x", "2 annotations"),
+        (["x...y.svs"], [], "x...y", "three full stops"),
+        (["x\ny.svs"], [], "x y", "control character"),
     ],
 )
-def test_what_cannot_be_told_apart_is_left_out_and_named(images, annotations, slides, outlines, said):
+def test_what_cannot_be_told_apart_is_left_out_and_named(images, annotations, slides, outlines, key, said):
     touch(images, "good.svs", *slides)
     touch(annotations, *outlines)
     listing = find_slides(images, annotations)
     assert [slide.slide_id for slide in listing.slides] == ["good"]
-    assert len(listing.problems) == 1
-    assert said in listing.problems[0]
-    assert "\n" not in listing.problems[0]
+    assert list(listing.left_out) == [key]
+    assert said in listing.left_out[key]
+    assert "\n" not in listing.left_out[key]
 
 
-def test_an_annotation_without_a_slide_and_a_link_to_nothing_are_problems(images, annotations):
+def test_a_link_to_nothing_is_left_out(images):
     touch(images, "a.svs")
-    touch(annotations, "b.xml")
     (images / "gone.svs").symlink_to(images / "nowhere.svs")
+    listing = find_slides(images)
+    assert [slide.slide_id for slide in listing.slides] == ["a"]
+    assert "link to nothing" in listing.left_out["gone"]
+
+
+def test_an_annotation_without_a_slide_costs_no_slide_and_is_told(images, annotations):
+    touch(images, "a.svs")
+    touch(annotations, "a.xml", "b.xml", "sub/c\n.json")
     listing = find_slides(images, annotations)
     assert [slide.slide_id for slide in listing.slides] == ["a"]
-    assert sorted(problem.split(":")[0] for problem in listing.problems) == [
-        "annotation without a slide",
-        "link to nothing",
-    ]
+    assert listing.left_out == {}
+    assert listing.notices == (
+        f"annotation without a slide: {annotations / 'b.xml'}",
+        f"annotation without a slide: {annotations}/sub/c .json",
+    )
 
 
 def test_a_folder_that_does_not_list_is_an_error_never_no_slides(images, tmp_path, monkeypatch):
@@ -184,7 +192,7 @@ def test_the_shared_cohort_is_complete(real_data):
     listing = find_slides(real_data / "cohort/images", real_data / "cohort/annotations")
     assert len(listing.slides) == 7
     assert sum(slide.annotation_path is not None for slide in listing.slides) == 6
-    assert listing.problems == ()
+    assert (listing.left_out, listing.notices) == ({}, ())
 
 
 def test_a_fingerprint_follows_content_and_nothing_else(tmp_path):

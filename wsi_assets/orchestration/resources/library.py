@@ -44,9 +44,10 @@ class SlideLibrary(dg.ConfigurableResource):
         for slide in listing.slides:
             if slide.slide_id == slide_id:
                 return slide
-        reasons = [problem for problem in listing.problems if slide_id.lower() in problem.lower()]
+        # Of ids that differ only by case one stands for all.
+        why = {name.lower(): reason for name, reason in listing.left_out.items()}.get(slide_id.lower())
         raise SlideError(
-            reasons[0] if reasons else f"holds no readable slide {slide_id!r}",
+            f"slide {slide_id} is left out: {why}" if why else f"holds no slide {slide_id!r}",
             path=self.images_dir,
             remedy="Put the file back, or retire the slide",
         )

@@ -1,0 +1,34 @@
+"""What the command line says of slide folders, and the status it ends with."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from wsi_assets import console
+from wsi_assets.orchestration.settings import Settings
+
+
+@pytest.fixture
+def home(tmp_path, real_data):
+    for folder in ("images", "annotations"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(real_data / "slides/CMU-1-Small-Region.svs", tmp_path / "images")
+    return tmp_path
+
+
+def test_an_annotation_without_a_slide_is_told_and_fails_nothing(home, capsys):
+    (home / "annotations/other.xml").write_text("<ASAP_Annotations/>")
+    assert console.examine_slides(Settings.from_environment({}, home=home)) == console.OK
+    said = capsys.readouterr().out
+    assert f"note: annotation without a slide: {home / 'annotations/other.xml'}" in said
+    assert "1 slides, 0 with a problem" in said
+
+
+def test_a_slide_that_is_left_out_is_named_and_fails(home, capsys):
+    for name in ("twice.tif", "TWICE.svs"):
+        (home / "images" / name).write_bytes(b"x")
+    assert console.examine_slides(Settings.from_environment({}, home=home)) == console.FAILED
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out:")]
+    assert "share this id" in line
