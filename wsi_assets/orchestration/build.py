@@ -9,6 +9,7 @@ from wsi_assets.orchestration.assets.index import sampled_index, slide_index
 from wsi_assets.orchestration.assets.learning import test_predictions, trained_model
 from wsi_assets.orchestration.assets.patches import patch_store
 from wsi_assets.orchestration.assets.slides import annotation_regions, slide_file, tissue_regions
+from wsi_assets.orchestration.automation import slides_follow
 from wsi_assets.orchestration.checks import ALL_CHECKS
 from wsi_assets.orchestration.io_managers.models import ModelIOManager
 from wsi_assets.orchestration.io_managers.patch_stores import PatchStoreIOManager
@@ -18,7 +19,7 @@ from wsi_assets.orchestration.jobs import ALL_JOBS
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.resources.storage import Storage
 from wsi_assets.orchestration.resources.tracking import ModelTracking
-from wsi_assets.orchestration.sensors import ALL_SENSORS
+from wsi_assets.orchestration.sensors import build_slide_folder
 from wsi_assets.orchestration.settings import Settings
 
 
@@ -45,7 +46,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         ],
         asset_checks=ALL_CHECKS,
         jobs=ALL_JOBS,
-        sensors=ALL_SENSORS,
+        sensors=[build_slide_folder(settings.look_every_seconds), slides_follow],
         resources={
             "library": SlideLibrary(
                 images_dir=str(settings.images_dir),

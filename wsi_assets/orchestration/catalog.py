@@ -31,3 +31,6 @@ LEVEL_ASSETS = (
 """In the order they are made; each needs at least the one before it."""
 
 SLIDE_ASSETS = ("tissue_regions", "annotation_regions")
+
+LAUNCHED_BY = "wsi_assets/launched_by"
+"""Run tag: the command, sensor or schedule that asked for the run."""

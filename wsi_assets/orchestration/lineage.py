@@ -8,7 +8,7 @@ staleness view all compare these versions. Reading them from an instance is here
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
@@ -133,19 +133,25 @@ class Recorded:
     Attributes:
         version: its data version.
         made_from: the fingerprint of the user's file it was made from, for slide assets.
+        parameters: those it was made with.
     """
 
     version: str
     made_from: str | None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def recorded(instance: dg.DagsterInstance, asset: str, partitions: Iterable[str]) -> dict[str, Recorded]:
     """Partition -> its latest materialization; partitions never made are absent."""
     found: dict[str, Recorded] = {}
     for partition, record in _latest(instance.fetch_materializations, asset, partitions).items():
-        tags = record.asset_materialization.tags or {}
+        event = record.asset_materialization
+        tags = event.tags or {}
         if DATA_VERSION_TAG in tags:
-            found[partition] = Recorded(tags[DATA_VERSION_TAG], tags.get(MADE_FROM_TAG))
+            made_with = event.metadata.get("parameters")
+            found[partition] = Recorded(
+                tags[DATA_VERSION_TAG], tags.get(MADE_FROM_TAG), made_with.value if made_with else {}
+            )
     return found
 
 

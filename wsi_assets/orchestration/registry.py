@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from wsi_assets.errors import SlideError
 from wsi_assets.orchestration.lineage import (
     DATA_VERSION_TAG,
     latest_observations,
@@ -56,7 +57,7 @@ def quick_look(slide: SlideFile) -> str:
     """Names, sizes and times of a slide and its outline: cheap, and different when either changed.
 
     Raises:
-        OSError: a file is gone.
+        SlideError: a file is gone or cannot be looked at.
     """
     from wsi_assets.slides import signature
 
@@ -65,7 +66,11 @@ def quick_look(slide: SlideFile) -> str:
 
 
 def sight(slide: SlideFile, seen: str) -> Sighting:
-    """Read what identifies a slide's and its outline's contents."""
+    """Read what identifies a slide's and its outline's contents.
+
+    Raises:
+        SlideError: a file cannot be read.
+    """
     from wsi_assets.slides import fingerprint
 
     outline = slide.annotation_path
@@ -126,16 +131,14 @@ def register(
     slides = {slide.slide_id: slide for slide in slides}
     instance.add_dynamic_partitions(SLIDES.name, sorted(slides))
     known = known_sightings(instance, sorted(slides))
-    looks = {}
     for slide_id, slide in slides.items():
         try:
-            looks[slide_id] = quick_look(slide)
-        except OSError as error:
-            warn(f"{slide.path}: cannot be read ({error.strerror or error})")
-    for slide_id in to_look_at(looks, known):
-        sighting = sight(slides[slide_id], looks[slide_id])
-        instance.report_runless_asset_event(observation(sighting))
-        known[slide_id] = sighting
+            seen = quick_look(slide)
+            if to_look_at({slide_id: seen}, known):
+                known[slide_id] = sight(slide, seen)
+                instance.report_runless_asset_event(observation(known[slide_id]))
+        except SlideError as error:
+            warn(str(error))
     return known
 
 

@@ -23,6 +23,7 @@ class Settings:
         storage_dir: everything the platform writes.
         patch_backend: one of :data:`BACKENDS`.
         tracking_uri: an MLflow server, or None for the sqlite file in the storage folder.
+        look_every_seconds: how often the sensor lists the slide folder; a slow share wants fewer looks.
     """
 
     images_dir: Path
@@ -30,6 +31,7 @@ class Settings:
     storage_dir: Path
     patch_backend: str = "lmdb"
     tracking_uri: str | None = None
+    look_every_seconds: int = 30
 
     def __post_init__(self):
         if self.patch_backend not in BACKENDS:
@@ -61,6 +63,7 @@ class Settings:
             storage_dir=folder("WSI_STORAGE_DIR", "storage"),
             patch_backend=environ.get("WSI_PATCH_BACKEND") or "lmdb",
             tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
+            look_every_seconds=_seconds(environ, "WSI_LOOK_EVERY_SECONDS", 30),
         )
 
     def to_environment(self) -> dict[str, str]:
@@ -69,6 +72,7 @@ class Settings:
             "WSI_IMAGES_DIR": str(self.images_dir),
             "WSI_STORAGE_DIR": str(self.storage_dir),
             "WSI_PATCH_BACKEND": self.patch_backend,
+            "WSI_LOOK_EVERY_SECONDS": str(self.look_every_seconds),
         }
         if self.annotations_dir is not None:
             values["WSI_ANNOTATIONS_DIR"] = str(self.annotations_dir)
@@ -79,3 +83,10 @@ class Settings:
     def with_changes(self, **changes: object) -> Settings:
         """A copy with the given fields changed; None leaves a field as it is."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _seconds(environ: Mapping[str, str], variable: str, default: int) -> int:
+    text = environ.get(variable) or str(default)
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"{text!r} is not a number of seconds", remedy=f"Set {variable} to 1 or more")
+    return int(text)

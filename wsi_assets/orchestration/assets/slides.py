@@ -1,13 +1,17 @@
 """Slides: the user's files, where tissue is, where tumour was outlined. One partition a slide."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from functools import partial
 
 import dagster as dg
 
 from wsi_assets.files import publish_file
 from wsi_assets.orchestration import catalog
+from wsi_assets.orchestration.automation import SLIDES_PER_RUN, follow_slide_files
+from wsi_assets.orchestration.by_slide import for_each_slide
 from wsi_assets.orchestration.config import AnnotationConfig, TissueConfig
+from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
 from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.registry import NO_ANNOTATION
@@ -34,17 +38,23 @@ slide_file = dg.AssetSpec(
     kinds={"openslide", "opencv", "pickle"},
     owners=catalog.OWNERS,
     code_version=CODE_VERSIONS["tissue_regions"],
+    automation_condition=follow_slide_files("tissue_regions"),
+    backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
     description="Where the slide holds tissue: mask at the working level, Otsu threshold, pyramid geometry, "
     "true scale. Glass, pen, unscanned and padded areas are not tissue.",
 )
 def tissue_regions(
-    context: dg.AssetExecutionContext, config: TissueConfig, library: SlideLibrary
-) -> dg.MaterializeResult:
+    context: dg.AssetExecutionContext, config: TissueConfig, library: SlideLibrary, storage: Storage
+) -> Iterator[dg.MaterializeResult]:
+    yield from for_each_slide(context, storage.layout, partial(_tissue, config, library))
+
+
+def _tissue(config: TissueConfig, library: SlideLibrary, slide_id: str) -> dg.MaterializeResult:
     from wsi_assets.index import find_tissue
     from wsi_assets.slides import fingerprint, open_slide
 
     with clear_failures():
-        slide = library.slide(context.partition_key)
+        slide = library.slide(slide_id)
         contents = fingerprint(slide.path)
         with open_slide(slide.path, config) as reader:
             tissue = find_tissue(reader, config, fingerprint=contents)
@@ -70,12 +80,14 @@ def tissue_regions(
 @dg.asset(
     partitions_def=SLIDES,
     deps=[slide_file],
-    ins={"tissue_regions": dg.AssetIn()},
+    ins={"tissue_regions": dg.AssetIn(metadata={"load": "mapping"})},
     group_name=catalog.GROUP_SLIDES,
     io_manager_key="pickle_io",
     kinds={"shapely", "xml", "pickle"},
     owners=catalog.OWNERS,
     code_version=CODE_VERSIONS["annotation_regions"],
+    automation_condition=follow_slide_files("annotation_regions"),
+    backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
     description="Tumour geometry from the slide's outline: groups united, exclusions cut out, broken rings "
     "repaired, each with its line in the audit. A slide without an outline is a normal slide.",
 )
@@ -84,18 +96,33 @@ def annotation_regions(
     config: AnnotationConfig,
     library: SlideLibrary,
     storage: Storage,
-    tissue_regions: dict[str, Any],
+    tissue_regions: LazyPickles,
+) -> Iterator[dg.MaterializeResult]:
+    def make(slide_id: str) -> dg.MaterializeResult:
+        version = recorded_version(context.instance, "tissue_regions", slide_id)
+        return _outlines(config, library, storage, tissue_regions, version, slide_id)
+
+    yield from for_each_slide(context, storage.layout, make)
+
+
+def _outlines(
+    config: AnnotationConfig,
+    library: SlideLibrary,
+    storage: Storage,
+    tissue_regions: LazyPickles,
+    tissue_version: str | None,
+    slide_id: str,
 ) -> dg.MaterializeResult:
     from wsi_assets.annotations import audit_table, read_annotation
     from wsi_assets.index import TissueRegions, overlay_jpeg
     from wsi_assets.slides import fingerprint, open_slide
 
     with clear_failures():
-        slide = library.slide(context.partition_key)
+        slide = library.slide(slide_id)
         outline = slide.annotation_path
         contents = NO_ANNOTATION if outline is None else fingerprint(outline)
         regions = None if outline is None else read_annotation(outline, config)
-        tissue = TissueRegions.from_plain(tissue_regions)
+        tissue = TissueRegions.from_plain(tissue_regions[slide_id])
         with open_slide(slide.path) as reader:
             overlay = overlay_jpeg(reader, tissue, regions)
             large = overlay_jpeg(reader, tissue, regions, max_side=2400, max_bytes=2_000_000)
@@ -110,7 +137,7 @@ def annotation_regions(
             "regions": None if regions is None else regions.to_plain(),
         },
         config=config,
-        made_from=[contents, recorded_version(context.instance, "tissue_regions", slide.slide_id)],
+        made_from=[contents, tissue_version],
         file=contents,
         metadata={
             "overlay": picture(overlay, "tissue and outline"),

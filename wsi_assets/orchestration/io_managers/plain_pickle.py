@@ -54,19 +54,13 @@ class PlainPickleIOManager(dg.ConfigurableIOManager):
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         keys = context.asset_partition_keys if context.has_asset_partitions else [None]
         if len(keys) != 1:
+            if obj is None:  # each was written as it was made
+                return
             raise dg.Failure(
                 f"{context.asset_key.to_user_string()} writes one partition a run, not {len(keys)}",
                 allow_retries=False,
             )
-        path = self._path(context, keys[0])
-        write_plain_pickle(path, obj)
-        context.add_output_metadata(
-            {
-                "path": dg.MetadataValue.path(str(path)),
-                "size": size_of(path),
-                "count": len(obj) if isinstance(obj, (list, dict)) else 1,
-            }
-        )
+        context.add_output_metadata(write_artefact(self._path(context, keys[0]), obj))
 
     def load_input(self, context: dg.InputContext) -> Any:
         with clear_failures():
@@ -86,6 +80,16 @@ class PlainPickleIOManager(dg.ConfigurableIOManager):
         if asset in LEVEL_ARTEFACTS:
             return layout.level_artefact(asset, partition)
         return layout.root / asset / f"{partition}.pkl"
+
+
+def write_artefact(path: Path, value: Any) -> dict[str, Any]:
+    """Write one value and return what to record of its file."""
+    write_plain_pickle(path, value)
+    return {
+        "path": dg.MetadataValue.path(str(path)),
+        "size": size_of(path),
+        "count": len(value) if isinstance(value, (list, dict)) else 1,
+    }
 
 
 def takes_many(context: dg.InputContext) -> bool:

@@ -1,0 +1,85 @@
+"""Makes one slide asset for many slides in one run, so that ten thousand slides are not ten thousand runs.
+
+What is made of a slide is in the assets; this knows only how a run of several partitions is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+
+from wsi_assets.orchestration.io_managers.plain_pickle import write_artefact
+from wsi_assets.orchestration.layout import StorageLayout
+from wsi_assets.orchestration.lineage import DATA_VERSION_TAG
+from wsi_assets.orchestration.reporting import progress_to
+
+
+def for_each_slide(
+    context: dg.AssetExecutionContext,
+    layout: StorageLayout,
+    make: Callable[[str], dg.MaterializeResult],
+) -> Iterator[dg.MaterializeResult]:
+    """Make every partition of this run; a slide that cannot be made costs only itself.
+
+    A run of several slides writes and records each as it is made, so a kill loses one slide. Dagster then
+    records all partitions of a finished run with the one version its output has; each slide's own record
+    follows that one.
+
+    Raises:
+        Failure: at the end, naming the slides that could not be made; the others are made and recorded.
+    """
+    slide_ids = list(context.partition_keys)
+    if len(slide_ids) == 1:
+        yield make(slide_ids[0])
+        return
+    asset = context.asset_key.to_user_string()
+    progress = progress_to(context.log)
+    made: dict[str, dg.AssetMaterialization] = {}
+    faults: dict[str, str] = {}
+    for done, slide_id in enumerate(slide_ids):
+        progress(done, len(slide_ids), asset)
+        try:
+            result = make(slide_id)
+        except dg.Failure as failure:
+            faults[slide_id] = failure.description or "failed"
+            context.log.error(f"{slide_id}: {faults[slide_id]}")
+            continue
+        stored = write_artefact(layout.slide_artefact(asset, slide_id), result.value)
+        made[slide_id] = _record(context, slide_id, result, stored)
+        context.log_event(_without_pictures(made[slide_id]))
+    progress(len(slide_ids), len(slide_ids), asset)
+    if not faults:
+        yield dg.MaterializeResult(value=None)
+    for event in made.values():
+        context.log_event(event)
+    if faults:
+        raise dg.Failure(
+            f"{len(faults)} of {len(slide_ids)} slides failed, the others are made. "
+            + "; ".join(f"{slide_id}: {fault}" for slide_id, fault in faults.items())[:5000],
+            metadata={"failed": dict(faults)},
+            allow_retries=False,
+        )
+
+
+def _record(
+    context: dg.AssetExecutionContext,
+    slide_id: str,
+    result: dg.MaterializeResult,
+    stored: Mapping[str, Any],
+) -> dg.AssetMaterialization:
+    tags = {**(result.tags or {}), DATA_VERSION_TAG: result.data_version.value}
+    return dg.AssetMaterialization(
+        context.asset_key, partition=slide_id, metadata={**(result.metadata or {}), **stored}, tags=tags
+    )
+
+
+def _without_pictures(event: dg.AssetMaterialization) -> dg.AssetMaterialization:
+    # Inline pictures weigh more than all else in the event database: one copy is enough.
+    light = {
+        name: value
+        for name, value in event.metadata.items()
+        if not isinstance(value, dg.MarkdownMetadataValue)
+    }
+    return event.with_metadata(light)
