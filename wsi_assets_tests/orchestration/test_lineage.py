@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_assets.orchestration.catalog import LEVEL_ASSETS
+from wsi_assets.orchestration.catalog import LEVEL_ASSETS, SLIDE_ASSETS
 from wsi_assets.orchestration.lineage import (
     CODE_VERSIONS,
     Recorded,
@@ -62,7 +62,8 @@ def test_parameters_that_only_change_the_speed_make_nothing_out_of_date(workers,
 
 
 def test_every_made_asset_has_a_code_version():
-    assert set(LEVEL_ASSETS) | {"tissue_regions", "annotation_regions", "level_comparison"} == set(CODE_VERSIONS)
+    made = {*LEVEL_ASSETS, *SLIDE_ASSETS, "level_comparison"}
+    assert made == set(CODE_VERSIONS)
 
 
 def states(**changes):
