@@ -182,3 +182,12 @@ def test_level_1_with_half_the_patch_size_is_the_same_89_patches(command_line, c
     halved = {slide: [(y // 2, x // 2, t) for y, x, t in patches] for slide, patches in truth.items()}
     assert {slide_id_of(e["slide_path"]): sorted(map(tuple, e["patches"])) for e in entries} == halved
     assert {entry["magnification"] for entry in entries} == {20.0}
+
+
+def test_the_verify_command_finds_every_patch_where_the_index_says(finished, command_line, cohort):
+    done = command_line(
+        *("verify", "--level", 0, "--fraction", 1, *cohort, "--storage", finished[0] / "storage"),
+        cwd=finished[0],
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "88 of 88 patches read again, 0 differ" in done.stdout
