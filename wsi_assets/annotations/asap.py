@@ -6,9 +6,12 @@ Belongs here: the file's grammar. Does not: what a group means, geometry.
 from __future__ import annotations
 
 import re
+from array import array
+from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
+import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
@@ -41,9 +44,11 @@ def read_asap(path: Path) -> list[Outline]:
 
 
 def _outlines(path: Path) -> list[Outline]:
-    drawn: list[tuple[str, str, str, list[tuple[float, float]]]] = []
+    drawn: list[Outline] = []
+    groups: list[str] = []
     parents: dict[str, str] = {}
-    points = 0
+    points = array("d")  # (order, x, y) of the outline being read
+    total = 0
     above: list[Element] = []
     # Elements are dropped as soon as they are read, so memory follows the points and not the markup.
     for event, element in iterparse(path, events=("start", "end"), forbid_dtd=True):
@@ -55,42 +60,40 @@ def _outlines(path: Path) -> list[Outline]:
                 raise damaged(path, f"nests elements more than {MAX_DEPTH} deep")
             continue
         above.pop()
-        if element.tag == "Annotation":
-            name, ring = element.get("Name", ""), _points(element, path)
-            points += len(ring)
-            if points > MAX_POINTS:
+        if element.tag == "Coordinate":
+            owner = next((one for one in above if one.tag == "Annotation"), None)
+            if owner is not None:
+                points.extend(_point(element, len(points) // 3, owner, path))
+                total += 1
+            if total > MAX_POINTS:
                 raise damaged(path, f"has more than {MAX_POINTS:,} points")
-            drawn.append((name, element.get("Type", ""), element.get("PartOfGroup", ""), ring))
+        elif element.tag == "Annotation":
+            name, kind = element.get("Name", ""), element.get("Type", "")
+            ring = np.array(points).reshape(-1, 3)
+            ring = ring[np.argsort(ring[:, 0], kind="stable"), 1:]
+            areal = kind.strip().casefold() in AREAL_TYPES
+            drawn.append(Outline(label(name), (), label(kind) or "untyped", areal, as_ring(ring, path, name)))
+            groups.append(label(element.get("PartOfGroup", "")))
+            points = array("d")
         elif element.tag == "Group":
             parents[label(element.get("Name", ""))] = label(element.get("PartOfGroup", ""))
-        if above and element.tag not in ("Coordinates", "Coordinate"):
+        if above:
             above[-1].remove(element)
+    # Groups come after the outlines that are in them.
     return [
-        Outline(
-            name=label(name),
-            groups=_lineage(label(group), parents),
-            shape_type=label(kind) or "untyped",
-            areal=kind.strip().casefold() in AREAL_TYPES,
-            shell=as_ring(ring, path, name),
-        )
-        for name, kind, group, ring in drawn
+        replace(outline, groups=_lineage(group, parents))
+        for outline, group in zip(drawn, groups, strict=True)
     ]
 
 
-def _points(annotation: Element, path: Path) -> list[tuple[float, float]]:
-    """The points in the order their ``Order`` gives, which is not always the order of the file."""
-    ordered = []
-    for place, coordinate in enumerate(annotation.iter("Coordinate")):
-        order = coordinate.get("Order")
-        ordered.append(
-            (
-                place if order is None else _number(order, "Order", annotation, path),
-                _number(coordinate.get("X"), "X", annotation, path),
-                _number(coordinate.get("Y"), "Y", annotation, path),
-            )
-        )
-    ordered.sort(key=lambda point: point[0])
-    return [(x, y) for _, x, y in ordered]
+def _point(coordinate: Element, place: int, annotation: Element, path: Path) -> tuple[float, float, float]:
+    """(order, x, y); points are in the order their ``Order`` gives, which is not always that of the file."""
+    order = coordinate.get("Order")
+    return (
+        place if order is None else _number(order, "Order", annotation, path),
+        _number(coordinate.get("X"), "X", annotation, path),
+        _number(coordinate.get("Y"), "Y", annotation, path),
+    )
 
 
 def _number(text: str | None, attribute: str, annotation: Element, path: Path) -> float:

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from wsi_assets.errors import AnnotationError, one_line
 
-MAX_FILE_BYTES = 64 * 2**20
-"""The largest real file known has 6 MB. JSON is parsed in memory, at up to twenty times its size."""
+MAX_XML_BYTES = 256 * 2**20
+"""Three million points as ASAP writes them, read one at a time. The largest real file known has 6 MB."""
+
+MAX_JSON_BYTES = 64 * 2**20
+"""JSON is parsed in memory, at up to twenty times its size."""
 
 MAX_POINTS = 4_000_000
 """Points of all outlines of a file together."""
@@ -51,7 +55,7 @@ class Outline:
         return len(self.shell) + sum(len(hole) for hole in self.holes)
 
 
-def as_ring(points: list[tuple[float, float]], path: Path, name: str) -> np.ndarray:
+def as_ring(points: ArrayLike, path: Path, name: str) -> np.ndarray:
     """The points as float64 (n, 2), refusing what cannot be a place on a slide.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 import shapely
 
 from wsi_assets.annotations.options import AnnotationOptions
-from wsi_assets.annotations.outlines import MAX_FILE_BYTES, damaged, shown
+from wsi_assets.annotations.outlines import MAX_JSON_BYTES, MAX_XML_BYTES, damaged, shown
 from wsi_assets.annotations.regions import TumorRegions, unite
 from wsi_assets.annotations.repair import is_tangled
 from wsi_assets.errors import AnnotationError
@@ -65,7 +65,6 @@ def _check_file(path: Path) -> None:
         raise damaged(path, "is not a file")
     if size == 0:
         raise damaged(path, "is empty")
-    if size > MAX_FILE_BYTES:
-        raise damaged(
-            path, f"has {size / 2**20:.0f} MB, more than any outlines need ({MAX_FILE_BYTES // 2**20} MB)"
-        )
+    most = MAX_XML_BYTES if path.suffix.lower() == ".xml" else MAX_JSON_BYTES
+    if size > most:
+        raise damaged(path, f"has {size / 2**20:.0f} MB, more than any outlines need ({most // 2**20} MB)")
