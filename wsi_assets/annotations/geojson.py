@@ -30,12 +30,12 @@ def read_geojson(path: Path) -> list[Outline]:
         AnnotationError: the file is not JSON, not GeoJSON, truncated, or a coordinate is not a number.
     """
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        content = json.loads(path.read_bytes())
     except OSError as error:
         raise damaged(path, f"cannot be read ({error.strerror or error})") from error
     except RecursionError as error:
         raise damaged(path, "nests values too deep") from error
-    except ValueError as error:  # not JSON, not UTF-8, or an integer of thousands of digits
+    except ValueError as error:  # not JSON, not Unicode, or an integer of thousands of digits
         raise damaged(path, f"is not JSON, perhaps cut short ({error})") from error
     reader = _Reader(path)
     return list(reader.features(content, 0))
@@ -121,7 +121,11 @@ class _Reader:
 
 
 def _groups(properties: dict) -> tuple[str, ...]:
-    """The classification's full name, then its parts: QuPath derives "Tumor: Positive" from "Tumor"."""
+    """The classification's full name, then the classes it is derived from: "Tumor: Positive", "Tumor".
+
+    An object that QuPath detected (a cell, a tile) and nobody classified has its type for a group: it is no
+    drawn outline without a group.
+    """
     classification = properties.get("classification")
     if isinstance(classification, dict):
         names = classification.get("names", classification.get("name"))
@@ -129,9 +133,9 @@ def _groups(properties: dict) -> tuple[str, ...]:
         names = classification
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return ()
-    full = label(": ".join(names))
-    if not full:
-        return ()
-    parts = [part.strip() for part in full.split(":")]
-    return (full, *(part for part in parts if part and part != full))
+        names = []
+    parts = [part for name in names for part in map(str.strip, label(name).split(":")) if part]
+    if not parts:
+        kind = properties.get("objectType", "annotation")
+        return (label(kind),) if isinstance(kind, str) and kind.strip() not in ("annotation", "") else ()
+    return tuple(": ".join(parts[:count]) for count in range(len(parts), 0, -1))

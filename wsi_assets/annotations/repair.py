@@ -60,14 +60,22 @@ def repair(outline: Outline) -> Repaired:
     if polygon.is_valid:
         return Repaired(MultiPolygon([polygon]), "kept", raw, ", ".join(notes))
     notes.insert(0, _reason(polygon))
-    area = areal_parts(shapely.make_valid(polygon, method="structure", keep_collapsed=False))
-    if not area.is_valid:
-        # GEOS's non-zero repair leaves parts touching each other along a line in about one of a thousand
-        # random rings; its even-odd repair dissolves that without changing the area.
-        area = areal_parts(shapely.make_valid(area))
+    area = _wound_round(outline.shell)
+    if holes:
+        # Each by itself: repaired together, a hole beside its shell would come out as one more shell.
+        cut = shapely.union_all([_wound_round(hole) for hole in holes])
+        area = areal_parts(shapely.difference(area, cut))
     if area.is_empty:
         return Repaired(area, "skipped", raw, ", ".join([*notes, "encloses no area"]))
     return Repaired(area, "repaired", raw, ", ".join(notes))
+
+
+def _wound_round(ring: np.ndarray) -> MultiPolygon:
+    """What a ring (n, 2) winds round, by the non-zero rule."""
+    area = areal_parts(shapely.make_valid(shapely.Polygon(ring), method="structure", keep_collapsed=False))
+    # GEOS's non-zero repair leaves parts touching each other along a line in about one of a thousand random
+    # rings; its even-odd repair dissolves that without changing the area.
+    return area if area.is_valid else areal_parts(shapely.make_valid(area))
 
 
 def areal_parts(geometry: shapely.Geometry) -> MultiPolygon:

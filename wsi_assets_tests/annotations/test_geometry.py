@@ -95,6 +95,21 @@ def test_a_hole_that_leaves_its_polygon_takes_only_what_lies_inside(tmp_path):
     assert regions.audit[0].action == "repaired"
 
 
+@pytest.mark.parametrize("shell", [SQUARE, [(0, 0), (10, 10), (10, 0), (0, 10)]])
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_hole_beside_its_polygon_adds_nothing(tmp_path, shell, direction):
+    beside = closed(square(20, 20, 7)[::direction])
+    alone = read_annotation(geojson(tmp_path, feature("Polygon", [closed(shell)])))
+    regions = read_annotation(geojson(tmp_path, feature("Polygon", [closed(shell), beside])))
+    assert regions.geometry.area == alone.geometry.area
+    assert regions.audit[0].action == "repaired"
+
+
+def test_holes_that_overlap_are_cut_out_once(tmp_path):
+    rings = [closed(SQUARE), closed(square(2, 2, 2)), closed(square(3, 3, 3))]
+    assert read_annotation(geojson(tmp_path, feature("Polygon", rings))).geometry.area == 100 - 4 - 9 + 1
+
+
 def test_the_audit_is_a_table_of_plain_values(tmp_path):
     rows = audit_table(read_annotation(asap(tmp_path, [annotation(SQUARE, kind="Spline")])).audit)
     assert rows[0]["effect on tumour"] == 100.0
