@@ -106,6 +106,28 @@ def doctor(images: Path | None, annotations: Path | None, storage: Path | None) 
 
 
 @main.command()
+@click.option("--level", type=int, required=True, help="The level whose patches are checked.")
+@click.option("--fraction", type=float, default=0.01, show_default=True, help="Share to check; 1 is all.")
+@click.option("--seed", type=int, default=42, show_default=True, help="Seed of the sample.")
+@folders
+def verify(
+    level: int,
+    fraction: float,
+    seed: int,
+    images: Path | None,
+    annotations: Path | None,
+    storage: Path | None,
+) -> None:
+    """Read a sample of a level's patches again from the slides and compare.
+
+    Exit status: 1 if any patch is not its slide's.
+    """
+    from wsi_assets.console import verify_patches
+
+    sys.exit(verify_patches(_settings(images, annotations, storage, None), level, fraction, seed))
+
+
+@main.command()
 @folders
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to serve on; this machine only."

@@ -109,6 +109,27 @@ def examine_slides(settings: Settings) -> int:
     return FAILED if faulty or not rows else OK
 
 
+def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -> int:
+    """Compare a sample of a level's patches with their slides; returns 1 if any differs."""
+    from wsi_assets.files import read_plain_pickle
+    from wsi_assets.orchestration.io_managers.patch_stores import current_store
+    from wsi_assets.orchestration.layout import StorageLayout
+    from wsi_assets.patches import open_store, verify_store
+
+    layout = StorageLayout(settings.storage_dir)
+    store = open_store(current_store(layout, level))
+    entries = read_plain_pickle(layout.level_artefact("sampled_index", level))
+    with _bars() as bars:
+        report = verify_store(store, entries, fraction, seed, progress=bars)
+    for key, problem in report.problems:
+        console.print(f"problem: {key}: {problem}", style="red", soft_wrap=True, markup=False)
+    console.print(
+        f"{report.checked} of {report.patches} patches read again, {len(report.problems)} differ "
+        f"(largest mean difference {report.worst_difference:.3f} grey levels)"
+    )
+    return OK if report.ok else FAILED
+
+
 @contextmanager
 def _bars() -> Iterator[Any]:
     """A domain progress listener that draws a bar for each kind of work."""

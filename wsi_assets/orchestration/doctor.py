@@ -66,7 +66,7 @@ def examine(slide: SlideFile) -> SlideHealth:
     if slide.annotation_path is not None:
         try:
             regions = read_annotation(slide.annotation_path, AnnotationConfig())
-            health.annotation = f"{len(regions.audit)} outlines"
+            health.annotation = f"{len(regions.audit)} outline{'' if len(regions.audit) == 1 else 's'}"
             if regions.unknown_groups:
                 health.problems.append(f"unknown groups {', '.join(regions.unknown_groups)}")
         except WsiAssetsError as error:
