@@ -19,7 +19,7 @@ from wsi_assets.files import publish_file
 from wsi_assets.learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
 from wsi_assets.learning.backbones import CLASSES, build_model, load_plain
 
-FORMAT = 1
+FORMAT = 2
 BEST_NAME = "best.pt"
 
 
@@ -35,6 +35,7 @@ class LoadedModel:
         config: the training options.
         split: unit, table and notes of the split.
         epoch, val_loss: when the weights were taken.
+        val_threshold: the tumour probability that separated the validation patches best, or None.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class LoadedModel:
     split: dict[str, Any]
     epoch: int
     val_loss: float
+    val_threshold: float | None
 
     def classifier(self) -> PatchClassifier:
         """The model from pixels to probabilities in one module."""
@@ -79,6 +81,7 @@ def best_payload(
     split: dict[str, Any],
     epoch: int,
     val_loss: float,
+    val_threshold: float | None,
 ) -> dict[str, Any]:
     """What ``best.pt`` holds; ``info`` is the patch store's."""
     return {
@@ -99,6 +102,7 @@ def best_payload(
         "split": split,
         "epoch": epoch,
         "val_loss": val_loss,
+        "val_threshold": val_threshold,
     }
 
 
@@ -136,6 +140,7 @@ def load_model(path: str | Path) -> LoadedModel:
             split=plain["split"],
             epoch=plain["epoch"],
             val_loss=plain["val_loss"],
+            val_threshold=plain["val_threshold"],
         )
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise ModelError(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def predict(
     store: PatchStore,
     test_entries: list[dict[str, Any]],
-    checkpoint: str | Path,
+    checkpoint: str | Path | LoadedModel,
     options: PredictionOptions | None = None,
     *,
     progress: Progress = silent,
@@ -45,7 +45,7 @@ def predict(
     Args:
         test_entries: all entries of the sampled index, in its order (a patch's key counts over all slides);
             the entries of slides that are not test slides are only counted.
-        checkpoint: ``best.pt``.
+        checkpoint: ``best.pt``, or the model loaded from it, which is then moved to the chosen device.
 
     Returns:
         Copies of the test slides' entries with ``probs`` (tumour probability; NaN for a patch that was
@@ -57,7 +57,7 @@ def predict(
         StoreError: the store was not built from these entries, or a patch cannot be read.
     """
     options = options or PredictionOptions()
-    loaded = load_model(checkpoint)
+    loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
     check_fits(loaded, store.info, store.path)
     quarantined = quarantined_keys(store.info)
     slides = [

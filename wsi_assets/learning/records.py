@@ -28,12 +28,15 @@ class EpochRecord:
     Attributes:
         epoch: from 1.
         val_auc: area under the ROC curve of the validation patches; None if they are of one class.
+        val_threshold: the tumour probability that separates the validation patches best (Youden's index, see
+            ``scores``); None if no threshold does.
         lr: learning rate of the last step.
         images_per_second: training patches a second, validation and writing not counted.
         waiting: share of the training time in which the model waited for patches, 0 to 1.
         seconds: the whole epoch with validation.
         is_best: the validation loss is the lowest so far.
-        confusion: validation patches as (true normal, false tumor, false normal, true tumor).
+        confusion: validation patches as (true normal, false tumor, false normal, true tumor), where a patch
+            is called tumour from 0.5 on.
     """
 
     epoch: int
@@ -42,6 +45,7 @@ class EpochRecord:
     val_loss: float
     val_acc: float
     val_auc: float | None
+    val_threshold: float | None
     lr: float
     images_per_second: float
     waiting: float

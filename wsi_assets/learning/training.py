@@ -6,7 +6,6 @@ logs an experiment subscribes to ``on_epoch`` and reads the result.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from wsi_assets.learning.engine import (
 from wsi_assets.learning.losses import class_weights
 from wsi_assets.learning.options import TrainingOptions
 from wsi_assets.learning.records import EpochRecord, TrainingResult, write_csv
+from wsi_assets.learning.scores import confusion, roc_auc, youden_threshold
 from wsi_assets.learning.split import Split, split_patches
 from wsi_assets.progress import Progress, silent
 from wsi_assets.slides.naming import DEFAULT_PATIENT_PATTERN
@@ -53,7 +53,7 @@ CSV_NAME = "epoch_losses.csv"
 # What changes neither the weights nor the CSV of a run may differ when it is resumed.
 _INCIDENTAL = ("num_workers", "save_interval", "device", "compile_model")
 # Counted up when the same options come to mean another training, so that no run continues one of before.
-_REVISION = 1
+_REVISION = 2
 FEW_STEPS = 100
 """A training that patience ends before this many steps has hardly begun, and its notes say so."""
 
@@ -261,20 +261,21 @@ class _Run:
                 remedy="Lower lr, or use precision=float32",
             )
         truth = self.labels[self.split.val]
-        called = (probabilities >= 0.5).astype(np.int64)
+        called = confusion(truth, probabilities)
         record = EpochRecord(
             epoch=epoch,
             train_loss=trained.loss,
             train_acc=trained.accuracy,
             val_loss=val_loss,
-            val_acc=float((called == truth).mean()),
-            val_auc=_auc(truth, probabilities),
+            val_acc=(called[0] + called[3]) / len(truth),
+            val_auc=roc_auc(truth, probabilities),
+            val_threshold=youden_threshold(truth, probabilities),
             lr=learner.lr,
             images_per_second=trained.images_per_second,
             waiting=trained.waiting,
             seconds=time.perf_counter() - started,
             is_best=val_loss < state.lowest,
-            confusion=tuple(np.bincount(2 * truth + called, minlength=4).tolist()),
+            confusion=called,
         )
         state.epochs.append(record)
         if record.is_best:
@@ -290,6 +291,7 @@ class _Run:
             split=self.split.to_plain(),
             epoch=record.epoch,
             val_loss=record.val_loss,
+            val_threshold=record.val_threshold,
         )
 
     def _write(self, learner: Learner, state: _State) -> None:
@@ -336,14 +338,3 @@ class _Run:
             precision=self.precision,
             notes=tuple(self.notes),
         )
-
-
-def _auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
-    """Area under the ROC curve; None where one class is missing."""
-    if truth.min() == truth.max():
-        return None
-    from sklearn.metrics import roc_auc_score
-
-    with contextlib.suppress(ValueError):  # probabilities that are not numbers; the caller reports those
-        return float(roc_auc_score(truth, probabilities))
-    return None

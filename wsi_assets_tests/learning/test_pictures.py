@@ -16,6 +16,7 @@ def record(epoch, **changes):
         "val_loss": 2 / epoch,
         "val_acc": 0.5,
         "val_auc": 0.5,
+        "val_threshold": 0.5,
         "lr": 1e-3,
         "images_per_second": 10.0,
         "waiting": 0.0,
