@@ -83,7 +83,9 @@ class OpenSlideFile:
                     else "is not a slide OpenSlide knows"
                 )
                 raise SlideError(
-                    fault, path=self.path, remedy="Copy it again, or take it out of the images folder"
+                    fault,
+                    path=self.path,
+                    remedy="Copy it again, convert it to a tiled TIFF, or take it out of the images folder",
                 ) from error
             except (openslide.OpenSlideError, OSError) as error:
                 raise SlideError(

@@ -12,8 +12,8 @@ import numpy as np
 
 from wsi_assets.slides.no_data import SIDE
 
-Read = Callable[[int, int, int, int], np.ndarray]
-"""(y, x, height, width) of a window inside level 0 -> uint8 (h, w, 3)."""
+Read = Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray]]
+"""(y, x, height, width) of a window inside level 0 -> uint8 (h, w, 3), and bool (h, w), where written."""
 
 _ALONG = 32
 _WINDOWS = 12
@@ -32,7 +32,7 @@ class _Side:
     depth: int
     length: int
 
-    def window(self, depth: int, along: int, deep: int, long: int) -> np.ndarray:
+    def window(self, depth: int, along: int, deep: int, long: int) -> tuple[np.ndarray, np.ndarray]:
         start = self.depth - depth - deep if self.far else depth
         place = (start, along, deep, long) if self.turned else (along, start, long, deep)
         return self.read(*place)
@@ -42,9 +42,10 @@ def padding_colours(read: Read, height: int, width: int) -> tuple[tuple[int, int
     """RGB colours of constant padding along whole sides of a slide, apart from pure white and black.
 
     A side is padded if all along it the outermost pixels are of one colour to within 1 (scanned glass never
-    is), if what lies inside begins at one depth (a writer's padding has a straight edge, the clear background
-    of a drawn picture has not), and if it begins with glass, not with tissue: where tissue borders directly
-    on a flat colour, that colour is all the glass there is and must stay data.
+    is; tiles never written tell nothing), if what lies inside begins at one depth (a writer's padding has a
+    straight edge, the clear background of a drawn picture has not), and if it begins with glass, not with
+    tissue: where tissue borders directly on a flat colour, that colour is all the glass there is and must
+    stay data.
 
     Raises:
         SlideError: the slide does not read there.
@@ -60,14 +61,23 @@ def padding_colours(read: Read, height: int, width: int) -> tuple[tuple[int, int
 
 
 def _colour_of(side: _Side) -> tuple[int, int, int] | None:
-    colour = None
+    colour, seen = None, 0
     for along in np.linspace(0, side.length - _ALONG, _WINDOWS).astype(int):
-        window = side.window(0, int(along), SIDE, _ALONG)
+        window = pixels, written = side.window(0, int(along), SIDE, _ALONG)
+        if not written.any():
+            continue
+        seen += 1
         if colour is None:
-            colour = np.median(window, axis=(0, 1)).astype(int)
+            colour = np.median(pixels[written], axis=0).astype(int)
         if not _is_flat(window, colour):
             return None
-    if colour is None or colour.min() >= 254 or colour.max() <= 1 or not _is_framed(side, colour):
+    if (
+        colour is None
+        or seen < _WINDOWS / 3
+        or colour.min() >= 254
+        or colour.max() <= 1
+        or not _is_framed(side, colour)
+    ):
         return None
     red, green, blue = map(int, colour)
     return red, green, blue
@@ -81,8 +91,8 @@ def _is_framed(side: _Side, colour: np.ndarray) -> bool:
         if depth is None:
             continue
         found.append(depth)
-        inside = side.window(min(depth + SIDE, side.depth - _ALONG), int(along), _ALONG, _ALONG).astype(int)
-        typical = np.median(inside.reshape(-1, 3), axis=0)
+        inside, _ = side.window(min(depth + SIDE, side.depth - _ALONG), int(along), _ALONG, _ALONG)
+        typical = np.median(inside.reshape(-1, 3).astype(int), axis=0)
         clear = typical.min() >= _GLASS_LIGHTNESS and np.ptp(typical) <= _GLASS_CHROMA
         glass += bool(clear or typical.max() <= 1)
     if len(found) < _LINES * 0.6:
@@ -110,5 +120,6 @@ def _first_other(side: _Side, along: int, colour: np.ndarray) -> int | None:
     return probe
 
 
-def _is_flat(window: np.ndarray, colour: np.ndarray) -> bool:
-    return bool(np.abs(window.astype(int) - colour).max() <= 1)
+def _is_flat(window: tuple[np.ndarray, np.ndarray], colour: np.ndarray) -> bool:
+    pixels, written = window
+    return bool((np.abs(pixels.astype(int) - colour).max(axis=2) <= 1)[written].all())

@@ -5,6 +5,7 @@ Which library gives the pixels is settled below this module; what they mean (tis
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ class SlideReader:
         reads = self._file if self._tiles is None else self._tiles
         base = self.levels[0]
         try:
-            return padding_colours(lambda *window: reads.read(0, *window)[0], base.height, base.width)
+            return padding_colours(partial(reads.read, 0), base.height, base.width)
         except SlideError:
             # A damaged border is no reason to refuse the rest; a read that needs it will fail by itself.
             return ()

@@ -18,6 +18,7 @@ from wsi_assets.index.masking import otsu, tissue_mask
 from wsi_assets.index.tissue import averaged, work_level_for
 from wsi_assets.slides import open_slide
 from wsi_assets_tests.index.fakes import ArraySlide
+from wsi_assets_tests.slides.made import halved, padded, write_pyramid
 
 OPTIONS = TissueOptions()
 SCALE = 16
@@ -89,6 +90,36 @@ def test_a_slide_padded_in_its_file_gives_the_same_mask(real_data):
         with open_slide(real_data / "slides" / name) as slide:
             masks.append(find_tissue(slide, OPTIONS, "f").mask)
     assert dice(*masks) > 0.98
+
+
+@pytest.fixture(scope="module")
+def cropped(tumor_001):
+    """Levels 0 to 4 of a part of tumor_001 whose sides are no multiples of 512."""
+    return [halved(tumor_001[3000:6800, :2900], k) for k in range(5)]
+
+
+@pytest.fixture(scope="module")
+def unpadded(cropped, tmp_path_factory):
+    path = write_pyramid(tmp_path_factory.mktemp("plain") / "s.tif", cropped, tile=512)
+    with open_slide(path) as slide:
+        return find_tissue(slide, TissueOptions(work_level=3), "f")
+
+
+@pytest.mark.parametrize("missing", [frozenset(), {(7, 5), (2, 5), (7, 0)}], ids=["all", "missing"])
+@pytest.mark.parametrize("colour", [0, 128, 240, 254, 255])
+def test_a_pyramid_padded_like_the_older_release_gives_the_mask_it_had(
+    cropped, unpadded, tmp_path, colour, missing
+):
+    levels = [padded(level, 512, colour) for level in cropped]
+    path = write_pyramid(tmp_path / "s.tif", levels, tile=512, missing=missing)
+    with open_slide(path) as slide:
+        assert [level.downsample for level in slide.levels] == [1, 2, 4, 8, 16]
+        tissue = find_tissue(slide, TissueOptions(work_level=3), "f")
+    height, width = unpadded.mask.shape
+    assert dice(tissue.mask[:height, :width], unpadded.mask) > 0.995
+    assert tissue.mask.sum() == tissue.mask[:height, :width].sum()
+    # Padding is no data: it is not counted as glass.
+    assert tissue.tissue_share == pytest.approx(unpadded.tissue_share, rel=0.03)
 
 
 @pytest.mark.parametrize("tint", [(1, 0.98, 0.88), (0.93, 0.96, 1), (1, 0.95, 0.8)])

@@ -107,6 +107,18 @@ def test_padding_of_any_colour_is_no_data(tmp_path, colour, around):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_padding_is_known_where_tiles_of_it_were_never_written(tmp_path):
+    canvas = np.full((1280, 1280, 3), (240, 240, 240), np.uint8)
+    canvas[:900, :700] = scanned()
+    missing = {(4, 4), (1, 4), (4, 0), (1, 1)}
+    path = write_pyramid(tmp_path / "s.tif", [canvas], tile=256, compression="zlib", missing=missing)
+    expected = np.ones((1280, 1280), bool)
+    expected[:900, :700] = False
+    expected[256:512, 256:512] = True
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, 1280, 1280).no_data, expected)
+
+
 def test_padding_in_jpeg_is_no_data_but_for_the_blocks_it_shares(tmp_path):
     canvas = np.full((1024, 1024, 3), (200, 205, 210), np.uint8)
     canvas[:900, :700] = scanned()

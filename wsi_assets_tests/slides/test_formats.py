@@ -1,0 +1,123 @@
+"""Facts about formats: what OpenSlide opens is a slide, with its id, its scale and its own pixels."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from wsi_assets.errors import SlideError
+from wsi_assets.slides import find_slides, fingerprint, open_slide, open_tiles
+from wsi_assets.slides.openslide_file import OpenSlideFile
+from wsi_assets_tests.slides.made import halved, picture, write_pyramid
+from wsi_assets_tests.slides.vendors import write_dicom, write_philips, write_svs
+
+IMAGE = picture(456, 600)
+"""Whole at levels 1 and 2, and no multiple of the tiles."""
+
+
+def error(pixels: np.ndarray, truth: np.ndarray) -> float:
+    """Mean difference in brightness: JPEG keeps colour at half the resolution."""
+    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(int) for image in (pixels, truth)]
+    return float(np.abs(grey[0] - grey[1]).mean())
+
+
+@pytest.mark.parametrize("compression", ["lzw", "zlib", "packbits", "zstd", None])
+def test_a_lossless_tiff_gives_its_pixels_exactly(tmp_path, compression):
+    levels = [IMAGE, halved(IMAGE, 1), halved(IMAGE, 2)]
+    with open_slide(write_pyramid(tmp_path / "s.tif", levels, compression=compression)) as slide:
+        for level, image in zip(slide.levels, levels, strict=True):
+            region = slide.read_region(level.index, 0, 0, level.height, level.width)
+            np.testing.assert_array_equal(region.pixels, image)
+            assert not region.no_data.any()
+
+
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_subsampled_colour_in_jpeg_is_decoded_as_openslide_does(tmp_path, subsampling, byteorder):
+    path = tmp_path / "s.tif"
+    with tifffile.TiffWriter(path, bigtiff=True, byteorder=byteorder) as file:
+        for k in range(2):
+            file.write(
+                halved(IMAGE, k),
+                tile=(128, 128),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 80, "outcolorspace": "ycbcr"},
+                subsampling=subsampling,
+                subfiletype=int(k > 0),
+                metadata=None,
+            )
+    slow = OpenSlideFile(path)
+    with open_tiles(path) as tiles, open_slide(path) as slide:
+        assert len(tiles.levels) == 2
+        for level in slide.levels:
+            window = (level.index, 0, 0, level.height, level.width)
+            np.testing.assert_array_equal(slide.read_region(*window).pixels, slow.read(*window)[0])
+    slow.close()
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "lzw", None])
+def test_a_grey_tiff_reads_as_grey_rgb(tmp_path, compression):
+    grey = cv2.cvtColor(IMAGE, cv2.COLOR_RGB2GRAY)
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, grey, tile=(128, 128), photometric="minisblack", compression=compression)
+    with open_slide(path) as slide:
+        pixels = slide.read_region(0, 0, 0, 456, 600).pixels
+    assert np.abs(pixels.astype(int) - grey[..., None]).mean() < 3
+    assert np.ptp(pixels, axis=2).max() == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (20, 300), (255, 255)])
+def test_a_slide_smaller_than_a_tile_or_a_patch_is_a_slide(tmp_path, size):
+    image = IMAGE[: size[0], : size[1]]
+    with open_slide(write_pyramid(tmp_path / "s.tif", [image], compression=None)) as slide:
+        np.testing.assert_array_equal(slide.read_region(0, 0, 0, *size).pixels, image)
+        assert slide.reduced(1000).pixels.shape == (1, 1, 3)
+        assert slide.thumbnail(64).shape[:2] <= (64, 64)
+
+
+def test_an_svs_has_its_levels_without_thumbnail_and_label(tmp_path):
+    path = write_svs(tmp_path / "Case 7.svs", IMAGE, "AppMag = 20|MPP = 0.4990")
+    with open_slide(path) as slide:
+        assert (slide.slide_id, slide.vendor) == ("Case 7", "aperio")
+        assert [(level.width, level.height, level.downsample) for level in slide.levels] == [
+            (600, 456, 1),
+            (150, 114, 4),
+        ]
+        assert (slide.scale.base_magnification, slide.scale.mpp) == (20, 0.499)
+        assert error(slide.read_region(1, 0, 0, 114, 150).pixels, halved(IMAGE, 2)) < 4
+
+
+def test_a_philips_slide_has_its_own_spacing(tmp_path):
+    with open_slide(write_philips(tmp_path / "p.tiff", IMAGE, 0.25)) as slide:
+        assert slide.vendor == "philips"
+        assert [level.downsample for level in slide.levels] == [1, 2, 4]
+        assert (slide.scale.base_magnification, slide.scale.mpp) == (40, 0.25)
+        for level in slide.levels:
+            truth = halved(IMAGE, level.index)
+            assert error(slide.read_region(level.index, 0, 0, *truth.shape[:2]).pixels, truth) < 4
+        missing = slide.read_region(0, 0, 0, 512, 640).no_data
+    assert missing[472:].all()
+    assert not missing[:448, :592].any()
+
+
+def test_a_dicom_folder_opens_as_one_slide_with_the_folders_name(tmp_path):
+    path = write_dicom(tmp_path / "1.2.840.7", IMAGE, 0.25)
+    assert [slide.path for slide in find_slides(tmp_path).slides] == [path]
+    assert fingerprint(path)
+    with open_slide(path) as slide:
+        assert (slide.slide_id, slide.vendor) == ("1.2.840.7", "dicom")
+        assert [level.downsample for level in slide.levels] == [1, 2, 4]
+        assert (slide.scale.base_magnification, slide.scale.mpp) == (40, 0.25)
+        for level in slide.levels:
+            truth = halved(IMAGE, level.index)
+            assert error(slide.read_region(level.index, 0, 0, *truth.shape[:2]).pixels, truth) < 4
+
+
+def test_a_picture_that_is_no_slide_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "plain.tif"
+    tifffile.imwrite(path, IMAGE, photometric="rgb")
+    with pytest.raises(SlideError, match="convert it to a tiled TIFF"):
+        open_slide(path)
