@@ -108,7 +108,7 @@ def extraction(folder: Path, tiles: int, repeats: int) -> list[Row]:
 
 
 def processes(folder: Path, tiles: int, slides: int) -> Row:
-    """Two processes against one, starting them included: some twenty seconds of work, against one of starting."""
+    """Two processes against one, starting them included: much work, little starting."""
     side = tiles * TILE
     rows = [
         entry(write_mosaic_slide(folder / f"p{i}.tif", tiles, tiles), grid(side, side, SIZE), SIZE)
