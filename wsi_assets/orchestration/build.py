@@ -19,7 +19,7 @@ from wsi_assets.orchestration.jobs import ALL_JOBS
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.resources.storage import Storage
 from wsi_assets.orchestration.resources.tracking import ModelTracking
-from wsi_assets.orchestration.schedules import ALL_SCHEDULES, store_follows_index
+from wsi_assets.orchestration.schedules import ALL_SCHEDULES, LEVEL_SENSORS
 from wsi_assets.orchestration.sensors import build_slide_folder
 from wsi_assets.orchestration.settings import Settings
 
@@ -47,7 +47,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         ],
         asset_checks=ALL_CHECKS,
         jobs=ALL_JOBS,
-        sensors=[build_slide_folder(settings.look_every_seconds), slides_follow, store_follows_index],
+        sensors=[build_slide_folder(settings.look_every_seconds), slides_follow, *LEVEL_SENSORS],
         schedules=ALL_SCHEDULES,
         resources={
             "library": SlideLibrary(

@@ -19,6 +19,7 @@ POOL_GPU = "gpu"
 LEVEL_PIPELINE = "level_pipeline"
 SLIDE_REGIONS = "slide_regions"
 COMPARE_LEVELS = "compare_levels"
+LEVEL_LINEAGE = "level_lineage"
 
 LEVEL_ASSETS = (
     "slide_index",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from wsi_assets.orchestration import catalog
+from wsi_assets.orchestration.checks import lineage_gates
 
 level_pipeline = dg.define_asset_job(
     catalog.LEVEL_PIPELINE,
@@ -24,4 +25,10 @@ compare_levels = dg.define_asset_job(
     description="All evaluated levels side by side, from the reports that are there.",
 )
 
-ALL_JOBS = [slide_regions, level_pipeline, compare_levels]
+level_lineage = dg.define_asset_job(
+    catalog.LEVEL_LINEAGE,
+    selection=dg.AssetSelection.checks(lineage_gates),
+    description="Says of a level's assets which are older than what they were made from. Makes nothing.",
+)
+
+ALL_JOBS = [slide_regions, level_pipeline, compare_levels, level_lineage]

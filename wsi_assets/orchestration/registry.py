@@ -143,18 +143,19 @@ def register(
 
 
 def slide_states(
-    instance: dg.DagsterInstance, listing: SlideListing, *, as_last_seen: bool = False
+    instance: dg.DagsterInstance, listing: SlideListing | None, *, as_last_seen: bool = False
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """:func:`usable_slides` of what this instance has recorded and this folder listing shows.
 
     Args:
-        as_last_seen: count a slide that is gone from the folder as if it were still where it was last seen.
+        listing: None where no look is taken.
+        as_last_seen: count a slide that is not in the listing as if it were still where it was last seen.
     """
     registered = sorted(instance.get_dynamic_partitions(SLIDES.name))
     known = known_sightings(instance, registered)
     gone = {key: seen.path for key, seen in known.items()} if as_last_seen else {}
     return usable_slides(
-        on_disk=gone | {slide.slide_id: str(slide.path) for slide in listing.slides},
+        on_disk=gone | {slide.slide_id: str(slide.path) for slide in (listing.slides if listing else ())},
         registered=registered,
         current={key: (seen.slide_version, seen.annotation_version) for key, seen in known.items()},
         tissue=recorded(instance, "tissue_regions", registered),

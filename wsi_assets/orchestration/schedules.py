@@ -4,12 +4,14 @@ An automation condition would start these runs with the default parameters, so t
 sensor that read the level's own. What is out of date is decided by pure functions. No model is requested.
 """
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
 from wsi_assets.errors import SlideError
+from wsi_assets.files import digest
 from wsi_assets.orchestration import catalog
 from wsi_assets.orchestration.automation import (
     SLIDES_PER_RUN,
@@ -18,10 +20,12 @@ from wsi_assets.orchestration.automation import (
 )
 from wsi_assets.orchestration.config import ASSET_CONFIG
 from wsi_assets.orchestration.io_managers.patch_stores import PatchStoreIOManager
+from wsi_assets.orchestration.level_state import LevelState, recorded_level
 from wsi_assets.orchestration.lineage import Recorded, first_out_of_date, recorded, version_of
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.registry import known_sightings, slide_states
 from wsi_assets.orchestration.resources.library import SlideLibrary
+from wsi_assets.orchestration.resources.storage import Storage
 
 SLIDES_AT = "0 1 * * *"
 INDEX_AT = "0 2 * * *"
@@ -211,6 +215,43 @@ def store_follows_index(
         yield dg.SkipReason("every level's sampled index and store are as new as its index")
 
 
+@dg.sensor(
+    job_name=catalog.LEVEL_LINEAGE,
+    minimum_interval_seconds=FOLLOW_EVERY_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="When something of a level was made again, e.g. with other parameters, has the checks named "
+    "fits_its_level say what below it is out of date. Makes nothing. Costs six queries a look.",
+)
+def lineage_watch(
+    context: dg.SensorEvaluationContext, library: SlideLibrary, storage: Storage
+) -> dg.SensorResult | dg.SkipReason:
+    known: dict[str, Any] = json.loads(context.cursor or "{}")
+    requests = []
+    for level, state in level_versions(context.instance).items():
+        before = known.get(level, {"state": "", "out_of_date": []})
+        if state == before["state"] or is_busy(context.instance, level):
+            continue
+        verdicts = LevelState(context.instance, storage.layout, library, level).lineage()
+        out_of_date = [asset for asset, verdict in verdicts.items() if not verdict.passed]
+        known[level] = {"state": state, "out_of_date": out_of_date}
+        if out_of_date != before["out_of_date"]:
+            # Not `partition_key`: a job of checks alone has no partitions of its own.
+            tags = {catalog.LAUNCHED_BY: "lineage_watch", "dagster/partition": level}
+            requests.append(dg.RunRequest(run_key=f"{level}:{state}", tags=tags))
+    if not requests:
+        return dg.SensorResult(skip_reason="no level's lineage changed", cursor=json.dumps(known))
+    return dg.SensorResult(run_requests=requests, cursor=json.dumps(known))
+
+
+def level_versions(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Level -> digest of the versions of everything made of it."""
+    versions: dict[str, list[str]] = {}
+    for asset in catalog.LEVEL_ASSETS:
+        for level, latest in recorded(instance, asset, LEVELS.get_partition_keys()).items():
+            versions.setdefault(level, []).append(f"{asset}:{latest.version}")
+    return {level: digest(made) for level, made in sorted(versions.items())}
+
+
 def slides_request(first: str, last: str, assets: Sequence[str]) -> dg.RunRequest:
     """A run of the stretch of slides from ``first`` to ``last``, in the order they were registered."""
     tags = {catalog.LAUNCHED_BY: "nightly_slides"}
@@ -221,12 +262,6 @@ def slides_request(first: str, last: str, assets: Sequence[str]) -> dg.RunReques
         asset_selection=[dg.AssetKey(asset) for asset in assets],
         tags=tags,
     )
-
-
-def recorded_level(instance: dg.DagsterInstance, level: str) -> dict[str, Recorded]:
-    """Asset -> what its latest materialization of a level says of itself; never made ones are absent."""
-    found = {asset: recorded(instance, asset, [level]).get(level) for asset in catalog.LEVEL_ASSETS}
-    return {asset: latest for asset, latest in found.items() if latest is not None}
 
 
 def is_busy(instance: dg.DagsterInstance, partition: str) -> bool:
@@ -244,3 +279,4 @@ UNFINISHED = [
 ]
 
 ALL_SCHEDULES = [nightly_slides, nightly_index]
+LEVEL_SENSORS = [store_follows_index, lineage_watch]

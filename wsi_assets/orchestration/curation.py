@@ -1,0 +1,57 @@
+"""Runs the curation checks over a level's slides, reading one slide's regions at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+CURATION = {
+    "outlines_missing": "No slide is a tumour slide by its name and lacks an annotation.",
+    "no_tumor_patches": "Every slide with an annotation gave at least one tumour patch at this level.",
+    "outlines_outside": "No annotation reaches outside its slide: another slide's, or not in level-0 pixels.",
+    "outlines_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
+    "tissue_share_out_of_range": "No slide is nearly all tissue or nearly none: a threshold that went wrong.",
+    "mixed_magnifications": "All slides of the level have about the same magnification.",
+    "duplicate_slides": "No slide is in the folder under two names.",
+    "ids_differing_by_case": "No two slide ids differ by case alone.",
+}
+"""Check -> what is true when it passes."""
+
+
+def curate(
+    entries: Sequence[dict[str, Any]], load: Callable[[str, str], Any]
+) -> dict[str, list[tuple[str, str]]]:
+    """Check -> (slide id, finding) over the slides of a level's index.
+
+    Args:
+        load: (slide asset, slide id) -> its stored value.
+    """
+    from dataclasses import replace
+
+    import numpy as np
+
+    from wsi_assets.annotations import TumorRegions
+    from wsi_assets.index import TissueRegions, curation
+    from wsi_assets.slides import slide_id_of
+
+    ids = [slide_id_of(entry["slide_path"]) for entry in entries]
+    findings = [
+        *curation.outlines_missing(
+            (slide_id, entry["annotation_path"]) for slide_id, entry in zip(ids, entries, strict=True)
+        ),
+        *curation.no_tumor_patches(entries),
+        *curation.mixed_magnifications(entries),
+        *curation.ids_differing_by_case(ids),
+    ]
+    light = []
+    for slide_id in ids:
+        tissue = TissueRegions.from_plain(load("tissue_regions", slide_id))
+        stored = load("annotation_regions", slide_id)["regions"]
+        pair = (tissue, None if stored is None else TumorRegions.from_plain(stored))
+        findings += curation.outlines_outside([pair])
+        findings += curation.outlines_off_tissue([pair])
+        findings += curation.tissue_share_out_of_range([tissue])
+        # Of a mask only whether it holds tissue matters from here on; ten thousand whole ones do not fit.
+        light.append(replace(tissue, mask=np.full((1, 1), bool(tissue.mask.any()))))
+    findings += curation.duplicate_slides(light)
+    return {name: [(f.slide_id, f.message) for f in findings if f.check == name] for name in CURATION}
