@@ -7,6 +7,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wsi_assets.annotations import read_annotation
 from wsi_assets.index import IndexOptions, TissueOptions, curation, find_tissue, index_slide
@@ -117,6 +119,24 @@ def test_a_copy_compressed_anew_is_found(real_data, cohort):
     copy = find_tissue(ArraySlide("/slides/x_copy.tif", coarse), TissueOptions(), "another")
     (finding,) = curation.duplicate_slides([*(tissue for tissue, _ in cohort), copy])
     assert (finding.slide_id, finding.message) == ("x_copy", "looks the same as tumor_064_node_1")
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**20), noise=st.integers(1, 14))
+def test_slides_look_the_same_exactly_if_their_tissue_differs_little_on_average(seed, noise):
+    rng = np.random.default_rng(seed)
+    base = np.full((32, 32, 3), 255, np.int16)
+    base[4:20, 6:25] = rng.integers(60, 200, (16, 19, 3))
+    looks = [base, np.where(base < 255, base + rng.integers(-noise, noise + 1, base.shape), 255)]
+    looks.append(np.roll(base, 3, axis=0))
+    tissues = [tissue_of(f"s{i}", FULL, look=look.astype(np.uint8).tobytes()) for i, look in enumerate(looks)]
+    found = {(finding.slide_id, finding.message[-2:]) for finding in curation.duplicate_slides(tissues)}
+    same = set()
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        shown = (looks[i].min(axis=2) < 250) | (looks[j].min(axis=2) < 250)
+        if np.abs(looks[i] - looks[j])[shown].mean() < 4:
+            same.add((f"s{j}", f"s{i}"))
+    assert found == same
 
 
 def test_ids_that_differ_only_by_case_are_found():

@@ -52,13 +52,20 @@ def test_chosen_patches_keep_their_order_and_their_own_values(sizes, seed):
 @given(
     sizes=cohorts,
     new=st.tuples(st.integers(0, 30), st.integers(0, 120)),
-    name=st.sampled_from(["a_new", "z_new"]),
+    name=st.sampled_from(["a_new", "z_new", "test_new"]),
+    ratio=ratios,
+    cap=st.none() | st.integers(0, 40),
+    incomplete=st.booleans(),
 )
-def test_a_new_slide_moves_only_the_margin(sizes, new, name):
-    options = SamplingOptions()
+def test_a_new_slide_moves_only_the_margin(tmp_path_factory, sizes, new, name, ratio, cap, incomplete):
+    listed = tmp_path_factory.getbasetemp() / "incomplete.txt"
+    listed.write_text("slide_00\na_new\n")
+    options = SamplingOptions(
+        normal_per_tumor=ratio,
+        max_normal_per_slide=cap,
+        incomplete_slides=str(listed) if incomplete else None,
+    )
     old_entries = cohort(sizes)
-    if not counts(old_entries)["tumor"]:
-        return
     old = chosen(sample_index(old_entries, options))
     after = sample_index(sorted([*old_entries, entry_of(name, *new)], key=lambda e: e["slide_path"]), options)
     kept = {patch for patch in chosen(after) if name not in patch[0]}
