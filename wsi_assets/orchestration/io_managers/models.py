@@ -11,7 +11,12 @@ import dagster as dg
 
 from wsi_assets.errors import ModelError
 from wsi_assets.files import publish_file, publish_folder, size_of
-from wsi_assets.orchestration.layout import StorageLayout
+from wsi_assets.orchestration.io_managers.partitioned import (
+    folder_of,
+    load_partitions,
+    partition_to_write,
+)
+from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS, StorageLayout
 from wsi_assets.orchestration.reporting import clear_failures
 
 if TYPE_CHECKING:
@@ -28,10 +33,8 @@ class ModelIOManager(dg.ConfigurableIOManager):
     storage_dir: str
 
     def handle_output(self, context: dg.OutputContext, obj: TrainingResult) -> None:
-        layout = StorageLayout(self.storage_dir)
-        level = context.asset_partition_key
         trained = obj.best_path.parent.parent
-        target = layout.level_artefact("trained_model", level)
+        target = self._checkpoints(context, partition_to_write(context))
         with publish_file(target.parent / "epoch_losses.csv") as aside:
             shutil.copyfile(trained / "epoch_losses.csv", aside)
         with publish_folder(target) as aside:
@@ -48,15 +51,20 @@ class ModelIOManager(dg.ConfigurableIOManager):
             }
         )
 
-    def load_input(self, context: dg.InputContext) -> Path:
-        level = context.asset_partition_key
-        best = StorageLayout(self.storage_dir).level_artefact("trained_model", level) / "best.pt"
+    def load_input(self, context: dg.InputContext) -> Path | dict[str, Path]:
         with clear_failures():
-            if not best.is_file():
-                raise ModelError(
-                    "does not exist", path=best, remedy=f"Materialize trained_model of level {level}"
-                )
-        return best
+            return load_partitions(
+                context, lambda level: self._checkpoints(context, level) / "best.pt", _found
+            )
+
+    def _checkpoints(self, context: dg.InputContext | dg.OutputContext, level: str | None) -> Path:
+        return folder_of(StorageLayout(self.storage_dir), context, level) / LEVEL_ARTEFACTS["trained_model"]
+
+
+def _found(best: Path) -> Path:
+    if not best.is_file():
+        raise ModelError("does not exist", path=best, remedy="Materialize the model that writes it")
+    return best
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

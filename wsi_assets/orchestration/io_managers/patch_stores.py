@@ -10,11 +10,19 @@ import dagster as dg
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import write_json
-from wsi_assets.orchestration.layout import StorageLayout
+from wsi_assets.orchestration.io_managers.partitioned import (
+    folder_of,
+    load_partitions,
+    partition_to_write,
+)
+from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS, StorageLayout
 from wsi_assets.orchestration.reporting import clear_failures, picture, progress_to, table
 
 if TYPE_CHECKING:
     from wsi_assets.patches import BuildReport, PatchPlan, PatchStore
+
+POINTER = LEVEL_ARTEFACTS["patch_store"]
+"""The file in a level's folder that names its store."""
 
 
 class PatchStoreIOManager(dg.ConfigurableIOManager):
@@ -30,25 +38,34 @@ class PatchStoreIOManager(dg.ConfigurableIOManager):
     def handle_output(self, context: dg.OutputContext, obj: PatchPlan) -> None:
         from wsi_assets.patches import STORE_NAMES, build_store, mosaic_png, open_store
 
-        layout = StorageLayout(self.storage_dir)
-        folder = layout.level_folder(context.asset_partition_key)
+        folder = folder_of(StorageLayout(self.storage_dir), context, partition_to_write(context))
         with clear_failures():
             report = build_store(
                 obj, folder / STORE_NAMES[self.backend], self.backend, progress=progress_to(context.log)
             )
-            write_json(
-                layout.level_artefact("patch_store", context.asset_partition_key),
-                {"store": report.path.name, "backend": self.backend},
-            )
-            store = open_store(report.path)
-            context.add_output_metadata({**_figures(report), "mosaic": picture(mosaic_png(store), "patches")})
-            store.close()
+            write_json(folder / POINTER, {"store": report.path.name, "backend": self.backend})
+            with open_store(report.path) as store:
+                mosaic = picture(mosaic_png(store), "patches by class")
+        others = [name for kind, name in STORE_NAMES.items() if kind != self.backend]
+        context.add_output_metadata(
+            {
+                **_figures(report),
+                "mosaic": mosaic,
+                # Not removed: a store may have taken days. Nothing of the graph reads it any more.
+                "older_stores_of_other_backends": [name for name in others if (folder / name).exists()],
+            }
+        )
 
-    def load_input(self, context: dg.InputContext) -> PatchStore:
+    def load_input(self, context: dg.InputContext) -> PatchStore | dict[str, PatchStore]:
         from wsi_assets.patches import open_store
 
+        layout = StorageLayout(self.storage_dir)
         with clear_failures():
-            return open_store(current_store(StorageLayout(self.storage_dir), context.asset_partition_key))
+            return load_partitions(
+                context,
+                lambda level: folder_of(layout, context, level) / POINTER,
+                lambda pointer: open_store(store_named_by(pointer)),
+            )
 
 
 class LmdbIOManager(PatchStoreIOManager):
@@ -69,19 +86,27 @@ class PngFolderIOManager(PatchStoreIOManager):
     backend: Literal["fs"] = "fs"
 
 
-def current_store(layout: StorageLayout, level: int | str) -> Path:
-    """The store that the last build of a level's patches wrote.
+def store_named_by(pointer: Path) -> Path:
+    """The store that the last build wrote, by the file that names it.
 
     Raises:
         StoreError: there is none.
     """
-    pointer = layout.level_artefact("patch_store", level)
     try:
         return pointer.parent / json.loads(pointer.read_text())["store"]
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(
-            "names no patch store", path=pointer, remedy=f"Materialize patch_store of level {level}"
+            "names no patch store", path=pointer, remedy="Materialize patch_store of this level"
         ) from error
+
+
+def current_store(layout: StorageLayout, level: int | str) -> Path:
+    """The patch store of a level.
+
+    Raises:
+        StoreError: there is none.
+    """
+    return store_named_by(layout.level_artefact("patch_store", level))
 
 
 def _figures(report: BuildReport) -> dict[str, Any]:

@@ -9,6 +9,12 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.files import read_plain_pickle, size_of, write_plain_pickle
+from wsi_assets.orchestration.io_managers.partitioned import (
+    folder_of,
+    load_partitions,
+    partition_to_write,
+    takes_many,
+)
 from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS, StorageLayout
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.reporting import clear_failures
@@ -52,23 +58,15 @@ class PlainPickleIOManager(dg.ConfigurableIOManager):
     storage_dir: str
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        keys = context.asset_partition_keys if context.has_asset_partitions else [None]
-        if len(keys) != 1:
-            if obj is None:  # each was written as it was made
-                return
-            raise dg.Failure(
-                f"{context.asset_key.to_user_string()} writes one partition a run, not {len(keys)}",
-                allow_retries=False,
-            )
-        context.add_output_metadata(write_artefact(self._path(context, keys[0]), obj))
+        if obj is None and context.has_asset_partitions and len(context.asset_partition_keys) > 1:
+            return  # each was written as it was made
+        context.add_output_metadata(write_artefact(self._path(context, partition_to_write(context)), obj))
 
     def load_input(self, context: dg.InputContext) -> Any:
         with clear_failures():
-            if not context.has_asset_partitions:
-                return read_plain_pickle(self._path(context, None))
             if takes_many(context):
                 return LazyPickles({key: self._path(context, key) for key in context.asset_partition_keys})
-            return read_plain_pickle(self._path(context, context.asset_partition_key))
+            return load_partitions(context, lambda key: self._path(context, key), read_plain_pickle)
 
     def _path(self, context: dg.InputContext | dg.OutputContext, partition: str | None) -> Path:
         layout = StorageLayout(self.storage_dir)
@@ -79,7 +77,7 @@ class PlainPickleIOManager(dg.ConfigurableIOManager):
             return layout.slide_artefact(asset, partition)
         if asset in LEVEL_ARTEFACTS:
             return layout.level_artefact(asset, partition)
-        return layout.root / asset / f"{partition}.pkl"
+        return folder_of(layout, context, partition) / f"{asset}.pkl"
 
 
 def write_artefact(path: Path, value: Any) -> dict[str, Any]:
@@ -90,18 +88,6 @@ def write_artefact(path: Path, value: Any) -> dict[str, Any]:
         "size": size_of(path),
         "count": len(value) if isinstance(value, (list, dict)) else 1,
     }
-
-
-def takes_many(context: dg.InputContext) -> bool:
-    """Whether this input is a mapping over upstream partitions, as its ``AssetIn`` declares.
-
-    Inputs that declare nothing take one partition if it is the run's own, and a mapping otherwise.
-    """
-    declared = (context.definition_metadata or {}).get("load")
-    if declared is not None:
-        return declared == "mapping"
-    keys = list(context.asset_partition_keys)
-    return not (context.has_partition_key and keys == [context.partition_key])
 
 
 def _is_by_slide(context: dg.InputContext | dg.OutputContext) -> bool:

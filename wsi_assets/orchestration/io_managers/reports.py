@@ -8,8 +8,12 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.files import publish_folder, size_of
-from wsi_assets.orchestration.io_managers.plain_pickle import takes_many
-from wsi_assets.orchestration.layout import StorageLayout
+from wsi_assets.orchestration.io_managers.partitioned import (
+    folder_of,
+    load_partitions,
+    partition_to_write,
+)
+from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS, StorageLayout
 
 
 class ReportIOManager(dg.ConfigurableIOManager):
@@ -22,7 +26,7 @@ class ReportIOManager(dg.ConfigurableIOManager):
     storage_dir: str
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        target = self._folder(context, context.asset_partition_key if context.has_asset_partitions else None)
+        target = self._folder(context, partition_to_write(context))
         with publish_folder(target) as aside:
             page = target / obj(aside).relative_to(aside)
         context.add_output_metadata(
@@ -35,13 +39,8 @@ class ReportIOManager(dg.ConfigurableIOManager):
         )
 
     def load_input(self, context: dg.InputContext) -> Path | dict[str, Path]:
-        if not context.has_asset_partitions:
-            return self._folder(context, None)
-        if takes_many(context):
-            folders = {level: self._folder(context, level) for level in context.asset_partition_keys}
-            return {level: folder for level, folder in folders.items() if folder.is_dir()}
-        return self._folder(context, context.asset_partition_key)
+        return load_partitions(context, lambda level: self._folder(context, level), lambda folder: folder)
 
     def _folder(self, context: dg.InputContext | dg.OutputContext, level: str | None) -> Path:
-        layout, asset = StorageLayout(self.storage_dir), context.asset_key.path[-1]
-        return layout.root / asset if level is None else layout.level_artefact(asset, level)
+        folder = folder_of(StorageLayout(self.storage_dir), context, level)
+        return folder if level is None else folder / LEVEL_ARTEFACTS["evaluation"]
