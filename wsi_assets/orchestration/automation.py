@@ -108,16 +108,19 @@ def follow_slide_files(asset: str) -> dg.AutomationCondition:
     )
 
 
-slides_follow = dg.AutomationConditionSensorDefinition(
-    "slides_follow",
-    target=dg.AssetSelection.assets(*catalog.SLIDE_ASSETS),
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    use_user_code_server=True,
-    run_tags={catalog.LAUNCHED_BY: "slides_follow"},
-    description="Makes the regions of slides whose files are new or changed: an outline that arrives or "
-    f"changes re-does the outline only. Up to {SLIDES_PER_RUN} slides share a run; one bad slide fails "
-    "alone, and is tried again when its file changes. Costs two small queries a look.",
-)
+def build_slides_follow(look_every_seconds: int) -> dg.AutomationConditionSensorDefinition:
+    """The sensor that applies the conditions of the slide assets, as often as the folder is looked at."""
+    return dg.AutomationConditionSensorDefinition(
+        "slides_follow",
+        target=dg.AssetSelection.assets(*catalog.SLIDE_ASSETS),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=look_every_seconds,
+        use_user_code_server=True,
+        run_tags={catalog.LAUNCHED_BY: "slides_follow"},
+        description="Makes the regions of slides whose files are new or changed: an outline that arrives or "
+        f"changes re-does the outline only. Up to {SLIDES_PER_RUN} slides share a run; one bad slide fails "
+        "alone, and is tried again when its file changes. Costs two small queries a look.",
+    )
 
 
 def _touched(instance: dg.DagsterInstance, source: str, after: int | None) -> tuple[set[str], int | None]:

@@ -9,7 +9,7 @@ from wsi_assets.orchestration.assets.index import sampled_index, slide_index
 from wsi_assets.orchestration.assets.learning import test_predictions, trained_model
 from wsi_assets.orchestration.assets.patches import patch_store
 from wsi_assets.orchestration.assets.slides import annotation_regions, slide_file, tissue_regions
-from wsi_assets.orchestration.automation import slides_follow
+from wsi_assets.orchestration.automation import build_slides_follow
 from wsi_assets.orchestration.checks import ALL_CHECKS
 from wsi_assets.orchestration.io_managers.models import ModelIOManager
 from wsi_assets.orchestration.io_managers.patch_stores import PatchStoreIOManager
@@ -19,7 +19,7 @@ from wsi_assets.orchestration.jobs import ALL_JOBS
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.resources.storage import Storage
 from wsi_assets.orchestration.resources.tracking import ModelTracking
-from wsi_assets.orchestration.schedules import ALL_SCHEDULES, LEVEL_SENSORS
+from wsi_assets.orchestration.schedules import ALL_SCHEDULES, build_level_sensors
 from wsi_assets.orchestration.sensors import build_slide_folder
 from wsi_assets.orchestration.settings import Settings
 
@@ -47,7 +47,11 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         ],
         asset_checks=ALL_CHECKS,
         jobs=ALL_JOBS,
-        sensors=[build_slide_folder(settings.look_every_seconds), slides_follow, *LEVEL_SENSORS],
+        sensors=[
+            build_slide_folder(settings.look_every_seconds),
+            build_slides_follow(settings.look_every_seconds),
+            *build_level_sensors(settings.look_every_seconds),
+        ],
         schedules=ALL_SCHEDULES,
         resources={
             "library": SlideLibrary(

@@ -29,7 +29,7 @@ from wsi_assets.orchestration.resources.storage import Storage
 
 SLIDES_AT = "0 1 * * *"
 INDEX_AT = "0 2 * * *"
-FOLLOW_EVERY_SECONDS = 120
+FOLLOW_EVERY_LOOKS = 4
 MOST_RUNS_A_NIGHT = 200
 
 Usable = Mapping[str, Sequence[str]]
@@ -60,9 +60,7 @@ def too_many_missing(registered: Collection[str], on_disk: Collection[str]) -> s
     return None
 
 
-def followers_out_of_date(
-    level: int, made: Mapping[str, Recorded], backend: str
-) -> tuple[list[str], str | None]:
+def followers_out_of_date(made: Mapping[str, Recorded], backend: str) -> tuple[list[str], str | None]:
     """Which of a level's sampled index and patch store are older than the index, and the version to come.
 
     Only assets that were made before follow. The version identifies the state that is asked for.
@@ -187,60 +185,67 @@ def nightly_slides(
         yield dg.SkipReason(f"the regions of all {len(slides)} slides are up to date")
 
 
-@dg.sensor(
-    job_name=catalog.LEVEL_PIPELINE,
-    minimum_interval_seconds=FOLLOW_EVERY_SECONDS,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description="The switch for sampled index and patch store: while it is on, they follow their slide index "
-    "on every level that has them, with the level's own parameters. Only patches that are new are decoded. "
-    "A state that failed is not tried again. Models never follow: launch level_pipeline to train.",
-)
-def store_follows_index(
-    context: dg.SensorEvaluationContext, patch_io: dg.ResourceParam[PatchStoreIOManager]
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    asked = 0
-    for level in LEVELS.get_partition_keys():
-        made = recorded_level(context.instance, level)
-        assets, state = followers_out_of_date(int(level), made, patch_io.backend)
-        if assets and not is_busy(context.instance, level):
-            asked += 1
-            yield dg.RunRequest(
-                run_key=f"{level}:{state}",
-                partition_key=level,
-                asset_selection=[dg.AssetKey(asset) for asset in assets],
-                run_config=own_config(made, assets),
-                tags={catalog.LAUNCHED_BY: "store_follows_index"},
+def build_level_sensors(look_every_seconds: int) -> list[dg.SensorDefinition]:
+    """The sensors over levels; they look at records only, a little less often than at the slide folder."""
+    every_seconds = FOLLOW_EVERY_LOOKS * look_every_seconds
+
+    @dg.sensor(
+        job_name=catalog.LEVEL_PIPELINE,
+        minimum_interval_seconds=every_seconds,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="The switch for sampled index and patch store: while it is on, they follow their slide "
+        "index on every level that has them, with the level's own parameters. Only new patches are decoded. "
+        "A state that failed is not tried again. Models never follow: launch level_pipeline to train.",
+    )
+    def store_follows_index(
+        context: dg.SensorEvaluationContext, patch_io: dg.ResourceParam[PatchStoreIOManager]
+    ) -> dg.SensorResult:
+        asked: dict[str, str | None] = json.loads(context.cursor or "{}")
+        requests = []
+        for level in LEVELS.get_partition_keys():
+            made = recorded_level(context.instance, level)
+            assets, state = followers_out_of_date(made, patch_io.backend)
+            if not assets or asked.get(level) == state or is_busy(context.instance, level):
+                continue
+            asked[level] = state
+            requests.append(
+                dg.RunRequest(
+                    partition_key=level,
+                    asset_selection=[dg.AssetKey(asset) for asset in assets],
+                    run_config=own_config(made, assets),
+                    tags={catalog.LAUNCHED_BY: "store_follows_index"},
+                )
             )
-    if not asked:
-        yield dg.SkipReason("every level's sampled index and store are as new as its index")
+        skip = None if requests else "every level's sampled index and store are as new as its index"
+        return dg.SensorResult(run_requests=requests, skip_reason=skip, cursor=json.dumps(asked))
 
+    @dg.sensor(
+        job_name=catalog.LEVEL_LINEAGE,
+        minimum_interval_seconds=every_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="When something of a level was made again, e.g. with other parameters, has the checks "
+        "named fits_its_level say what below it is out of date. Makes nothing. Costs six queries a look.",
+    )
+    def lineage_watch(
+        context: dg.SensorEvaluationContext, library: SlideLibrary, storage: Storage
+    ) -> dg.SensorResult:
+        known: dict[str, Any] = json.loads(context.cursor or "{}")
+        requests = []
+        for level, state in level_versions(context.instance).items():
+            before = known.get(level, {"state": "", "out_of_date": []})
+            if state == before["state"] or is_busy(context.instance, level):
+                continue
+            verdicts = LevelState(context.instance, storage.layout, library, level).lineage()
+            out_of_date = [asset for asset, verdict in verdicts.items() if not verdict.passed]
+            known[level] = {"state": state, "out_of_date": out_of_date}
+            if out_of_date != before["out_of_date"]:
+                # Not `partition_key`: a job of checks alone has no partitions of its own.
+                tags = {catalog.LAUNCHED_BY: "lineage_watch", "dagster/partition": level}
+                requests.append(dg.RunRequest(tags=tags))
+        skip = None if requests else "no level's lineage changed"
+        return dg.SensorResult(run_requests=requests, skip_reason=skip, cursor=json.dumps(known))
 
-@dg.sensor(
-    job_name=catalog.LEVEL_LINEAGE,
-    minimum_interval_seconds=FOLLOW_EVERY_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="When something of a level was made again, e.g. with other parameters, has the checks named "
-    "fits_its_level say what below it is out of date. Makes nothing. Costs six queries a look.",
-)
-def lineage_watch(
-    context: dg.SensorEvaluationContext, library: SlideLibrary, storage: Storage
-) -> dg.SensorResult | dg.SkipReason:
-    known: dict[str, Any] = json.loads(context.cursor or "{}")
-    requests = []
-    for level, state in level_versions(context.instance).items():
-        before = known.get(level, {"state": "", "out_of_date": []})
-        if state == before["state"] or is_busy(context.instance, level):
-            continue
-        verdicts = LevelState(context.instance, storage.layout, library, level).lineage()
-        out_of_date = [asset for asset, verdict in verdicts.items() if not verdict.passed]
-        known[level] = {"state": state, "out_of_date": out_of_date}
-        if out_of_date != before["out_of_date"]:
-            # Not `partition_key`: a job of checks alone has no partitions of its own.
-            tags = {catalog.LAUNCHED_BY: "lineage_watch", "dagster/partition": level}
-            requests.append(dg.RunRequest(run_key=f"{level}:{state}", tags=tags))
-    if not requests:
-        return dg.SensorResult(skip_reason="no level's lineage changed", cursor=json.dumps(known))
-    return dg.SensorResult(run_requests=requests, cursor=json.dumps(known))
+    return [store_follows_index, lineage_watch]
 
 
 def level_versions(instance: dg.DagsterInstance) -> dict[str, str]:
@@ -279,4 +284,3 @@ UNFINISHED = [
 ]
 
 ALL_SCHEDULES = [nightly_slides, nightly_index]
-LEVEL_SENSORS = [store_follows_index, lineage_watch]

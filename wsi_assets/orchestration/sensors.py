@@ -142,6 +142,7 @@ def build_slide_folder(look_every_seconds: int) -> dg.SensorDefinition:
             return dg.SkipReason(f"{error}. Nothing was changed")
         slides = {slide.slide_id: slide for slide in listing.slides}
         now, faults = take_look(listing.slides)
+        faults += [f"{name}: {why}" for name, why in listing.left_out.items()]
         registered = set(context.instance.get_dynamic_partitions(SLIDES.name))
         memory = Memory.from_cursor(context.cursor)
         everything = digest(now, sorted(registered))

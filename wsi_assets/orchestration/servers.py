@@ -9,14 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+
+import dagster as dg
 
 from wsi_assets.errors import ConfigError
+from wsi_assets.orchestration.dead_runs import fail_dead_runs
 from wsi_assets.orchestration.home import prepare_home
 from wsi_assets.orchestration.layout import StorageLayout
 from wsi_assets.orchestration.settings import Settings
 
 DEFINITIONS = ["-m", "wsi_assets.definitions"]
 STOP_WITHIN_SECONDS = 10
+LOOK_FOR_DEAD_RUNS_SECONDS = 60
 
 
 def serve(
@@ -44,7 +49,8 @@ def serve(
         if "mlflow" in processes:
             tell(f"MLflow:      http://{host}:{mlflow_port}")
         tell(f"Logs:        {logs}\nStop with Ctrl-C.")
-        return _wait(processes, logs, tell)
+        with dg.DagsterInstance.get() as instance:
+            return _wait(processes, logs, tell, partial(fail_dead_runs, instance, tell))
     finally:
         _stop(list(processes.values()))
 
@@ -76,14 +82,23 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def _wait(processes: dict[str, subprocess.Popen], logs: object, tell: Callable[[str], None]) -> int:
+def _wait(
+    processes: dict[str, subprocess.Popen],
+    logs: object,
+    tell: Callable[[str], None],
+    sweep: Callable[[], object],
+) -> int:
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    next_sweep = 0.0
     try:
         while True:
             for name, process in processes.items():
                 if process.poll() is not None:
                     tell(f"error: the {name} stopped with status {process.returncode}; see {logs}/{name}.log")
                     return 1
+            if time.monotonic() >= next_sweep:
+                sweep()
+                next_sweep = time.monotonic() + LOOK_FOR_DEAD_RUNS_SECONDS
             time.sleep(0.5)
     except KeyboardInterrupt:
         return 0

@@ -1,0 +1,83 @@
+"""Runs whose process died without a word: they would be "started" for ever and keep their slots.
+
+Dagster's code server notices when a run that it started dies, but not when it died itself (power cut,
+killed machine), and nobody watches runs of the command line. What was made stays; a new run continues.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+
+GRACE_SECONDS = 60
+"""A run younger than this may not have told its process yet."""
+
+STARTED = [
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def fail_dead_runs(instance: dg.DagsterInstance, tell: Callable[[str], None]) -> list[str]:
+    """Mark runs as failed whose process is gone from this machine; returns their ids.
+
+    Only for a home in local files, which one machine uses: on a shared database the process may live
+    elsewhere.
+    """
+    if type(instance.run_storage).__name__ != "SqliteRunStorage":
+        return []
+    failed = []
+    for record in instance.get_run_records(dg.RunsFilter(statuses=STARTED)):
+        run, begun = record.dagster_run, record.start_time or record.create_timestamp.timestamp()
+        pid = process_of(instance, run.run_id)
+        if is_dead(pid, begun, time.time()):
+            instance.report_run_failed(
+                run, f"Its process {pid or ''} is gone: it was killed, or the machine was switched off."
+            )
+            failed.append(run.run_id)
+            tell(f"Run {run.run_id[:8]} of {run.job_name} had lost its process and is marked as failed")
+    return failed
+
+
+def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
+    """The process that executes a run's steps or watches over them, None if none was ever told."""
+    found = None
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        told = entry.dagster_event.engine_event_data.metadata.get("pid") if entry.dagster_event else None
+        # Steps have processes of their own; the run's is the one told outside of any step.
+        if told is not None and entry.step_key is None:
+            found = int(told.value)
+    return found
+
+
+def is_dead(pid: int | None, begun: float, now: float) -> bool:
+    """Whether a run begun then (seconds since 1970) can have no living process now.
+
+    A process younger than the run is another one that got the same number.
+    """
+    if now - begun < GRACE_SECONDS:
+        return False
+    if pid is None:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return True  # another user's: not ours
+    return (_started(pid) or begun) > begun + GRACE_SECONDS
+
+
+def _started(pid: int) -> float | None:
+    """When a process started, None where the system does not tell."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
