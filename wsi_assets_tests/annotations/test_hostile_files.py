@@ -80,7 +80,7 @@ def survive(folder, cases: int, seed: int) -> dict[str, int]:
     rng, outcomes = random.Random(seed), {"read": 0, "refused": 0}
     originals = seeds(folder)
     for case in range(cases):
-        suffix, content = list(originals.items())[case % 2]
+        suffix, content = list(originals.items())[case % 5 == 4]
         if suffix == ".geojson" and rng.random() < 0.5:
             content = json.dumps(structurally_mutated(json.loads(content), rng)).encode()
         else:
@@ -111,5 +111,5 @@ def test_damaged_files_give_regions_or_the_typed_error(tmp_path):
 
 @pytest.mark.trial
 @pytest.mark.parametrize("seed", range(1, 11))
-def test_ten_thousand_damaged_files_give_regions_or_the_typed_error(tmp_path, seed):
-    survive(tmp_path, 1000, seed)
+def test_ten_thousand_damaged_xml_files_give_regions_or_the_typed_error(tmp_path, seed):
+    survive(tmp_path, 1250, seed)  # every fifth is GeoJSON
