@@ -43,6 +43,10 @@ class StorageLayout:
         """Where a training writes until it is complete, and resumes from when it was cut off."""
         return self.level_folder(level) / "training_in_progress"
 
+    def mlflow_pending(self, level: int | str) -> Path:
+        """What MLflow has not taken of this level's trainings; exists only if there is such."""
+        return self.level_folder(level) / "mlflow_pending"
+
     @property
     def dagster_home(self) -> Path:
         return self.root / "dagster_home"

@@ -17,10 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LevelContext:
-    """What is known of a level beside its predictions: for the report, and the MLflow run to add to."""
+    """What is known of a level beside its predictions.
+
+    Attributes:
+        report: for the report.
+        mlflow_key: of the MLflow run of the model that predicted, None if it has none.
+        validation_threshold: of that model, None if none was chosen.
+    """
 
     report: ReportContext
-    mlflow_run_id: str | None
+    mlflow_key: str | None
+    validation_threshold: float | None
 
 
 def report_context(instance: dg.DagsterInstance, level: str) -> LevelContext:
@@ -52,7 +59,8 @@ def report_context(instance: dg.DagsterInstance, level: str) -> LevelContext:
         },
         mlflow_url=training.get("mlflow_run"),
     )
-    return LevelContext(report, training.get("mlflow_run_id"))
+    predicted = known["test_predictions"]
+    return LevelContext(report, predicted.get("mlflow_key"), predicted.get("validation_threshold"))
 
 
 def headline(outcome: Evaluation) -> dict[str, Figure]:

@@ -11,6 +11,7 @@ from wsi_assets.orchestration import catalog
 from wsi_assets.orchestration.config import EvaluationConfig
 from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
 from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
+from wsi_assets.orchestration.mlflow_notes import metrics
 from wsi_assets.orchestration.partitions import EVERY_PARTITION, LEVELS
 from wsi_assets.orchestration.report_context import (
     confusion_rows,
@@ -44,19 +45,19 @@ def evaluation(
     from wsi_assets.evaluation import evaluate, write_report
 
     level = context.partition_key
+    about = report_context(context.instance, level)
     progress = progress_to(context.log)
     with clear_failures():
         outcome = evaluate(
             test_predictions,
             tumor_regions=_outlines(test_predictions, annotation_regions),
             options=config,
+            validation_threshold=about.validation_threshold,
             progress=progress,
         )
-    about = report_context(context.instance, level)
     figures = headline(outcome)
-    tracking.resume_run(about.mlflow_run_id, context.log.warning).log_metrics(
-        {f"test_{name}": figure.value for name, figure in figures.items()}
-    )
+    with tracking.resume_run(level, about.mlflow_key, context.log.warning) as mlflow_run:
+        mlflow_run.tell(metrics({f"test_{name}": figure.value for name, figure in figures.items()}))
     return made(
         "evaluation",
         partial(write_report, outcome, context=about.report, progress=progress),
