@@ -15,7 +15,7 @@ from wsi_assets.orchestration.io_managers.models import ModelIOManager
 from wsi_assets.orchestration.io_managers.patch_stores import PatchStoreIOManager
 from wsi_assets.orchestration.io_managers.plain_pickle import PlainPickleIOManager
 from wsi_assets.orchestration.io_managers.reports import ReportIOManager
-from wsi_assets.orchestration.jobs import ALL_JOBS
+from wsi_assets.orchestration.jobs import ALL_JOBS, step_processes
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.resources.storage import Storage
 from wsi_assets.orchestration.resources.tracking import ModelTracking
@@ -47,6 +47,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         ],
         asset_checks=ALL_CHECKS,
         jobs=ALL_JOBS,
+        executor=step_processes,
         sensors=[
             build_slide_folder(settings.look_every_seconds),
             build_slides_follow(settings.look_every_seconds),
@@ -61,7 +62,9 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
             "storage": Storage(storage_dir=storage_dir),
             "tracking": ModelTracking(storage_dir=storage_dir, tracking_uri=settings.tracking_uri),
             "pickle_io": PlainPickleIOManager(storage_dir=storage_dir),
-            "patch_io": PatchStoreIOManager(storage_dir=storage_dir, backend=settings.patch_backend),
+            "patch_io": PatchStoreIOManager(
+                storage_dir=storage_dir, backend=settings.patch_backend, scheduler=settings.scheduler
+            ),
             "model_io": ModelIOManager(storage_dir=storage_dir),
             "report_io": ReportIOManager(storage_dir=storage_dir),
         },

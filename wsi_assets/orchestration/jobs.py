@@ -31,4 +31,10 @@ level_lineage = dg.define_asset_job(
     description="Says of a level's assets which are older than what they were made from. Makes nothing.",
 )
 
+step_processes = dg.multiprocess_executor.configured(
+    {"start_method": {"forkserver": {"preload_modules": ["wsi_assets.definitions"]}}}
+)
+"""A process for every step, so that a step that takes the machine down takes only itself; forked from one
+that has the graph loaded, because a level has a dozen steps and a fresh process takes seconds to start."""
+
 ALL_JOBS = [slide_regions, level_pipeline, compare_levels, level_lineage]
