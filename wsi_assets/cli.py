@@ -106,6 +106,19 @@ def doctor(images: Path | None, annotations: Path | None, storage: Path | None) 
 
 
 @main.command()
+@click.argument("slide_id")
+@folders
+def retire(slide_id: str, images: Path | None, annotations: Path | None, storage: Path | None) -> None:
+    """Take a slide out of the platform, after its file was taken out of the folder.
+
+    Removes its partition and its regions. Levels keep what they were made from until they are made again.
+    """
+    from wsi_assets.console import retire_and_report
+
+    sys.exit(retire_and_report(_settings(images, annotations, storage, None), slide_id))
+
+
+@main.command()
 @click.option("--level", type=int, required=True, help="The level whose patches are checked.")
 @click.option("--fraction", type=float, default=0.01, show_default=True, help="Share to check; 1 is all.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Seed of the sample.")

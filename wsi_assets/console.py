@@ -109,6 +109,24 @@ def examine_slides(settings: Settings) -> int:
     return FAILED if faulty or not rows else OK
 
 
+def retire_and_report(settings: Settings, slide_id: str) -> int:
+    """Retire a slide and say which levels may still hold it."""
+    from wsi_assets.orchestration.home import open_instance
+    from wsi_assets.orchestration.layout import StorageLayout
+    from wsi_assets.orchestration.resources.library import SlideLibrary
+    from wsi_assets.orchestration.retiring import retire_slide
+
+    library = SlideLibrary.of(settings)
+    with open_instance(settings) as instance:
+        levels = retire_slide(instance, library, StorageLayout(settings.storage_dir), slide_id)
+    console.print(f"{slide_id} is retired", markup=False)
+    if levels:
+        console.print(
+            f"it may still be in {', '.join(levels)}: make these again when you want it out of them"
+        )
+    return OK
+
+
 def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -> int:
     """Compare a sample of a level's patches with their slides; returns 1 if any differs."""
     from wsi_assets.files import read_plain_pickle

@@ -59,7 +59,7 @@ def retire_slide(
     _record(instance, slide_id)
     instance.delete_dynamic_partition(SLIDES.name, slide_id)
     shutil.rmtree(layout.slide_folder(slide_id), ignore_errors=True)
-    return [path.name for path in sorted(layout.root.glob("level_*"))]
+    return [path.name for path in sorted(layout.root.glob("level_[0-9]"))]
 
 
 def uses_slide(

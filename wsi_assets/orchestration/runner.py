@@ -97,10 +97,7 @@ class Runner:
         self.configs = configs
         self.progress = progress
         self.layout = StorageLayout(settings.storage_dir)
-        self.library = SlideLibrary(
-            images_dir=str(settings.images_dir),
-            annotations_dir=None if settings.annotations_dir is None else str(settings.annotations_dir),
-        )
+        self.library = SlideLibrary.of(settings)
         self.definitions = build_definitions(settings)
 
     def run_slides(self) -> SlidesOutcome:

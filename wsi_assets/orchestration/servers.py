@@ -23,6 +23,9 @@ DEFINITIONS = ["-m", "wsi_assets.definitions"]
 STOP_WITHIN_SECONDS = 10
 LOOK_FOR_DEAD_RUNS_SECONDS = 60
 
+WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""MLflow's server would start eight more processes for jobs that nothing here gives it."""
+
 
 def serve(
     settings: Settings, host: str, port: int, mlflow_port: int, tell: Callable[[str], None] = print
@@ -40,11 +43,15 @@ def serve(
     # Not `logs`: Dagster empties a folder of that name.
     logs = home / "server_logs"
     logs.mkdir(exist_ok=True)
+    # Started in the background, this process and its servers would inherit a SIGINT that is ignored.
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interrupt, signal.default_int_handler)
+    environment = {**os.environ, **WITHOUT_JOBS}
     processes = {}
     try:
         for name, command in commands.items():
             with (logs / f"{name}.log").open("ab") as log:
-                processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ.copy())
+                processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         tell(f"Dagster UI:  http://{host}:{port}")
         if "mlflow" in processes:
             tell(f"MLflow:      http://{host}:{mlflow_port}")
@@ -88,7 +95,6 @@ def _wait(
     tell: Callable[[str], None],
     sweep: Callable[[], object],
 ) -> int:
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     next_sweep = 0.0
     try:
         while True:

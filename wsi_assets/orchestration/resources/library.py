@@ -9,6 +9,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from wsi_assets.errors import SlideError
+from wsi_assets.orchestration.settings import Settings
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile, SlideListing
@@ -21,6 +22,12 @@ class SlideLibrary(dg.ConfigurableResource):
     annotations_dir: str | None = None
 
     _listing: SlideListing | None = PrivateAttr(default=None)
+
+    @classmethod
+    def of(cls, settings: Settings) -> SlideLibrary:
+        """The library of these folders."""
+        annotations = None if settings.annotations_dir is None else str(settings.annotations_dir)
+        return cls(images_dir=str(settings.images_dir), annotations_dir=annotations)
 
     def look(self) -> SlideListing:
         """List the folders anew.
