@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MAX_PARAMETER_LENGTH = 500
 """Characters every MLflow store takes."""
 
+DESCRIPTION_TAG = "mlflow.note.content"
+"""MLflow shows its value, Markdown, at the head of a run's page."""
+
 
 @dataclass(frozen=True)
 class Note:

@@ -81,9 +81,9 @@ def outcome(
         told: epochs already told while they happened; a resumed training has earlier ones.
     """
     best = result.best
-    figures = {"epoch": best.epoch, **epoch_figures(best), "majority_share": result.majority_share}
-    of_validation = {name: value for name, value in epoch_figures(best).items() if name.startswith("val_")}
-    tags = {"dataset_digest": result.data_digest, "epoch": best.epoch, **of_validation}
+    of_best = {name: value for name, value in epoch_figures(best).items() if name.startswith("val_")}
+    known = {name: f"{value:.4f}" for name, value in of_best.items() if value is not None}
+    tags = {"dataset_digest": result.data_digest, "epoch": best.epoch, **known}
     split = result.split
     return [
         *(epoch_note(record) for record in result.epochs if record.epoch not in told),
@@ -92,12 +92,15 @@ def outcome(
                 **{f"patches_{name}": count for name, count in result.counts.items()},
                 "class_weights": ", ".join(f"{weight:.4f}" for weight in result.class_weights),
                 "split_unit": split.unit,
+                "best_epoch": result.best_epoch,
+                "majority_share": f"{result.majority_share:.4f}",
                 "device_used": result.device,
                 "precision_used": result.precision,
             }
         ),
-        notes.metrics({f"best_{name}": value for name, value in figures.items()}),
-        notes.tags({"stopped_early": result.stopped_early, "notes": "\n".join(result.notes)}),
+        # To compare runs by: of a curve MLflow's tables show the last value, not the best epoch's.
+        notes.metrics({f"{name}_best": value for name, value in of_best.items()}),
+        notes.tags({"stopped_early": result.stopped_early, notes.DESCRIPTION_TAG: _description(result)}),
         notes.file(_json(split.to_plain()), "split.json", "split"),
         notes.file(_csv(split.rows), "split.csv", "split"),
         *(notes.file(image, f"{name}.png", "pictures") for name, image in pictures.items()),
@@ -173,6 +176,11 @@ def _frozen_requirements() -> str:
     """Every installed package with its version, as pip reads it."""
     installed = {(found.metadata["Name"] or "", found.version) for found in distributions()}
     return "".join(f"{name}=={version}\n" for name, version in sorted(installed) if name)
+
+
+def _description(result: TrainingResult) -> str:
+    """Markdown for the head of the run's page."""
+    return "\n".join(f"- {note}" for note in result.notes)
 
 
 def _json(value: Any) -> bytes:

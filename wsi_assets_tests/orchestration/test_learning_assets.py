@@ -95,6 +95,7 @@ def test_parameters_and_counts_are_told(made):
     assert params["model_name"] == "tiny"
     assert params["patch_size"] == "32"
     assert int(params["patches_train_tumor"]) + int(params["patches_val_tumor"]) == 24
+    assert made.run.data.metrics["val_loss_best"] == pytest.approx(made.trained_model["val_loss"])
     assert made.run.info.status == "FINISHED"
 
 

@@ -35,6 +35,10 @@ from wsi_assets.orchestration.partitions import LEVELS
 Warn = Callable[[str], None]
 
 EXPERIMENT = "wsi_assets"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Tells MLflow's pages that this is no language model, which they otherwise guess."""
+
+SOURCE_TAGS = {"mlflow.source.name": "wsi-assets", "mlflow.source.type": "JOB"}
 KEY_TAG = "wsi_assets.key"
 LOCAL_UI = "http://127.0.0.1:5000"
 """Where ``wsi-assets ui`` serves the local MLflow pages."""
@@ -226,7 +230,11 @@ class ModelTracking(dg.ConfigurableResource):
     def run_of(self, client: Any, identity: RunIdentity, *, create: bool) -> Any:
         """MLflow's run with this key, created if asked; None if there is none."""
         found = client.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, self._location())
+        experiment = (
+            found.experiment_id
+            if found
+            else client.create_experiment(EXPERIMENT, self._location(), EXPERIMENT_TAGS)
+        )
         runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{identity.key}'", max_results=1)
         if runs or not create:
             return runs[0] if runs else None
@@ -234,12 +242,13 @@ class ModelTracking(dg.ConfigurableResource):
             experiment,
             start_time=identity.started,
             run_name=identity.name,
-            tags={**identity.tags, KEY_TAG: identity.key},
+            tags={**identity.tags, **SOURCE_TAGS, KEY_TAG: identity.key},
         )
 
     def url_of(self, run: Any) -> str:
         base = self.uri if self.uri.startswith("http") else LOCAL_UI
-        return f"{base.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        page = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        return f"{base.rstrip('/')}/#/{page}?workflowType=machine_learning"
 
     @contextlib.contextmanager
     def _system_metrics(self, run_id: str | None, warn: Warn) -> Iterator[None]:
