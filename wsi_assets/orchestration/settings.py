@@ -23,6 +23,8 @@ class Settings:
         storage_dir: everything the platform writes.
         patch_backend: one of :data:`BACKENDS`.
         tracking_uri: an MLflow server, or None for the sqlite file in the storage folder.
+        scheduler: address or scheduler file of a Dask cluster that does the work of slides, or None for this
+            machine.
         look_every_seconds: how often the sensor lists the slide folder; a slow share wants fewer looks.
     """
 
@@ -31,6 +33,7 @@ class Settings:
     storage_dir: Path
     patch_backend: str = "lmdb"
     tracking_uri: str | None = None
+    scheduler: str | None = None
     look_every_seconds: int = 30
 
     def __post_init__(self):
@@ -63,6 +66,7 @@ class Settings:
             storage_dir=folder("WSI_STORAGE_DIR", "storage"),
             patch_backend=environ.get("WSI_PATCH_BACKEND") or "lmdb",
             tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
+            scheduler=environ.get("WSI_SCHEDULER") or None,
             look_every_seconds=_seconds(environ, "WSI_LOOK_EVERY_SECONDS", 30),
         )
 
@@ -78,6 +82,8 @@ class Settings:
             values["WSI_ANNOTATIONS_DIR"] = str(self.annotations_dir)
         if self.tracking_uri is not None:
             values["MLFLOW_TRACKING_URI"] = self.tracking_uri
+        if self.scheduler is not None:
+            values["WSI_SCHEDULER"] = self.scheduler
         return values
 
     def with_changes(self, **changes: object) -> Settings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.patches.codecs import encoder
+from wsi_assets.slides.fingerprints import signature
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Encoded:
-    """``values``: encoded patches, None where unreadable; ``reasons``: number of such a patch -> why."""
+    """``values``: encoded patches, None where unreadable; ``reasons``: number of such a patch -> why.
+
+    ``unseen_by``: the machine that did not even find the slide's file, None if it did.
+    """
 
     values: list[bytes | None]
     reasons: dict[int, str]
+    unseen_by: str | None = None
 
 
 _open = threading.local()
@@ -50,12 +56,16 @@ _open = threading.local()
 def extract(task: Task) -> Encoded:
     """Read and encode; an unreadable slide or patch is a reason in the result, never an exception."""
     count = len(task.coords)
+    seen = False
     try:
-        reader = _reader(task.slide_path, task.fingerprint)
+        now = signature(task.slide_path)
+        seen = True
+        reader = _reader(task.slide_path, task.fingerprint, now)
         patches = reader.read(task.level, task.coords, task.patch_size)
     except SlideError as error:
         close_reader()
-        return Encoded([None] * count, dict.fromkeys(range(count), error.fault))
+        reasons = dict.fromkeys(range(count), error.fault)
+        return Encoded([None] * count, reasons, None if seen else platform.node())
     encode = encoder(task.codec, task.quality)
     allowed = task.max_no_data * task.patch_size**2
     reasons = dict(patches.failed)
@@ -99,13 +109,12 @@ def close_reader() -> None:
         held[1].close()
 
 
-def _reader(path: str, fingerprint: str | None):
+def _reader(path: str, fingerprint: str | None, now: tuple[int, int]):
     """The slide, kept open from task to task: consecutive tasks are mostly of one slide."""
     from wsi_assets.patches.pixels import PatchReader
     from wsi_assets.slides.fingerprints import fingerprint as fingerprint_of
-    from wsi_assets.slides.fingerprints import signature
 
-    wanted = (path, fingerprint, signature(path))
+    wanted = (path, fingerprint, now)
     held = getattr(_open, "held", None)
     if held is not None and held[0] == wanted:
         return held[1]

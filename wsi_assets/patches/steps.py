@@ -88,9 +88,17 @@ def carried_out(
     """Steps in order, each with what its task gave.
 
     Without an ``executor`` the first tasks run in this process, and a pool starts once there is enough to do.
+    Two tasks a worker and one are under way or wait here to be taken, however long the first of them takes.
+
+    Raises:
+        SlideError: a worker of the ``executor`` does not see a slide that this process sees.
     """
     workers = plan.options.extraction_workers or len(os.sched_getaffinity(0))
-    limit = 2 * getattr(executor, "_max_workers", workers) + 1
+
+    def limit() -> int:
+        # Workers may come while the work goes on.
+        return 2 * getattr(executor, "_max_workers", workers) + 1
+
     window: deque[tuple[Step, Any]] = deque()
     with contextlib.ExitStack() as stack:
         stack.callback(close_reader)
@@ -105,10 +113,10 @@ def carried_out(
                     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
                     submit = partial(stack.enter_context(pool).submit, extract_aside, folder=folder)
                 window.append((step, submit(step.task) if submit else extract(step.task)))
-            while window and (len(window) > limit or _is_ready(window[0][1])):
-                yield _result(*window.popleft())
+            while window and (len(window) > limit() or _is_ready(window[0][1])):
+                yield _result(*window.popleft(), elsewhere=executor is not None)
         while window:
-            yield _result(*window.popleft())
+            yield _result(*window.popleft(), elsewhere=executor is not None)
 
 
 def fingerprint_now(path: str) -> str:
@@ -136,6 +144,19 @@ def _is_ready(work: Any) -> bool:
     return not isinstance(work, Future) or work.done()
 
 
-def _result(step: Step, work: Any) -> tuple[Step, Encoded | None]:
+def _result(step: Step, work: Any, elsewhere: bool) -> tuple[Step, Encoded | None]:
     result = work.result() if isinstance(work, Future) else work
-    return step, fetch(result) if isinstance(result, str) else result
+    encoded = fetch(result) if isinstance(result, str) else result
+    if (
+        elsewhere
+        and encoded is not None
+        and encoded.unseen_by is not None
+        and fingerprint_now(step.slide.path)
+    ):
+        # Not the slide's fault: to quarantine its patches would hide that the worker lacks the folder.
+        raise SlideError(
+            f"is seen here but not by the worker on {encoded.unseen_by}: {encoded.reasons[0]}",
+            path=step.slide.path,
+            remedy="Mount the slide folder at the same path on every worker, then run again; it continues",
+        )
+    return step, encoded

@@ -10,6 +10,7 @@ import dagster as dg
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import write_json
+from wsi_assets.orchestration.executors import open_executor
 from wsi_assets.orchestration.io_managers.partitioned import (
     folder_of,
     load_partitions,
@@ -29,20 +30,29 @@ class PatchStoreIOManager(dg.ConfigurableIOManager):
     """Builds a :class:`PatchPlan` into ``level_N`` and hands a lazy :class:`PatchStore` downstream.
 
     What is unchanged since the last build is taken over without decoding. ``patch_store.json`` names the
-    store in use, so a reader opens the right one whatever backend its own run is set to.
+    store in use, so a reader opens the right one whatever backend its own run is set to. Where ``scheduler``
+    names a Dask cluster, its workers read the slides; the store is written by the run itself.
     """
 
     storage_dir: str
     backend: Literal["lmdb", "hdf5", "fs"] = "lmdb"
+    scheduler: str | None = None
 
     def handle_output(self, context: dg.OutputContext, obj: PatchPlan) -> None:
         from wsi_assets.patches import STORE_NAMES, build_store, mosaic_png, open_store
 
         folder = folder_of(StorageLayout(self.storage_dir), context, partition_to_write(context))
         with clear_failures():
-            report = build_store(
-                obj, folder / STORE_NAMES[self.backend], self.backend, progress=progress_to(context.log)
-            )
+            with open_executor(self.scheduler, obj.options.extraction_workers) as executor:
+                if executor is not None:
+                    context.log.info(f"patches are read by the {executor}")
+                report = build_store(
+                    obj,
+                    folder / STORE_NAMES[self.backend],
+                    self.backend,
+                    executor=executor,
+                    progress=progress_to(context.log),
+                )
             write_json(folder / POINTER, {"store": report.path.name, "backend": self.backend})
             with open_store(report.path) as store:
                 mosaic = picture(mosaic_png(store), "patches by class")
