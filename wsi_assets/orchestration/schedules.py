@@ -142,6 +142,7 @@ def nightly_index(
     for level in sorted(due):
         made = recorded_level(instance, level)
         yield dg.RunRequest(
+            run_key=level,
             partition_key=level,
             asset_selection=[dg.AssetKey("slide_index")],
             run_config=own_config(made, ["slide_index"]),
@@ -263,6 +264,7 @@ def slides_request(first: str, last: str, assets: Sequence[str]) -> dg.RunReques
     if first != last:
         tags |= {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
     return dg.RunRequest(
+        run_key=f"{first}:{assets[0]}",
         partition_key=first if first == last else None,
         asset_selection=[dg.AssetKey(asset) for asset in assets],
         tags=tags,

@@ -1,0 +1,260 @@
+"""A running platform, webserver and daemon, as `wsi-assets ui` starts it, driven through GraphQL."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = {"repositoryLocationName": "wsi_assets.definitions", "repositoryName": "__repository__"}
+
+
+class Platform:
+    """Folders for slides, outlines and storage below ``home``, and the servers on them."""
+
+    def __init__(self, home: Path, look_every_seconds: int = 2):
+        self.home = home
+        self.images, self.annotations = home / "images", home / "annotations"
+        self.storage = home / "storage"
+        for folder in (self.images, self.annotations):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.look_every_seconds = look_every_seconds
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen | None = None
+
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("WSI_", "DAGSTER_", "MLFLOW"))}
+        return {
+            **kept,
+            "WSI_LOOK_EVERY_SECONDS": str(self.look_every_seconds),
+            "OMP_NUM_THREADS": "1",
+            "WSI_IMAGES_DIR": str(self.images),
+            "WSI_ANNOTATIONS_DIR": str(self.annotations),
+            "WSI_STORAGE_DIR": str(self.storage),
+        }
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "wsi_assets.cli", "ui", "--port", str(self.port)]
+        with (self.home / "ui.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--mlflow-port", "0"],
+                cwd=self.home,
+                env=self.environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.wait(self._answers, 90, "the UI")
+
+    def stop(self) -> None:
+        """Interrupt the servers as Ctrl-C does; whatever of them is left after a while is killed."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def wait(self, fact: Callable[[], Any], seconds: float, what: str) -> Any:
+        """What ``fact`` returns once it is true of anything; fails after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process is not None and self.process.poll() is not None:
+                raise AssertionError((self.home / "ui.log").read_text())
+            found = fact()
+            if found:
+                return found
+            time.sleep(0.3)
+        raise AssertionError(f"{what} did not come within {seconds} s. {self.runs()}")
+
+    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{self.url}/graphql",
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+        assert not answer.get("errors"), answer["errors"]
+        return answer["data"]
+
+    def slides(self) -> set[str]:
+        data = self.ask('{assetNodeOrError(assetKey:{path:["slide_file"]}){...on AssetNode{partitionKeys}}}')
+        return set(data["assetNodeOrError"]["partitionKeys"])
+
+    def materializations(self, asset: str, partition: str) -> list[dict[str, Any]]:
+        """Newest first: run id, tags and plain metadata of each."""
+        data = self.ask(
+            """query($key: AssetKeyInput!, $partitions: [String!]) {
+              assetNodeOrError(assetKey: $key) { ...on AssetNode {
+                assetMaterializations(partitions: $partitions, limit: 50) {
+                  runId tags { key value } metadataEntries {
+                    label ...on IntMetadataEntry { intValue } ...on TextMetadataEntry { text }
+                    ...on JsonMetadataEntry { jsonString } } } } } }""",
+            key={"path": [asset]},
+            partitions=[partition],
+        )
+        return [
+            {
+                "run_id": event["runId"],
+                "tags": {tag["key"]: tag["value"] for tag in event["tags"]},
+                "metadata": {
+                    entry["label"]: entry.get("intValue", entry.get("text", entry.get("jsonString")))
+                    for entry in event["metadataEntries"]
+                },
+            }
+            for event in data["assetNodeOrError"]["assetMaterializations"]
+        ]
+
+    def made_by(self, asset: str, partition: str) -> set[str]:
+        """Runs that made this partition."""
+        return {event["run_id"] for event in self.materializations(asset, partition)}
+
+    def runs(self) -> list[dict[str, Any]]:
+        data = self.ask(
+            """{runsOrError(limit:200){...on Runs{results{
+                runId status pipelineName assetSelection{path} tags{key value}}}}}"""
+        )
+        return [
+            {
+                "run_id": run["runId"],
+                "status": run["status"],
+                "assets": {key["path"][0] for key in run["assetSelection"] or ()},
+                "tags": {tag["key"]: tag["value"] for tag in run["tags"]},
+            }
+            for run in data["runsOrError"]["results"]
+        ]
+
+    def status(self, run_id: str) -> str:
+        return next(run["status"] for run in self.runs() if run["run_id"] == run_id)
+
+    def is_idle(self) -> bool:
+        return all(run["status"] in ("SUCCESS", "FAILURE", "CANCELED") for run in self.runs())
+
+    def launch(
+        self,
+        job: str,
+        assets: list[str],
+        partition: str,
+        run_config: dict[str, Any] | None = None,
+        checks: list[dict[str, Any]] | None = None,
+    ) -> str:
+        """What a click on Materialize does for one partition; returns the run id."""
+        data = self.ask(
+            """mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
+                 __typename ...on LaunchRunSuccess { run { runId } } ...on PythonError { message }
+                 ...on RunConfigValidationInvalid { errors { message } } } }""",
+            params={
+                "selector": {
+                    **REPOSITORY,
+                    "pipelineName": job,
+                    "assetSelection": [{"path": [a]} for a in assets],
+                },
+                "mode": "default",
+                "runConfigData": run_config or {},
+                "executionMetadata": {
+                    "tags": [
+                        {"key": "dagster/partition", "value": partition},
+                        {"key": "dagster/partition_set", "value": f"{job}_partition_set"},
+                    ]
+                },
+            },
+        )
+        assert "run" in data["launchPipelineExecution"], data
+        return data["launchPipelineExecution"]["run"]["runId"]
+
+    def backfill(self, assets: list[str], partitions: list[str]) -> str:
+        """What the backfill dialog of the asset graph does; returns the backfill's id."""
+        data = self.ask(
+            """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+                 __typename ...on LaunchBackfillSuccess { backfillId } ...on PythonError { message } } }""",
+            params={
+                "assetSelection": [{"path": [asset]} for asset in assets],
+                "partitionNames": partitions,
+                "fromFailure": False,
+            },
+        )
+        assert "backfillId" in data["launchPartitionBackfill"], data
+        return data["launchPartitionBackfill"]["backfillId"]
+
+    def backfill_status(self, backfill_id: str) -> str:
+        data = self.ask(
+            """query($id: String!) {partitionBackfillOrError(backfillId: $id) {
+                 ...on PartitionBackfill {status}}}""",
+            id=backfill_id,
+        )
+        return data["partitionBackfillOrError"]["status"]
+
+    def evaluate_schedule(self, name: str) -> dict[str, Any]:
+        """What the schedule would do now: its run requests, or why it skips."""
+        data = self.ask(
+            """mutation($selector: ScheduleSelector!, $at: Float) {
+                 scheduleDryRun(selectorData: $selector, timestamp: $at) { __typename
+                   ...on PythonError { message }
+                   ...on DryRunInstigationTick { evaluationResult {
+                     skipReason error { message cause { message } } runRequests {
+                       runConfigYaml assetSelection { path } tags { key value } } } } } }""",
+            selector={**REPOSITORY, "scheduleName": name},
+            at=time.time(),
+        )
+        result = data["scheduleDryRun"]["evaluationResult"]
+        assert result["error"] is None, result["error"]
+        return result
+
+    def switch_on(self, sensor: str) -> None:
+        data = self.ask(
+            """mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) {
+                 __typename ...on PythonError { message } } }""",
+            selector={**REPOSITORY, "sensorName": sensor},
+        )
+        assert data["startSensor"]["__typename"] == "Sensor", data
+
+    def last_words(self, sensor: str) -> str | None:
+        """Why the sensor's latest look asked for nothing."""
+        data = self.ask(
+            """query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
+                 ...on Sensor { sensorState { ticks(limit: 1) { skipReason error { message } } } } } }""",
+            selector={**REPOSITORY, "sensorName": sensor},
+        )
+        (tick,) = data["sensorOrError"]["sensorState"]["ticks"] or [{"skipReason": None, "error": None}]
+        assert tick["error"] is None, tick["error"]
+        return tick["skipReason"]
+
+    def check(self, asset: str, name: str, partition: str) -> dict[str, Any]:
+        """The latest evaluation of a check: success and description."""
+        data = self.ask(
+            """query($key: AssetKeyInput!, $name: String!) {
+                 assetCheckExecutions(assetKey: $key, checkName: $name, limit: 20) {
+                   evaluation { success description partition } } }""",
+            key={"path": [asset]},
+            name=name,
+        )
+        found = [e["evaluation"] for e in data["assetCheckExecutions"] if e["evaluation"]]
+        return next(e for e in found if e["partition"] == partition)
+
+    def _answers(self) -> bool:
+        try:
+            data = self.ask("{repositoriesOrError{...on RepositoryConnection{nodes{name location{name}}}}}")
+        except (urllib.error.URLError, OSError):
+            return False
+        return bool(data["repositoriesOrError"].get("nodes"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
