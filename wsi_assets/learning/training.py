@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 CSV_NAME = "epoch_losses.csv"
 # What changes neither the weights nor the CSV of a run may differ when it is resumed.
-_INCIDENTAL = ("num_workers", "save_interval", "device", "compile_model")
+_INCIDENTAL = ("num_workers", "save_interval", "device")
 # Counted up when the same options come to mean another training, so that no run continues one of before.
 _REVISION = 2
 FEW_STEPS = 100

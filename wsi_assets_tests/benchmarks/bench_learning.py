@@ -1,6 +1,6 @@
 """Training and prediction against the same network on ready-made tensors, in one run on one machine.
 
-``python -m wsi_assets_tests.benchmarks.bench_learning [--model resnet50] [--size 64] [--batch 32]``
+``python -m wsi_assets_tests.benchmarks.bench_learning [--model resnet50] [--size 64] [--json FILE]``
 
 Both sides take the same steps in turns, so that whatever else the machine does hits both. The bar is a ratio
 of 0.95. On a busy machine read the ratio of processor time, which waits for nobody; it counts reading too.
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="where the figures go")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,18 +58,28 @@ def main() -> None:
             model_name=arguments.model, batch_size=arguments.batch, precision=arguments.precision
         )
         device = resolve_device(options.device)
-        print(
-            f"{arguments.model}, {arguments.size} px, batches of {arguments.batch}, "
-            f"{resolve_precision(options.precision, device)} on {device}, "
-            f"{torch.get_num_threads()} threads, {usable_workers(options.num_workers)} readers, "
-            f"{len(store)} patches"
-        )
+        table = {
+            "model": arguments.model,
+            "patch_size": arguments.size,
+            "batch_size": arguments.batch,
+            "precision": resolve_precision(options.precision, device),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "readers": usable_workers(options.num_workers),
+            "patches": len(store),
+        }
+        print(", ".join(f"{name} {value}" for name, value in table.items()))
         with quiet_randomness(device):
-            training(store, options, device, arguments.steps, arguments.turns)
-            prediction(store, options, device, arguments.steps, arguments.turns)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    gpu = f", GPU {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB" if device.type == "cuda" else ""
-    print(f"peak memory {peak:.2f} GiB{gpu}")
+            table["training"] = training(store, options, device, arguments.steps, arguments.turns)
+            table["prediction"] = prediction(store, options, device, arguments.steps, arguments.turns)
+    table["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    gpu = ""
+    if device.type == "cuda":
+        table["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        gpu = f", GPU {table['peak_gpu_gib']:.2f} GiB"
+    print(f"peak memory {table['peak_gib']:.2f} GiB{gpu}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 def make_store(folder: Path, size: int):
@@ -88,7 +99,9 @@ def make_store(folder: Path, size: int):
     return open_store(folder / "patches_lmdb")
 
 
-def training(store, options: TrainingOptions, device: torch.device, steps: int, turns: int) -> None:
+def training(
+    store, options: TrainingOptions, device: torch.device, steps: int, turns: int
+) -> dict[str, float]:
     labels = np.asarray(store.labels).astype(np.int64)
     model = build_model(options.model_name, patch_size=store.info["patch_size"]).to(device)
     learner = Learner(
@@ -128,19 +141,24 @@ def training(store, options: TrainingOptions, device: torch.device, steps: int, 
             waits.append(trained.waiting)
             return trained.images_per_second
 
-        compare("training", ready_made, loop, turns)
-    print(f"  waiting for patches: {statistics.median(waits[1:]):.2%} of the time")
+        figures = compare("training", ready_made, loop, turns)
+    figures["waiting"] = statistics.median(waits[1:])
+    print(f"  waiting for patches: {figures['waiting']:.2%} of the time")
     patches = torch.from_numpy(store.get_many(batches[0])).to(device)
     started = time.perf_counter()
     learner.inputs(patches, 1, 0, len(patches))
-    print(f"  augmentation of a batch: {time.perf_counter() - started:.3f} s")
+    figures["augmentation_s"] = time.perf_counter() - started
+    print(f"  augmentation of a batch: {figures['augmentation_s']:.3f} s")
     draw_started = time.perf_counter()
     draw_transforms(options.batch_size, seed=0, epoch=0, batch=0)
     print(f"  of which drawing the transforms: {time.perf_counter() - draw_started:.4f} s")
+    return figures
 
 
 @torch.inference_mode()
-def prediction(store, options: TrainingOptions, device: torch.device, steps: int, turns: int) -> None:
+def prediction(
+    store, options: TrainingOptions, device: torch.device, steps: int, turns: int
+) -> dict[str, float]:
     model = build_model(options.model_name, patch_size=store.info["patch_size"]).to(device)
     classifier = PatchClassifier(model, (0.5,) * 3, (0.2,) * 3)
     positions = np.random.default_rng(0).integers(0, len(store), 2 * options.batch_size * steps)
@@ -160,10 +178,10 @@ def prediction(store, options: TrainingOptions, device: torch.device, steps: int
         patch_probabilities(classifier, store, positions, settings)
         return len(positions) / (time.perf_counter() - started)
 
-    compare("prediction", ready_made, loop, turns)
+    return compare("prediction", ready_made, loop, turns)
 
 
-def compare(name: str, ready_made, loop, turns: int) -> None:
+def compare(name: str, ready_made, loop, turns: int) -> dict[str, float]:
     def turn(side) -> tuple[float, float]:
         started = time.process_time()
         return side(), time.process_time() - started
@@ -177,6 +195,13 @@ def compare(name: str, ready_made, loop, turns: int) -> None:
         f"{name}: ready-made {ready:.1f} img/s, loop {ours:.1f} img/s, ratio {wall:.3f} (bar 0.95), "
         f"by processor time {processor:.3f}"
     )
+    return {
+        "ready_made_images_per_second": ready,
+        "loop_images_per_second": ours,
+        "ratio": wall,
+        "ratio_by_processor_time": processor,
+        "bar": 0.95,
+    }
 
 
 if __name__ == "__main__":

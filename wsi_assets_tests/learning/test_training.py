@@ -128,6 +128,35 @@ def test_same_seed_gives_the_same_csv_and_weights_with_any_number_of_readers(tmp
     assert seeded.csv_path.read_bytes() != results[0].csv_path.read_bytes()
 
 
+def test_a_compiled_network_learns_the_same_and_leaves_plain_weights(tmp_path, monkeypatch):
+    # aot_eager traces forward and backward as a compiler does, without waiting for a C compiler.
+    compile_ = torch.compile
+    traced = []
+
+    def compile_without_code(model):
+        traced.append(model)
+        return compile_(model, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile_without_code)
+    options = quick(model_name="tiny_plain", max_epochs=2)
+    plain = train(cohort(), options, tmp_path / "plain")
+    assert not traced
+    compiled = train(cohort(), options.model_copy(update={"compile_model": True}), tmp_path / "compiled")
+    assert traced
+    for a, b in zip(plain.epochs, compiled.epochs, strict=True):
+        assert (a.train_loss, a.val_loss) == pytest.approx((b.train_loss, b.val_loss), rel=1e-4)
+    for key, value in weights_of(plain.best_path).items():
+        torch.testing.assert_close(weights_of(compiled.best_path)[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_compiled_run_does_not_continue_one_that_was_not(tmp_path, monkeypatch):
+    # A compiler may round differently, and a resumed run must end as an uninterrupted one does.
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    options = quick(save_interval=1, max_epochs=2)
+    train(cohort(), options, tmp_path)
+    assert train(cohort(), options.model_copy(update={"compile_model": True}), tmp_path).resumed_from is None
+
+
 def test_training_leaves_torchs_global_generator_alone(tmp_path):
     torch.manual_seed(11)
     expected = torch.rand(4)
