@@ -16,6 +16,7 @@ from wsi_assets.orchestration.io_managers.patch_stores import PatchStoreIOManage
 from wsi_assets.orchestration.io_managers.plain_pickle import PlainPickleIOManager
 from wsi_assets.orchestration.io_managers.reports import ReportIOManager
 from wsi_assets.orchestration.jobs import ALL_JOBS, step_processes
+from wsi_assets.orchestration.resources.cluster import Cluster
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.resources.storage import Storage
 from wsi_assets.orchestration.resources.tracking import ModelTracking
@@ -60,6 +61,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
                 annotations_dir=None if settings.annotations_dir is None else str(settings.annotations_dir),
             ),
             "storage": Storage(storage_dir=storage_dir),
+            "cluster": Cluster(scheduler=settings.scheduler),
             "tracking": ModelTracking(storage_dir=storage_dir, tracking_uri=settings.tracking_uri),
             "pickle_io": PlainPickleIOManager(storage_dir=storage_dir),
             "patch_io": PatchStoreIOManager(

@@ -6,10 +6,14 @@ What is made of a slide is in the assets; this knows only how a run of several p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
+from wsi_assets.errors import WsiAssetsError
+from wsi_assets.orchestration.executors import in_order
 from wsi_assets.orchestration.io_managers.plain_pickle import write_artefact
 from wsi_assets.orchestration.layout import StorageLayout
 from wsi_assets.orchestration.lineage import DATA_VERSION_TAG
@@ -19,7 +23,10 @@ from wsi_assets.orchestration.reporting import progress_to
 def for_each_slide(
     context: dg.AssetExecutionContext,
     layout: StorageLayout,
-    make: Callable[[str], dg.MaterializeResult],
+    make: Callable[..., dg.MaterializeResult],
+    *,
+    read: Callable[[str], Callable[[], Any]] | None = None,
+    executor: Executor | None = None,
 ) -> Iterator[dg.MaterializeResult]:
     """Make every partition of this run; a slide that cannot be made costs only itself.
 
@@ -27,21 +34,27 @@ def for_each_slide(
     records all partitions of a finished run with the one version its output has; each slide's own record
     follows that one.
 
+    Args:
+        make: what is recorded of a slide, from its id and, if there is a ``read``, from what that gave.
+        read: slide id -> the part of the work that only reads files, to be called in any process.
+        executor: runs what ``read`` gives, by default this process.
+
     Raises:
         Failure: at the end, naming the slides that could not be made; the others are made and recorded.
     """
     slide_ids = list(context.partition_keys)
+    finished = in_order(executor, ((slide_id, _work(slide_id, make, read)) for slide_id in slide_ids))
     if len(slide_ids) == 1:
-        yield make(slide_ids[0])
+        yield _result(*next(finished), None if read is None else make, executor)
         return
     asset = context.asset_key.to_user_string()
     progress = progress_to(context.log)
     made: dict[str, dg.AssetMaterialization] = {}
     faults: dict[str, str] = {}
-    for done, slide_id in enumerate(slide_ids):
+    for done, (slide_id, future) in enumerate(finished):
         progress(done, len(slide_ids), asset)
         try:
-            result = make(slide_id)
+            result = _result(slide_id, future, None if read is None else make, executor)
         except dg.Failure as failure:
             faults[slide_id] = failure.description or "failed"
             context.log.error(f"{slide_id}: {faults[slide_id]}")
@@ -61,6 +74,30 @@ def for_each_slide(
             metadata={"failed": dict(faults)},
             allow_retries=False,
         )
+
+
+def _work(
+    slide_id: str, make: Callable[..., Any], read: Callable[[str], Callable[[], Any]] | None
+) -> Callable[[], Any] | Exception:
+    try:
+        return partial(make, slide_id) if read is None else read(slide_id)
+    except (WsiAssetsError, dg.Failure) as fault:
+        return fault
+
+
+def _result(
+    slide_id: str,
+    future: Future[Any],
+    make: Callable[..., dg.MaterializeResult] | None,
+    executor: Executor | None,
+) -> dg.MaterializeResult:
+    try:
+        value = future.result()
+    except WsiAssetsError as error:
+        # A file may be missing there and not here.
+        seen = "" if executor is None else ". That is how a worker of the cluster saw it"
+        raise dg.Failure(f"{error}{seen}", allow_retries=False) from None
+    return value if make is None else make(slide_id, value)
 
 
 def _record(

@@ -230,21 +230,23 @@ class _RemoteFuture(Future):
 
 
 def in_order(
-    executor: Executor | None, function: Callable[[Item], Result], items: Iterable[Item]
+    executor: Executor | None, works: Iterable[tuple[Item, Callable[[], Result] | Exception]]
 ) -> Iterator[tuple[Item, Future[Result]]]:
     """Each item with its finished future, in the items' order, few of them under way at a time.
 
-    Without an ``executor`` each runs here when its turn comes. A future is finished, so its ``result()``
-    raises what the function raised and does not wait.
+    Args:
+        executor: runs the works; None runs each here when its turn comes.
+        works: (item, what to call for it, or why there is nothing to call); consumed as work gets done.
+
+    Yields:
+        The item and a future that does not wait; its ``result()`` raises what befell this item's work.
     """
     window: deque[tuple[Item, Future[Result]]] = deque()
     try:
-        for item in items:
-            if executor is None:
-                yield item, _done_here(function, item)
-                continue
-            window.append((item, executor.submit(function, item)))
-            while window and (window[0][1].done() or len(window) > 2 * executor._max_workers):
+        for item, work in works:
+            window.append((item, _begun(executor, work)))
+            limit = 0 if executor is None else 2 * executor._max_workers
+            while window and (window[0][1].done() or len(window) > limit):
                 yield _finished(*window.popleft())
         while window:
             yield _finished(*window.popleft())
@@ -253,18 +255,22 @@ def in_order(
             future.cancel()
 
 
-def _finished(item: Item, future: Future[Result]) -> tuple[Item, Future[Result]]:
-    future.exception()
-    return item, future
-
-
-def _done_here(function: Callable[[Item], Result], item: Item) -> Future[Result]:
+def _begun(executor: Executor | None, work: Callable[[], Result] | Exception) -> Future[Result]:
     future: Future[Result] = Future()
     try:
-        future.set_result(function(item))
+        if isinstance(work, Exception):
+            raise work
+        if executor is not None:
+            return executor.submit(work)
+        future.set_result(work())
     except Exception as error:
         future.set_exception(error)
     return future
+
+
+def _finished(item: Item, future: Future[Result]) -> tuple[Item, Future[Result]]:
+    future.exception()
+    return item, future
 
 
 def _connect(scheduler: str) -> Any:

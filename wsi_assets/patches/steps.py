@@ -147,15 +147,11 @@ def _is_ready(work: Any) -> bool:
 def _result(step: Step, work: Any, elsewhere: bool) -> tuple[Step, Encoded | None]:
     result = work.result() if isinstance(work, Future) else work
     encoded = fetch(result) if isinstance(result, str) else result
-    if (
-        elsewhere
-        and encoded is not None
-        and encoded.unseen_by is not None
-        and fingerprint_now(step.slide.path)
-    ):
+    unseen_by = encoded.unseen_by if elsewhere and encoded is not None else None
+    if unseen_by is not None and fingerprint_now(step.slide.path):
         # Not the slide's fault: to quarantine its patches would hide that the worker lacks the folder.
         raise SlideError(
-            f"is seen here but not by the worker on {encoded.unseen_by}: {encoded.reasons[0]}",
+            f"is seen here but not by the worker on {unseen_by}: {encoded.reasons[0]}",
             path=step.slide.path,
             remedy="Mount the slide folder at the same path on every worker, then run again; it continues",
         )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import dagster as dg
 
@@ -16,8 +17,10 @@ from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_versi
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.registry import NO_ANNOTATION
 from wsi_assets.orchestration.reporting import clear_failures, picture, table
+from wsi_assets.orchestration.resources.cluster import Cluster
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.resources.storage import Storage
+from wsi_assets.orchestration.slide_reading import Outlines, read_outlines, read_tissue
 
 slide_file = dg.AssetSpec(
     "slide_file",
@@ -44,28 +47,35 @@ slide_file = dg.AssetSpec(
     "true scale. Glass, pen, unscanned and padded areas are not tissue.",
 )
 def tissue_regions(
-    context: dg.AssetExecutionContext, config: TissueConfig, library: SlideLibrary, storage: Storage
+    context: dg.AssetExecutionContext,
+    config: TissueConfig,
+    library: SlideLibrary,
+    storage: Storage,
+    cluster: Cluster,
 ) -> Iterator[dg.MaterializeResult]:
-    yield from for_each_slide(context, storage.layout, partial(_tissue, config, library))
+    def read(slide_id: str) -> partial:
+        return partial(read_tissue, library.slide(slide_id).path, config)
+
+    make = partial(_tissue, config, library)
+    with clear_failures(), cluster.open() as executor:
+        yield from for_each_slide(context, storage.layout, make, read=read, executor=executor)
 
 
-def _tissue(config: TissueConfig, library: SlideLibrary, slide_id: str) -> dg.MaterializeResult:
-    from wsi_assets.index import find_tissue
-    from wsi_assets.slides import fingerprint, open_slide
+def _tissue(
+    config: TissueConfig, library: SlideLibrary, slide_id: str, read: tuple[str, dict[str, Any]]
+) -> dg.MaterializeResult:
+    from wsi_assets.index import TissueRegions
 
-    with clear_failures():
-        slide = library.slide(slide_id)
-        contents = fingerprint(slide.path)
-        with open_slide(slide.path, config) as reader:
-            tissue = find_tissue(reader, config, fingerprint=contents)
+    contents, plain = read
+    tissue = TissueRegions.from_plain(plain)
     return made(
         "tissue_regions",
-        tissue.to_plain(),
+        plain,
         config=config,
         made_from=contents,
         file=contents,
         metadata={
-            "slide": dg.MetadataValue.path(str(slide.path)),
+            "slide": dg.MetadataValue.path(str(library.slide(slide_id).path)),
             "tissue_share": float(tissue.tissue_share),
             "otsu_threshold": _number(tissue.threshold),
             "work_level": tissue.work_level,
@@ -97,56 +107,47 @@ def annotation_regions(
     library: SlideLibrary,
     storage: Storage,
     tissue_regions: LazyPickles,
+    cluster: Cluster,
 ) -> Iterator[dg.MaterializeResult]:
-    def make(slide_id: str) -> dg.MaterializeResult:
-        version = recorded_version(context.instance, "tissue_regions", slide_id)
-        return _outlines(config, library, storage, tissue_regions, version, slide_id)
+    def read(slide_id: str) -> partial:
+        slide = library.slide(slide_id)
+        return partial(read_outlines, slide.path, slide.annotation_path, config, tissue_regions[slide_id])
 
-    yield from for_each_slide(context, storage.layout, make)
+    def make(slide_id: str, outlines: Outlines) -> dg.MaterializeResult:
+        version = recorded_version(context.instance, "tissue_regions", slide_id)
+        return _outlines(config, library, storage, version, slide_id, outlines)
+
+    with clear_failures(), cluster.open() as executor:
+        yield from for_each_slide(context, storage.layout, make, read=read, executor=executor)
 
 
 def _outlines(
     config: AnnotationConfig,
     library: SlideLibrary,
     storage: Storage,
-    tissue_regions: LazyPickles,
     tissue_version: str | None,
     slide_id: str,
+    outlines: Outlines,
 ) -> dg.MaterializeResult:
-    from wsi_assets.annotations import audit_table, read_annotation
-    from wsi_assets.index import TissueRegions, overlay_jpeg
-    from wsi_assets.slides import fingerprint, open_slide
-
-    with clear_failures():
-        slide = library.slide(slide_id)
-        outline = slide.annotation_path
-        contents = NO_ANNOTATION if outline is None else fingerprint(outline)
-        regions = None if outline is None else read_annotation(outline, config)
-        tissue = TissueRegions.from_plain(tissue_regions[slide_id])
-        with open_slide(slide.path) as reader:
-            overlay = overlay_jpeg(reader, tissue, regions)
-            large = overlay_jpeg(reader, tissue, regions, max_side=2400, max_bytes=2_000_000)
-    large_path = storage.layout.slide_folder(slide.slide_id) / "overlay.jpg"
+    path = library.slide(slide_id).annotation_path
+    contents = outlines.contents or NO_ANNOTATION
+    large_path = storage.layout.slide_folder(slide_id) / "overlay.jpg"
     with publish_file(large_path) as aside:
-        aside.write_bytes(large)
-    rows = [] if regions is None else audit_table(regions.audit)
+        aside.write_bytes(outlines.large)
     return made(
         "annotation_regions",
-        {
-            "annotation_path": None if outline is None else str(outline),
-            "regions": None if regions is None else regions.to_plain(),
-        },
+        {"annotation_path": None if path is None else str(path), "regions": outlines.regions},
         config=config,
         made_from=[contents, tissue_version],
         file=contents,
         metadata={
-            "overlay": picture(overlay, "tissue and outline"),
+            "overlay": picture(outlines.overlay, "tissue and outline"),
             "overlay_file": dg.MetadataValue.path(str(large_path)),
-            "annotation": "none: a normal slide" if outline is None else str(outline),
-            "tumor_area": 0.0 if regions is None else float(regions.geometry.area),
-            "outlines": len(rows),
-            "unknown_groups": [] if regions is None else list(regions.unknown_groups),
-            "audit": table(rows[:300]),
+            "annotation": "none: a normal slide" if path is None else str(path),
+            "tumor_area": outlines.area,
+            "outlines": len(outlines.audit),
+            "unknown_groups": outlines.unknown_groups,
+            "audit": table(outlines.audit[:300]),
         },
     )
 

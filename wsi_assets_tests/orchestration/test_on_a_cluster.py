@@ -1,0 +1,147 @@
+"""Facts of the graph on a Dask cluster: the same artefacts, and one line for each fault."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from threading import Lock
+
+import dagster as dg
+import pytest
+from distributed import LocalCluster
+
+from wsi_assets.orchestration.build import build_definitions
+from wsi_assets.orchestration.executors import in_order
+from wsi_assets.orchestration.partitions import SLIDES
+from wsi_assets.orchestration.settings import Settings
+from wsi_assets_tests.patches.made import texture, write_slide
+
+OUTLINE = """<ASAP_Annotations><Annotations><Annotation Name="t" Type="Polygon" PartOfGroup="Tumor">
+<Coordinates>
+<Coordinate Order="0" X="0" Y="0"/><Coordinate Order="1" X="700" Y="0"/><Coordinate Order="2" X="0" Y="700"/>
+</Coordinates></Annotation></Annotations></ASAP_Annotations>"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """Two slides and a file that is none, one outline."""
+    home = tmp_path_factory.mktemp("home")
+    for seed, name in enumerate(("normal_001", "tumor_001")):
+        write_slide(home / "images" / f"{name}.tif", texture(1024, 1024, seed=seed), levels=3)
+    (home / "images" / "broken_001.tif").write_bytes(b"no slide")
+    (home / "annotations").mkdir()
+    (home / "annotations" / "tumor_001.xml").write_text(OUTLINE)
+    return home
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    size = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "1GB"}
+    with LocalCluster(**size, dashboard_address=":0") as cluster:
+        yield cluster.scheduler_address
+
+
+def materialize(settings: Settings, instance: dg.DagsterInstance, assets: list[str], **run) -> list[str]:
+    """Run assets of the graph; the descriptions of what failed."""
+    run["raise_on_error"] = False
+    job = build_definitions(settings).resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(
+        instance=instance, asset_selection=[dg.AssetKey(asset) for asset in assets], **run
+    )
+    return [
+        event.step_failure_data.user_failure_data.description
+        for event in result.all_events
+        if event.is_step_failure
+    ]
+
+
+def slides_from(first: str) -> dict[str, str]:
+    """Tags of a run of all slides from this one on."""
+    return {
+        "dagster/asset_partition_range_start": first,
+        "dagster/asset_partition_range_end": "tumor_001",
+    }
+
+
+def artefacts(home: Path, storage: str, scheduler: str | None) -> tuple[dict[str, bytes], list[str]]:
+    """File -> contents after slides, index and store are made, and what failed."""
+    settings = Settings(home / "images", home / "annotations", home / storage, scheduler=scheduler)
+    with dg.instance_for_test() as instance:
+        instance.add_dynamic_partitions(SLIDES.name, ["broken_001", "normal_001", "tumor_001"])
+        faults = materialize(settings, instance, ["tissue_regions"], tags=slides_from("broken_001"))
+        faults += materialize(settings, instance, ["annotation_regions"], tags=slides_from("normal_001"))
+        level = ["slide_index", "sampled_index", "patch_store"]
+        faults += materialize(settings, instance, level, partition_key="0")
+    files = [file for file in (home / storage).rglob("*") if file.is_file() and ".lock" not in file.name]
+    return {str(file.relative_to(home / storage)): file.read_bytes() for file in files}, faults
+
+
+def test_the_graph_makes_the_same_bytes_on_a_cluster_and_a_bad_slide_costs_itself(folders, scheduler):
+    here, faults_here = artefacts(folders, "here", None)
+    there, faults_there = artefacts(folders, "there", scheduler)
+    assert {"slides/tumor_001/overlay.jpg", "level_0/patches_lmdb/data.mdb"} < set(here)
+    assert {name for name in here if here[name] != there.get(name)} == set()
+    assert set(here) == set(there)
+    for faults in (faults_here, faults_there):
+        (fault,) = faults
+        assert fault.startswith("1 of 3 slides failed")
+        assert "broken_001.tif" in fault
+    assert "how a worker of the cluster saw it" in faults_there[0]
+
+
+def test_a_scheduler_that_is_not_there_fails_the_run_with_one_line(folders, monkeypatch):
+    monkeypatch.setattr("wsi_assets.orchestration.executors._CONNECT_SECONDS", 0.3)
+    home = folders
+    settings = Settings(home / "images", home / "annotations", home / "none", scheduler="tcp://127.0.0.1:1")
+    with dg.instance_for_test() as instance:
+        instance.add_dynamic_partitions(SLIDES.name, ["tumor_001"])
+        (fault,) = materialize(settings, instance, ["tissue_regions"], partition_key="tumor_001")
+    assert fault.startswith("no Dask scheduler answers at tcp://127.0.0.1:1")
+    assert "\n" not in fault
+
+
+def test_the_scheduler_is_read_from_the_environment_and_handed_on():
+    given = Settings.from_environment({"WSI_SCHEDULER": "tcp://head:8786"}, Path("/home"))
+    assert given.scheduler == "tcp://head:8786"
+    assert Settings.from_environment(given.to_environment(), Path("/elsewhere")) == given
+    assert Settings.from_environment({"WSI_SCHEDULER": ""}, Path("/home")).scheduler is None
+
+
+def test_works_come_back_in_order_each_with_its_own_fault_and_few_under_way():
+    begun, most, lock = 0, 0, Lock()
+    taken = []
+
+    def works():
+        nonlocal begun, most
+        for number in range(40):
+            with lock:
+                begun += 1
+                most = max(most, begun - len(taken))
+            yield number, (ValueError(number) if number == 7 else partial(divmod, number, number % 5))
+
+    with ThreadPoolExecutor(2) as executor:
+        for number, future in in_order(executor, works()):
+            taken.append(number)
+            if number == 7 or number % 5 == 0:
+                assert isinstance(future.exception(), ValueError if number == 7 else ZeroDivisionError)
+            else:
+                assert future.result() == divmod(number, number % 5)
+    assert taken == list(range(40))
+    assert most <= 6
+
+
+def test_works_that_nobody_waits_for_any_more_are_cancelled():
+    with ThreadPoolExecutor(1) as executor:
+        done = []
+        works = in_order(executor, ((number, partial(done.append, number)) for number in range(1000)))
+        next(works)
+        works.close()
+    assert len(done) <= 4
+
+
+def test_without_an_executor_a_work_is_done_when_its_turn_comes():
+    done = []
+    works = in_order(None, ((number, partial(done.append, number)) for number in range(3)))
+    assert done == []
+    assert [(number, list(done)) for number, _ in works] == [(0, [0]), (1, [0, 1]), (2, [0, 1, 2])]
