@@ -71,9 +71,7 @@ class TrainingOptions(BaseModel):
         "auto", min_length=1, description="auto (a GPU if there is one), cpu, cuda or cuda:1."
     )
     compile_model: bool = Field(
-        False,
-        description="Compile the network with torch.compile, which takes half a minute and a C compiler; "
-        "pays on a GPU and in long trainings.",
+        False, description="Compile the network with torch.compile; pays on a GPU and in long trainings."
     )
 
 
