@@ -200,6 +200,8 @@ def _print_level(outcome: LevelOutcome) -> None:
         )
     elif not outcome.made:
         console.print(f"level {outcome.level}: nothing to do, everything is up to date")
+    if pending := outcome.metadata.get("trained_model", {}).get("mlflow_pending"):
+        console.print(f"MLflow could not be told everything; the rest waits in {pending}", soft_wrap=True)
     for line in outcome.failed_checks:
         console.print(f"check failed: {line}", style="yellow", soft_wrap=True, markup=False)
 
