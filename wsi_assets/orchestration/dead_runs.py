@@ -16,23 +16,17 @@ import dagster as dg
 GRACE_SECONDS = 60
 """A run younger than this may not have told its process yet."""
 
-STARTED = [
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
-
 
 def fail_dead_runs(instance: dg.DagsterInstance, tell: Callable[[str], None]) -> list[str]:
     """Mark runs as failed whose process is gone from this machine; returns their ids.
 
     Only for a home in local files, which one machine uses: on a shared database the process may live
-    elsewhere.
+    elsewhere. Runs that have yet to start are left to Dagster's own start timeout.
     """
     if type(instance.run_storage).__name__ != "SqliteRunStorage":
         return []
     failed = []
-    for record in instance.get_run_records(dg.RunsFilter(statuses=STARTED)):
+    for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
         run, begun = record.dagster_run, record.start_time or record.create_timestamp.timestamp()
         pid = process_of(instance, run.run_id)
         if is_dead(pid, begun, time.time()):

@@ -49,6 +49,8 @@ def retire_slide(
             remedy="Take it away first, or it would be registered again",
         )
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    # A run that only compares records reads no slide.
+    runs = [run for run in runs if run.job_name != catalog.LEVEL_LINEAGE]
     busy = [
         run.run_id for run in runs if uses_slide(run.tags, run.asset_selection or (), registered, slide_id)
     ]

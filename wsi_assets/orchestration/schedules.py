@@ -112,9 +112,9 @@ def own_config(made: Mapping[str, Recorded], assets: Sequence[str]) -> dict[str,
     job_name=catalog.LEVEL_PIPELINE,
     cron_schedule=INDEX_AT,
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="At 2:00, makes the slide index again of every level that has one and whose slides changed, "
-    "with the level's own parameters. Nothing changed, nothing runs; nothing below the index follows unless "
-    "store_follows_index is on; no model is ever retrained. Costs a listing and a few queries a night.",
+    description="At 2:00 UTC, makes the slide index again of every level that has one and whose slides "
+    "changed, with the level's own parameters. Nothing changed, nothing runs; nothing below the index "
+    "follows unless store_follows_index is on; no model is ever retrained. Costs a listing and a few queries a night.",
 )
 def nightly_index(
     context: dg.ScheduleEvaluationContext, library: SlideLibrary
@@ -156,8 +156,8 @@ def nightly_index(
     job_name=catalog.SLIDE_REGIONS,
     cron_schedule=SLIDES_AT,
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="At 1:00, the safety net beside slides_follow: tries once more the regions of every slide "
-    "that has none or whose files changed, e.g. after a full disk or a killed run. A bad slide "
+    description="At 1:00 UTC, the safety net beside slides_follow: tries once more the regions of every "
+    "slide that has none or whose files changed, e.g. after a full disk or a killed run. A bad slide "
     "fails once a night, in seconds, until it is replaced or retired.",
 )
 def nightly_slides(

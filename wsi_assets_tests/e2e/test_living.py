@@ -18,6 +18,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.dead_runs import process_of
 from wsi_assets.orchestration.layout import StorageLayout
 from wsi_assets.orchestration.resources.library import SlideLibrary
@@ -147,30 +148,30 @@ def test_what_the_user_mended_by_hand_was_not_made_again(platform):
     assert len(platform.made_by("tissue_regions", BROKEN)) == 1
 
 
-def test_a_slide_taken_away_stays_registered_and_is_named(platform):
+def test_a_slide_taken_away_is_named_and_a_killed_run_is_told(platform, instance):
     (platform.images / f"{NORMAL}.tif").unlink()
-    run = platform.launch("level_pipeline", ["slide_index"], "0")
+    killed, run = (platform.launch("level_pipeline", ["slide_index"], level) for level in ("1", "0"))
+    os.kill(platform.wait(lambda: process_of(instance, killed), 60, "the run's process"), signal.SIGKILL)
     platform.wait(lambda: platform.status(run) in ("SUCCESS", "FAILURE"), 60, "the index")
     found = platform.check("slide_index", "every_slide_takes_part", "0")
     assert not found["success"]
     assert NORMAL in found["description"]
     assert NORMAL in platform.slides()
-
-
-def test_a_killed_run_is_told_and_can_be_made_again(platform, instance):
-    run = platform.launch("level_pipeline", ["slide_index"], "1")
-    pid = platform.wait(lambda: process_of(instance, run), 60, "the run's process")
-    os.kill(pid, signal.SIGKILL)
-    platform.wait(lambda: platform.status(run) == "FAILURE", 60, "the failure")
-    again = platform.launch("level_pipeline", ["slide_index"], "1")
-    platform.wait(lambda: platform.status(again) in ("SUCCESS", "FAILURE"), 60, "the index")
-    assert platform.status(again) == "SUCCESS"
+    platform.wait(lambda: platform.status(killed) == "FAILURE", 60, "the failure of the killed run")
 
 
 def test_a_slide_is_retired_everywhere_by_one_command(platform, instance):
-    platform.wait(platform.is_idle, 60, "quiet")
     library = SlideLibrary(images_dir=str(platform.images), annotations_dir=str(platform.annotations))
-    retire_slide(instance, library, StorageLayout(platform.storage), NORMAL)
+
+    def is_retired() -> bool:
+        try:
+            retire_slide(instance, library, StorageLayout(platform.storage), NORMAL)
+        except ConfigError as error:
+            assert "in use" in str(error)
+            return False
+        return True
+
+    platform.wait(is_retired, 60, "the end of the runs that use the slide")
     assert platform.slides() == {SLOW, BROKEN}
     assert not (platform.storage / "slides" / NORMAL).exists()
 
