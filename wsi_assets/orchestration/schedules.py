@@ -114,7 +114,7 @@ def own_config(made: Mapping[str, Recorded], assets: Sequence[str]) -> dict[str,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="At 2:00 UTC, makes the slide index again of every level that has one and whose slides "
     "changed, with the level's own parameters. Nothing changed, nothing runs; nothing below the index "
-    "follows unless store_follows_index is on; no model is ever retrained. Costs a listing and a few queries a night.",
+    "follows unless store_follows_index is on; no model is ever retrained. Costs a listing and some queries.",
 )
 def nightly_index(
     context: dg.ScheduleEvaluationContext, library: SlideLibrary

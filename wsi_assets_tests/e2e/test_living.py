@@ -167,7 +167,8 @@ def test_a_slide_is_retired_everywhere_by_one_command(platform, instance):
         try:
             retire_slide(instance, library, StorageLayout(platform.storage), NORMAL)
         except ConfigError as error:
-            assert "in use" in str(error)
+            if "in use" not in str(error):
+                raise
             return False
         return True
 
