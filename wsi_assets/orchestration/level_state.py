@@ -56,8 +56,9 @@ class LevelState:
         made = recorded_level(self.instance, self.level)
         versions = {asset: latest.version for asset, latest in made.items()}
         breaks = chain_breaks(catalog.LEVEL_ASSETS, versions, self._versions_now(made))
+        first = next(iter(breaks), "")
         return {
-            asset: Verdict(False, f"{breaks[asset]}. Materialize level {self.level} from {asset} on")
+            asset: Verdict(False, f"{breaks[asset]}. Materialize level {self.level} from {first} on")
             if asset in breaks
             else Verdict(True, "made from what there is now")
             for asset in made
