@@ -9,9 +9,12 @@ import contextlib
 import hashlib
 import io
 import json
+import mmap
 import os
 import pickle
+import re
 import shutil
+import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +105,9 @@ def read_plain_pickle(path: str | Path) -> Any:
     """
     try:
         with Path(path).open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size:
+                with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    _check_claims(data)
             return _PlainUnpickler(stream).load()
     except FileNotFoundError as error:
         raise WsiAssetsError(
@@ -109,8 +115,53 @@ def read_plain_pickle(path: str | Path) -> Any:
         ) from error
     except Exception as error:  # a hostile pickle can raise nearly anything; nothing of it has been run
         raise WsiAssetsError(
-            f"is not a plain pickle ({error})", path=path, remedy="Delete it and materialize its asset again"
+            f"is not a plain pickle ({error!s:.300})",
+            path=path,
+            remedy="Delete it and materialize its asset again",
         ) from error
+
+
+_FIXED = re.compile(
+    rb"(?:[\x94}\])\x8f\x91(aesu\x90t\x85-\x87N\x88\x89]|[\x80Khq].|M..|[Jj].{4}|[G\x95].{8})*+", re.DOTALL
+)
+"""A run of a pickle's opcodes for plain values whose arguments are of one length, with these."""
+
+_COUNTED = {
+    **dict.fromkeys(b"C\x8c\x8a", "<B"),
+    **dict.fromkeys(b"BX\x8b", "<I"),
+    **dict.fromkeys(b"\x8e\x8d\x96", "<Q"),
+}
+"""Opcodes of bytes, text and long integers -> the form of the length before them."""
+
+_LONG_PUT = ord("r")
+_NAMES_OR_STOP = frozenset(b"c\x93i.")
+
+
+def _check_claims(data: mmap.mmap) -> None:
+    """Refuse a pickle that claims more than its bytes hold, or needs what plain values do not.
+
+    ``pickle`` takes memory for a number of remembered values that a damaged file may claim: up to 64 GiB.
+
+    Raises:
+        UnpicklingError: it does.
+    """
+    at, size = 0, len(data)
+    while True:
+        at = _FIXED.match(data, at).end()
+        code = data[at] if at < size else None
+        if code in _NAMES_OR_STOP:
+            return  # a name is refused, with what it names, when it is come to
+        if code == _LONG_PUT:
+            (number,) = struct.unpack_from("<I", data, at + 1)
+            at += 5
+        elif code in _COUNTED:
+            (number,) = struct.unpack_from(_COUNTED[code], data, at + 1)
+            at += 1 + struct.calcsize(_COUNTED[code]) + number
+        else:
+            what = "it ends early" if code is None else f"code {code:#x} at byte {at}"
+            raise pickle.UnpicklingError(what)
+        if max(at, number) > size:
+            raise pickle.UnpicklingError("it ends early")
 
 
 class _PlainUnpickler(pickle.Unpickler):

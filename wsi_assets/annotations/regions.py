@@ -17,6 +17,7 @@ from shapely import MultiPolygon
 from wsi_assets.annotations.options import AnnotationOptions, fold
 from wsi_assets.annotations.outlines import Outline
 from wsi_assets.annotations.repair import Repaired, areal_parts, repair
+from wsi_assets.errors import AnnotationError
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,20 @@ class TumorRegions:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> TumorRegions:
-        return cls(
-            geometry=shapely.from_wkb(plain["geometry"]),
-            excluded=shapely.from_wkb(plain["excluded"]),
-            audit=tuple(AuditRow(**row) for row in plain["audit"]),
-        )
+        """Rebuild what :meth:`to_plain` gave.
+
+        Raises:
+            AnnotationError: it is something else.
+        """
+        try:
+            geometry, excluded = (shapely.from_wkb(plain[name]) for name in ("geometry", "excluded"))
+            if not all(isinstance(area, MultiPolygon) for area in (geometry, excluded)):
+                raise TypeError("its areas are not polygons")
+            return cls(geometry, excluded, tuple(AuditRow(**row) for row in plain["audit"]))
+        except (KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+            raise AnnotationError(
+                f"not the outlines of a slide ({error!r})", remedy="Materialize annotation_regions again"
+            ) from error
 
 
 def audit_table(rows: Iterable[AuditRow]) -> list[dict[str, str | int | float]]:

@@ -39,8 +39,14 @@ def compare(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Raises:
         EvaluationError: one of them is no such thing, or is of another version.
     """
-    rows = [_row(one) for one in metrics]
-    rows.sort(key=lambda row: (row["level"] is None, row["level"] or 0))
+    try:
+        rows = [_row(one) for one in metrics]
+        rows.sort(key=lambda row: (row["level"] is None, row["level"] or 0))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise EvaluationError(
+            f"metrics.json of a level lacks what an evaluation writes ({error!r})",
+            remedy="Materialize evaluation again for the levels to compare",
+        ) from error
     return rows
 
 
@@ -56,7 +62,7 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
         raise EvaluationError(
             "does not exist", path=path, remedy="Materialize evaluation for its level"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(
             f"is not readable as metrics ({error})",
             path=path,
@@ -107,23 +113,24 @@ def level_name(row: Mapping[str, Any]) -> str:
 def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
     if metrics.get("format") != FORMAT:
         raise EvaluationError(
-            f"metrics of version {metrics.get('format')}, not {FORMAT}",
+            f"metrics of version {metrics.get('format')!r:.40}, not {FORMAT}",
             remedy="Materialize evaluation again for the levels to compare",
         )
     context, overall, slide = metrics.get("context", {}), metrics["patch"]["overall"], metrics["slide"]
     seconds = context.get("seconds") or {}
+    created = context.get("created")
     return {
-        "level": context.get("level"),
-        "magnification": context.get("magnification"),
-        "created": context.get("created"),
-        "slides": slide["slides"],
-        "tumor_slides": slide["tumor_slides"],
-        "patients": slide["patients"],
-        "patches": overall["patches"],
-        "tumor_patches": overall["tumor"],
-        "lesions": metrics["froc"]["lesions"],
+        "level": _number(context.get("level")),
+        "magnification": _number(context.get("magnification")),
+        "created": created if created is None else str(created),
+        "slides": _count(slide["slides"]),
+        "tumor_slides": _count(slide["tumor_slides"]),
+        "patients": _count(slide["patients"]),
+        "patches": _count(overall["patches"]),
+        "tumor_patches": _count(overall["tumor"]),
+        "lesions": _count(metrics["froc"]["lesions"]),
         "left_out": len(context.get("left_out") or {}),
-        "seconds": sum(seconds.values()) if seconds else None,
+        "seconds": sum(map(_count, seconds.values())) if seconds else None,
         "figures": {key: _figure(metrics, place) for key, (_, place) in FIGURES.items()},
     }
 
@@ -134,4 +141,15 @@ def _figure(metrics: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
         value = value[name]
         if value is None:
             return {"value": None, "low": None, "high": None, "reason": "no patch"}
+    numbers = {name: _number(value[name]) for name in ("value", "low", "high")}
+    return {**value, **numbers, "reason": None if value["reason"] is None else str(value["reason"])}
+
+
+def _number(value: Any) -> float | int | None:
+    return value if value is None else _count(value)
+
+
+def _count(value: Any) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
+        raise TypeError(f"{value!r:.40} is not a number to show")
     return value

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PER_PATCH = ("patches", "visualisation_coords", "tissue_fraction", "tumor_fraction")
 """The keys of an entry that hold one value per patch, in the same order."""
 
+NEEDED = frozenset({*PER_PATCH, "slide_path", "label", "magnification", "mpp", "config"})
+
 
 def sample_index(entries: list[dict[str, Any]], options: SamplingOptions) -> list[dict[str, Any]]:
     """Choose patches: the same entries with the chosen patches only, in the same order.
@@ -41,11 +43,23 @@ def sample_index(entries: list[dict[str, Any]], options: SamplingOptions) -> lis
 
     Raises:
         ConfigError: the list of incompletely annotated slides cannot be read.
+        SlideIndexError: the entries are not those of an index.
     """
     incomplete = incomplete_slides(options.incomplete_slides)
+    try:
+        return _sampled(entries, options, incomplete)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise SlideIndexError(f"is not an index ({error!r:.200})", remedy="Make the index again") from error
+
+
+def _sampled(
+    entries: list[dict[str, Any]], options: SamplingOptions, incomplete: Collection[str]
+) -> list[dict[str, Any]]:
     quotas = normal_quotas(entries, options, incomplete)
     sampled = []
     for entry in entries:
+        if not entry.keys() >= NEEDED:
+            raise KeyError(*sorted(NEEDED - entry.keys()))
         slide_id = slide_id_of(entry["slide_path"])
         config = {**entry["config"], **options.model_dump()}
         if is_test_slide(slide_id):

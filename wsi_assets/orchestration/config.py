@@ -6,6 +6,7 @@ Names, defaults, bounds and descriptions have one home, the ``options`` module o
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,14 @@ ASSET_CONFIG: dict[str, type[dg.Config]] = {
 }
 """Asset -> its configuration class, in pipeline order."""
 
+_UNREADABLE = (
+    *(yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError),
+)
+"""What YAML's reader raises on text that is no YAML; faults of dates and numbers it does not translate."""
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
+
 
 def parameters(config: dg.Config) -> dict[str, Any]:
     """The effective parameters as plain values."""
@@ -84,12 +93,12 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip():
             raise ConfigError(
-                f"--set {pair!r} is not key=value", remedy="Write for example --set max_epochs=2"
+                f"--set {_short(pair)} is not key=value", remedy="Write for example --set max_epochs=2"
             )
         try:
             values[name.strip()] = _number(yaml.safe_load(text)) if text.strip() else ""
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair!r} cannot be read ({error})") from error
+        except _UNREADABLE as error:
+            raise ConfigError(f"--set {_short(pair)} cannot be read ({error!s:.200})") from error
     return values
 
 
@@ -101,8 +110,8 @@ def read_config_file(path: str) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot be read ({error})", path=path) from error
+    except (OSError, *_UNREADABLE) as error:
+        raise ConfigError(f"cannot be read ({error!s:.200})", path=path) from error
     if not isinstance(content, dict):
         raise ConfigError(
             "is not a mapping of parameters", path=path, remedy="Write lines like `max_epochs: 2`"
@@ -130,7 +139,7 @@ def build_configs(values: Mapping[str, Any]) -> dict[str, dg.Config]:
         takers = [asset] if dot else list(ASSET_CONFIG)
         takers = [a for a in takers if a in ASSET_CONFIG and field in ASSET_CONFIG[a].model_fields]
         if not takers:
-            raise ConfigError(f"there is no parameter {name!r}", remedy=_suggestion(field))
+            raise ConfigError(f"there is no parameter {_short(name)}", remedy=_suggestion(field))
         for taker in takers:
             chosen[taker][field] = value
     return {asset: _validated(asset, given) for asset, given in chosen.items()}
@@ -147,7 +156,17 @@ def _validated(asset: str, given: dict[str, Any]) -> dg.Config:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][:1]) or next(iter(given))
-        raise ConfigError(f"{field}={given.get(field)!r} is not possible: {first['msg']}") from error
+        raise ConfigError(
+            f"{field}={_short(given.get(field))} is not possible: {first['msg']:.300}"
+        ) from error
+
+
+def _short(value: Any) -> str:
+    # Not `repr`: a few lines of YAML can name one list a million times, and nest deeper than Python goes.
+    try:
+        return _BRIEF.repr(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        return "a number"
 
 
 def _suggestion(field: str) -> str:

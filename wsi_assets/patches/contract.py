@@ -14,6 +14,9 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 
+MOST_PIXELS = 1 << 14
+"""A patch's side above which a store is not believed."""
+
 Identity = tuple[str, int, int]
 """(slide fingerprint, y, x): with equal level, size and encoding, equal identities are equal bytes."""
 
@@ -35,6 +38,36 @@ class Contents:
     keys: Sequence[str]
     labels: np.ndarray
     origins: np.ndarray
+
+    def check(self) -> None:
+        """See that the parts fit each other, for a store that may be damaged.
+
+        Raises:
+            ValueError: they do not.
+        """
+        info, count = self.info, len(self.keys)
+        numbers = {
+            "level": int,
+            "patch_size": int,
+            "stride": int,
+            "patches": int,
+            "codec": str,
+            "digest": str,
+        }
+        for name, kind in {**numbers, "slides": list, "quarantined": list, "backend": str}.items():
+            if not isinstance(info, dict) or type(info.get(name)) is not kind:
+                raise ValueError(f"{name} is not told")
+        if not 0 < info["patch_size"] <= MOST_PIXELS or not all(_is_slide(slide) for slide in info["slides"]):
+            raise ValueError("sizes or slides are not possible")
+        fits = count == info["patches"] and self.labels.shape == (count,) and self.origins.shape == (count, 3)
+        if not fits or self.labels.dtype.kind not in "iu" or self.origins.dtype.kind not in "iu":
+            raise ValueError("keys, labels and origins do not fit")
+        if count and not (
+            self.labels.max() <= 1
+            and self.origins[:, 0].min() >= 0
+            and self.origins[:, 0].max() < len(info["slides"])
+        ):
+            raise ValueError("labels or origins are not possible")
 
 
 class Shelf(Protocol):
@@ -146,6 +179,15 @@ def tables_of(items: Sequence[tuple[Identity, Any]]) -> dict[str, tuple[np.ndarr
 
 class UnusableStoreError(StoreError):
     """A store that is half-built or damaged: nothing in it can be trusted, and building replaces it."""
+
+
+def _is_slide(slide: Any) -> bool:
+    return (
+        isinstance(slide, dict)
+        and isinstance(slide.get("slide_id"), str)
+        and isinstance(slide.get("fingerprint"), str)
+        and {"mpp", "downsample", "magnification"} <= slide.keys()
+    )
 
 
 def incomplete(path: Path) -> StoreError:

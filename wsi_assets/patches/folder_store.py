@@ -58,10 +58,11 @@ class FolderShelf:
                 labels=np.array([int(row[1]) for row in rows], np.uint8),
                 origins=np.array(origins, np.int32).reshape(-1, 3),
             )
+            self.contents.check()
         except FileNotFoundError as error:
             self.close()
             raise incomplete(path) from error
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
             self.close()
             raise damaged(path, error) from error
 

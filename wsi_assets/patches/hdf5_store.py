@@ -48,9 +48,10 @@ class Hdf5Shelf:
                     labels=file["labels"][:],
                     origins=file["origins"][:],
                 )
-                self._places = _places(file["images"])
-        except (OSError, ValueError, KeyError) as error:
-            raise damaged(path, error) from error
+                self._places = _places(file["images"], path.stat().st_size)
+            self.contents.check()
+        except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, RuntimeError) as error:
+            raise damaged(path, error) from error  # HDF5's library has its errors from all over
         self._handle: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def raw(self, index: int) -> memoryview:
@@ -175,8 +176,10 @@ class Hdf5Writer:
         self._journal.close()
 
 
-def _places(images: h5py.Dataset) -> np.ndarray:
-    """int64 (n, 2): offset and length in the file of each patch's chunk."""
+def _places(images: h5py.Dataset, size: int) -> np.ndarray:
+    """int64 (n, 2): offset and length of each patch's chunk in a file of ``size`` bytes."""
+    if len(images) > size:
+        raise ValueError(f"{len(images)} patches in {size} bytes")
     places = np.zeros((len(images), 2), np.int64)
 
     def note(chunk: Any) -> None:
@@ -186,4 +189,6 @@ def _places(images: h5py.Dataset) -> np.ndarray:
         images.id.chunk_iter(note)
     if not places.all():
         raise ValueError("patches are missing")
+    if (places < 0).any() or (places.max(axis=1, initial=0) > size).any():
+        raise ValueError("patches lie beyond its end")
     return places

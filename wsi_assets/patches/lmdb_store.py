@@ -22,6 +22,7 @@ import numpy as np
 from wsi_assets.errors import StoreError
 from wsi_assets.patches import aside
 from wsi_assets.patches.contract import Contents, Identity, IndexedSource, damaged, incomplete, tables_of
+from wsi_assets.patches.lmdb_pages import check_pages
 
 _INFO, _KEYS, _LABELS, _ORIGINS = b"__info__", b"__keys__", b"__labels__", b"__origins__"
 _PLAN = b"__plan__"
@@ -47,10 +48,11 @@ class LmdbShelf:
                 labels=_array(self._named(_LABELS)),
                 origins=_array(self._named(_ORIGINS)),
             )
+            self.contents.check()
         except StoreError:
             self.close()
             raise
-        except (ValueError, lmdb.Error) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError, EOFError, lmdb.Error) as error:
             self.close()
             raise damaged(path, error) from error
 
@@ -222,6 +224,7 @@ class _Shared:
         self._process = os.getpid()
         self._users = 0
         try:
+            check_pages(folder)
             self._environment = lmdb.open(
                 str(folder), readonly=True, lock=False, readahead=False, create=False
             )
@@ -232,6 +235,8 @@ class _Shared:
                     path=folder,
                     remedy="Close it there",
                 ) from error
+            raise damaged(folder, error) from error
+        except (ValueError, OSError) as error:
             raise damaged(folder, error) from error
 
     @classmethod

@@ -12,6 +12,9 @@ from wsi_assets.errors import SlideError, one_line
 from wsi_assets.files import ASIDE_PREFIX
 from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, slide_id_of
 
+LONGEST_ID = 240
+"""Bytes of a slide's id, so that a patch's file, named by id and number, has a name file systems take."""
+
 
 @dataclass(frozen=True)
 class SlideFile:
@@ -59,14 +62,14 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
         slide_id = slide_id_of(paths[0])
         why = _why_left_out(slide_id, paths, annotations)
         if why:
-            left_out[one_line(slide_id)] = one_line(why)
+            left_out[_shown(slide_id)] = _shown(why)
         else:
             slides.append(SlideFile(slide_id, paths[0], annotations[0] if annotations else None))
     strays = [f"annotation without a slide: {path}" for paths in notes.values() for path in paths]
     return SlideListing(
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
         left_out=dict(sorted(left_out.items())),
-        notices=tuple(sorted(map(one_line, strays))),
+        notices=tuple(sorted(map(_shown, strays))),
     )
 
 
@@ -77,9 +80,28 @@ def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> 
         return f"it has {len(annotations)} annotations: {_names(annotations)}. Keep one"
     if not paths[0].exists():
         return f"it is a link to nothing: {paths[0]}. Mend the link or take it away"
+    if not all(map(_is_text, (paths[0], *annotations))):
+        return f"the name of its file or folder is no text in UTF-8: {paths[0]}. Rename it"
     if "..." in slide_id or any(ord(letter) < 32 for letter in slide_id):
         return f"its id has three full stops or a control character: {paths[0]}. Rename it"
+    if slide_id.startswith("__"):
+        return f"its id begins with two underscores, as patch stores' own names do: {paths[0]}. Rename it"
+    if len(slide_id.encode()) > LONGEST_ID:
+        return f"its id has more than {LONGEST_ID} bytes: {paths[0]}. Rename it"
     return None
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(text: str) -> str:
+    """One line that any terminal and database takes, also of a name that is no text."""
+    return one_line(text.encode(errors="backslashreplace").decode())
 
 
 def _slides_under(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:

@@ -8,14 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import openslide
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.naming import SLIDE_SUFFIXES
+from wsi_assets.slides.tiff_lengths import longest_part
 
 _CACHE_BYTES = 96 << 20
+_MOST_TILE_PIXELS = 1 << 26
+_LEAST_TILE_BYTES = 6
+_TILE_TABLES = {"generic-tiff", "aperio", "philips"}
 _SUBPIXEL = 1 / 512
 _BACK = 256
 
@@ -34,11 +39,17 @@ class OpenSlideFile:
         self.path = path
         self._entry = _entry_of(path)
         self._handle: openslide.OpenSlide | None = None
+        self._lengths_checked = False
         handle = self._open()
         self.properties: Mapping[str, str] = dict(handle.properties)
         self.vendor = self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self.sizes: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
         self.downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
+        try:
+            self._check_tiles()
+        except SlideError:
+            self.close()
+            raise
 
     def read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """A window inside the level: uint8 (h, w, 3) RGB, and bool (h, w) where it has pixels; else white.
@@ -51,6 +62,8 @@ class OpenSlideFile:
             SlideError: the read fails. The handle, which OpenSlide then refuses to use, is opened again by
                 the next read, so that one bad place does not take the slide with it.
         """
+        if not self._lengths_checked:
+            self._check_lengths()
         downsample = self.downsamples[level]
         top, y0 = whole_start(y, downsample)
         left, x0 = whole_start(x, downsample)
@@ -71,6 +84,44 @@ class OpenSlideFile:
         if self._handle is not None:
             self._handle.close()
             self._handle = None
+
+    def _check_tiles(self) -> None:
+        """Refuse tiles that cannot be: OpenSlide takes memory for one before it reads it, ending the process
+        where there is none; and a damaged width can claim more glass than anybody waits for.
+
+        A TIFF lists each tile's place and length, in six bytes at the least, also of tiles never written.
+        """
+        listed = 0
+        for level, (width, height) in enumerate(self.sizes):
+            named = (
+                self.properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")
+            )
+            wide, high = (int(side or 0) for side in named)
+            if wide * high > _MOST_TILE_PIXELS:
+                self._refuse(f"has tiles of {wide} x {high} pixels at level {level}")
+            if wide and high:
+                listed += -(-width // wide) * -(-height // high)
+        if self.vendor in _TILE_TABLES and listed * _LEAST_TILE_BYTES > self._entry.stat().st_size:
+            self._refuse(f"is too short to list its {listed} tiles")
+
+    def _check_lengths(self) -> None:
+        """Refuse a TIFF with a tile longer than the file: OpenSlide takes memory for all of it, as above."""
+        # Hamamatsu writes lengths in its own way.
+        if self.vendor != "hamamatsu":
+            try:
+                size, longest = self._entry.stat().st_size, longest_part(self._entry)
+            except OSError as error:
+                raise SlideError(
+                    f"cannot be read ({error.strerror})", path=self.path, remedy="Check its disk"
+                ) from error
+            if longest > size:
+                self._refuse(f"lists a tile of {longest} bytes, more than the {size} of the whole file")
+        self._lengths_checked = True
+
+    def _refuse(self, fault: str) -> NoReturn:
+        raise SlideError(
+            fault, path=self.path, remedy="The file is damaged or cut short; copy or scan it again"
+        )
 
     def _open(self) -> openslide.OpenSlide:
         if self._handle is None:

@@ -165,7 +165,11 @@ def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
         slide_id = (row.get("slide_id") or "").strip().lower()
         if not slide_id or slide_id in table or None in row:
             fault = (
-                "no slide_id" if not slide_id else f"{slide_id} twice" if slide_id in table else "extra cells"
+                "no slide_id"
+                if not slide_id
+                else f"{slide_id:.60} twice"
+                if slide_id in table
+                else "extra cells"
             )
             raise ConfigError(f"scale_table has {fault} in line {line}", path=path, remedy=remedy)
         table[slide_id] = {}
@@ -174,7 +178,8 @@ def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
             value = _number(text)
             if text and (value is None or not low <= value <= high):
                 raise ConfigError(
-                    f"scale_table has {name} {text!r} in line {line}, not a number from {low:g} to {high:g}",
+                    f"scale_table has {name} {text!r:.60} in line {line}, "
+                    f"not a number from {low:g} to {high:g}",
                     path=path,
                     remedy=remedy,
                 )

@@ -80,8 +80,13 @@ class TileLevel:
         if data is None:
             return None
         try:
+            # Memory of the tile's size, not of the size that damaged data may claim.
             tile = imagecodecs.jpeg8_decode(
-                data, tables=self.tables, colorspace=self.colorspace, outcolorspace="RGB"
+                data,
+                tables=self.tables,
+                colorspace=self.colorspace,
+                outcolorspace="RGB",
+                out=np.empty((*self.tile_size, 3), np.uint8),
             )
         except Exception as error:  # the codec's error types differ between its versions
             raise self._damaged(row, col, one_line(error)) from error
@@ -140,6 +145,7 @@ class TileSource:
         self.path = path
         self.levels: tuple[TileLevel, ...] = ()
         self._descriptor: int | None = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._size = os.fstat(self._descriptor).st_size
 
     def level(self, index: int) -> TileLevel:
         """The level of this number."""
@@ -153,6 +159,8 @@ class TileSource:
         """
         if self._descriptor is None:
             raise ValueError("the tile source is closed")
+        # A damaged length would take its memory before the first byte is read.
+        length = min(length, max(0, self._size - offset))
         try:
             return os.pread(self._descriptor, length, offset)
         except OSError as error:

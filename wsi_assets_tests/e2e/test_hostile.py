@@ -1,0 +1,200 @@
+"""Whatever a file holds: a value or one typed line; no hang, flood or crash, nothing run, nothing strayed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsi_assets.errors import ModelError
+from wsi_assets.orchestration.servers import server_commands
+from wsi_assets.orchestration.settings import Settings
+from wsi_assets_tests.e2e.conftest import settings
+from wsi_assets_tests.e2e.fuzzing import MEMORY, SECONDS, survive
+from wsi_assets_tests.slides.made import picture, write_pyramid
+
+CASES = 300
+TRIALS = 10_000
+PARSERS = ("slides", "pickles", "checkpoints", "lmdb", "hdf5", "fs", "configuration", "tables", "metrics")
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_damaged_input_is_read_or_refused_in_one_line(parser, real_data, tmp_path):
+    outcome = survive(parser, tmp_path / "cases", CASES)
+    assert outcome.faults == []
+    assert outcome.read + outcome.refused == CASES
+    # Both happen often, or the damage tests nothing.
+    assert min(outcome.read, outcome.refused) >= 20
+    assert outcome.seconds < SECONDS
+    assert outcome.mebibytes < MEMORY >> 20
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("parser", PARSERS)
+def test_ten_thousand_damaged_inputs_are_read_or_refused_in_one_line(parser, real_data, tmp_path):
+    cases = int(os.environ.get("WSI_TRIAL_CASES", TRIALS))
+    outcome = survive(parser, tmp_path / "cases", cases, first=CASES)
+    assert outcome.faults == []
+    assert outcome.read + outcome.refused == cases
+
+
+def test_the_harness_sees_a_crash_a_hang_a_flood_a_stray_write_and_an_untyped_error(tmp_path):
+    outcome = survive("bad_parser", tmp_path / "cases", 7, seconds=2)
+    assert outcome.read == 1
+    told = "\n".join(outcome.faults)
+    for sign in ("SIGSEGV", "SIGALRM", "MiB", "stray", "ZeroDivisionError", "not one short line"):
+        assert sign in told, told
+
+
+class Trap:
+    """A pickle of it makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.folder),))
+
+
+def test_weights_that_want_to_run_code_do_not_and_are_one_line(tmp_path):
+    import torch
+
+    from wsi_assets.learning import load_model
+    from wsi_assets.learning.backbones import build_model
+
+    ran = tmp_path / "ran"
+    for name, write in {
+        "zipped.pt": lambda path: torch.save({"state_dict": {"weight": Trap(ran)}}, path),
+        "old.pt": lambda path: torch.save(Trap(ran), path, _use_new_zipfile_serialization=False),
+        "pickle.pt": lambda path: path.write_bytes(pickle.dumps(Trap(ran))),
+    }.items():
+        write(tmp_path / name)
+        for load in (
+            load_model,
+            lambda path: build_model("resnet18", patch_size=64, weights=str(path)),
+        ):
+            with pytest.raises(ModelError) as caught:
+                load(tmp_path / name)
+            assert "\n" not in str(caught.value)
+    assert not ran.exists()
+
+
+@pytest.fixture(scope="module")
+def storage(command_line, tmp_path_factory):
+    """Two small slides taken to patches, and every pickle of the graph that this leaves."""
+    home = tmp_path_factory.mktemp("traps")
+    for seed, name in enumerate(("a_1", "a_2")):
+        write_slide(home / "images" / f"{name}.tif", seed)
+    done = command_line("run", "--level", 0, "--upto", "patch_store", *settings("patch_size=64"), cwd=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return home
+
+
+def write_slide(path: Path, seed: int = 0, side: int = 192) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    return write_pyramid(path, [picture(side, side, seed)], mpp=0.25)
+
+
+@pytest.mark.parametrize(
+    ("trapped", "asset"),
+    [
+        ("slides/a_1/tissue_regions.pkl", "slide_index"),
+        ("slides/a_2/annotation_regions.pkl", "slide_index"),
+        ("level_0/index_level_0.pkl", "sampled_index"),
+        ("level_0/index_level_0_sampled.pkl", "patch_store"),
+    ],
+)
+def test_a_pickle_of_the_graph_that_wants_to_run_code_fails_its_reader_in_one_line(
+    storage, tmp_path, trapped, asset
+):
+    import dagster as dg
+
+    from wsi_assets.orchestration.build import build_definitions
+
+    home = tmp_path / "home"
+    shutil.copytree(storage, home)
+    (home / "storage" / trapped).write_bytes(pickle.dumps([Trap(tmp_path / "ran")]))
+    there = Settings.from_environment({}, home=home)
+    with dg.DagsterInstance.from_config(str(home / "storage/dagster_home")) as instance:
+        result = (
+            build_definitions(there)
+            .resolve_job_def("level_pipeline")
+            .execute_in_process(
+                instance=instance,
+                partition_key="0",
+                asset_selection=[dg.AssetKey(asset)],
+                raise_on_error=False,
+            )
+        )
+    assert not result.success
+    (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert "mkdir" in failure.user_failure_data.description
+    assert "\n" not in failure.user_failure_data.description
+    assert not (tmp_path / "ran").exists()
+
+
+NAMES = {
+    "with two  spaces": True,
+    "Grüße 日本 ñ": True,
+    "percent%20%s%d{0}": True,
+    "quote'single": True,
+    'quote"double"': True,
+    "semi;colon&amp$HOME`id`": True,
+    "[red]markup[bold]": True,
+    "a" * 200: True,
+    "comma,tab\tle": False,
+    "three...stops": False,
+    "new\nline": False,
+    "__underscores": False,
+    "b" * 245: False,
+    "trailing. ": True,
+    "-dash": True,
+}
+"""Slide id -> whether it can be one; what cannot is named and left out."""
+
+
+def test_odd_slide_ids_work_or_are_named_and_left_out(command_line, tmp_path):
+    for seed, name in enumerate(NAMES):
+        write_slide(tmp_path / "images" / f"{name}.tif", seed)
+    write_slide(tmp_path / "images" / ".hidden.tif")
+    broken = os.fsencode(tmp_path / "images") + b"/bad\xff\xfebytes.tif"
+    Path(os.fsdecode(broken)).write_bytes((tmp_path / "images" / "-dash.tif").read_bytes())
+    done = command_line(
+        *("run", "--level", 0, "--upto", "patch_store", "--backend", "fs"),
+        *settings("patch_size=64"),
+        cwd=tmp_path,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "Traceback" not in said
+    entries = pickle.loads((tmp_path / "storage/level_0/index_level_0_sampled.pkl").read_bytes())
+    made = {Path(entry["slide_path"]).stem for entry in entries}
+    assert made == {name for name, works in NAMES.items() if works}
+    for name in [" ".join(name.split()) for name, works in NAMES.items() if not works] + ["bad"]:
+        assert [line for line in done.stdout.splitlines() if line.strip().startswith(name)], (name, said)
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "storage"}
+    assert {path.name for path in (tmp_path / "storage/slides").iterdir()} == made
+    patches = list((tmp_path / "storage/level_0/image_patches").rglob("*.png"))
+    assert len(patches) == sum(len(entry["patches"]) for entry in entries) > 0
+
+
+def test_servers_listen_on_this_machine_only_unless_told_otherwise(tmp_path):
+    shown = subprocess.run(
+        [sys.executable, "-m", "wsi_assets.cli", "ui", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "127.0.0.1" in shown
+    there = Settings.from_environment({}, home=tmp_path)
+    commands = server_commands(there, "127.0.0.1", 3000, 5000)
+    assert commands["webserver"][-4:] == ["-h", "127.0.0.1", "-p", "3000"]
+    at = commands["mlflow"].index("--host")
+    assert commands["mlflow"][at + 1] == "127.0.0.1"
+    assert not any("0.0.0.0" in word for command in commands.values() for word in command)
+    # The daemon serves nothing: it has no address at all.
+    assert not {"-h", "--host", "-p", "--port"} & set(commands["daemon"])
+    told = server_commands(there, "0.0.0.0", 3000, 5000)
+    assert told["mlflow"][at + 1] == "0.0.0.0"
