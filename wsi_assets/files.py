@@ -6,6 +6,8 @@ Any room may use this module; it knows no slide, patch or model.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import hashlib
 import io
 import json
@@ -16,14 +18,17 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from wsi_assets.errors import WsiAssetsError
 
 ASIDE_PREFIX = ".aside-"
-"""Unfinished files and folders begin with this; a leftover is from a killed process and can be deleted."""
+"""Unfinished files and folders begin with this; a killed process's are removed by the next one that publishes
+into the same folder."""
+
+_EXCHANGE, _AT_FDCWD = 2, -100
 
 
 @contextlib.contextmanager
@@ -34,44 +39,110 @@ def publish_file(path: str | Path) -> Iterator[Path]:
     also after a power cut.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=ASIDE_PREFIX, suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        yield aside
-        aside.chmod(0o666 & ~_umask())
-        _fsync(aside)
-        aside.replace(path)
-        _fsync(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+
+    def make() -> Path:
+        handle, name = tempfile.mkstemp(prefix=ASIDE_PREFIX, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        return Path(name)
+
+    with _owned(path.parent, make) as aside:
+        try:
+            yield aside
+            aside.chmod(0o666 & ~_umask())
+            _fsync(aside)
+            aside.replace(path)
+            _fsync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def publish_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` to fill; on success it takes the place of ``path``.
 
-    A folder cannot be replaced in one system call: the old one is moved aside first and removed last, so
-    for a moment there is none, never half of one.
+    Where the file system can exchange two names at once (Linux), a reader always finds the old folder or the
+    new one. Elsewhere there is none for the moment between two renames, never half of one.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=path.parent))
-    aside.chmod(0o777 & ~_umask())
+    with _owned(path.parent, lambda: Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=path.parent))) as aside:
+        aside.chmod(0o777 & ~_umask())
+        try:
+            yield aside
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    _fsync(file)
+            if not path.exists():
+                aside.replace(path)
+            elif not exchange(aside, path):
+                retired = aside.with_name(aside.name + "-old")
+                path.replace(retired)
+                aside.replace(path)
+                shutil.rmtree(retired, ignore_errors=True)
+            _fsync(path.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step (Linux); False where system or file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0
+
+
+@contextlib.contextmanager
+def _owned(folder: Path, make: Callable[[], Path]) -> Iterator[Path]:
+    """What ``make`` makes in ``folder``, locked while this is open, and killed processes' leftovers removed.
+
+    The lock goes with the process, so what is unlocked has no owner. Where the file system has no locks,
+    leftovers stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{ASIDE_PREFIX}*"):
+        _remove_if_left(leftover)
+    while True:
+        aside = make()
+        handle = _lock(aside)
+        if aside.exists():
+            break
+        # Somebody swept it up in the moment before it was locked.
+        _close(handle)
     try:
         yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                _fsync(file)
-        retired = aside.with_name(aside.name + "-old")
-        if path.exists():
-            path.replace(retired)
-        aside.replace(path)
-        _fsync(path.parent)
-        shutil.rmtree(retired, ignore_errors=True)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _close(handle)
+
+
+def _remove_if_left(path: Path) -> None:
+    handle = _lock(path)
+    if handle is None:
+        return
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    _close(handle)
+
+
+def _lock(path: Path) -> int | None:
+    """A handle that holds the lock of a file or folder; None where another holds it or there are no locks."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _close(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
 
 
 def write_json(path: str | Path, value: Any) -> None:

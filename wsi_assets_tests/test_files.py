@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -97,3 +98,36 @@ def test_an_error_names_file_fault_and_remedy_in_one_line_and_survives_a_process
     assert str(error) == "slide.svs: does not open. Copy it again"
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (SlideError, str(error))
+
+
+@pytest.mark.parametrize("publish", [publish_file, publish_folder])
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, publish):
+    import subprocess
+    import sys
+
+    script = (
+        "import os, sys, time\n"
+        f"from wsi_assets.files import {publish.__name__} as publish\n"
+        "with publish(sys.argv[1]) as aside:\n"
+        "    print(aside, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / name)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("killed", "living")
+    ]
+    left, kept = (Path(writer.stdout.readline().strip()) for writer in writers)
+    writers[0].kill()
+    writers[0].wait()
+    assert left.exists()
+    with publish(tmp_path / "mine") as aside:
+        (aside.write_text if publish is publish_file else (aside / "page").write_text)("mine")
+    assert not left.exists()
+    assert kept.exists()
+    writers[1].communicate("")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["living", "mine"]

@@ -6,7 +6,6 @@ Formats of stores do not belong here.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -16,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_assets.errors import StoreError
-
-_EXCHANGE = 2
-_AT_FDCWD = -100
+from wsi_assets.files import exchange
 
 
 def building_folder(path: Path) -> Path:
@@ -70,7 +67,7 @@ def publish(finished: Path, path: Path) -> None:
     if path.is_dir():
         retired = _retired(path)
         shutil.rmtree(retired, ignore_errors=True)
-        if _exchange(finished, path):
+        if exchange(finished, path):
             finished.rename(retired)
         else:
             path.rename(retired)
@@ -135,13 +132,3 @@ class Journal:
 
 def _retired(path: Path) -> Path:
     return path.with_name(f".retired-{path.name}")
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step (Linux); False where system or file system cannot."""
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    done = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE)
-    return done == 0
