@@ -34,12 +34,16 @@ console = Console(highlight=False)
 
 def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels: list[int], upto: str) -> int:
     """Run slides and levels, print what was made, what was left out and why; returns the exit status."""
+    from wsi_assets.orchestration.dead_runs import fail_dead_runs, free_slots
     from wsi_assets.orchestration.home import open_instance
     from wsi_assets.orchestration.reporting import progress_on_terminal
     from wsi_assets.orchestration.runner import Runner
 
     started = time.monotonic()
     with open_instance(settings) as instance, _bars() as bars, progress_on_terminal(bars):
+        # A run that was killed would hold the pool that this one needs.
+        fail_dead_runs(instance, lambda line: _print_notices([line]))
+        free_slots(instance)
         runner = Runner(instance, settings, configs, bars)
         slides = runner.run_slides()
         outcomes = [runner.run_level(level, upto) for level in levels]

