@@ -29,8 +29,15 @@ class OneLineErrors(click.Group):
         try:
             return super().invoke(ctx)
         except WsiAssetsError as error:
-            click.secho(f"error: {error}", fg="red", err=True)
-            ctx.exit(FAILED)
+            told = error
+        except Exception as error:
+            from wsi_assets.files import disk_fault
+
+            told = disk_fault(error, "the storage folder or DAGSTER_HOME")
+            if told is None:
+                raise
+        click.secho(f"error: {told}", fg="red", err=True)
+        return ctx.exit(FAILED)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import io
@@ -16,6 +17,7 @@ import os
 import pickle
 import re
 import shutil
+import sqlite3
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,6 +31,11 @@ ASIDE_PREFIX = ".aside-"
 into the same folder."""
 
 _EXCHANGE, _AT_FDCWD = 2, -100
+_DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+)
+_DATABASE_FAULTS = ("is full", "readonly database", "unable to open database", "disk I/O error")
+"""What SQLite says of its disk."""
 
 
 @contextlib.contextmanager
@@ -45,7 +52,7 @@ def publish_file(path: str | Path) -> Iterator[Path]:
         os.close(handle)
         return Path(name)
 
-    with _owned(path.parent, make) as aside:
+    with _owned(path, make) as aside:
         try:
             yield aside
             aside.chmod(0o666 & ~_umask())
@@ -64,7 +71,11 @@ def publish_folder(path: str | Path) -> Iterator[Path]:
     new one. Elsewhere there is none for the moment between two renames, never half of one.
     """
     path = Path(path)
-    with _owned(path.parent, lambda: Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=path.parent))) as aside:
+
+    def make() -> Path:
+        return Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=path.parent))
+
+    with _owned(path, make) as aside:
         aside.chmod(0o777 & ~_umask())
         try:
             yield aside
@@ -83,6 +94,34 @@ def publish_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def disk_fault(error: BaseException, path: str | Path | None = None) -> WsiAssetsError | None:
+    """The one line for a full, read-only or failing disk behind ``error``; None if it is another fault.
+
+    What led to an error is looked at too: databases wrap what the disk said in errors of their own.
+
+    Args:
+        path: the file or folder to name where the error names none.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen)
+        if isinstance(seen, OSError) and seen.errno in _DISK_ERRORS:
+            full = seen.errno in (errno.ENOSPC, errno.EDQUOT)
+            named = path if seen.filename is None else seen.filename
+        elif isinstance(seen, sqlite3.OperationalError) and any(one in text for one in _DATABASE_FAULTS):
+            full, named = "is full" in text, path
+        else:
+            seen = seen.__cause__ or seen.__context__
+            continue
+        why = "the disk is full" if full else os.strerror(seen.errno) if isinstance(seen, OSError) else text
+        remedy = "Free some space" if full else "Check the disk and its permissions"
+        what = "be written" if full else "be read or written"
+        return WsiAssetsError(
+            f"cannot {what} ({why})", path=named, remedy=f"{remedy}, then run again; it continues"
+        )
+    return None
+
+
 def exchange(one: Path, other: Path) -> bool:
     """Swap two names in one step (Linux); False where system or file system cannot."""
     try:
@@ -93,24 +132,33 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _owned(folder: Path, make: Callable[[], Path]) -> Iterator[Path]:
-    """What ``make`` makes in ``folder``, locked while this is open, and killed processes' leftovers removed.
+def _owned(path: Path, make: Callable[[], Path]) -> Iterator[Path]:
+    """What ``make`` makes beside ``path``, locked while this is open; what killed processes left is removed.
 
     The lock goes with the process, so what is unlocked has no owner. Where the file system has no locks,
     leftovers stay.
+
+    Raises:
+        WsiAssetsError: the disk is full or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{ASIDE_PREFIX}*"):
-        _remove_if_left(leftover)
-    while True:
-        aside = make()
-        handle = _lock(aside)
-        if aside.exists():
-            break
-        # Somebody swept it up in the moment before it was locked.
-        _close(handle)
+    handle = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f"{ASIDE_PREFIX}*"):
+            _remove_if_left(leftover)
+        while True:
+            aside = make()
+            handle = _lock(aside)
+            if aside.exists():
+                break
+            # Somebody swept it up in the moment before it was locked.
+            _close(handle)
         yield aside
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        raise WsiAssetsError(fault.fault, path=path, remedy=fault.remedy) from error
     finally:
         _close(handle)
 

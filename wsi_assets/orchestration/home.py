@@ -10,6 +10,7 @@ import dagster as dg
 
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.layout import StorageLayout
+from wsi_assets.orchestration.mlflow_moved import follow_storage
 from wsi_assets.orchestration.settings import Settings
 
 
@@ -17,7 +18,7 @@ def prepare_home(settings: Settings) -> Path:
     """Create the home if it is not there and make it, and the settings, this process's environment.
 
     ``DAGSTER_HOME`` is respected; by default the home is ``dagster_home`` in the storage folder. An existing
-    ``dagster.yaml`` is never overwritten.
+    ``dagster.yaml`` is never overwritten. MLflow's database follows a storage folder that was moved.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -32,6 +33,8 @@ def prepare_home(settings: Settings) -> Path:
             f"cannot be written ({error.strerror})", path=home, remedy="Choose a storage folder of your own"
         ) from error
     os.environ.update(settings.to_environment(), DAGSTER_HOME=str(home))
+    if settings.tracking_uri is None:
+        follow_storage(StorageLayout(settings.storage_dir))
     return home
 
 

@@ -35,9 +35,9 @@ class ModelIOManager(dg.ConfigurableIOManager):
     def handle_output(self, context: dg.OutputContext, obj: TrainingResult) -> None:
         trained = obj.best_path.parent.parent
         target = self._checkpoints(context, partition_to_write(context))
-        with publish_file(target.parent / "epoch_losses.csv") as aside:
+        with clear_failures(), publish_file(target.parent / "epoch_losses.csv") as aside:
             shutil.copyfile(trained / "epoch_losses.csv", aside)
-        with publish_folder(target) as aside:
+        with clear_failures(), publish_folder(target) as aside:
             for checkpoint in sorted((trained / "checkpoints").glob("*.pt")):
                 _link_or_copy(checkpoint, aside / checkpoint.name)
         shutil.rmtree(trained)

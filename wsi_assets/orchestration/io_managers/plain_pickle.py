@@ -60,7 +60,9 @@ class PlainPickleIOManager(dg.ConfigurableIOManager):
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         if obj is None and context.has_asset_partitions and len(context.asset_partition_keys) > 1:
             return  # each was written as it was made
-        context.add_output_metadata(write_artefact(self._path(context, partition_to_write(context)), obj))
+        with clear_failures():
+            stored = write_artefact(self._path(context, partition_to_write(context)), obj)
+        context.add_output_metadata(stored)
 
     def load_input(self, context: dg.InputContext) -> Any:
         with clear_failures():

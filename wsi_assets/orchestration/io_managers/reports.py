@@ -14,6 +14,7 @@ from wsi_assets.orchestration.io_managers.partitioned import (
     partition_to_write,
 )
 from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS, StorageLayout
+from wsi_assets.orchestration.reporting import clear_failures
 
 
 class ReportIOManager(dg.ConfigurableIOManager):
@@ -27,7 +28,7 @@ class ReportIOManager(dg.ConfigurableIOManager):
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         target = self._folder(context, partition_to_write(context))
-        with publish_folder(target) as aside:
+        with clear_failures(), publish_folder(target) as aside:
             page = target / obj(aside).relative_to(aside)
         context.add_output_metadata(
             {
