@@ -5,6 +5,7 @@ What a level's downsample truly is, and which pixels are no-data, are decided el
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +42,7 @@ class OpenSlideFile:
         self._handle: openslide.OpenSlide | None = None
         self._lengths_checked = False
         handle = self._open()
-        self.properties: Mapping[str, str] = dict(handle.properties)
+        self.properties: Mapping[str, str] = _readable(handle.properties)
         self.vendor = self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self.sizes: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
         self.downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
@@ -147,6 +148,15 @@ class OpenSlideFile:
             handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
             self._handle = handle
         return self._handle
+
+
+def _readable(properties: Mapping[str, str]) -> dict[str, str]:
+    """The properties that can be had: a damaged name that is no text is listed, but not found."""
+    found = {}
+    for name in properties:
+        with contextlib.suppress(KeyError):
+            found[name] = properties[name]
+    return found
 
 
 @lru_cache(maxsize=4096)

@@ -174,7 +174,7 @@ def pickles(folder: Path) -> Case:
         else:
             content = damaged(pickle.dumps(value, protocol=rng.choice([2, 3, 4, 4, 5])), rng)
         if rng.random() < 0.1:
-            at = rng.randrange(len(content))
+            at = rng.randrange(len(content) + 1)
             claims = (b"r", b"\x8e", b"\x8d", b"\x96", b"\x95", b"X", b"B", b"\x8b", b"j")
             content = (
                 content[:at] + rng.choice(claims) + struct.pack("<Q", rng.getrandbits(rng.randrange(64)))

@@ -26,6 +26,8 @@ TRAINING = (
     "save_interval=1",
 )
 PARAMETERS = settings("patch_size=32", "codec=png", "bootstrap_samples=20", "save_interval=1", *TRAINING)
+# What MLflow could not be told waits for it there, also of a training that was killed.
+NOT_COMPARED = "mlflow_pending"
 LEFT_BY_THE_KILLED = (".aside-", ".building-", ".salvage-", ".retired-", "training_in_progress")
 STORES = {"lmdb": "patches_lmdb", "hdf5": "patches.h5", "fs": "image_patches"}
 
@@ -78,6 +80,8 @@ def contents(storage: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted([*(storage / "slides").rglob("*"), *(storage / "level_0").rglob("*")]):
         name = path.relative_to(storage).as_posix()
+        if NOT_COMPARED in path.parts:
+            continue
         if any(mark in name for mark in LEFT_BY_THE_KILLED):
             found[name] = "left behind"
         elif not path.is_file() or path.name.startswith(".lock-") or path.suffix in (".html", ".png"):
