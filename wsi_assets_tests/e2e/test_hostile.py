@@ -44,7 +44,7 @@ def test_ten_thousand_damaged_inputs_are_read_or_refused_in_one_line(parser, rea
 
 
 def test_the_harness_sees_a_crash_a_hang_a_flood_a_stray_write_and_an_untyped_error(tmp_path):
-    outcome = survive("bad_parser", tmp_path / "cases", 7, seconds=2)
+    outcome = survive("bad_parser", tmp_path / "cases", 7, seconds=1)
     assert outcome.read == 1
     told = "\n".join(outcome.faults)
     for sign in ("SIGSEGV", "SIGALRM", "MiB", "stray", "ZeroDivisionError", "not one short line"):
@@ -141,10 +141,8 @@ def test_a_pickle_of_the_graph_that_wants_to_run_code_fails_its_reader_in_one_li
 NAMES = {
     "with two  spaces": True,
     "Grüße 日本 ñ": True,
-    "percent%20%s%d{0}": True,
-    "quote'single": True,
-    'quote"double"': True,
-    "semi;colon&amp$HOME`id`": True,
+    "percent%20%s%d{0} semi;colon&amp$HOME`id`": True,
+    'quote\'single "double"': True,
     "[red]markup[bold]": True,
     "a" * 200: True,
     "comma,tab\tle": False,
@@ -152,8 +150,7 @@ NAMES = {
     "new\nline": False,
     "__underscores": False,
     "b" * 245: False,
-    "trailing. ": True,
-    "-dash": True,
+    "-dash trailing. ": True,
 }
 """Slide id -> whether it can be one; what cannot is named and left out."""
 
@@ -163,7 +160,7 @@ def test_odd_slide_ids_work_or_are_named_and_left_out(command_line, tmp_path):
         write_slide(tmp_path / "images" / f"{name}.tif", seed)
     write_slide(tmp_path / "images" / ".hidden.tif")
     broken = os.fsencode(tmp_path / "images") + b"/bad\xff\xfebytes.tif"
-    Path(os.fsdecode(broken)).write_bytes((tmp_path / "images" / "-dash.tif").read_bytes())
+    Path(os.fsdecode(broken)).write_bytes((tmp_path / "images" / "-dash trailing. .tif").read_bytes())
     done = command_line(
         *("run", "--level", 0, "--upto", "patch_store", "--backend", "fs"),
         *settings("patch_size=64"),
