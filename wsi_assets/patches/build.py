@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import time
 from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 from wsi_assets.errors import StoreError, WsiAssetsError, one_line
 from wsi_assets.files import size_of
 from wsi_assets.patches import aside
-from wsi_assets.patches.contract import Contents, UnusableStoreError, Writer
+from wsi_assets.patches.contract import Contents, Shelf, UnusableStoreError, Writer
 from wsi_assets.patches.extract import Encoded
 from wsi_assets.patches.options import Backend
 from wsi_assets.patches.plan import PatchPlan, patch_key
@@ -121,19 +120,19 @@ def build_store(
 
 
 class _Old:
-    """The store a build replaces."""
+    """The store a build replaces; ``usable``: its patches are of the plan's kind."""
 
-    def __init__(self, source: Any, usable: bool):
-        self.source = source
+    def __init__(self, shelf: Shelf, usable: bool):
+        self.shelf = shelf
         self.usable = usable
-        self.info = source.shelf.contents.info
+        self.info = shelf.contents.info
 
     def is_of(self, plan: PatchPlan, backend: Backend) -> bool:
         """Whether it is the plan's store, and nothing is left to try again."""
         return self.info["digest"] == plan.digest(backend) and not self.info["quarantined"]
 
     def close(self) -> None:
-        self.source.close()
+        self.shelf.close()
 
 
 def _old_store(path: Path, backend: Backend, plan: PatchPlan) -> _Old | None:
@@ -152,9 +151,7 @@ def _old_store(path: Path, backend: Backend, plan: PatchPlan) -> _Old | None:
             remedy="Move it away, or build elsewhere",
         )
     content = plan.content(backend)
-    return _Old(
-        _source_class(backend)(shelf), all(info.get(name) == value for name, value in content.items())
-    )
+    return _Old(shelf, all(info.get(name) == value for name, value in content.items()))
 
 
 def _build(
@@ -166,29 +163,19 @@ def _build(
     progress: Progress,
 ) -> tuple[dict[str, Any], int]:
     """Build and publish; what the new store says of itself, and how many patches were decoded."""
-    writer = _writer_class(backend)(path, plan.digest(backend), plan.content(backend))
+    usable = old.shelf if old is not None and old.usable else None
+    writer = _writer_class(backend)(path, plan.content(backend), usable)
     try:
-        sources = list(writer.sources)
-        if old is not None and old.usable:
-            sources.append(old.source)
-        lost = dict(writer.lost)
-        news: list[tuple[int, str]] = []
+        lost: dict[int, str] = {}
         decoded = waiting = 0
-        number = writer.parts_done - 1
-        planned = steps(plan, backend, sources, writer.parts_done)
-        for step, encoded in carried_out(planned, plan, executor):
-            read, size = _add(writer, plan, step, encoded, news)
+        for step, encoded in carried_out(steps(plan, backend, writer.sources), plan, executor):
+            read, size = _add(writer, plan, step, encoded, lost)
             decoded += read
             waiting += size
-            number = step.number
             if waiting >= _COMMIT_BYTES:
-                writer.commit(number + 1, news)
-                lost.update(news)
-                news, waiting = [], 0
+                writer.commit()
+                waiting = 0
             progress(step.before + len(step.positions), len(plan), "extracting patches")
-        if waiting or news:
-            writer.commit(number + 1, news)
-            lost.update(news)
         contents = _contents(plan, backend, lost)
         writer.finish(contents)
     finally:
@@ -199,7 +186,7 @@ def _build(
 
 
 def _add(
-    writer: Writer, plan: PatchPlan, step: Step, encoded: Encoded | None, lost: list[tuple[int, str]]
+    writer: Writer, plan: PatchPlan, step: Step, encoded: Encoded | None, lost: dict[int, str]
 ) -> tuple[int, int]:
     """Put a step's patches into the store; the unreadable go to ``lost``. Patches decoded, and bytes put."""
     read = iter(()) if encoded is None else iter(enumerate(encoded.values))
@@ -210,7 +197,7 @@ def _add(
         if taken is None:
             at, value = next(read)
             if value is None:
-                lost.append((position, encoded.reasons[at]))
+                lost[position] = encoded.reasons[at]
                 continue
             decoded += 1
             size += len(value)
@@ -219,7 +206,7 @@ def _add(
             reuse = source.take(locator)
             size += len(reuse) if isinstance(reuse, (bytes, memoryview)) else 0
         key = patch_key(step.slide.slide_id, position)
-        writer.add(key, int(plan.labels[position]), (step.fingerprint, y, x), value, reuse)
+        writer.add(position, key, int(plan.labels[position]), (step.fingerprint, y, x), value, reuse)
     return decoded, size
 
 
@@ -306,22 +293,10 @@ def _writer_class(backend: Backend) -> type[Writer]:
     return Kind
 
 
-def _source_class(backend: Backend) -> Any:
-    if backend == "hdf5":
-        from wsi_assets.patches.hdf5_store import Hdf5Source as Kind
-    elif backend == "fs":
-        from wsi_assets.patches.folder_store import FolderSource as Kind
-    else:
-        from wsi_assets.patches.contract import ShelfSource as Kind
-    return Kind
-
-
 def _disk_error(path: Path, error: Exception) -> StoreError | None:
     """The one line for a disk's fault, which every library words its own way; None if it is another fault."""
     text = str(error)
-    # LMDB calls a write that a full disk cut short an input/output error.
-    full = os.strerror(errno.EIO) in text and shutil.disk_usage(path.parent).free < _COMMIT_BYTES
-    if full or any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+    if any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
         return StoreError(
             "the disk is full", path=path, remedy="Free some space, then run again; the build continues"
         )

@@ -89,39 +89,38 @@ class Source(Protocol):
         """For each (y, x) of ``coords`` a locator, or None where the source lacks the patch."""
 
     def take(self, locator: Any) -> Any:
-        """What the writer of the same kind of store takes: bytes, or a file to link."""
-
-    def close(self) -> None:
-        """Let go of all files."""
+        """What the writer of the same kind of store takes: bytes, a place in its file, or a file to link."""
 
 
 class Writer(Protocol):
-    """Fills a store aside and publishes it; one process owns it.
+    """Fills a store; one process owns it. The old store stays readable until the new one is finished.
 
-    A killed writer leaves what it committed: the next one with the same plan continues, and one with another
-    plan finds it among its ``sources``.
+    It is made from the store's path, what decides the bytes of a patch (:meth:`PatchPlan.content`), and the
+    complete store there, if its patches are of that kind. A killed writer leaves what it committed, and the
+    next one finds it among its ``sources``.
 
     Attributes:
-        parts_done: parts of this plan already committed, to be skipped.
-        lost: position -> reason, of patches quarantined in those parts.
-        sources: what earlier unfinished builds left.
+        sources: what may be taken over: what an unfinished build left, then the old store.
     """
 
-    parts_done: int
-    lost: dict[int, str]
     sources: list[Source]
 
-    def add(self, key: str, label: int, identity: Identity, value: bytes | None, reuse: Any) -> None:
-        """Put one patch: newly encoded (``value``), or what a source's ``take`` gave (``reuse``)."""
+    def add(
+        self, position: int, key: str, label: int, identity: Identity, value: bytes | None, reuse: Any
+    ) -> None:
+        """Put one patch: newly encoded (``value``), or what a source's ``take`` gave (``reuse``).
 
-    def commit(self, parts_done: int, lost: Sequence[tuple[int, str]]) -> None:
-        """Make all added patches survive a kill; ``lost`` are those quarantined since the last commit."""
+        ``position`` is the patch's number in the plan.
+        """
+
+    def commit(self) -> None:
+        """Make all added patches survive a kill."""
 
     def finish(self, contents: Contents) -> None:
         """Complete the store and put it in the old one's place."""
 
     def close(self) -> None:
-        """Let go of all files; without :meth:`finish` the work stays aside for the next writer."""
+        """Let go of all files; without :meth:`finish` the work stays for the next writer."""
 
 
 class IndexedSource:
@@ -161,10 +160,6 @@ class ShelfSource(IndexedSource):
     def take(self, locator: int) -> Any:
         """See :class:`Source`."""
         return self.shelf.raw(locator)
-
-    def close(self) -> None:
-        """See :class:`Source`."""
-        self.shelf.close()
 
 
 def tables_of(items: Sequence[tuple[Identity, Any]]) -> dict[str, tuple[np.ndarray, list[Any]]]:

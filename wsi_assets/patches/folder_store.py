@@ -11,7 +11,6 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +105,6 @@ class _Unfinished(IndexedSource):
     def take(self, locator: str) -> Path:
         return self._folder / locator
 
-    def close(self) -> None:
-        pass
-
 
 class FolderWriter:
     """See :class:`wsi_assets.patches.contract.Writer`.
@@ -117,10 +113,9 @@ class FolderWriter:
     space.
     """
 
-    def __init__(self, path: Path, digest: str, content: dict[str, Any]):
+    def __init__(self, path: Path, content: dict[str, Any], old: FolderShelf | None):
         self.path = path
-        self.parts_done, self.lost = 0, {}
-        self.sources: list[_Unfinished] = []
+        self.sources: list[_Unfinished | FolderSource] = []
         self._folder = aside.building_folder(path)
         if self._folder.exists():
             aside.set_aside(path)
@@ -128,12 +123,22 @@ class FolderWriter:
             records = aside.Journal.read(folder / _JOURNAL)
             if records and records[0] == content:
                 self.sources.append(_Unfinished(folder, records[1:]))
+        if old is not None:
+            self.sources.append(FolderSource(old))
         self._folder.mkdir(parents=True)
         self._journal = aside.Journal(self._folder / _JOURNAL)
         self._journal.write(content)
         self._items: list[tuple[str, int, int, str]] = []
 
-    def add(self, key: str, label: int, identity: Identity, value: bytes | None, reuse: Path | None) -> None:
+    def add(
+        self,
+        position: int,
+        key: str,
+        label: int,
+        identity: Identity,
+        value: bytes | None,
+        reuse: Path | None,
+    ) -> None:
         """See :class:`wsi_assets.patches.contract.Writer`."""
         name = f"{_CLASSES[label]}/{key}.png"
         target = self._folder / name
@@ -146,7 +151,7 @@ class FolderWriter:
             target.write_bytes(value)
         self._items.append((*identity, name))
 
-    def commit(self, parts_done: int, lost: Sequence[tuple[int, str]]) -> None:
+    def commit(self) -> None:
         """See :class:`wsi_assets.patches.contract.Writer`."""
         self._journal.write({"items": self._items})
         self._items = []

@@ -16,7 +16,7 @@ from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import digest
 from wsi_assets.patches.options import Backend, ExtractionOptions
 
-FORMAT = 1
+FORMAT = 2
 """Version of what a store holds; a store of another version is built again, not reused."""
 
 PART_PIXELS = 256 * 256 * 256

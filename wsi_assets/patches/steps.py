@@ -34,7 +34,6 @@ class Step:
     """Some patches of one slide.
 
     Attributes:
-        number: counts the steps of the plan.
         before: patches in the steps before this one.
         positions: the patches' numbers in the plan.
         coords: int32 (n, 2), their (y, x).
@@ -42,7 +41,6 @@ class Step:
         task: reads those without a source; None if there are none.
     """
 
-    number: int
     before: int
     slide: SlidePlan
     fingerprint: str
@@ -52,16 +50,14 @@ class Step:
     task: Task | None
 
 
-def steps(plan: PatchPlan, backend: Backend, sources: Sequence[Source], first: int) -> Iterator[Step]:
-    """The plan's steps from number ``first`` on."""
+def steps(plan: PatchPlan, backend: Backend, sources: Sequence[Source]) -> Iterator[Step]:
+    """The plan's steps, in its order."""
     content = plan.content(backend)
-    number, before, count = -1, 0, 0
+    before, count = 0, 0
     for slide in plan.slides:
         fingerprint: str | None = None
         for chosen in part_positions(slide, plan.patch_size):
-            number, before, count = number + 1, before + count, len(chosen)
-            if number < first:
-                continue
+            before, count = before + count, len(chosen)
             if fingerprint is None:
                 fingerprint = slide.fingerprint or fingerprint_now(slide.path)
             coords = slide.coords[chosen]
@@ -79,7 +75,7 @@ def steps(plan: PatchPlan, backend: Backend, sources: Sequence[Source], first: i
                     quality=content["quality"],
                     max_no_data=plan.options.max_no_data,
                 )
-            yield Step(number, before, slide, fingerprint, chosen + slide.first, coords, taken, task)
+            yield Step(before, slide, fingerprint, chosen + slide.first, coords, taken, task)
 
 
 def carried_out(

@@ -38,10 +38,10 @@ def write_slide(
         for level in range(levels):
             file.write(
                 pixels,
-                tile=(TILE, TILE),
+                tile=(tile, tile),
                 photometric="ycbcr",
                 compression="jpeg",
-                compressionargs={"level": 85},
+                compressionargs={"level": quality},
                 subfiletype=1 if level else 0,
                 resolution=(40000, 40000),
                 resolutionunit="CENTIMETER",
@@ -65,7 +65,6 @@ def write_mosaic_slide(
     ``written``: bool (rows, columns), tiles that are False are missing, as scanners leave unscanned glass.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tile, variants = TILE, 12
     source = texture(tile, tile * variants, seed=rows * 7919 + columns)
     coded = [
         imagecodecs.jpeg8_encode(

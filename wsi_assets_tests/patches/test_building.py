@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import h5py
+import lmdb
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -39,6 +42,30 @@ def contents(path: Path) -> dict[str, str]:
     """Digest of every file of a store."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def held(path: Path) -> tuple:
+    """All a store says and gives: how its files came to be is left out."""
+    with open_store(path) as store:
+        coded = [hashlib.sha256(store.encoded(index)).hexdigest() for index in range(len(store))]
+        return store.info, store.keys, store.labels.tolist(), store.origins, coded
+
+
+def held_by_other_readers(path: Path) -> dict[str, str]:
+    """Key -> digest of its patch, as LMDB's and HDF5's own libraries find them."""
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            patches = {key.decode(): file["images"][row] for row, key in enumerate(file["keys"])}
+    elif (path / "data.mdb").exists():
+        with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as view:
+            patches = {key.decode(): value for key, value in view.cursor() if not key.startswith(b"__")}
+    else:
+        patches = {file.stem: file.read_bytes() for file in path.rglob("*.png")}
+    return {key: hashlib.sha256(value).hexdigest() for key, value in sorted(patches.items())}
+
+
+def is_the_same_store(path: Path, other: Path) -> bool:
+    return held(path) == held(other) and held_by_other_readers(path) == held_by_other_readers(other)
 
 
 def only_the_store_is_left(path: Path) -> bool:
@@ -80,16 +107,62 @@ def test_nothing_is_read_or_written_when_nothing_changed(entries, backend, tmp_p
 def test_a_new_slide_costs_that_slide_whatever_it_does_to_the_keys(entries, backend, tmp_path):
     path = tmp_path / "level_0" / STORE_NAMES[backend]
     build_store(plan_patches(entries[1:], ONE), path, backend)
-    with open_store(path) as old:
-        assert old.keys[0] == "test_001_000000"
-        report = build_store(plan_patches(entries, ONE), path, backend)
+    report = build_store(plan_patches(entries, ONE), path, backend)
     assert (report.decoded, report.reused) == (96, 112)
     fresh = tmp_path / "fresh" / path.name
     build_store(plan_patches(entries, ONE), fresh, backend)
-    assert contents(path) == contents(fresh)
+    assert is_the_same_store(path, fresh)
     with open_store(path) as store:
         assert store.keys[96] == "test_001_000096"
     assert only_the_store_is_left(path)
+
+
+@pytest.mark.parametrize("backend", ["lmdb", "hdf5"])
+def test_an_update_writes_only_what_is_new_and_an_open_store_stays_as_it_was(entries, backend, tmp_path):
+    path = tmp_path / STORE_NAMES[backend]
+    file = path / "data.mdb" if backend == "lmdb" else path
+    build_store(plan_patches(entries[1:], ONE), path, backend)
+    before, inode = file.read_bytes(), file.stat().st_ino
+    with open_store(path) as old:
+        patches = [store_patch.tobytes() for store_patch in old]
+        sent = pickle.dumps(old)
+        assert build_store(plan_patches(entries, ONE), path, backend).reused == 112
+        assert [old.get(index).tobytes() for index in range(112)] == patches
+        assert old.keys[0] == "test_001_000000"
+        with open_store(path) as new:
+            assert [new.get(96 + index).tobytes() for index in range(112)] == patches
+    with pytest.raises(StoreError, match="was built anew"):
+        len(pickle.loads(sent))
+    after = file.read_bytes()
+    assert file.stat().st_ino == inode
+    head = 8192 if backend == "lmdb" else 4096
+    assert after[head : len(before)] == before[head:]
+
+
+@pytest.mark.parametrize("backend", ["lmdb", "hdf5"])
+def test_a_store_of_which_much_is_unused_is_built_anew_without_reading_a_slide(entries, backend, tmp_path):
+    path = tmp_path / STORE_NAMES[backend]
+    build_store(plan_patches(entries, ONE), path, backend)
+    whole = build_store(plan_patches(entries, ONE), path, backend).bytes
+    shrunk = build_store(plan_patches(entries[2:], ONE), path, backend)
+    assert shrunk.decoded == 0
+    assert shrunk.bytes >= whole, "the pixels of the slides that went are still there"
+    few = [{**entries[2], "patches": entries[2]["patches"][:-1]}]
+    again = build_store(plan_patches(few, ONE), path, backend)
+    assert again.decoded == 0
+    fresh = tmp_path / "fresh" / path.name
+    assert again.bytes == build_store(plan_patches(few, ONE), fresh, backend).bytes
+    assert contents(path) == contents(fresh)
+
+
+def test_a_snapshot_by_a_second_name_is_left_as_it_is(entries, tmp_path):
+    path, snapshot = tmp_path / "patches.h5", tmp_path / "snapshot.h5"
+    build_store(plan_patches(entries[1:], ONE), path, "hdf5")
+    snapshot.hardlink_to(path)
+    before = snapshot.read_bytes()
+    build_store(plan_patches(entries, ONE), path, "hdf5")
+    assert snapshot.read_bytes() == before
+    assert len(open_store(path)) == 208
 
 
 def test_a_removed_slide_goes_and_a_renamed_one_is_not_read_again(entries, backend, tmp_path):
@@ -132,7 +205,7 @@ def test_an_updated_store_is_the_store_built_from_nothing(data, entries, backend
         assert report.decoded == len(now - seen)
         seen = now
     build_store(plan_patches(rows, ONE), fresh, backend)
-    assert contents(path) == contents(fresh)
+    assert is_the_same_store(path, fresh)
 
 
 def test_an_unreadable_slide_and_a_changed_one_are_quarantined_and_tried_again(cohort, backend, tmp_path):
@@ -206,11 +279,17 @@ def test_a_killed_build_is_refused_continued_and_ends_in_the_same_bytes(
 def test_a_build_killed_over_an_old_store_leaves_that_readable(entries, backend, tmp_path, small_commits):
     path = tmp_path / "level_0" / STORE_NAMES[backend]
     build_store(plan_patches(entries[:1], ONE), path, backend)
-    before = contents(path)
+    before = held(path), held_by_other_readers(path)
+    undisturbed = tmp_path / "undisturbed" / path.name
+    shutil.copytree(path.parent, undisturbed.parent)
     assert build_and_die(entries, path, backend, 150).returncode == -signal.SIGKILL
-    assert contents(path) == before
-    with open_store(path) as store:
-        assert len(store) == 96
+    assert (held(path), held_by_other_readers(path)) == before
+    continued = tmp_path / "continued" / path.name
+    shutil.copytree(path.parent, continued.parent)
+    for copy in (undisturbed, continued):
+        build_store(plan_patches(entries, ONE), copy, backend)
+        assert only_the_store_is_left(copy)
+    assert contents(continued) == contents(undisturbed)
     # The plan changed meanwhile: what the killed build read is still not read again.
     report = build_store(plan_patches([entries[0], entries[1]], ONE), path, backend)
     assert report.decoded < 40
@@ -246,16 +325,16 @@ def test_a_full_disk_is_one_line_and_the_old_store_is_intact(entries, backend, t
         path = disk / STORE_NAMES[backend]
         few = [{**entries[2], "patches": entries[2]["patches"][:12]}]
         build_store(plan_patches(few, ONE), path, backend)
-        before = contents(path)
+        before = held(path)
         with pytest.raises(StoreError, match="the disk is full") as error:
             build_store(plan_patches(entries, ONE), path, backend)
         assert "\n" not in str(error.value)
-        assert contents(path) == before
+        assert held(path) == before
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         assert build_store(plan_patches(entries, ONE), path, backend).patches == 208
         fresh = tmp_path / "fresh" / path.name
         build_store(plan_patches(entries, ONE), fresh, backend)
-        assert contents(path) == contents(fresh)
+        assert is_the_same_store(path, fresh)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)
 

@@ -133,7 +133,7 @@ def _figures(report: BuildReport) -> dict[str, Any]:
         "decoded": report.decoded,
         "reused": report.reused,
         "seconds": round(report.seconds, 2),
-        "patches_per_second": round(report.patches / report.seconds, 1) if report.seconds else 0.0,
+        "patches_per_second": round(report.patches_per_second, 1),
         "quarantined": len(quarantined),
         "quarantine": table(quarantined[:200], ("key", "slide_id", "y", "x", "reason")),
     }
