@@ -54,14 +54,18 @@ _open = threading.local()
 
 
 def extract(task: Task) -> Encoded:
-    """Read and encode; an unreadable slide or patch is a reason in the result, never an exception."""
+    """Read and encode; an unreadable slide or patch is a reason in the result, never an exception.
+
+    A patch that is just one of the slide's JPEG tiles is not encoded again under the codec ``jpeg``: the tile
+    is smaller, its pixels are exactly the slide's, and it costs no time.
+    """
     count = len(task.coords)
     seen = False
     try:
         now = signature(task.slide_path)
         seen = True
         reader = _reader(task.slide_path, task.fingerprint, now)
-        patches = reader.read(task.level, task.coords, task.patch_size)
+        patches = reader.read(task.level, task.coords, task.patch_size, jpeg=task.codec == "jpeg")
     except SlideError as error:
         close_reader()
         reasons = dict.fromkeys(range(count), error.fault)
@@ -75,7 +79,10 @@ def extract(task: Task) -> Encoded:
         if number not in reasons and (missing > allowed or missing == task.patch_size**2):
             share = missing / task.patch_size**2
             reasons[number] = f"the slide has no pixels for {share:.0%} of it"
-        values.append(None if number in reasons else encode(patches.pixels[number]))
+        if number in reasons:
+            values.append(None)
+        else:
+            values.append(patches.jpeg.get(number) or encode(patches.pixels[number]))
     return Encoded(values, reasons)
 
 

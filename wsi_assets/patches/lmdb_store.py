@@ -10,6 +10,7 @@ import io
 import json
 import os
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -112,4 +113,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _array(data: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except TokenError as error:  # numpy reads the header as Python
+        raise ValueError("its arrays have damaged headers") from error

@@ -23,11 +23,13 @@ _WINDOW = 1024
 @dataclass
 class Patches:
     """``pixels``: uint8 (n, P, P, 3) RGB, white where the slide has none. ``missing``: int (n,), pixels of
-    each patch the slide does not have. ``failed``: patch number -> why a part of it cannot be read."""
+    each patch the slide does not have. ``failed``: patch number -> why a part of it cannot be read.
+    ``jpeg``: patch number -> the slide's own JPEG of just these pixels, of patches that are a whole tile."""
 
     pixels: np.ndarray
     missing: np.ndarray
     failed: dict[int, str] = field(default_factory=dict)
+    jpeg: dict[int, bytes] = field(default_factory=dict)
 
 
 class PatchReader:
@@ -51,10 +53,13 @@ class PatchReader:
         """Whether tiles are decoded straight from their bytes."""
         return self._tiles is not None
 
-    def read(self, level: int, coords: np.ndarray, size: int) -> Patches:
+    def read(self, level: int, coords: np.ndarray, size: int, *, jpeg: bool = False) -> Patches:
         """The patches with top-left corners ``coords``, int (n, 2) of (y, x), all in pixels of ``level``.
 
         A damaged tile fails the patches over it, not the others.
+
+        Args:
+            jpeg: also give the JPEG of patches that are a whole tile.
 
         Raises:
             SlideError: the slide has no such level.
@@ -68,7 +73,7 @@ class PatchReader:
         if self._tiles is None:
             self._from_openslide(level, coords, size, patches)
         else:
-            self._from_tiles(level, coords, size, patches)
+            self._from_tiles(level, coords, size, patches, jpeg)
         return patches
 
     def close(self) -> None:
@@ -77,7 +82,7 @@ class PatchReader:
             self._tiles.close()
         self._slide.close()
 
-    def _from_tiles(self, level: int, coords: np.ndarray, size: int, patches: Patches) -> None:
+    def _from_tiles(self, level: int, coords: np.ndarray, size: int, patches: Patches, jpeg: bool) -> None:
         tiles = self._tiles.level(level)
         touching = _touching(coords, size, tiles.tile_size)
         high, wide = tiles.tile_size
@@ -95,7 +100,13 @@ class PatchReader:
                 continue
             if tile is not None:
                 top, left = row * high, col * wide
-                _paste(tile[: tiles.height - top, : tiles.width - left], top, left, coords, over, patches)
+                tile = tile[: tiles.height - top, : tiles.width - left]
+                _paste(tile, top, left, coords, over, patches)
+                if jpeg and tile.shape[:2] == (size, size) == tiles.tile_size:
+                    whole = [number for number in over if tuple(coords[number]) == (top, left)]
+                    data = tiles.jpeg_file(row, col) if whole else None
+                    if data is not None:
+                        patches.jpeg.update(dict.fromkeys(whole, data))
 
     def _from_openslide(self, level: int, coords: np.ndarray, size: int, patches: Patches) -> None:
         touching = _touching(coords, size, (_WINDOW, _WINDOW))

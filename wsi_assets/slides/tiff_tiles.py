@@ -21,7 +21,11 @@ from wsi_assets.slides.openslide_file import OpenSlideFile
 _VENDORS = {"generic-tiff", "aperio", "philips"}
 _JPEG = 7
 _RGB, _YCBCR = 2, 6
-_END_OF_IMAGE = b"\xff\xd9"
+_START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
+_START_OF_SCAN = 0xDA
+_ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
+"""The segment of a JPEG file that tells its colours, up to the last byte, which is one of these."""
+_TRANSFORMS = {"RGB": 0, "YCBCR": 1}
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,27 @@ class TileLevel:
         if _is_suspect(data, tile):
             self._confirm(row, col)
         return tile
+
+    def jpeg_file(self, row: int, col: int) -> bytes | None:
+        """A tile as a JPEG file of its own, which image libraries decode to the tile's pixels.
+
+        None if the tile was never written, or has marks that would tell them other colours than the slide's.
+        Nothing is decoded: read the tile to see that it is whole.
+
+        Raises:
+            SlideError: the file ends before the tile does, or cannot be read.
+        """
+        data = self.read_bytes(row, col)
+        if data is None or data[:2] != _START_OF_IMAGE:
+            return None
+        segments = (self.tables[2:-2] if self.tables else b"") + data[2:]
+        told = _colours_told(segments)
+        if told is None:
+            # Without a mark libraries guess.
+            segments = _ADOBE + bytes([_TRANSFORMS[self.colorspace]]) + segments
+        elif told != self.colorspace:
+            return None
+        return _START_OF_IMAGE + segments
 
     def read_tiles(self, indices: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray | None]]:
         """(row, column, tile or None) of each place once, in file order.
@@ -273,6 +298,22 @@ def _level(index: int, size: tuple[int, int], page: tifffile.TiffPage, source: T
         tables=page.jpegtables,
         source=source,
     )
+
+
+def _colours_told(segments: bytes) -> str | None:
+    """The colours that the marks of JPEG data, after its first two bytes, tell every library; None if none.
+
+    JFIF's mark always means YCbCr; Adobe's says it (Adobe Technical Note 5116).
+    """
+    told, at = None, 0
+    while at + 4 <= len(segments) and segments[at] == 0xFF and segments[at + 1] != _START_OF_SCAN:
+        body = segments[at + 4 : at + 2 + int.from_bytes(segments[at + 2 : at + 4], "big")]
+        if segments[at + 1] == 0xE0 and body.startswith(b"JFIF\0"):
+            return "YCBCR"
+        if segments[at + 1] == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            told = next((name for name, value in _TRANSFORMS.items() if value == body[11]), "another")
+        at += 4 + len(body)
+    return told
 
 
 def _is_suspect(data: bytes, tile: np.ndarray) -> bool:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 
+import cv2
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from wsi_assets.errors import SlideError
+from wsi_assets.patches import ExtractionOptions, build_store, open_store, plan_patches, verify_store
 from wsi_assets.patches import pixels as pixels_module
 from wsi_assets.patches.codecs import decoder, encoder
 from wsi_assets.patches.extract import Task, close_reader, extract
 from wsi_assets.patches.pixels import PatchReader
 from wsi_assets.slides import fingerprint
-from wsi_assets_tests.patches.made import texture, write_mosaic_slide
+from wsi_assets_tests.patches.made import entry, grid, texture, write_mosaic_slide
 
 
 def openslide_pixels(path, level, y, x, size):
@@ -170,3 +174,118 @@ def test_real_slides_give_openslides_pixels(real_data):
         for (y, x), patch, missing in zip(places, patches.pixels, patches.missing, strict=True):
             if not missing:
                 assert np.array_equal(patch, openslide_pixels(path, level, y, x, size)), (path.name, y, x)
+
+
+MARKS = {"RGB": b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0", "JFIF": b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"}
+
+
+def write_tiles(path, pixels, colours, mark=None, side=128):
+    """A slide of JPEG tiles whose colours are coded as ``colours`` and told by ``mark``, by none if empty."""
+    code = {
+        "RGB": {"outcolorspace": "RGB"},
+        "4:2:0": {"outcolorspace": "YCBCR", "subsampling": "420"},
+        "4:4:4": {"outcolorspace": "YCBCR", "subsampling": "444"},
+    }[colours]
+    told = MARKS["RGB" if colours == "RGB" else "JFIF"]
+
+    def tiles():
+        for y in range(0, pixels.shape[0], side):
+            for x in range(0, pixels.shape[1], side):
+                tile = np.zeros((side, side, 3), np.uint8)
+                part = pixels[y : y + side, x : x + side]
+                tile[: part.shape[0], : part.shape[1]] = part
+                data = imagecodecs.jpeg8_encode(tile, level=85, colorspace="RGB", **code)
+                assert told in data
+                yield data if mark is None else data.replace(told, mark)
+
+    tifffile.imwrite(
+        path,
+        tiles(),
+        shape=pixels.shape,
+        dtype=np.uint8,
+        tile=(side, side),
+        photometric="rgb" if colours == "RGB" else "ycbcr",
+        compression="jpeg",
+        compressionargs={"outcolorspace": code["outcolorspace"]},  # tifffile takes the tag's value from it
+        metadata=None,
+    )
+    return path
+
+
+def coded_as_jpeg(path, coords, size):
+    task = Task(str(path), fingerprint(path), 0, size, np.array(coords, np.int32), "jpeg", 95, 0.5)
+    encoded = extract(task)
+    close_reader()
+    return encoded
+
+
+def decoded_by_everyone(data, size):
+    yield decoder("jpeg", size)(data)
+    yield cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    yield np.asarray(Image.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("mark", [None, b""])
+@pytest.mark.parametrize("colours", ["RGB", "4:2:0", "4:4:4"])
+def test_a_patch_that_is_a_whole_tile_keeps_the_slides_own_jpeg(colours, mark, tmp_path):
+    path = write_tiles(tmp_path / "s.tif", texture(600, 640, seed=5), colours, mark)
+    whole, across, over_the_edge = [(0, 0), (128, 384), (128, 384)], [(64, 0)], [(512, 0)]
+    values = coded_as_jpeg(path, [*whole, *across, *over_the_edge], 128).values
+    with tifffile.TiffFile(path) as file:
+        lengths = file.pages[0].databytecounts
+    for value, (y, x) in zip(values, whole, strict=False):
+        assert 0 <= len(value) - lengths[y // 128 * 5 + x // 128] <= len(MARKS["RGB"])
+        pixels = openslide_pixels(path, 0, y, x, 128)
+        assert all(np.array_equal(decoded, pixels) for decoded in decoded_by_everyone(value, 128))
+    for value in values[3:]:
+        image = Image.open(io.BytesIO(value))
+        assert [component[1:3] for component in image.layer] == [(1, 1)] * 3, "coded here: 4:4:4"
+
+
+@pytest.mark.parametrize("mark", ["JFIF", "RGB"])
+def test_a_tile_whose_marks_tell_other_colours_is_coded_again(mark, tmp_path):
+    colours = "RGB" if mark == "JFIF" else "4:4:4"
+    path = write_tiles(tmp_path / "s.tif", texture(256, 256, seed=6), colours, MARKS[mark])
+    (value,) = coded_as_jpeg(path, [(0, 128)], 128).values
+    pixels = openslide_pixels(path, 0, 0, 128, 128).astype(int)
+    for decoded in decoded_by_everyone(value, 128):
+        assert 0 < np.abs(decoded - pixels).mean() < 3
+
+
+def test_a_damaged_tile_is_quarantined_not_kept(tmp_path):
+    path = write_tiles(tmp_path / "s.tif", texture(256, 256, seed=7), "4:2:0")
+    with tifffile.TiffFile(path) as file:
+        offset, length = file.pages[0].dataoffsets[1], file.pages[0].databytecounts[1]
+    with path.open("r+b") as file:
+        file.seek(offset + length // 3)
+        file.write(bytes(length - length // 3))
+    encoded = coded_as_jpeg(path, [(0, 0), (0, 128)], 128)
+    assert encoded.values[0] is not None
+    assert encoded.values[1] is None
+    assert "damaged" in encoded.reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("slides/CMU-1-Small-Region.svs", 240),
+        ("slides/downsample_4_0058.tif", 512),
+        ("slides/tumor_001_padded.tif", 512),
+        ("cohort/images/test_073_node_1.tif", 512),
+    ],
+)
+def test_whole_tiles_of_real_slides_are_kept_and_decode_to_openslides_pixels(name, size, real_data, tmp_path):
+    path = real_data / name
+    with openslide.OpenSlide(path) as slide:
+        wide, high = slide.dimensions
+    row = entry(path, grid(high, wide, size)[:40], size)
+    options = ExtractionOptions(codec="jpeg", extraction_workers=1)
+    build_store(plan_patches([row], options), tmp_path / "patches_lmdb", "lmdb")
+    with open_store(tmp_path / "patches_lmdb") as store:
+        assert len(store) >= 1
+        for index, (_, y, x) in enumerate(store.origins):
+            pixels = openslide_pixels(path, 0, y, x, size)
+            assert all(np.array_equal(d, pixels) for d in decoded_by_everyone(store.encoded(index), size))
+        report = verify_store(store, [row], 1.0)
+        assert report.ok
+        assert report.worst_difference == 0.0
