@@ -24,7 +24,7 @@ CODE_VERSIONS = {
     "annotation_regions": "1",
     "slide_index": "1",
     "sampled_index": "1",
-    "patch_store": "1",
+    "patch_store": "2",
     "trained_model": "1",
     "test_predictions": "1",
     "evaluation": "1",

@@ -15,6 +15,7 @@ import mmap
 import os
 import shutil
 from abc import ABC, abstractmethod
+from array import array
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,11 +40,13 @@ class AppendedShelf:
         file: the file.
         places: int64 (n, 2): offset and length of each patch in it.
         end: bytes of the file that are the store's.
+        grows: whether the file is laid out as the writer does it; another program may have changed it.
     """
 
     contents: Contents
     places: np.ndarray
     end: int
+    grows: bool
 
     def __init__(self, path: Path, file: Path):
         self.path, self.file = path, file
@@ -96,6 +99,9 @@ class AppendingWriter(ABC):
     head: ClassVar[int]
     """Bytes kept free at the beginning of a new file."""
 
+    before: ClassVar[int]
+    """Bytes before each value."""
+
     def __init__(self, path: Path, content: dict[str, Any], old: AppendedShelf | None):
         self.path = path
         self._folder = aside.building_folder(path)
@@ -109,13 +115,13 @@ class AppendingWriter(ABC):
         records = self._continued([content, base], begin)
         self._handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         items = [tuple(item) for record in records for item in record]
-        self._end = max([begin, *(self.frame_end(offset, length) for *_, offset, length in items)])
+        self._end = max([begin, *(self._behind(offset, length) for *_, offset, length in items)])
         # What a killed build wrote after its last commit goes.
         os.ftruncate(self._handle, self._end)
         self._stream = os.fdopen(self._handle, "wb", buffering=_BUFFER)
         self._stream.seek(self._end)
         self._items: list[tuple[str, int, int, int, int]] = []
-        self._places: dict[int, tuple[int, int]] = {}
+        self._rows = array("q")  # position, offset and length of one patch after the other
         self.sources = [_Unfinished(tables_of([(item[:3], item[3:]) for item in items]))]
         if old is not None:
             self.sources.append(ShelfSource(old) if self._old is None else _Grown(old))
@@ -127,8 +133,13 @@ class AppendingWriter(ABC):
 
     @staticmethod
     @abstractmethod
-    def frame(offset: int, length: int) -> tuple[bytes, bytes]:
-        """What stands before and after a value of ``length`` bytes when both begin at ``offset``."""
+    def taken(lengths: Any) -> Any:
+        """Bytes of the file, header and padding included, that a value of this length takes, or an array."""
+
+    @staticmethod
+    @abstractmethod
+    def header(offset: int, length: int) -> bytes:
+        """What stands at ``offset``, before a value of ``length`` bytes."""
 
     @abstractmethod
     def index(self, places: np.ndarray, contents: Contents) -> tuple[bytes, tuple[int, bytes]]:
@@ -138,29 +149,23 @@ class AppendingWriter(ABC):
             places: int64 (n, 2): offset and length of each patch, in the order of ``contents``.
         """
 
-    @classmethod
-    def frame_end(cls, offset: int, length: int) -> int:
-        """Where what follows a value at ``offset`` begins."""
-        return offset + length + len(cls.frame(offset - len(cls.frame(0, length)[0]), length)[1])
-
     def add(
         self, position: int, key: str, label: int, identity: Identity, value: bytes | None, reuse: Any
     ) -> None:
         """See :class:`wsi_assets.patches.contract.Writer`."""
-        if isinstance(reuse, tuple):
-            self._places[position] = reuse
-            return
-        place = self.append(reuse if value is None else value)
-        self._places[position] = place
-        self._items.append((*identity, *place))
+        place = reuse
+        if not isinstance(reuse, tuple):
+            place = self.append(reuse if value is None else value)
+            self._items.append((*identity, *place))
+        self._rows.extend((position, *place))
 
     def append(self, value: bytes | memoryview) -> tuple[int, int]:
         """Write a value at the end; its place."""
-        before, after = self.frame(self._end, len(value))
-        place = self._end + len(before), len(value)
-        for part in (before, value, after):
+        place = self._end + self.before, len(value)
+        taken = self.taken(len(value))
+        for part in (self.header(self._end, len(value)), value, bytes(taken - self.before - len(value))):
             self._stream.write(part)
-        self._end = place[0] + place[1] + len(after)
+        self._end += taken
         return place
 
     def commit(self) -> None:
@@ -173,8 +178,8 @@ class AppendingWriter(ABC):
     def finish(self, contents: Contents) -> None:
         """See :class:`wsi_assets.patches.contract.Writer`."""
         self.commit()
-        places = np.array([self._places[position] for position in sorted(self._places)], np.int64)
-        tail, (offset, head) = self.index(places.reshape(-1, 2), contents)
+        rows = np.array(self._rows, np.int64).reshape(-1, 3)
+        tail, (offset, head) = self.index(rows[np.argsort(rows[:, 0]), 1:], contents)
         self._stream.write(tail)
         self._sync()
         os.pwrite(self._handle, head, offset)
@@ -193,11 +198,15 @@ class AppendingWriter(ABC):
 
     @classmethod
     def _may_grow(cls, old: AppendedShelf) -> bool:
-        status = old.file.stat()
-        if status.st_nlink > 1:
-            return False  # a second name is somebody's snapshot
-        used = sum(cls.frame_end(offset, length) - offset for offset, length in old.places.tolist())
-        return used >= (1 - MOST_UNUSED) * (old.end - cls.head)
+        used = int(cls.taken(old.places[:, 1]).sum())
+        worth = used >= (1 - MOST_UNUSED) * (old.end - cls.head)
+        # A second name of the file is somebody's snapshot.
+        return worth and old.grows and old.file.stat().st_nlink == 1
+
+    @classmethod
+    def _behind(cls, offset: int, length: int) -> int:
+        """Where a value at ``offset`` and its padding end."""
+        return offset - cls.before + cls.taken(length)
 
     def _continued(self, base: list[Any], begin: int) -> list[Any]:
         """Open the journal; what it has if it is of this build, else it begins anew."""

@@ -57,7 +57,9 @@ def extract(task: Task) -> Encoded:
     """Read and encode; an unreadable slide or patch is a reason in the result, never an exception.
 
     A patch that is just one of the slide's JPEG tiles is not encoded again under the codec ``jpeg``: the tile
-    is smaller, its pixels are exactly the slide's, and it costs no time.
+    is smaller, its pixels are exactly the slide's, and it costs no time. Parts of a tile are not cut out so:
+    jpegtran's lossless crop, 1.5 to 3 times as fast as coding again, loses what colour at half resolution
+    (4:2:0, as most scanners write) takes from beyond the cut, in one pixel of 300.
     """
     count = len(task.coords)
     seen = False

@@ -24,6 +24,8 @@ from wsi_assets.patches.hdf5_pages import SUPERBLOCK, Chunks, finished
 class Hdf5Shelf(AppendedShelf):
     """A complete HDF5 store, open for reading in this process."""
 
+    grows = True
+
     def __init__(self, path: Path):
         super().__init__(path, path)
         try:
@@ -52,6 +54,7 @@ class Hdf5Writer(AppendingWriter):
 
     head = 4096
     """The superblock needs less, but so patches of 256 pixels begin at pages of the disk."""
+    before = 0
 
     def __init__(self, path: Path, content: dict[str, Any], old: Hdf5Shelf | None):
         super().__init__(path, content, old)
@@ -63,9 +66,14 @@ class Hdf5Writer(AppendingWriter):
         return path
 
     @staticmethod
-    def frame(offset: int, length: int) -> tuple[bytes, bytes]:
-        """Nothing but a chunk's own bytes, and up to 7 zeros."""
-        return b"", bytes(-length % 8)
+    def taken(lengths: Any) -> Any:
+        """A chunk's own bytes and up to 7 zeros."""
+        return lengths + -lengths % 8
+
+    @staticmethod
+    def header(offset: int, length: int) -> bytes:
+        """There is none."""
+        return b""
 
     def index(self, places: np.ndarray, contents: Contents) -> tuple[bytes, tuple[int, bytes]]:
         """See :class:`AppendingWriter`."""

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -44,12 +45,14 @@ class Database:
     Attributes:
         keys: in LMDB's order, that of their bytes.
         places: int64 (n, 2): offset and length of each value in the file.
+        page: bytes of the file's pages.
         end: bytes of the file that the database takes; what follows belongs to nobody.
         transaction: number of its last commit.
     """
 
     keys: list[bytes]
     places: np.ndarray
+    page: int
     end: int
     transaction: int
 
@@ -71,9 +74,9 @@ def overflow_header(page: int, length: int) -> bytes:
     return struct.pack("=QHHI", page, 0, _OVERFLOW, pages_of(length))
 
 
-def pages_of(length: int) -> int:
-    """Pages that a value of so many bytes takes."""
-    return -(-(OVERFLOW_HEADER + length) // PAGE)
+def pages_of(lengths: Any) -> Any:
+    """Pages that a value of so many bytes takes; an array for an array."""
+    return -(-(OVERFLOW_HEADER + lengths) // PAGE)
 
 
 def empty_meta(page: int) -> bytes:
@@ -118,15 +121,10 @@ def finished(
         pages += freed.pages
         last += used + len(freed.pages) // PAGE
         free_record = freed.record(PAGE, _INTEGER_KEYS, used)
-    overflow = int(pages_of_each(lengths).sum())
+    overflow = int(pages_of(lengths).sum())
     page = transaction % META_PAGES
     meta = _meta(page, free_record, tree.record(0, 0, overflow), last - 1, transaction)
     return pages, (page * PAGE, meta)
-
-
-def pages_of_each(lengths: np.ndarray) -> np.ndarray:
-    """:func:`pages_of` for an array."""
-    return -(-(OVERFLOW_HEADER + lengths) // PAGE)
 
 
 class _Tree:
@@ -213,7 +211,7 @@ def _free_pages(value_pages: np.ndarray, lengths: np.ndarray, first: int) -> np.
     """Numbers of the pages before ``first`` that no value takes, ascending."""
     change = np.zeros(first + 1, np.int64)
     np.add.at(change, value_pages, 1)
-    np.add.at(change, value_pages + pages_of_each(lengths), -1)
+    np.add.at(change, value_pages + pages_of(lengths), -1)
     taken = np.cumsum(change[:first])
     if len(taken) and taken.max() > 1:
         raise ValueError("two values share a page")
@@ -263,7 +261,7 @@ class _Reader:
         if entries != len(self._keys) or any(a >= b for a, b in pairwise(self._keys)):
             raise ValueError("its keys are not in order")
         places = np.concatenate(self._places) if self._places else np.zeros((0, 2), np.int64)
-        return Database(self._keys, places, end, transaction)
+        return Database(self._keys, places, self._size, end, transaction)
 
     def _meta(self, number: int) -> tuple[list[tuple[int, ...]], int, int]:
         page = self._page(number)

@@ -20,6 +20,7 @@ from wsi_assets.patches.appended import AppendedShelf, AppendingWriter
 from wsi_assets.patches.contract import Contents, damaged, incomplete
 from wsi_assets.patches.lmdb_pages import (
     META_PAGES,
+    OVERFLOW_HEADER,
     PAGE,
     empty_meta,
     finished,
@@ -56,6 +57,9 @@ class LmdbShelf(AppendedShelf):
             self.contents.check()
             rows = [places[key.encode()] for key in self.contents.keys]
             self.places = np.array(rows, np.int64).reshape(-1, 2)
+            # LMDB itself keeps small values among the keys, and its pages may have another size.
+            at_pages = self.places[:, 0] % PAGE == OVERFLOW_HEADER
+            self.grows = database.page == PAGE and bool(at_pages.all())
         except StoreError:
             self.close()
             raise
@@ -74,6 +78,7 @@ class LmdbWriter(AppendingWriter):
     """See :class:`wsi_assets.patches.contract.Writer`."""
 
     head = META_PAGES * PAGE
+    before = OVERFLOW_HEADER
 
     def __init__(self, path: Path, content: dict[str, Any], old: LmdbShelf | None):
         super().__init__(path, content, old)
@@ -85,10 +90,14 @@ class LmdbWriter(AppendingWriter):
         return path / _FILE
 
     @staticmethod
-    def frame(offset: int, length: int) -> tuple[bytes, bytes]:
-        """A value begins a page, behind the page's header, and fills its last page with zeros."""
-        header = overflow_header(offset // PAGE, length)
-        return header, bytes(pages_of(length) * PAGE - len(header) - length)
+    def taken(lengths: Any) -> Any:
+        """Whole pages, the last filled with zeros."""
+        return pages_of(lengths) * PAGE
+
+    @staticmethod
+    def header(offset: int, length: int) -> bytes:
+        """The header of the value's first page."""
+        return overflow_header(offset // PAGE, length)
 
     def index(self, places: np.ndarray, contents: Contents) -> tuple[bytes, tuple[int, bytes]]:
         """See :class:`AppendingWriter`."""

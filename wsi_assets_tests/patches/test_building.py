@@ -155,6 +155,26 @@ def test_a_store_of_which_much_is_unused_is_built_anew_without_reading_a_slide(e
     assert contents(path) == contents(fresh)
 
 
+def test_a_store_that_lmdb_itself_compacted_or_changed_is_updated_all_the_same(entries, tmp_path):
+    path, copy = tmp_path / "patches_lmdb", tmp_path / "copy" / "patches_lmdb"
+    small = [
+        {**row, "patch_size": 8, "patches": [(y, x, t) for y, x, t in row["patches"]]} for row in entries
+    ]
+    build_store(plan_patches(small[1:], ExtractionOptions(extraction_workers=1)), path, "lmdb")
+    copy.mkdir(parents=True)
+    with lmdb.open(str(path), map_size=1 << 26) as environment:
+        with environment.begin(write=True) as change:  # LMDB puts small values among the keys
+            for key, value in list(change.cursor()):
+                change.delete(key)
+                change.put(key, value)
+        environment.copy(str(copy), compact=True)
+    for changed in (path, copy):
+        report = build_store(plan_patches(small, ExtractionOptions(extraction_workers=1)), changed, "lmdb")
+        assert (report.decoded, report.reused) == (96, 112)
+        with open_store(changed) as store:
+            assert verify_store(store, small, 1.0).ok
+
+
 def test_a_snapshot_by_a_second_name_is_left_as_it_is(entries, tmp_path):
     path, snapshot = tmp_path / "patches.h5", tmp_path / "snapshot.h5"
     build_store(plan_patches(entries[1:], ONE), path, "hdf5")

@@ -103,7 +103,16 @@ def test_an_open_handle_survives_new_processes(built, method):
         assert sums(store, range(20)) == expected
 
 
-@pytest.mark.parametrize(("method", "workers"), [("fork", 1), ("fork", 4), ("fork", 8), ("spawn", 2)])
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [
+        ("fork", 1),
+        ("fork", 4),
+        ("fork", 8),
+        ("spawn", 2),
+        pytest.param("spawn", 8, marks=pytest.mark.trial),  # each imports torch
+    ],
+)
 def test_a_torch_loader_reads_every_patch_right(built, method, workers):
     with open_store(built) as store:
         expected = sums(store, range(len(store)))
