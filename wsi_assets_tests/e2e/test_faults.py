@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from wsi_assets.orchestration import catalog
 from wsi_assets_tests.e2e.conftest import settings
 from wsi_assets_tests.e2e.killing import Runs
 from wsi_assets_tests.slides.made import halved, picture, write_pyramid
@@ -142,34 +143,37 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(runs, folders, undis
     kill_and_mend(runs, folders, storage, reference, "lmdb", "evaluation", to_the_end, 3, rng)
 
 
+STAGES = {"slides": catalog.SLIDE_ASSETS, **{asset: (asset,) for asset in catalog.LEVEL_ASSETS}}
+"""Stage -> the steps it consists of."""
+
+
 @pytest.mark.trial
 @pytest.mark.parametrize(
-    ("stage", "before", "backend"),
+    ("stage", "backend"),
     [
-        ("slides", None, "lmdb"),
-        ("slide_index", "slides", "lmdb"),
-        ("sampled_index", "slide_index", "lmdb"),
-        ("patch_store", "sampled_index", "lmdb"),
-        ("patch_store", "sampled_index", "hdf5"),
-        ("patch_store", "sampled_index", "fs"),
-        ("trained_model", "patch_store", "lmdb"),
-        ("test_predictions", "trained_model", "lmdb"),
-        ("evaluation", "test_predictions", "lmdb"),
+        ("slides", "lmdb"),
+        ("slide_index", "lmdb"),
+        ("sampled_index", "lmdb"),
+        ("patch_store", "lmdb"),
+        ("patch_store", "hdf5"),
+        ("patch_store", "fs"),
+        ("trained_model", "lmdb"),
+        ("test_predictions", "lmdb"),
+        ("evaluation", "lmdb"),
     ],
 )
-def test_each_stage_killed_twenty_times_ends_in_the_same_bytes(
-    runs, folders, tmp_path, stage, before, backend
-):
-    """Each time from the state before the stage, so that the kill falls into it."""
+def test_each_stage_killed_twenty_times_ends_in_the_same_bytes(runs, folders, tmp_path, stage, backend):
+    """Each time from the state before the stage. A kill counts if the stage had begun and was not over."""
     kills = int(os.environ.get("WSI_TRIAL_KILLS", 20))
-    # "slides" alone is a level that fails for want of a level asset: the index of a level that is not there.
+    # Slides have no level: with them the index is made.
     upto = "slide_index" if stage == "slides" else stage
     storage, start, rng = tmp_path / "storage", tmp_path / "start", random.Random(f"{stage} {backend}")
-    if before is None:
+    if stage == "slides":
         start.mkdir()
     else:
-        first = "slide_index" if before == "slides" else before
-        assert command(runs, folders, storage, backend, first).status == 0
+        before = list(STAGES)[list(STAGES).index(stage) - 1]
+        made = command(runs, folders, storage, backend, "slide_index" if before == "slides" else before)
+        assert made.status == 0, made.output
         if before == "slides":
             shutil.rmtree(storage / "level_0")
         storage.rename(start)
@@ -179,16 +183,27 @@ def test_each_stage_killed_twenty_times_ends_in_the_same_bytes(
         shutil.copytree(start, storage)
 
     afresh()
-    whole = command(runs, folders, storage, backend, upto)
+    whole = command(runs, folders, storage, backend, upto, steps=STAGES[stage])
     assert whole.status == 0, whole.output
+    assert whole.began == whole.done > 0
     wanted = contents(storage)
-    for _ in range(kills):
+    counted, missed, longest, ran = 0, 0, whole.within, time.monotonic()
+    while counted < kills:
+        assert missed <= kills, f"{missed} kills fell outside the stage, {counted} into it"
         afresh()
-        moment = rng.uniform(0.02, whole.seconds)
-        killed = command(runs, folders, storage, backend, upto, kill_after=moment)
+        moment = rng.uniform(0, longest)
+        killed = command(runs, folders, storage, backend, upto, kill_after=moment, steps=STAGES[stage])
+        hit = killed.status == -9 and killed.began > 0 and killed.done < whole.done
+        counted, missed = counted + hit, missed + (not hit)
+        # Too late: the first run had been a slower one.
+        longest = longest if hit else min(longest, killed.within)
         ended = command(runs, folders, storage, backend, upto)
         assert ended.status == 0, (moment, killed.output, ended.output)
         assert contents(storage) == wanted, (stage, moment)
+    print(
+        f"{stage} {backend}: {counted} kills within its {longest:.2f} s, {missed} after it; "
+        f"{time.monotonic() - ran:.0f} s"
+    )
 
 
 @pytest.fixture
