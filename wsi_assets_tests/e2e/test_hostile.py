@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ from wsi_assets_tests.slides.made import picture, write_pyramid
 
 CASES = 300
 TRIALS = 10_000
-PARSERS = ("slides", "pickles", "checkpoints", "lmdb", "hdf5", "fs", "configuration", "tables", "metrics")
+PARSERS = (
+    *("slides", "xml", "geojson", "pickles", "checkpoints", "lmdb", "hdf5", "fs"),
+    *("configuration", "tables", "metrics"),
+)
 
 
 @pytest.mark.parametrize("parser", PARSERS)
@@ -38,9 +42,16 @@ def test_damaged_input_is_read_or_refused_in_one_line(parser, real_data, tmp_pat
 @pytest.mark.parametrize("parser", PARSERS)
 def test_ten_thousand_damaged_inputs_are_read_or_refused_in_one_line(parser, real_data, tmp_path):
     cases = int(os.environ.get("WSI_TRIAL_CASES", TRIALS))
+    began = time.monotonic()
     outcome = survive(parser, tmp_path / "cases", cases, first=CASES)
+    print(
+        f"\n{parser}: {cases} cases in {time.monotonic() - began:.0f} s, {outcome.read} read, "
+        f"{outcome.refused} refused; slowest {outcome.seconds:.1f} s, most memory {outcome.mebibytes:.0f} MiB"
+    )
     assert outcome.faults == []
     assert outcome.read + outcome.refused == cases
+    assert outcome.seconds < SECONDS
+    assert outcome.mebibytes < MEMORY >> 20
 
 
 def test_the_harness_sees_a_crash_a_hang_a_flood_a_stray_write_and_an_untyped_error(tmp_path):
