@@ -72,14 +72,19 @@ class Runs:
         cwd: Path,
         kill_after: float | None = None,
         steps: Sequence[str] = (),
+        clock: float = 0,
         **environment: str,
     ) -> Ended:
-        """Run to the end, or to SIGKILL so many seconds after the start, or after one of the steps began."""
+        """Run to the end, or to SIGKILL so many seconds after the start, or after one of the steps began.
+
+        The run's clock is ``clock`` seconds ahead.
+        """
         ask = {
             "arguments": list(map(str, arguments)),
             "cwd": str(cwd),
             "kill_after": kill_after,
             "steps": list(steps),
+            "clock": clock,
             "environment": environment,
             "output": str(self._output),
         }
@@ -172,6 +177,23 @@ def _tell_of(steps: list[str], tell: int) -> None:
     dg.DagsterInstance.handle_new_event = handle_and_tell
 
 
+def _put_clock(ahead: float) -> None:
+    """What Dagster, MLflow and the package ask for the time; files still get that of the machine."""
+    import datetime
+
+    import dagster._time
+
+    now = time.time
+
+    class Datetime(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return datetime.datetime.now(tz) + datetime.timedelta(seconds=ahead)
+
+    time.time = lambda: now() + ahead
+    dagster._time.datetime = Datetime
+
+
 def _be(ask: dict[str, Any], tell: int) -> int:
     """What the child does: the command line, its output into a file."""
     os.setsid()
@@ -182,6 +204,8 @@ def _be(ask: dict[str, Any], tell: int) -> int:
     os.dup2(output, 2)
     os.close(0)
     _tell_of(ask["steps"], tell)
+    if ask["clock"]:
+        _put_clock(ask["clock"])
     status = 70
     try:
         from wsi_assets.cli import main
