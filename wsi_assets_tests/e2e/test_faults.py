@@ -264,12 +264,21 @@ def test_a_full_and_a_read_only_disk_are_one_line_and_mend_by_themselves(
     assert command(runs, folders, storage, "hdf5", "patch_store", **home).status == 0
 
 
+PAGE = 4096
+"""Bytes in which a disk in memory grows."""
+
+
 def assert_one_line_of(ended: Ended, fault: str, disk: Path) -> None:
-    """The run failed with one line that names the fault and a place on the disk."""
-    assert ended.status == 1, ended.output
-    (line,) = _errors(ended.output)
-    assert fault in line, ended.output
-    assert str(disk) in line, ended.output
+    """It failed, or left slides out, with one line each that names the fault and a place on the disk."""
+    assert ended.status in (1, 2), ended.output
+    listed = ended.output.partition(" left out:\n")[2].partition("\n\n")[0]
+    # A level fails for want of slides where each of them has its own line.
+    lines = listed.splitlines() or _errors(ended.output)
+    assert len(_errors(ended.output)) == (ended.status == 1), ended.output
+    assert lines, ended.output
+    for line in lines:
+        assert fault in line, ended.output
+        assert str(disk) in line, ended.output
     assert "Traceback" not in ended.output
 
 
@@ -302,9 +311,10 @@ def test_each_stage_on_a_full_and_on_a_read_only_disk_is_one_line_and_ends_in_th
     before = used()
     assert run().status == 0
     wanted, written = contents(storage), used() - before
-    for room in (0, written // 2):
+    for room in sorted({0, written // 2 // PAGE * PAGE}):
         afresh()
-        remount(f"size={used() + room}")
+        # A tmpfs of size 0 has no limit.
+        remount(f"size={max(PAGE, used() + room)}")
         assert_one_line_of(run(), "the disk is full", disk)
         remount("size=200m")
         mended = run()
