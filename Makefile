@@ -32,7 +32,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(READY) ## measure the speed bars as ratios
+bench: $(READY) ## measure every speed bar side by side; one table, also as bench.md and bench.json
 	$(BIN)/python -m wsi_assets_tests.benchmarks
 
 trial: $(READY) ## the long opt-in trials

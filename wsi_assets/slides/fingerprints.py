@@ -41,7 +41,9 @@ def fingerprint(path: str | Path) -> str:
 
 
 def signature(path: str | Path) -> tuple[int, int]:
-    """Size in bytes and time of change in ns, of all of a slide's files together: the cheap look.
+    """Sums over a slide's files of their sizes in bytes and their times of change in ns: the cheap look.
+
+    A sum follows each file; the latest time would miss one that gives way to an older one.
 
     Raises:
         SlideError: the file is missing or cannot be looked at.
@@ -51,7 +53,7 @@ def signature(path: str | Path) -> tuple[int, int]:
         stats = [part.stat() for _, part in _parts(path)]
     except OSError as error:
         raise _unreadable(path, error) from error
-    return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+    return sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats)
 
 
 def _parts(path: Path) -> Iterator[tuple[str, Path]]:

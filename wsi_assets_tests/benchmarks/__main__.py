@@ -1,53 +1,68 @@
-"""Run every benchmark, one after the other: ``python -m wsi_assets_tests.benchmarks [--json FILE]``.
+"""Every benchmark in turn: ``python -m wsi_assets_tests.benchmarks [NAME …] [--out FOLDER]``.
 
-Each prints its table and its bars; a missed bar is printed as missed. They need a quiet machine.
+What they find is one table: printed, and written as ``bench.json`` and ``bench.md``. A missed bar is printed
+as missed and is no failure; the exit status is 1 when a benchmark did not finish. They need a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
+import time
 from pathlib import Path
 
-BENCHMARKS = ("bench_index", "bench_patches", "bench_learning")
-VERSIONS = ("numpy", "opencv-python", "imagecodecs", "lmdb", "h5py", "shapely", "torch")
+from wsi_assets_tests.benchmarks import rows
+
+BENCHMARKS = ("bench_patches", "bench_index", "bench_learning", "bench_control")
 
 
-def main() -> int:
+def measure(name: str, folder: Path) -> list[rows.Row] | None:
+    """The rows of one benchmark, in a process of its own; None if it did not finish."""
+    target = folder / f"{name}.json"
+    print(f"{name} …", end=" ", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", f"wsi_assets_tests.benchmarks.{name}", "--json", str(target)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    finished = done.returncode == 0 and target.exists()
+    print(f"{time.monotonic() - started:.0f} s" if finished else "did not finish", file=sys.stderr)
+    if not finished:
+        print(done.stdout, file=sys.stderr)
+    return rows.read(target) if finished else None
+
+
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where the figures go")
-    target = parser.parse_args().json
-    results = {}
-    failed = []
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all without")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for bench.json and bench.md")
+    asked = parser.parse_args(words)
+    if unknown := set(asked.names) - set(BENCHMARKS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory() as folder:
-        for name in BENCHMARKS:
-            print(f"\n== {name}", flush=True)
-            part = Path(folder) / f"{name}.json"
-            done = subprocess.run(
-                [sys.executable, "-m", f"wsi_assets_tests.benchmarks.{name}", "--json", str(part)],
-                check=False,
-            )
-            if done.returncode or not part.exists():
-                failed.append(name)
-            else:
-                results[name] = json.loads(part.read_text())
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in VERSIONS},
-    }
-    target.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
-    print(f"\nfigures: {target.absolute()}")
-    if failed:
-        print(f"did not finish: {', '.join(failed)}")
-    return 1 if failed else 0
+        found = {name: measure(name, Path(folder)) for name in asked.names or BENCHMARKS}
+    unfinished = [name for name, measured in found.items() if measured is None]
+    every = [row for measured in found.values() for row in measured or ()]
+    # What something is asked of comes first; sorting keeps the order otherwise.
+    every.sort(key=lambda row: row.met is None)
+    on = rows.machine()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    rows.write(asked.out / "bench.json", every, machine=on, unfinished=unfinished)
+    page = rows.markdown(every, on, unfinished)
+    (asked.out / "bench.md").write_text(page, encoding="utf-8")
+    print(rows.table(every))
+    missed = sum(row.met is False for row in every)
+    bars = sum(row.met is not None for row in every)
+    print(f"\n{bars - missed} of {bars} bars met, {missed} missed. {page.splitlines()[0]}")
+    print(f"Written to {(asked.out / 'bench.json').absolute()} and bench.md beside it.")
+    if unfinished:
+        print(f"Did not finish: {', '.join(unfinished)}")
+    return 1 if unfinished else 0
 
 
 if __name__ == "__main__":

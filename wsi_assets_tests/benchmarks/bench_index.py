@@ -1,6 +1,6 @@
 """Speed of indexing one gigapixel slide, beside a point-in-polygon loop.
 
-    python -m wsi_assets_tests.benchmarks.bench_index [result.json]
+    python -m wsi_assets_tests.benchmarks.bench_index [--json FILE]
 
 The slide is 97,792 x 221,184 pixels at level 0, two thirds of it tissue, with one of two sets of outlines:
 100 plain lesions of 400 points, or one region of 100,000 points with 148 rings. Times start from tissue and
@@ -8,18 +8,13 @@ outlines in memory and end at the finished index entry, exact tumour shares incl
 
 The loop is the common one: for every patch with tissue, ``cv2.pointPolygonTest`` of its centre against each
 ring. A loop over shapely's prepared polygons, which look at their bounds first, is timed beside it. Both give
-labels by the centre only, no shares. They are timed on a random sample of patches and scaled up; the sample's
-size is in the result.
+labels by the centre only, no shares. They are timed on a random sample of patches and scaled up.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -29,6 +24,7 @@ from wsi_assets.annotations import TumorRegions
 from wsi_assets.index import IndexOptions, TissueRegions, index_slide
 from wsi_assets.index.patch_grid import grid
 from wsi_assets.slides import Level, Scale
+from wsi_assets_tests.benchmarks import rows
 
 WIDTH, HEIGHT = 97_792, 221_184
 PATCH = 256
@@ -124,11 +120,11 @@ def prepared_polygons(geometry: shapely.MultiPolygon) -> Callable[[float, float]
     return inside
 
 
-def run(repeats: int = 3, sample: int = 3000) -> list[dict[str, Any]]:
+def run(repeats: int = 3, sample: int = 3000) -> list[rows.Row]:
     """Measure both sets of outlines; best of ``repeats``."""
     rng = np.random.default_rng(0)
     tissue = slide()
-    rows = []
+    found = []
     for name, geometry in (("100 lesions", lesions(rng)), ("148 rings, 100,000 points", lace(rng))):
         tumor = TumorRegions(geometry=geometry, excluded=shapely.MultiPolygon(), audit=())
         seconds = []
@@ -136,25 +132,16 @@ def run(repeats: int = 3, sample: int = 3000) -> list[dict[str, Any]]:
             start = time.perf_counter()
             entry = index_slide(tissue, tumor, 0, IndexOptions(patch_size=PATCH))
             seconds.append(time.perf_counter() - start)
+        ours, what = min(seconds), f"level-0 index, {WIDTH:,} x {HEIGHT:,} px, {name}"
         loop = loop_seconds(tissue, point_polygon_test(geometry), sample)
-        tuned = loop_seconds(tissue, prepared_polygons(geometry), sample)
-        rows.append(
-            {
-                "outlines": name,
-                "points": int(shapely.get_num_coordinates(geometry)),
-                "rings": len(shapely.get_rings(shapely.get_parts(geometry))),
-                "candidates": len(grid(HEIGHT, WIDTH, PATCH, PATCH)),
-                "patches": len(entry["patches"]),
-                "tumor": sum(patch[2] for patch in entry["patches"]),
-                "seconds": round(min(seconds), 3),
-                "loop_seconds": round(loop, 1),
-                "loop_sample": sample,
-                "ratio": round(loop / min(seconds), 1),
-                "prepared_loop_seconds": round(tuned, 1),
-                "prepared_ratio": round(tuned / min(seconds), 1),
-            }
-        )
-    return rows
+        prepared = loop_seconds(tissue, prepared_polygons(geometry), sample)
+        patches = f"{len(entry['patches']):,} patches, {sum(patch[2] for patch in entry['patches']):,} tumour"
+        found += [
+            rows.below(what, ours, "s", 2, note=patches),
+            rows.times_as_fast(f"{what}, against a point-in-polygon loop", ours, loop, 100),
+            rows.times_as_fast(f"{what}, against a loop over prepared polygons", ours, prepared),
+        ]
+    return found
 
 
 def _areal(geometry: shapely.Geometry) -> shapely.MultiPolygon:
@@ -163,14 +150,8 @@ def _areal(geometry: shapely.Geometry) -> shapely.MultiPolygon:
 
 def main() -> None:
     """Print a table and write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="where the rows go")
-    target = parser.parse_args().json
-    rows = run()
-    for row in rows:
-        print("  ".join(f"{key}={value}" for key, value in row.items()))
-    if target:
-        target.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    asked = rows.arguments(__doc__).parse_args()
+    rows.tell(run(), asked.json)
 
 
 if __name__ == "__main__":

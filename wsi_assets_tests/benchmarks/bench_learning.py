@@ -1,15 +1,15 @@
 """Training and prediction against the same network on ready-made tensors, in one run on one machine.
 
-``python -m wsi_assets_tests.benchmarks.bench_learning [--model resnet50] [--size 64] [--json FILE]``
+    python -m wsi_assets_tests.benchmarks.bench_learning [--model resnet50] [--size 64] [--json FILE]
 
 Both sides take the same steps in turns, so that whatever else the machine does hits both. The bar is a ratio
-of 0.95. On a busy machine read the ratio of processor time, which waits for nobody; it counts reading too.
-Patches come from an LMDB store built from the real cohort (``WSI_TEST_DATA``).
+of 0.95, on the CPU and on a GPU where there is one. On a busy machine read the ratio of processor time, which
+waits for nobody; it counts reading too. Patches come from an LMDB store built from the real cohort
+(``WSI_TEST_DATA``).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import statistics
@@ -35,51 +35,40 @@ from wsi_assets.learning.engine import Learner, make_optimizer, train_epoch
 from wsi_assets.learning.options import PredictionOptions, TrainingOptions
 from wsi_assets.learning.prediction import patch_probabilities
 from wsi_assets.patches import ExtractionOptions, build_store, open_store, plan_patches
+from wsi_assets_tests.benchmarks import rows
 from wsi_assets_tests.conftest import REAL_DATA
+
+BAR = 0.95
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = rows.arguments(__doc__)
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--size", type=int, default=64, help="edge of a patch in pixels, a divisor of 256")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=4, help="training steps a turn")
+    parser.add_argument("--size", type=int, help="edge of a patch, a divisor of 256; 64, on a GPU 256")
+    parser.add_argument("--batch", type=int, help="patches a step; 32, on a GPU 64")
+    parser.add_argument("--steps", type=int, help="training steps a turn; 4, on a GPU 40")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        store = make_store(Path(folder), arguments.size)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    found = []
+    for name in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        device = resolve_device(name)
+        size, batch, steps = (64, 32, 4) if name == "cpu" else (256, 64, 40)
         options = TrainingOptions(
-            model_name=arguments.model, batch_size=arguments.batch, precision=arguments.precision
+            model_name=asked.model, batch_size=asked.batch or batch, precision=asked.precision, device=name
         )
-        device = resolve_device(options.device)
-        table = {
-            "model": arguments.model,
-            "patch_size": arguments.size,
-            "batch_size": arguments.batch,
-            "precision": resolve_precision(options.precision, device),
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "readers": usable_workers(options.num_workers),
-            "patches": len(store),
-        }
-        print(", ".join(f"{name} {value}" for name, value in table.items()))
-        with quiet_randomness(device):
-            table["training"] = training(store, options, device, arguments.steps, arguments.turns)
-            table["prediction"] = prediction(store, options, device, arguments.steps, arguments.turns)
-    table["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    gpu = ""
-    if device.type == "cuda":
-        table["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        gpu = f", GPU {table['peak_gpu_gib']:.2f} GiB"
-    print(f"peak memory {table['peak_gib']:.2f} GiB{gpu}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        with tempfile.TemporaryDirectory() as folder, quiet_randomness(device):
+            store = make_store(Path(folder), asked.size or size)
+            found += training(store, options, device, asked.steps or steps, asked.turns)
+            found += prediction(store, options, device, asked.steps or steps, asked.turns)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    found.append(rows.Row("training and prediction, peak memory of the process", peak, "GiB"))
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        found.append(rows.Row("training and prediction, peak memory of the GPU", peak, "GiB"))
+    rows.tell(found, asked.json)
 
 
 def make_store(folder: Path, size: int):
@@ -91,17 +80,16 @@ def make_store(folder: Path, size: int):
             "slide_path": str(cohort / "images" / f"{slide}.tif"),
             "level": 0,
             "patch_size": size,
-            "patches": [(y + dy, x + dx, label) for y, x, label in rows for dy, dx in squares],
+            "patches": [(y + dy, x + dx, label) for y, x, label in truth for dy, dx in squares],
         }
-        for slide, rows in sorted(json.loads((cohort / "truth.json").read_text()).items())
+        for slide, truth in sorted(json.loads((cohort / "truth.json").read_text()).items())
     ]
     build_store(plan_patches(entries, ExtractionOptions()), folder / "patches_lmdb", "lmdb")
     return open_store(folder / "patches_lmdb")
 
 
-def training(
-    store, options: TrainingOptions, device: torch.device, steps: int, turns: int
-) -> dict[str, float]:
+def training(store, options: TrainingOptions, device: torch.device, steps: int, turns: int) -> list[rows.Row]:
+    """Epochs of the training loop, augmentation and sampling included."""
     labels = np.asarray(store.labels).astype(np.int64)
     model = build_model(options.model_name, patch_size=store.info["patch_size"]).to(device)
     learner = Learner(
@@ -141,24 +129,30 @@ def training(
             waits.append(trained.waiting)
             return trained.images_per_second
 
-        figures = compare("training", ready_made, loop, turns)
-    figures["waiting"] = statistics.median(waits[1:])
-    print(f"  waiting for patches: {figures['waiting']:.2%} of the time")
+        ready_rate, rate, ratio, processor = compare(ready_made, loop, turns)
     patches = torch.from_numpy(store.get_many(batches[0])).to(device)
     started = time.perf_counter()
     learner.inputs(patches, 1, 0, len(patches))
-    figures["augmentation_s"] = time.perf_counter() - started
-    print(f"  augmentation of a batch: {figures['augmentation_s']:.3f} s")
-    draw_started = time.perf_counter()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    augmentation = time.perf_counter() - started
+    started = time.perf_counter()
     draw_transforms(options.batch_size, seed=0, epoch=0, batch=0)
-    print(f"  of which drawing the transforms: {time.perf_counter() - draw_started:.4f} s")
-    return figures
+    drawing = time.perf_counter() - started
+    what = f"training, {described(options, store, device)}"
+    waiting = f"{statistics.median(waits[1:]):.2%} of the time waiting for patches"
+    return [
+        against_ready_made(what, ready_rate, rate, ratio, processor, waiting),
+        rows.Row(f"{what}: augmentation of a batch", augmentation, "s"),
+        rows.Row(f"{what}: of which drawing the transforms", drawing, "s"),
+    ]
 
 
 @torch.inference_mode()
 def prediction(
     store, options: TrainingOptions, device: torch.device, steps: int, turns: int
-) -> dict[str, float]:
+) -> list[rows.Row]:
+    """Probabilities of patches in random order, in float32 on both sides."""
     model = build_model(options.model_name, patch_size=store.info["patch_size"]).to(device)
     classifier = PatchClassifier(model, (0.5,) * 3, (0.2,) * 3)
     positions = np.random.default_rng(0).integers(0, len(store), 2 * options.batch_size * steps)
@@ -178,10 +172,32 @@ def prediction(
         patch_probabilities(classifier, store, positions, settings)
         return len(positions) / (time.perf_counter() - started)
 
-    return compare("prediction", ready_made, loop, turns)
+    what = f"prediction, {described(options, store, device)}"
+    return [against_ready_made(what, *compare(ready_made, loop, turns))]
 
 
-def compare(name: str, ready_made, loop, turns: int) -> dict[str, float]:
+def described(options: TrainingOptions, store, device: torch.device) -> str:
+    """Network, patches and device, short enough for a table."""
+    precision = resolve_precision(options.precision, device)
+    return (
+        f"{options.model_name}, {options.batch_size} of {store.info['patch_size']} px, {precision}, {device}"
+    )
+
+
+def against_ready_made(
+    what: str, ready: float, ours: float, ratio: float, processor: float, note: str = ""
+) -> rows.Row:
+    """The row with the bar; its ratio is the median over turns, so that a slow moment hits both sides."""
+    return rows.Row(
+        f"{what}, against ready-made tensors",
+        *(ours, "img/s", ready, ratio, f"ratio >= {BAR:g}", ratio >= BAR),
+        "; ".join(filter(None, [f"{processor:.3f} by processor time", note])),
+    )
+
+
+def compare(ready_made, loop, turns: int) -> tuple[float, float, float, float]:
+    """Both sides in turns: medians of their rates, of the ratio, and of the ratio of processor time."""
+
     def turn(side) -> tuple[float, float]:
         started = time.process_time()
         return side(), time.process_time() - started
@@ -191,17 +207,7 @@ def compare(name: str, ready_made, loop, turns: int) -> dict[str, float]:
     ready, ours = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
     wall = statistics.median(loop_[0] / ready_[0] for ready_, loop_ in pairs)
     processor = statistics.median(ready_[1] / loop_[1] for ready_, loop_ in pairs)
-    print(
-        f"{name}: ready-made {ready:.1f} img/s, loop {ours:.1f} img/s, ratio {wall:.3f} (bar 0.95), "
-        f"by processor time {processor:.3f}"
-    )
-    return {
-        "ready_made_images_per_second": ready,
-        "loop_images_per_second": ours,
-        "ratio": wall,
-        "ratio_by_processor_time": processor,
-        "bar": 0.95,
-    }
+    return ready, ours, wall, processor
 
 
 if __name__ == "__main__":

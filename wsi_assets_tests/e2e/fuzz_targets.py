@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_assets.errors import ConfigError
+from wsi_assets_tests.annotations.files import SQUARE, annotation, asap, closed, feature, geojson, square
 from wsi_assets_tests.conftest import REAL_DATA
 from wsi_assets_tests.e2e.fuzzing import Case
 
@@ -129,10 +130,97 @@ def _tiff_places(path: Path) -> list[tuple[int, int]]:
         return [(0, 600)]
 
 
+_FRAGMENTS = [
+    *(b"NaN", b"-1", b"1e308", b"9" * 40, b"1,5", b"", b" ", b"<", b">", b"/>", b'"', b"&a;", b"&#0;"),
+    *(b"\x00", b"\xff\xfe", b"[", b"]", b"{", b"}", b",", b":", b"null", b"true", b"<!--", b"]]>"),
+    *(b"<!DOCTYPE a>", b"None", b"_2", b"Dot", b"Point", b"MultiPolygon", b"<Annotation>", b"</Annotation>"),
+    *(b"\\ud800", b"[" * 100_000, b"<a>" * 100_000),
+]
+
+
+def _rewritten(content: bytes, rng: random.Random) -> bytes:
+    """Text with other digits, which leave it readable and its outlines wild, and with words out of place."""
+    for _ in range(rng.choice([1, 1, 2, 3, 8])):
+        start = rng.randrange(len(content) + 1)
+        stop = min(len(content), start + rng.choice([0, 1, 2, 5, 20, 200]))
+        if rng.random() < 0.5:
+            digits = [place for place, byte in enumerate(content) if byte in b"0123456789"]
+            for place in rng.sample(digits, min(len(digits), 5)):
+                content = content[:place] + rng.choice(b"0123456789-.").to_bytes() + content[place + 1 :]
+            continue
+        within = rng.choice(
+            [
+                content[start:stop] + rng.choice(_FRAGMENTS),
+                rng.choice(_FRAGMENTS),
+                b"",
+                content[start:stop] * rng.choice([2, 4, 51]),
+                rng.randbytes(stop - start),
+            ]
+        )
+        content = content[:start] + within + content[stop:]
+        if rng.random() < 0.02:
+            content = content[:start]
+    return content
+
+
+def outlines(suffix: str, folder: Path) -> Case:
+    """Outlines of a slide, as read, shown on it, stored and laid over its patches."""
+    from wsi_assets.annotations import TumorRegions, audit_table, read_annotation
+    from wsi_assets.index import TissueRegions, index_slide, overlay_jpeg
+    from wsi_assets.index.options import IndexOptions
+    from wsi_assets.slides import open_slide
+    from wsi_assets_tests.slides.made import picture, write_pyramid
+
+    slide = write_pyramid(folder / "slide.tif", [picture(512, 384, seed=4)], mpp=0.25)
+    tissue = TissueRegions.from_plain(_artefacts()["tissue"])
+    whole = _outline_file(suffix, folder).read_bytes()
+
+    def case(rng: random.Random, folder: Path) -> None:
+        if suffix == ".geojson" and rng.random() < 0.5:
+            content = json.dumps(exchanged(json.loads(whole), rng), default=repr).encode()
+        else:
+            content = _rewritten(whole, rng)
+        path = folder / f"case{suffix}"
+        path.write_bytes(content)
+        regions = read_annotation(path)
+        assert regions.geometry.is_valid
+        # What is read can be stored and shown: a lone surrogate, which JSON allows, cannot.
+        json.dumps(audit_table(regions.audit), ensure_ascii=False, allow_nan=False).encode()
+        again = TumorRegions.from_plain(pickle.loads(pickle.dumps(regions.to_plain())))
+        assert again.geometry.equals(regions.geometry)
+        entry = index_slide(tissue, again, 0, IndexOptions(patch_size=64))
+        assert all(0 <= share <= 1 for share in entry["tumor_fraction"])
+        if rng.random() < 0.1:
+            with open_slide(slide) as opened:
+                assert overlay_jpeg(opened, tissue, regions)
+
+    return case
+
+
+def _outline_file(suffix: str, folder: Path) -> Path:
+    """One tame ring, one that crosses itself many times, one cut out, one that has no area."""
+    rng = random.Random(5)
+    wild = [(rng.randrange(380), rng.randrange(500)) for _ in range(30)]
+    if suffix == ".xml":
+        groups = '<Group Name="_0" PartOfGroup="None"/><Group Name="l" PartOfGroup="_0"/>'
+        bodies = [
+            annotation(square(40, 40, 200), "l"),
+            annotation(wild, "_0", "Spline"),
+            annotation(square(60, 60, 30), "_2"),
+            annotation([(1, 2)], "None", "Dot"),
+        ]
+        return asap(folder, bodies, groups)
+    features = [
+        feature("Polygon", [closed(wild), closed(square(20, 20, 40))], {"name": "Tumor"}, "a"),
+        feature("MultiPolygon", [[closed(SQUARE)], [closed(square(300, 30, 90))]], {"names": ["Exclusion"]}),
+        feature("Point", [1.5, 2], None),
+    ]
+    return geojson(folder, {"type": "FeatureCollection", "features": features})
+
+
 def _artefacts() -> dict[str, Any]:
     """Small artefacts as the graph stores them."""
     import numpy as np
-    from shapely import Polygon
 
     from wsi_assets.annotations import read_annotation
     from wsi_assets.index import TissueRegions, index_slide
@@ -145,7 +233,6 @@ def _artefacts() -> dict[str, Any]:
         *("s_1", "/images/s_1.tif", "f" * 32, 5, 32.0, mask, 12.0),
         *((Level(0, 384, 512, 1.0), Level(1, 192, 256, 2.0)), Scale(40.0, "base_mag", 0.25, "file"), 0.7),
     )
-    assert Polygon is not None
     outline = read_annotation(REAL_DATA / "slides" / "downsample_4_0058.xml")
     entry = index_slide(tissue, None, 0, IndexOptions(patch_size=64))
     return {
@@ -466,6 +553,8 @@ def bad_parser(folder: Path) -> Case:
 TARGETS = {
     "bad_parser": bad_parser,
     "slides": slides,
+    "xml": partial(outlines, ".xml"),
+    "geojson": partial(outlines, ".geojson"),
     "pickles": pickles,
     "checkpoints": checkpoints,
     "lmdb": partial(stores, "lmdb"),

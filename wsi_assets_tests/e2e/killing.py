@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,27 @@ LONGEST = 120
 SMALL_COMMITS = 1 << 16
 """Bytes between commits of a store here: a small cohort then has several, as a large one does."""
 
+_BEGAN, _DONE = b"+", b"-"
+
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: exit status, or minus the signal; all it printed; seconds it took."""
+    """How a run ended.
+
+    Attributes:
+        status: exit status, or minus the signal.
+        output: all it printed.
+        seconds: it took.
+        began, done: how many of the steps that were watched began, and were over.
+        within: seconds from the beginning of the first of these steps to the end of the last.
+    """
 
     status: int
     output: str
     seconds: float
+    began: int
+    done: int
+    within: float
 
 
 class Runs:
@@ -53,13 +67,24 @@ class Runs:
         )
 
     def run(
-        self, *arguments: object, cwd: Path, kill_after: float | None = None, **environment: str
+        self,
+        *arguments: object,
+        cwd: Path,
+        kill_after: float | None = None,
+        steps: Sequence[str] = (),
+        clock: float = 0,
+        **environment: str,
     ) -> Ended:
-        """Run to the end, or to SIGKILL after so many seconds."""
+        """Run to the end, or to SIGKILL so many seconds after the start, or after one of the steps began.
+
+        The run's clock is ``clock`` seconds ahead.
+        """
         ask = {
             "arguments": list(map(str, arguments)),
             "cwd": str(cwd),
             "kill_after": kill_after,
+            "steps": list(steps),
+            "clock": clock,
             "environment": environment,
             "output": str(self._output),
         }
@@ -68,7 +93,7 @@ class Runs:
         line = self._nursery.stdout.readline()
         assert line, self._output.read_text(errors="replace")
         answer = json.loads(line)
-        return Ended(answer["status"], self._output.read_text(errors="replace"), answer["seconds"])
+        return Ended(output=self._output.read_text(errors="replace"), **answer)
 
     def __enter__(self) -> Runs:
         return self
@@ -100,27 +125,76 @@ def _nurse() -> None:
 
 
 def _run(ask: dict[str, Any]) -> dict[str, Any]:
+    told, tell = os.pipe()
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        os._exit(_be(ask))
-    stop = started + (LONGEST if ask["kill_after"] is None else ask["kill_after"])
+        os._exit(_be(ask, tell))
+    os.set_blocking(told, False)
+    seen: list[float] = []
+    signs = b""
+    stop = started + (LONGEST if ask["kill_after"] is None or ask["steps"] else ask["kill_after"])
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
+        with contextlib.suppress(BlockingIOError):
+            new = os.read(told, 1000)
+            if new and not signs and ask["kill_after"] is not None:
+                stop = time.monotonic() + ask["kill_after"]
+            signs += new
+            seen += [time.monotonic()] * len(new)
         if ended:
             break
         if time.monotonic() >= stop:
             os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            break
+            stop = float("inf")
         time.sleep(0.002)
+    os.close(told)
+    os.close(tell)
     # What it had started goes with it, as when a machine is switched off.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    return {"status": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - started}
+    return {
+        "status": os.waitstatus_to_exitcode(status),
+        "seconds": time.monotonic() - started,
+        "began": signs.count(_BEGAN),
+        "done": signs.count(_DONE),
+        "within": seen[-1] - seen[0] if seen else 0.0,
+    }
 
 
-def _be(ask: dict[str, Any]) -> int:
+def _tell_of(steps: list[str], tell: int) -> None:
+    """Write a sign whenever one of the steps begins or is over, once Dagster has it in its records."""
+    import dagster as dg
+
+    handle = dg.DagsterInstance.handle_new_event
+    signs = {dg.DagsterEventType.STEP_START: _BEGAN, dg.DagsterEventType.STEP_SUCCESS: _DONE}
+
+    def handle_and_tell(self: dg.DagsterInstance, event: dg.EventLogEntry, **more: Any) -> None:
+        handle(self, event, **more)
+        if event.step_key in steps and event.is_dagster_event:
+            os.write(tell, signs.get(event.get_dagster_event().event_type, b""))
+
+    dg.DagsterInstance.handle_new_event = handle_and_tell
+
+
+def _put_clock(ahead: float) -> None:
+    """What Dagster, MLflow and the package ask for the time; files still get that of the machine."""
+    import datetime
+
+    import dagster._time
+
+    now = time.time
+
+    class Datetime(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return datetime.datetime.now(tz) + datetime.timedelta(seconds=ahead)
+
+    time.time = lambda: now() + ahead
+    dagster._time.datetime = Datetime
+
+
+def _be(ask: dict[str, Any], tell: int) -> int:
     """What the child does: the command line, its output into a file."""
     os.setsid()
     os.chdir(ask["cwd"])
@@ -129,6 +203,9 @@ def _be(ask: dict[str, Any]) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(0)
+    _tell_of(ask["steps"], tell)
+    if ask["clock"]:
+        _put_clock(ask["clock"])
     status = 70
     try:
         from wsi_assets.cli import main

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
+from wsi_assets.orchestration import catalog
 from wsi_assets_tests.e2e.conftest import settings
-from wsi_assets_tests.e2e.killing import Runs
+from wsi_assets_tests.e2e.killing import Ended, Runs
 from wsi_assets_tests.slides.made import halved, picture, write_pyramid
 
 TRAINING = (
@@ -142,53 +144,75 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(runs, folders, undis
     kill_and_mend(runs, folders, storage, reference, "lmdb", "evaluation", to_the_end, 3, rng)
 
 
-@pytest.mark.trial
-@pytest.mark.parametrize(
-    ("stage", "before", "backend"),
+STAGES = {"slides": catalog.SLIDE_ASSETS, **{asset: (asset,) for asset in catalog.LEVEL_ASSETS}}
+"""Stage -> the steps it consists of."""
+
+each_stage = pytest.mark.parametrize(
+    ("stage", "backend"),
     [
-        ("slides", None, "lmdb"),
-        ("slide_index", "slides", "lmdb"),
-        ("sampled_index", "slide_index", "lmdb"),
-        ("patch_store", "sampled_index", "lmdb"),
-        ("patch_store", "sampled_index", "hdf5"),
-        ("patch_store", "sampled_index", "fs"),
-        ("trained_model", "patch_store", "lmdb"),
-        ("test_predictions", "trained_model", "lmdb"),
-        ("evaluation", "test_predictions", "lmdb"),
+        ("slides", "lmdb"),
+        ("slide_index", "lmdb"),
+        ("sampled_index", "lmdb"),
+        ("patch_store", "lmdb"),
+        ("patch_store", "hdf5"),
+        ("patch_store", "fs"),
+        ("trained_model", "lmdb"),
+        ("test_predictions", "lmdb"),
+        ("evaluation", "lmdb"),
     ],
 )
-def test_each_stage_killed_twenty_times_ends_in_the_same_bytes(
-    runs, folders, tmp_path, stage, before, backend
-):
-    """Each time from the state before the stage, so that the kill falls into it."""
+
+
+def make_what_comes_before(stage, runs, folders, storage, backend, **environment) -> str:
+    """Storage as it is when the stage's turn comes; returns the asset up to which to run for the stage."""
+    storage.mkdir()
+    if stage == "slides":
+        # Slides have no level of their own: the index is made with them.
+        return "slide_index"
+    before = list(STAGES)[list(STAGES).index(stage) - 1]
+    upto = "slide_index" if before == "slides" else before
+    made = command(runs, folders, storage, backend, upto, **environment)
+    assert made.status == 0, made.output
+    if before == "slides":
+        shutil.rmtree(storage / "level_0")
+    return stage
+
+
+@pytest.mark.trial
+@each_stage
+def test_each_stage_killed_twenty_times_ends_in_the_same_bytes(runs, folders, tmp_path, stage, backend):
+    """Each time from the state before the stage. A kill counts if the stage had begun and was not over."""
     kills = int(os.environ.get("WSI_TRIAL_KILLS", 20))
-    # "slides" alone is a level that fails for want of a level asset: the index of a level that is not there.
-    upto = "slide_index" if stage == "slides" else stage
     storage, start, rng = tmp_path / "storage", tmp_path / "start", random.Random(f"{stage} {backend}")
-    if before is None:
-        start.mkdir()
-    else:
-        first = "slide_index" if before == "slides" else before
-        assert command(runs, folders, storage, backend, first).status == 0
-        if before == "slides":
-            shutil.rmtree(storage / "level_0")
-        storage.rename(start)
+    upto = make_what_comes_before(stage, runs, folders, storage, backend)
+    storage.rename(start)
 
     def afresh():
         shutil.rmtree(storage, ignore_errors=True)
         shutil.copytree(start, storage)
 
     afresh()
-    whole = command(runs, folders, storage, backend, upto)
+    whole = command(runs, folders, storage, backend, upto, steps=STAGES[stage])
     assert whole.status == 0, whole.output
+    assert whole.began == whole.done > 0
     wanted = contents(storage)
-    for _ in range(kills):
+    counted, missed, longest, ran = 0, 0, whole.within, time.monotonic()
+    while counted < kills:
+        assert missed <= kills, f"{missed} kills fell outside the stage, {counted} into it"
         afresh()
-        moment = rng.uniform(0.02, whole.seconds)
-        killed = command(runs, folders, storage, backend, upto, kill_after=moment)
+        moment = rng.uniform(0, longest)
+        killed = command(runs, folders, storage, backend, upto, kill_after=moment, steps=STAGES[stage])
+        hit = killed.status == -9 and killed.began > 0 and killed.done < whole.done
+        counted, missed = counted + hit, missed + (not hit)
+        # Too late: the first run had been a slower one.
+        longest = longest if hit else min(longest, killed.within)
         ended = command(runs, folders, storage, backend, upto)
         assert ended.status == 0, (moment, killed.output, ended.output)
         assert contents(storage) == wanted, (stage, moment)
+    print(
+        f"{stage} {backend}: {counted} kills within its {longest:.2f} s, {missed} after it; "
+        f"{time.monotonic() - ran:.0f} s"
+    )
 
 
 @pytest.fixture
@@ -221,19 +245,88 @@ def test_a_full_and_a_read_only_disk_are_one_line_and_mend_by_themselves(
     disk, remount = small_disk
     storage, home = disk / "storage", {"DAGSTER_HOME": str(tmp_path / "home")}
     full = command(runs, folders, storage, upto="patch_store", **home)
-    assert full.status == 1, full.output
-    (line,) = _errors(full.output)
-    assert "the disk is full" in line
-    assert "Traceback" not in full.output
+    assert_one_line_of(full, "the disk is full", disk)
+    # It had begun, and what there is is whole; the unfinished store is not under its name.
+    there = {name: value for name, value in upto_store(storage).items() if value != "left behind"}
+    assert there.items() <= upto_store(undisturbed[0]).items()
+    assert any(name.startswith("slides/") for name in there)
     remount("size=64m")
     assert command(runs, folders, storage, upto="patch_store", **home).status == 0
     assert upto_store(storage) == upto_store(undisturbed[0])
     remount("ro")
-    locked = command(runs, folders, storage, "hdf5", "patch_store", **home)
-    assert locked.status == 1
-    (line,) = _errors(locked.output)
-    assert "Read-only file system" in line
-    assert "Traceback" not in locked.output
+    # What is there can be used; what is to be made cannot be stored.
+    assert "nothing to do" in command(runs, folders, storage, upto="patch_store", **home).output
+    assert_one_line_of(
+        command(runs, folders, storage, "hdf5", "patch_store", **home), "Read-only file system", disk
+    )
+    remount("rw")
+    assert upto_store(storage) == upto_store(undisturbed[0])
+    assert command(runs, folders, storage, "hdf5", "patch_store", **home).status == 0
+
+
+PAGE = 4096
+"""Bytes in which a disk in memory grows."""
+
+
+def assert_one_line_of(ended: Ended, fault: str, disk: Path) -> None:
+    """It failed, or left slides out, with one line each that names the fault and a place on the disk."""
+    assert ended.status in (1, 2), ended.output
+    listed = ended.output.partition(" left out:\n")[2].partition("\n\n")[0]
+    # A level fails for want of slides where each of them has its own line.
+    lines = listed.splitlines() or _errors(ended.output)
+    assert len(_errors(ended.output)) == (ended.status == 1), ended.output
+    assert lines, ended.output
+    for line in lines:
+        assert fault in line, ended.output
+        assert str(disk) in line, ended.output
+    assert "Traceback" not in ended.output
+
+
+@pytest.mark.trial
+@each_stage
+def test_each_stage_on_a_full_and_on_a_read_only_disk_is_one_line_and_ends_in_the_same_bytes(
+    runs, folders, small_disk, tmp_path, stage, backend
+):
+    """The disk is full from the start, when half of what the stage writes is there, and read-only."""
+    disk, remount = small_disk
+    remount("size=200m")
+    storage, home = disk / "storage", {"DAGSTER_HOME": str(tmp_path / "home")}
+    upto = make_what_comes_before(stage, runs, folders, storage, backend, **home)
+    for name in (storage, tmp_path / "home"):
+        shutil.copytree(name, tmp_path / "start" / name.name) if name.exists() else None
+
+    def run() -> Ended:
+        return command(runs, folders, storage, backend, upto, **home)
+
+    def used() -> int:
+        at = os.statvfs(disk)
+        return (at.f_blocks - at.f_bfree) * at.f_frsize
+
+    def afresh() -> None:
+        for name in (storage, tmp_path / "home"):
+            shutil.rmtree(name, ignore_errors=True)
+            if (tmp_path / "start" / name.name).exists():
+                shutil.copytree(tmp_path / "start" / name.name, name)
+
+    before = used()
+    assert run().status == 0
+    wanted, written = contents(storage), used() - before
+    for room in sorted({0, written // 2 // PAGE * PAGE}):
+        afresh()
+        # A tmpfs of size 0 has no limit.
+        remount(f"size={max(PAGE, used() + room)}")
+        assert_one_line_of(run(), "the disk is full", disk)
+        remount("size=200m")
+        mended = run()
+        assert mended.status == 0, mended.output
+        assert contents(storage) == wanted, room
+    afresh()
+    remount("ro")
+    assert_one_line_of(run(), "Read-only file system", disk)
+    remount("rw")
+    mended = run()
+    assert mended.status == 0, mended.output
+    assert contents(storage) == wanted
 
 
 @pytest.mark.parametrize("size", ["300k", "1500k"])
@@ -252,10 +345,10 @@ def test_clocks_do_not_matter_contents_do(runs, folders, undisturbed, tmp_path):
     shutil.copytree(folders[1], images)
     shutil.copytree(folders[3], annotations)
     mine = ["--images", images, "--annotations", annotations]
-    storage = tmp_path / "storage"
-    assert command(runs, mine, storage, upto="sampled_index").status == 0
+    storage, year = tmp_path / "storage", 365 * 86400
+    assert command(runs, mine, storage, upto="sampled_index", clock=year).status == 0
     # As if all was written before the clock was put back by a year.
-    later = time.time() + 365 * 86400
+    later = time.time() + year
     for path in [*home.rglob("*"), *(storage / "slides").rglob("*"), *(storage / "level_0").rglob("*")]:
         os.utime(path, (later, later))
     again = command(runs, mine, storage, upto="sampled_index")
@@ -263,23 +356,36 @@ def test_clocks_do_not_matter_contents_do(runs, folders, undisturbed, tmp_path):
     assert "0 made, 4 up to date" in again.output
     # A file of the future gives way to one that seems ten years older.
     shutil.copy(images / "tumor_001.tif", images / "normal_001.tif")
-    earlier = time.time() - 10 * 365 * 86400
+    earlier = time.time() - 10 * year
     os.utime(images / "normal_001.tif", (earlier, earlier))
     changed = command(runs, mine, storage, upto="sampled_index")
     assert "1 made, 3 up to date" in changed.output, changed.output
     assert "slide_index   │ made" in changed.output
+    # What was made last counts, though records of the future are among what was made before it.
+    last = command(runs, mine, storage, upto="sampled_index")
+    assert "nothing to do" in last.output, last.output
+    assert "0 made, 4 up to date" in last.output
+    with dg.DagsterInstance.from_config(str(storage / "dagster_home")) as instance:
+        newest, before = instance.fetch_materializations(dg.AssetKey("slide_index"), limit=9).records
+    assert newest.timestamp < before.timestamp - year / 2, "the clock was not put back"
 
 
 def test_a_moved_storage_folder_is_up_to_date_and_works_on(runs, folders, undisturbed, tmp_path):
     old, new = undisturbed[0], tmp_path / "new place" / "data"
-    shutil.copytree(old, new)
-    there = sorted(old.rglob("*"))
-    before = contents(new)
-    again = command(runs, folders, new)
-    assert "nothing to do" in again.output, again.output
-    assert contents(new) == before
-    # Something new below all that was moved, with files of MLflow's.
-    more = command(runs, [*folders, *settings("lr=0.002", "max_epochs=1")], new, upto="trained_model")
-    assert more.status == 0, more.output
-    assert "nothing to do" not in more.output
-    assert [path for path in sorted(old.rglob("*")) if path not in there] == [], "written where it had been"
+    before = contents(old)
+    new.parent.mkdir()
+    shutil.copytree(old, tmp_path / "kept")
+    old.rename(new)
+    try:
+        again = command(runs, folders, new)
+        assert "nothing to do" in again.output, again.output
+        assert contents(new) == before
+        verified = runs.run("verify", "--level", 0, "--storage", new, *folders, cwd=tmp_path)
+        assert verified.status == 0, verified.output
+        # Something new below all that was moved, with files of MLflow's.
+        more = command(runs, [*folders, *settings("lr=0.002", "max_epochs=1")], new, upto="trained_model")
+        assert more.status == 0, more.output
+        assert "nothing to do" not in more.output
+        assert not old.exists(), "written where it had been"
+    finally:
+        (tmp_path / "kept").rename(old)

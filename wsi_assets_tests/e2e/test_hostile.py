@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from wsi_assets.errors import ModelError
@@ -20,7 +24,10 @@ from wsi_assets_tests.slides.made import picture, write_pyramid
 
 CASES = 300
 TRIALS = 10_000
-PARSERS = ("slides", "pickles", "checkpoints", "lmdb", "hdf5", "fs", "configuration", "tables", "metrics")
+PARSERS = (
+    *("slides", "xml", "geojson", "pickles", "checkpoints", "lmdb", "hdf5", "fs"),
+    *("configuration", "tables", "metrics"),
+)
 
 
 @pytest.mark.parametrize("parser", PARSERS)
@@ -38,9 +45,16 @@ def test_damaged_input_is_read_or_refused_in_one_line(parser, real_data, tmp_pat
 @pytest.mark.parametrize("parser", PARSERS)
 def test_ten_thousand_damaged_inputs_are_read_or_refused_in_one_line(parser, real_data, tmp_path):
     cases = int(os.environ.get("WSI_TRIAL_CASES", TRIALS))
+    began = time.monotonic()
     outcome = survive(parser, tmp_path / "cases", cases, first=CASES)
+    print(
+        f"\n{parser}: {cases} cases in {time.monotonic() - began:.0f} s, {outcome.read} read, "
+        f"{outcome.refused} refused; slowest {outcome.seconds:.1f} s, most memory {outcome.mebibytes:.0f} MiB"
+    )
     assert outcome.faults == []
     assert outcome.read + outcome.refused == cases
+    assert outcome.seconds < SECONDS
+    assert outcome.mebibytes < MEMORY >> 20
 
 
 def test_the_harness_sees_a_crash_a_hang_a_flood_a_stray_write_and_an_untyped_error(tmp_path):
@@ -195,3 +209,55 @@ def test_servers_listen_on_this_machine_only_unless_told_otherwise(tmp_path):
     assert not {"-h", "--host", "-p", "--port"} & set(commands["daemon"])
     told = server_commands(there, "0.0.0.0", 3000, 5000)
     assert told["mlflow"][at + 1] == "0.0.0.0"
+
+
+def test_no_running_server_listens_beyond_this_machine(tmp_path):
+    """Whatever a server and its children open, not only what they were told: their own sockets are asked."""
+    for folder in ("images", "storage"):
+        (tmp_path / folder).mkdir()
+    ports = set(free_ports(2))
+    port, other = ports
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WSI_", "DAGSTER_", "MLFLOW"))}
+    with (tmp_path / "ui.log").open("wb") as log:
+        ui = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "wsi_assets.cli",
+                *("ui", "--port", str(port), "--mlflow-port", str(other)),
+            ],
+            cwd=tmp_path,
+            env=kept,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline, listening = time.monotonic() + 300, set()
+        while not ports <= {place.port for place in listening}:
+            assert ui.poll() is None, (tmp_path / "ui.log").read_text()
+            assert time.monotonic() < deadline, f"{listening} listen, not {ports}"
+            time.sleep(0.2)
+            listening = listeners(ui.pid)
+        assert {place.ip for place in listening} <= {"127.0.0.1", "::1"}
+    finally:
+        ui.terminate()
+        ui.wait(60)
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def listeners(pid: int) -> set:
+    """Addresses at which a process and all it started listen."""
+    found = set()
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {
+                place.laddr for place in process.net_connections("inet") if place.status == psutil.CONN_LISTEN
+            }
+    return found

@@ -187,6 +187,7 @@ def test_a_process_is_dead_when_it_is_gone_or_is_another_one():
     assert is_dead(os.getpid(), 1.0, now), "a process younger than the run has only its number"
     assert not is_dead(os.getpid(), now - GRACE_SECONDS - 1, now)
     assert not is_dead(None, now, now), "a run that has just begun"
+    assert is_dead(None, now + 10 * GRACE_SECONDS, now), "a run from before the clock was put back"
 
 
 def test_a_run_whose_process_is_gone_is_marked_as_failed(tmp_path, monkeypatch):

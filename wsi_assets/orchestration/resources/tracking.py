@@ -60,6 +60,7 @@ QUIET = {
     "mlflow": logging.WARNING,
     "alembic": logging.WARNING,
     "mlflow.system_metrics": logging.CRITICAL,  # says again, from its thread, that MLflow is away
+    "mlflow.store.db.utils": logging.CRITICAL,  # a page of traceback for what is raised, and warned of, too
 }
 
 
