@@ -25,6 +25,7 @@ from wsi_assets.evaluation import (
     write_report,
 )
 from wsi_assets.evaluation.comparison import read_metrics
+from wsi_assets.evaluation.slide_pictures import scale_bar, view_of
 from wsi_assets.evaluation.worst import worst_patches
 from wsi_assets_tests.evaluation.synthetic import cohort, entry, grid_entry, square
 
@@ -70,6 +71,21 @@ def test_a_good_model_on_a_small_cohort():
     assert result.froc.lesions == 2
     assert result.patch.at_validation.threshold == 0.45
     assert any("3 patients" in note for note in result.notes)
+
+
+def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
+    """Detections are placed and suppressed in micrometres, so the level they were seen at does not matter."""
+    probability = np.random.default_rng(0).beta(2, 3, (12, 12))
+    told = []
+    for level in (0, 4):
+        side = 256 // 2**level
+        shape = {"patch_size": side, "stride": side, "level": level, "downsample": 2.0**level}
+        plain = grid_entry("test_1", probability, **shape)
+        outcome = evaluate([plain], tumor_regions={"test_1": square(512, 512, 1024)}, options=FAST)
+        view = view_of(outcome.slides[0], None, 100)
+        told.append((outcome.slides[0].detections, view.box, scale_bar(3000, view.mpp), outcome.notes))
+    assert told[0] == told[1]
+    assert len(told[0][0]) > 1
 
 
 def test_slide_scores_are_the_maximum_and_the_mean_of_the_top_share():
