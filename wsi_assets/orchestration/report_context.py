@@ -74,7 +74,7 @@ def headline(outcome: Evaluation) -> dict[str, Figure]:
         "average_precision": outcome.patch.average_precision,
         "sensitivity": default.sensitivity if default else missing,
         "specificity": default.specificity if default else missing,
-        "slide_auc": outcome.slide.auc_maximum,
+        "slide_auc": outcome.slide.auc_top_mean,
         "froc_score": outcome.froc.corrected,
         "froc_score_official": outcome.froc.official,
     }

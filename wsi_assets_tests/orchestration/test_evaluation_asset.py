@@ -7,14 +7,16 @@ import json
 import dagster as dg
 import numpy as np
 
+from wsi_assets.evaluation import EvaluationOptions, compare, evaluate
 from wsi_assets.files import write_plain_pickle
 from wsi_assets.orchestration.assets.evaluation import evaluation
 from wsi_assets.orchestration.io_managers.plain_pickle import PlainPickleIOManager
 from wsi_assets.orchestration.io_managers.reports import ReportIOManager
 from wsi_assets.orchestration.layout import StorageLayout
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
+from wsi_assets.orchestration.report_context import headline
 from wsi_assets.orchestration.resources.tracking import ModelTracking
-from wsi_assets_tests.evaluation.synthetic import grid_entry
+from wsi_assets_tests.evaluation.synthetic import cohort, grid_entry
 from wsi_assets_tests.index.fakes import tissue_of, tumor_box
 
 LEVEL = "0"
@@ -67,3 +69,14 @@ def test_a_lesion_at_the_slide_s_edge_ends_where_the_slide_ends(tmp_path):
     (lesion,) = evaluated(tmp_path)["froc"]["lesion_table"]
     # Sixteen mask pixels of 32 a side, widened by four, but not beyond the 64 x 80 that the slide has.
     assert lesion["box"] == [44, 60, 64, 80]
+
+
+def test_the_slide_auc_is_one_number_wherever_it_is_shown():
+    entries, regions = cohort()
+    # One odd patch on a normal slide: its highest patch misleads, the mean of its top share does not.
+    entries[3]["probs"][5] = 1.0
+    options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=0.2)
+    outcome = evaluate(entries, tumor_regions=regions, options=options)
+    assert outcome.slide.auc_maximum.value != outcome.slide.auc_top_mean.value
+    (compared,) = compare([outcome.to_plain()])
+    assert headline(outcome)["slide_auc"].value == compared["figures"]["slide_auc"]["value"]
