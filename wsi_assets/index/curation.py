@@ -15,7 +15,7 @@ import numpy as np
 import shapely
 
 from wsi_assets.index.tissue import LOOK_SIDE
-from wsi_assets.slides import slide_id_of
+from wsi_assets.slides import folded, slide_id_of
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
@@ -173,7 +173,7 @@ def ids_differing_by_case(slide_ids: Iterable[str]) -> list[Finding]:
     """Slide ids that are one id on a file system, or in an annotation's name, without regard to case."""
     alike: dict[str, set[str]] = defaultdict(set)
     for slide_id in slide_ids:
-        alike[slide_id.lower()].add(slide_id)
+        alike[folded(slide_id)].add(slide_id)
     return [
         Finding(
             "ids_differing_by_case",

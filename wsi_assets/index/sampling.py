@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_assets.errors import ConfigError, SlideIndexError
-from wsi_assets.slides import is_test_slide, slide_id_of
+from wsi_assets.slides import folded, is_test_slide, slide_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -83,7 +83,7 @@ def normal_quotas(
             continue
         positive = sum(patch[2] for patch in entry["patches"])
         tumor += positive
-        barred = slide_id.lower() in incomplete
+        barred = folded(slide_id) in incomplete
         available[slide_id] = 0 if barred else len(entry["patches"]) - positive
     total = round(options.normal_per_tumor * tumor) if tumor else sum(available.values())
     return apportion(available, total, options.max_normal_per_slide)
@@ -136,7 +136,7 @@ def ranks(slide_id: str, yx: NDArray[np.int64], seed: int) -> NDArray[np.uint64]
 
 
 def incomplete_slides(source: str | Path | None) -> frozenset[str]:
-    """Ids, in lower case, of slides whose tumour is not fully outlined.
+    """Ids, folded, of slides whose tumour is not fully outlined.
 
     Args:
         source: a file with one id a line and comments after ``#``; ``camelyon16`` for the list that comes
@@ -158,7 +158,7 @@ def incomplete_slides(source: str | Path | None) -> frozenset[str]:
                 path=source,
                 remedy="Give a text file with one slide id a line, or 'camelyon16'",
             ) from error
-    ids = (line.split("#", 1)[0].strip().lower() for line in text.splitlines())
+    ids = (folded(line.split("#", 1)[0].strip()) for line in text.splitlines())
     return frozenset(slide_id for slide_id in ids if slide_id)
 
 

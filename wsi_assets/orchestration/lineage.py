@@ -22,7 +22,7 @@ MADE_FROM_TAG = "wsi_assets/made_from"
 CODE_VERSIONS = {
     "tissue_regions": "1",
     "annotation_regions": "1",
-    "slide_index": "1",
+    "slide_index": "2",
     "sampled_index": "1",
     "patch_store": "1",
     "trained_model": "1",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.files import ASIDE_PREFIX
-from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, slide_id_of
+from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, folded, slide_id_of
 
 LONGEST_ID = 240
 """Bytes of a slide's id, so that a patch's file, named by id and number, has a name file systems take."""
@@ -41,14 +41,15 @@ class SlideListing:
 
 
 def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = None) -> SlideListing:
-    """List slides under ``images_dir`` and, by equal id without regard to case, their annotations.
+    """List slides under ``images_dir`` and, by equal id without regard to case or to how accents
+    are coded, their annotations.
 
     Sub-folders are searched and links followed; names that begin with a full stop are passed over. A folder
     with .dcm files is one DICOM slide with the folder's name; the folder beside a .mrxs file is part of it.
 
-    Left out: slides that share an id or differ by case alone, a slide with two annotations (it cannot be
-    known which is meant), an id that cannot be a partition key, several .dcm files directly in
-    ``images_dir``, a link to nothing. An annotation without a slide is a notice.
+    Left out: slides that share an id or are compared as one, a slide with two annotations (it cannot be known
+    which is meant), an id that cannot be a partition key, several .dcm files directly in ``images_dir``, a
+    link to nothing. An annotation without a slide is a notice.
 
     Raises:
         SlideError: a folder is missing or does not list; that is never "no slides".
@@ -151,7 +152,7 @@ def _is_hidden(name: str) -> bool:
 def _by_id(paths: Iterator[Path]) -> dict[str, list[Path]]:
     found = defaultdict(list)
     for path in paths:
-        found[slide_id_of(path).lower()].append(path)
+        found[folded(slide_id_of(path))].append(path)
     return dict(found)
 
 
