@@ -11,6 +11,8 @@ the end; nothing is reshuffled.
 from __future__ import annotations
 
 import hashlib
+import heapq
+from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,15 +114,21 @@ def apportion(available: Mapping[str, int], total: int, cap: int | None = None) 
             low = middle
         else:
             high = middle
-    numbers = given(low)
-    # What is left are equal claims at one ratio, at most one patch a slide.
-    while (missing := total - int(numbers.sum())) > 0:
-        with np.errstate(divide="ignore"):
-            claim = np.where(numbers < limit, (numbers + 0.5) / np.maximum(have, 1), np.inf)
-        for i in np.argsort(claim, kind="stable")[:missing]:
-            if np.isfinite(claim[i]):
-                numbers[i] += 1
-    return {name: int(number) for name, number in zip(names, numbers, strict=True)}
+    # Rounding may put one of several equal claims on either side of the ratio: those near it are compared
+    # exactly.
+    numbers = given(low * (1 - 1e-9)).tolist()
+
+    def claim(i: int) -> tuple[Fraction, int]:
+        return Fraction(2 * numbers[i] + 1, 2 * int(have[i])), i
+
+    waiting = [claim(i) for i in range(len(names)) if numbers[i] < limit[i]]
+    heapq.heapify(waiting)
+    for _ in range(total - sum(numbers)):
+        _, i = heapq.heappop(waiting)
+        numbers[i] += 1
+        if numbers[i] < limit[i]:
+            heapq.heappush(waiting, claim(i))
+    return dict(zip(names, numbers, strict=True))
 
 
 def ranks(slide_id: str, yx: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
