@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -86,7 +87,7 @@ def run_demo(home: Path) -> int:
 
 
 def examine_slides(settings: Settings) -> int:
-    """Print one row a slide; returns 1 if any has a problem."""
+    """Print one row a slide and a line for each problem; returns 1 if there is any."""
     from wsi_assets.orchestration.doctor import examine
     from wsi_assets.slides import find_slides
 
@@ -97,12 +98,17 @@ def examine_slides(settings: Settings) -> int:
             bars(done, len(listing.slides), "looking at slides")
             rows.append(examine(slide))
         bars(len(listing.slides), len(listing.slides), "looking at slides")
-    table = Table("slide", "opens", "size (px)", "levels (true downsample)", "magnification", "mpp", "tissue")
-    for column in ("annotation", "problems"):
+    table = Table(box=SIMPLE_HEAD)
+    # What does not fit is folded, never cut: an id without its end is nobody's.
+    table.add_column("slide", overflow="fold", no_wrap=True)
+    for column in ("format", "size (px)", "levels", "mag. (from)", "mpp", "tissue", "outlines"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row.cells(), style="red" if row.problems else None)
     console.print(table)
+    for row in rows:
+        for problem in row.problems:
+            console.print(f"problem: {row.slide_id}: {problem}", style="red", soft_wrap=True, markup=False)
     for name, reason in listing.left_out.items():
         console.print(f"left out: {name}: {reason}", style="red", soft_wrap=True, markup=False)
     _print_notices(listing.notices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from rich.console import Console
 
 from wsi_assets import console
 from wsi_assets.orchestration.settings import Settings
@@ -24,6 +25,21 @@ def test_an_annotation_without_a_slide_is_told_and_fails_nothing(home, capsys):
     said = capsys.readouterr().out
     assert f"note: annotation without a slide: {home / 'annotations/other.xml'}" in said
     assert "1 slides, 0 with a problem" in said
+
+
+def test_on_a_narrow_terminal_ids_are_whole_and_every_problem_is_one_line(
+    home, real_data, capsys, monkeypatch
+):
+    monkeypatch.setattr(console, "console", Console(width=80, highlight=False))
+    for name in ("unreadable.svs", "tumor_001_padded.tif"):
+        shutil.copy(real_data / "slides" / name, home / "images")
+    assert console.examine_slides(Settings.from_environment({}, home=home)) == console.FAILED
+    said = capsys.readouterr().out
+    assert {"CMU-1-Small-Region", "unreadable", "tumor_001_padded"} < set(said.split())
+    assert said.count("…") == 1  # of the downsamples 1, 2 … 16; nothing else is cut
+    (problem,) = [line for line in said.splitlines() if line.startswith("problem:")]
+    assert "unreadable: does not read" in problem
+    assert problem.endswith("copy or scan it again")
 
 
 def test_a_slide_that_is_left_out_is_named_and_fails(home, capsys):
