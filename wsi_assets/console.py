@@ -38,8 +38,10 @@ def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels:
     from wsi_assets.orchestration.dead_runs import fail_dead_runs, free_slots
     from wsi_assets.orchestration.home import open_instance
     from wsi_assets.orchestration.reporting import progress_on_terminal
-    from wsi_assets.orchestration.runner import Runner
+    from wsi_assets.orchestration.runner import Runner, level_chain
 
+    for level in levels:
+        level_chain(level, upto)  # a slip of the pen is told before hours of reading slides
     started = time.monotonic()
     with open_instance(settings) as instance, _bars() as bars, progress_on_terminal(bars):
         # A run that was killed would hold the pool that this one needs.

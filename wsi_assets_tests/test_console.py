@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from wsi_assets import console
+from wsi_assets.errors import ConfigError
+from wsi_assets.orchestration.config import build_configs
 from wsi_assets.orchestration.settings import Settings
 
 
@@ -40,6 +42,14 @@ def test_on_a_narrow_terminal_ids_are_whole_and_every_problem_is_one_line(
     (problem,) = [line for line in said.splitlines() if line.startswith("problem:")]
     assert "unreadable: does not read" in problem
     assert problem.endswith("copy or scan it again")
+
+
+@pytest.mark.parametrize(("level", "upto"), [(12, "evaluation"), (0, "training")])
+def test_a_level_or_asset_that_is_none_is_told_before_any_slide_is_read(home, level, upto):
+    settings = Settings.from_environment({}, home=home)
+    with pytest.raises(ConfigError, match="there is no level"):
+        console.run_and_report(settings, build_configs({}), [1, level], upto)
+    assert not settings.storage_dir.exists()
 
 
 def test_a_slide_that_is_left_out_is_named_and_fails(home, capsys):
