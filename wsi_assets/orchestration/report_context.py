@@ -34,7 +34,9 @@ def report_context(instance: dg.DagsterInstance, level: str) -> LevelContext:
     """Collect counts, split, curves, exclusions and parameters of the level as last materialized."""
     from wsi_assets.evaluation import ReportContext
 
-    known = {asset: recorded_metadata(instance, asset, level) for asset in catalog.LEVEL_ASSETS}
+    # Not the evaluation itself: what is recorded of it is an earlier one.
+    above = [asset for asset in catalog.LEVEL_ASSETS if asset != "evaluation"]
+    known = {asset: recorded_metadata(instance, asset, level) for asset in above}
     index, store, training = known["slide_index"], known["patch_store"], known["trained_model"]
     counts = known["sampled_index"].get("counts_by_slide")
     report = ReportContext(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import dagster as dg
 import numpy as np
@@ -27,8 +28,11 @@ UPSTREAM = {
 }
 
 
-def evaluated(folder):
-    """The metrics of two slides of 2,560 x 2,048 pixels, one with a tumour in its bottom right corner."""
+def evaluated(folder, *times):
+    """The report of two slides of 2,560 x 2,048 pixels, one with a tumour in its bottom right corner.
+
+    Evaluated as often as there are ``times``, each with these settings; the last report's folder.
+    """
     layout = StorageLayout(folder)
     outline = tumor_box(1536, 2048, 512, 512)
     for slide_id, regions in (("test_001", outline.to_plain()), ("test_002", None)):
@@ -49,26 +53,36 @@ def evaluated(folder):
     ]
     with dg.DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions(SLIDES.name, ["test_001", "test_002"])
-        result = dg.materialize(
-            [*upstream, evaluation],
-            instance=instance,
-            partition_key=LEVEL,
-            selection=[evaluation],
-            run_config={"ops": {"evaluation": {"config": {"bootstrap_samples": 0, "heatmap_side": 200}}}},
-            resources={
-                "tracking": ModelTracking(storage_dir=str(folder)),
-                "pickle_io": PlainPickleIOManager(storage_dir=str(folder)),
-                "report_io": ReportIOManager(storage_dir=str(folder)),
-            },
-        )
-    assert result.success
-    return json.loads((layout.level_artefact("evaluation", LEVEL) / "metrics.json").read_text())
+        for settings in times or [{}]:
+            config = {"bootstrap_samples": 0, "heatmap_side": 200, **settings}
+            result = dg.materialize(
+                [*upstream, evaluation],
+                instance=instance,
+                partition_key=LEVEL,
+                selection=[evaluation],
+                run_config={"ops": {"evaluation": {"config": config}}},
+                resources={
+                    "tracking": ModelTracking(storage_dir=str(folder)),
+                    "pickle_io": PlainPickleIOManager(storage_dir=str(folder)),
+                    "report_io": ReportIOManager(storage_dir=str(folder)),
+                },
+            )
+            assert result.success
+    return layout.level_artefact("evaluation", LEVEL)
 
 
 def test_a_lesion_at_the_slide_s_edge_ends_where_the_slide_ends(tmp_path):
-    (lesion,) = evaluated(tmp_path)["froc"]["lesion_table"]
+    metrics = json.loads((evaluated(tmp_path) / "metrics.json").read_text())
+    (lesion,) = metrics["froc"]["lesion_table"]
     # Sixteen mask pixels of 32 a side, widened by four, but not beyond the 64 x 80 that the slide has.
     assert lesion["box"] == [44, 60, 64, 80]
+
+
+def test_a_report_tells_the_settings_it_was_made_with_and_no_others(tmp_path):
+    folder = evaluated(tmp_path, {"detection_threshold": 0.3125}, {"detection_threshold": 0.0004})
+    page = (folder / "report.html").read_text()
+    told = re.findall(r"<th>[^<]*detection_threshold</th><td>([^<]*)</td>", page)
+    assert [float(value) for value in told] == [0.0004]
 
 
 def test_the_slide_auc_is_one_number_wherever_it_is_shown():
