@@ -218,3 +218,5 @@ def correct_batch_norm(model: nn.Module, start: dict[str, Tensor], steps: int) -
             for key in ("running_mean", "running_var"):
                 buffer = getattr(module, key)
                 buffer.sub_(left * start[f"{name}.{key}" if name else key]).div_(1 - left)
+            # Of a dead channel rounding may leave less than no variance.
+            module.running_var.clamp_(min=0)

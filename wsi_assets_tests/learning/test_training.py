@@ -316,3 +316,16 @@ def test_running_statistics_forget_their_start_after_the_first_epoch():
     correct_batch_norm(layer, start, 4)
     torch.testing.assert_close(layer[0].running_mean, batch.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(layer[0].running_var, batch.transpose(0, 1).reshape(3, -1).var(dim=1))
+
+
+def test_a_channel_that_went_dead_stays_finite_when_its_start_is_forgotten():
+    """Of a large pretrained variance rounding leaves a little less than nothing, whose root is no number."""
+    from wsi_assets.learning.engine import batch_norm_statistics, correct_batch_norm
+
+    layer = torch.nn.Sequential(torch.nn.BatchNorm2d(1000))
+    layer[0].running_var.copy_(torch.linspace(1, 60, 1000))
+    start, constant = batch_norm_statistics(layer), torch.full((2, 1000, 2, 2), 0.7)
+    for _ in range(2):
+        layer(constant)
+    correct_batch_norm(layer, start, 2)
+    assert layer.eval()(constant).isfinite().all()
