@@ -22,13 +22,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from wsi_assets.cli import FAILED, LEFT_OUT, OK
+
 if TYPE_CHECKING:
     import dagster as dg
 
     from wsi_assets.orchestration.runner import LevelOutcome, SlidesOutcome
     from wsi_assets.orchestration.settings import Settings
-
-OK, FAILED, LEFT_OUT = 0, 1, 2
 
 console = Console(highlight=False)
 

@@ -58,20 +58,6 @@ def overlay_jpeg(
         picture = overlay(reader, tissue, tumor, max_side=max_side)
 
 
-def overlay_png(
-    reader: SlideReader, tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 2000
-) -> bytes:
-    """A slide with its outlines as a PNG, for a file.
-
-    Raises:
-        SlideError: the slide does not read.
-    """
-    import cv2
-
-    picture = overlay(reader, tissue, tumor, max_side=max_side)
-    return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
-
-
 def overlay(
     reader: SlideReader, tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
 ) -> NDArray[np.uint8]:

@@ -34,7 +34,7 @@ class Learner:
         model: holds the weights; forward: what is called in training (distributed or compiled around it).
         class_weights: (2,) on the device, or None.
         tumor_share: of the training part after augmentation.
-        step: optimizer steps taken; total_steps: if every epoch is run.
+        steps_per_epoch: batches of an epoch; step: optimizer steps taken.
     """
 
     model: nn.Module

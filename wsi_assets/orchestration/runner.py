@@ -30,8 +30,6 @@ from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.progress import Progress, silent
 
-SETTLE_SECONDS = 1.0
-
 
 @dataclass
 class LevelOutcome:
@@ -199,7 +197,7 @@ class Runner:
                 # The terminal shows progress and one line a fault; the whole log is in the UI.
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
-            tags={"wsi_assets/launched_by": "command line"},
+            tags={catalog.LAUNCHED_BY: "command line"},
             raise_on_error=False,
         )
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_assets.errors import SlideError, one_line
-from wsi_assets.files import ASIDE_PREFIX
 from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, folded, slide_id_of
 
 LONGEST_ID = 240
@@ -141,12 +140,8 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             folders.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
-        folders[:] = sorted(one for one in folders if not _is_hidden(one))
-        yield place, folders, [one for one in files if not _is_hidden(one)]
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", ASIDE_PREFIX))
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        yield place, folders, [one for one in files if not one.startswith(".")]
 
 
 def _by_id(paths: Iterator[Path]) -> dict[str, list[Path]]:
