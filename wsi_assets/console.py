@@ -53,7 +53,7 @@ def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels:
         compared = runner.compare_levels() if any("evaluation" in o.made for o in outcomes) else {}
     _print_slides(slides)
     for outcome in outcomes:
-        _print_level(outcome)
+        _print_level(outcome, settings.storage_dir)
     left_out = {**{key: reason for o in outcomes for key, reason in o.left_out.items()}, **slides.left_out}
     if left_out:
         console.print(f"\n[yellow]{len(left_out)} left out:[/yellow]")
@@ -195,7 +195,7 @@ def _print_notices(notices: Iterable[str]) -> None:
         console.print(f"note: {notice}", style="dim", soft_wrap=True, markup=False)
 
 
-def _print_level(outcome: LevelOutcome) -> None:
+def _print_level(outcome: LevelOutcome, storage: Path) -> None:
     table = Table(title=f"level {outcome.level} ({outcome.seconds:.0f} s)", title_justify="left")
     for column in ("asset", "status", "result", "path"):
         table.add_column(column, overflow="fold")
@@ -204,7 +204,9 @@ def _print_level(outcome: LevelOutcome) -> None:
             "made" if asset in outcome.made else "up to date" if asset in outcome.up_to_date else "not made"
         )
         shown = metadata if status != "not made" else {}
-        table.add_row(asset, status, _summary(asset, shown), str(shown.get("path", "")))
+        # Below the storage folder, which the last line names.
+        path = str(shown.get("path", "")).removeprefix(f"{storage}/")
+        table.add_row(asset, status, _summary(asset, shown), path)
     console.print(table)
     if outcome.failure:
         console.print(
@@ -214,6 +216,8 @@ def _print_level(outcome: LevelOutcome) -> None:
         console.print(f"level {outcome.level}: nothing to do, everything is up to date")
     if pending := outcome.metadata.get("trained_model", {}).get("mlflow_pending"):
         console.print(f"MLflow could not be told everything; the rest waits in {pending}", soft_wrap=True)
+    if "evaluation" in (*outcome.made, *outcome.up_to_date):
+        console.print(f"report: {outcome.metadata['evaluation'].get('path')}", soft_wrap=True)
     for line in outcome.failed_checks:
         console.print(f"check failed: {line}", style="yellow", soft_wrap=True, markup=False)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from wsi_assets import console
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.config import build_configs
+from wsi_assets.orchestration.runner import LevelOutcome
 from wsi_assets.orchestration.settings import Settings
 
 
@@ -58,3 +59,12 @@ def test_a_slide_that_is_left_out_is_named_and_fails(home, capsys):
     assert console.examine_slides(Settings.from_environment({}, home=home)) == console.FAILED
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out:")]
     assert "share this id" in line
+
+
+def test_on_a_narrow_terminal_the_report_s_path_can_be_copied(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "console", Console(width=80, highlight=False))
+    storage = tmp_path / ("a folder with a long name " * 4) / "storage"
+    page = storage / "level_4/report/report.html"
+    outcome = LevelOutcome(4, made=["evaluation"], metadata={"evaluation": {"path": str(page)}})
+    console._print_level(outcome, storage)
+    assert f"report: {page}\n" in capsys.readouterr().out
