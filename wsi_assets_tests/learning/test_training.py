@@ -303,6 +303,20 @@ def test_a_device_that_is_not_there_is_named(tmp_path):
             train(cohort(), quick(device=device), tmp_path)
 
 
+def test_batch_statistics_are_learnt_from_training_patches_alone(tmp_path):
+    # A step too small to move a weight, so that the statistics can be computed again.
+    from wsi_assets.learning.augmentation import normalise
+
+    store, options = cohort(), quick(max_epochs=1, batch_size=999, lr=1e-12, **OFF)
+    result = train(store, options, tmp_path)
+    layers = load_model(result.best_path).model
+    with torch.inference_mode():
+        seen = layers[0](normalise(torch.from_numpy(store.patches[result.split.train])))
+    assert int(layers[1].num_batches_tracked) == 1
+    torch.testing.assert_close(layers[1].running_mean, seen.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layers[1].running_var, seen.var(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
 def test_running_statistics_forget_their_start_after_the_first_epoch():
     from wsi_assets.learning.engine import batch_norm_statistics, correct_batch_norm
 
