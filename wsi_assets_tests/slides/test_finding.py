@@ -124,6 +124,19 @@ def test_a_mirax_companion_folder_is_part_of_its_slide(images):
     assert [slide.slide_id for slide in find_slides(images).slides] == ["scan"]
 
 
+def test_outlines_beside_their_slides_are_pointed_out_where_they_are_not_looked_for(images, annotations):
+    """ASAP writes them there; unseen, a cohort of tumour slides would pass for normal ones."""
+    touch(images, "tumor_001.tif", "tumor_001.xml", "tumor_002.tif", "tumor_002.xml", "readme.xml")
+    touch(annotations, "tumor_002.xml")
+    (notice,) = find_slides(images, annotations).notices
+    assert notice.startswith(f"1 outline lies beside its slide and is not used: {images}/tumor_001.xml.")
+    (notice,) = find_slides(images).notices
+    assert notice.startswith(
+        f"2 outlines lie beside their slides and are not used, e.g. {images}/tumor_001.xml."
+    )
+    assert not any("is not used" in notice for notice in find_slides(images, images).notices)
+
+
 def test_an_outline_copied_from_macos_belongs_to_its_slide(images, annotations):
     """There accents are marks of their own; unmatched, a tumour slide would pass for a normal one."""
     touch(images, unicodedata.normalize("NFC", "größe_001.tif"))
