@@ -96,6 +96,15 @@ def test_slide_scores_are_the_maximum_and_the_mean_of_the_top_share():
     assert row.top_mean == pytest.approx(np.mean([0.99, 0.98, 0.97, 0.96, 0.95]))
 
 
+@pytest.mark.parametrize(("share", "patches"), [(0.07, 7), (0.071, 8), (0.001, 1), (1.0, 100)])
+def test_a_share_of_the_patches_is_rounded_up_but_a_whole_number_is_kept(share, patches):
+    probs = np.linspace(0.01, 1, 100)
+    options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=share)
+    plain = [grid_entry("test_1", probs.reshape(10, 10))]
+    (row,) = evaluate(plain, tumor_regions={}, options=options).slide.ranking
+    assert row.top_mean == pytest.approx(np.mean(probs[-patches:]))
+
+
 def no_tumor():
     return [grid_entry("test_1", np.full((3, 3), 0.2)), grid_entry("test_2", np.full((3, 3), 0.3))], {}
 
