@@ -170,6 +170,16 @@ def test_the_tiff_lies_over_the_slide_as_asap_scales_it(tmp_path):
     assert image[30 * 256 // scale + 1 :].max(initial=0) == 0
 
 
+def test_a_small_hot_spot_is_seen_from_afar(tmp_path):
+    patches = [(0, 0, 0), (7 * 64, 31 * 64, 1)]
+    heatmap = map_of(entry("test_1", patches, [0.1, 0.9], patch_size=64, stride=64))
+    write_likelihood_tiff(tmp_path / "map.tif", heatmap, (40_960, 40_960), None)
+    with tifffile.TiffFile(tmp_path / "map.tif") as file:
+        hottest = [page.asarray().max() for page in file.pages]
+    assert len(hottest) == 3
+    assert hottest == pytest.approx([0.9] * len(hottest))
+
+
 @pytest.mark.parametrize(
     ("width", "mpp", "length", "text"),
     [(100_000, 0.25, 20_000, "5 mm"), (4000, 0.25, 800, "200 µm"), (1000, None, 200, "200 px of level 0")],
