@@ -105,6 +105,16 @@ def test_a_share_of_the_patches_is_rounded_up_but_a_whole_number_is_kept(share, 
     assert row.top_mean == pytest.approx(np.mean(probs[-patches:]))
 
 
+@pytest.mark.parametrize(("block", "blocks"), [(4, 6), (8, 2), (1, 96)])
+def test_the_interval_of_one_slide_is_over_square_blocks_of_its_tissue(block, blocks):
+    plain = grid_entry("test_1", np.full((8, 12), 0.2), stride=128)
+    outcome = evaluate(
+        [plain], tumor_regions={}, options=EvaluationOptions(bootstrap_samples=10, bootstrap_block=block)
+    )
+    figures = outcome.slides[0].patch
+    assert (figures.unit, figures.groups) == ("blocks of tissue", blocks)
+
+
 def no_tumor():
     return [grid_entry("test_1", np.full((3, 3), 0.2)), grid_entry("test_2", np.full((3, 3), 0.3))], {}
 
