@@ -25,7 +25,7 @@ from wsi_assets.evaluation import (
     write_report,
 )
 from wsi_assets.evaluation.comparison import read_metrics
-from wsi_assets.evaluation.slide_pictures import scale_bar, view_of
+from wsi_assets.evaluation.slide_pictures import view_of
 from wsi_assets.evaluation.worst import worst_patches
 from wsi_assets_tests.evaluation.synthetic import cohort, entry, grid_entry, square
 
@@ -83,7 +83,7 @@ def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
         plain = grid_entry("test_1", probability, **shape)
         outcome = evaluate([plain], tumor_regions={"test_1": square(512, 512, 1024)}, options=FAST)
         view = view_of(outcome.slides[0], None, 100)
-        told.append((outcome.slides[0].detections, view.box, scale_bar(3000, view.mpp), outcome.notes))
+        told.append((outcome.slides[0].detections, view.box, view.mpp, outcome.notes))
     assert told[0] == told[1]
     assert len(told[0][0]) > 1
 
