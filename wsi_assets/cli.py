@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 OK, FAILED, LEFT_OUT = 0, 1, 2
+"""Exit statuses, also when several things happened: a failure outweighs a slide that was left out."""
 
 
 class OneLineErrors(click.Group):

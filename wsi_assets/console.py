@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,13 +22,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from wsi_assets.cli import FAILED, LEFT_OUT, OK
+
 if TYPE_CHECKING:
     import dagster as dg
 
     from wsi_assets.orchestration.runner import LevelOutcome, SlidesOutcome
     from wsi_assets.orchestration.settings import Settings
-
-OK, FAILED, LEFT_OUT = 0, 1, 2
 
 console = Console(highlight=False)
 
@@ -37,8 +38,10 @@ def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels:
     from wsi_assets.orchestration.dead_runs import fail_dead_runs, free_slots
     from wsi_assets.orchestration.home import open_instance
     from wsi_assets.orchestration.reporting import progress_on_terminal
-    from wsi_assets.orchestration.runner import Runner
+    from wsi_assets.orchestration.runner import Runner, level_chain
 
+    for level in levels:
+        level_chain(level, upto)  # a slip of the pen is told before hours of reading slides
     started = time.monotonic()
     with open_instance(settings) as instance, _bars() as bars, progress_on_terminal(bars):
         # A run that was killed would hold the pool that this one needs.
@@ -50,7 +53,7 @@ def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels:
         compared = runner.compare_levels() if any("evaluation" in o.made for o in outcomes) else {}
     _print_slides(slides)
     for outcome in outcomes:
-        _print_level(outcome)
+        _print_level(outcome, settings.storage_dir)
     left_out = {**{key: reason for o in outcomes for key, reason in o.left_out.items()}, **slides.left_out}
     if left_out:
         console.print(f"\n[yellow]{len(left_out)} left out:[/yellow]")
@@ -86,7 +89,7 @@ def run_demo(home: Path) -> int:
 
 
 def examine_slides(settings: Settings) -> int:
-    """Print one row a slide; returns 1 if any has a problem."""
+    """Print one row a slide and a line for each problem; returns 1 if there is any."""
     from wsi_assets.orchestration.doctor import examine
     from wsi_assets.slides import find_slides
 
@@ -97,12 +100,17 @@ def examine_slides(settings: Settings) -> int:
             bars(done, len(listing.slides), "looking at slides")
             rows.append(examine(slide))
         bars(len(listing.slides), len(listing.slides), "looking at slides")
-    table = Table("slide", "opens", "size (px)", "levels (true downsample)", "magnification", "mpp", "tissue")
-    for column in ("annotation", "problems"):
+    table = Table(box=SIMPLE_HEAD)
+    # What does not fit is folded, never cut: an id without its end is nobody's.
+    table.add_column("slide", overflow="fold", no_wrap=True)
+    for column in ("format", "size (px)", "levels", "mag. (from)", "mpp", "tissue", "outlines"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row.cells(), style="red" if row.problems else None)
     console.print(table)
+    for row in rows:
+        for problem in row.problems:
+            console.print(f"problem: {row.slide_id}: {problem}", style="red", soft_wrap=True, markup=False)
     for name, reason in listing.left_out.items():
         console.print(f"left out: {name}: {reason}", style="red", soft_wrap=True, markup=False)
     _print_notices(listing.notices)
@@ -187,7 +195,7 @@ def _print_notices(notices: Iterable[str]) -> None:
         console.print(f"note: {notice}", style="dim", soft_wrap=True, markup=False)
 
 
-def _print_level(outcome: LevelOutcome) -> None:
+def _print_level(outcome: LevelOutcome, storage: Path) -> None:
     table = Table(title=f"level {outcome.level} ({outcome.seconds:.0f} s)", title_justify="left")
     for column in ("asset", "status", "result", "path"):
         table.add_column(column, overflow="fold")
@@ -196,7 +204,9 @@ def _print_level(outcome: LevelOutcome) -> None:
             "made" if asset in outcome.made else "up to date" if asset in outcome.up_to_date else "not made"
         )
         shown = metadata if status != "not made" else {}
-        table.add_row(asset, status, _summary(asset, shown), str(shown.get("path", "")))
+        # Below the storage folder, which the last line names.
+        path = str(shown.get("path", "")).removeprefix(f"{storage}/")
+        table.add_row(asset, status, _summary(asset, shown), path)
     console.print(table)
     if outcome.failure:
         console.print(
@@ -206,6 +216,8 @@ def _print_level(outcome: LevelOutcome) -> None:
         console.print(f"level {outcome.level}: nothing to do, everything is up to date")
     if pending := outcome.metadata.get("trained_model", {}).get("mlflow_pending"):
         console.print(f"MLflow could not be told everything; the rest waits in {pending}", soft_wrap=True)
+    if "evaluation" in (*outcome.made, *outcome.up_to_date):
+        console.print(f"report: {outcome.metadata['evaluation'].get('path')}", soft_wrap=True)
     for line in outcome.failed_checks:
         console.print(f"check failed: {line}", style="yellow", soft_wrap=True, markup=False)
 

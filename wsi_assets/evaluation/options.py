@@ -12,7 +12,7 @@ class EvaluationOptions(BaseModel):
     probability maps of NCRF (non-maximum suppression within 12 pixels of level 6, 187 um).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     prediction_threshold: float = Field(
         0.5, ge=0, le=1, description="Tumour probability from which a patch is called tumour."

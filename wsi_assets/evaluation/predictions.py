@@ -82,6 +82,7 @@ def _read_entry(entry: Mapping[str, Any]) -> SlidePredictions:
         )
     if ((probs < 0) | (probs > 1)).any():
         raise EvaluationError(f"slide {slide_id} has a probability outside 0 to 1", remedy=_AGAIN)
+    downsample, mpp = float(entry["downsample"]), entry.get("mpp")
     return SlidePredictions(
         slide_id=slide_id,
         patient=str(entry["label"]),
@@ -93,7 +94,8 @@ def _read_entry(entry: Mapping[str, Any]) -> SlidePredictions:
         probs=probs,
         patch_size=int(entry["patch_size"]),
         stride=int(entry["stride"]),
-        downsample=float(entry["downsample"]),
-        mpp=entry.get("mpp"),
+        downsample=downsample,
+        # An entry tells the pixel size of its level; lesions, detections and pictures are in level-0 pixels.
+        mpp=None if mpp is None else mpp / downsample,
         magnification=entry.get("magnification"),
     )

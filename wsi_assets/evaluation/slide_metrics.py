@@ -2,7 +2,7 @@
 
 A slide without an outline is a normal slide. Two scores: ``maximum``, the highest patch probability, and
 ``top_mean``, the mean of the ``slide_top_fraction`` most suspicious patches (at least one patch), which one
-odd patch cannot carry on a slide of thousands.
+odd patch cannot carry on a slide of thousands. The share is rounded up to whole patches.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def score_slide(
 ) -> SlideScore:
     """The scores of one slide; see the module's docstring for the two."""
     probs = np.sort(slide.probs[slide.seen])[::-1]
-    top = probs[: max(1, math.ceil(options.slide_top_fraction * len(probs)))]
+    # Rounded first: 0.07 of 100 is 7.000000000000001 in floating point.
+    top = probs[: max(1, math.ceil(round(options.slide_top_fraction * len(probs), 6)))]
     return SlideScore(
         slide_id=slide.slide_id,
         patient=slide.patient,

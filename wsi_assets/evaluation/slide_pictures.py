@@ -14,6 +14,7 @@ import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.evaluation.plots import BLACK, new_figure, pixels_of
+from wsi_assets.index.pictures import scale_bar
 
 if TYPE_CHECKING:
     from wsi_assets.evaluation.evaluation import SlideEvaluation
@@ -216,7 +217,7 @@ def _draw_scale_bar(axes, view: View) -> None:
 
     x0, y0, x1, y1 = view.box
     width, height = x1 - x0, y1 - y0
-    length, text = scale_bar(width, view.mpp)
+    length, text = scale_bar(width, view.mpp, 0.3)
     pad, thick = 0.03 * max(width, height), 0.012 * max(width, height)
     plate = {"boxstyle": "round,pad=0.3", "fc": "white", "ec": "none", "alpha": 0.85}
     left, base = x0 + pad, y1 - pad
@@ -224,17 +225,6 @@ def _draw_scale_bar(axes, view: View) -> None:
     axes.text(
         left, base - 1.8 * thick, text, ha="left", va="bottom", fontsize=10, color=BLACK, zorder=9, bbox=plate
     )
-
-
-def scale_bar(width: float, mpp: float | None) -> tuple[float, str]:
-    """Length in level-0 pixels, and label, of a round scale bar of at most 30 % of ``width``."""
-    unit = mpp or 1.0
-    most = 0.3 * width * unit
-    power = 10.0 ** math.floor(math.log10(most))
-    value = max(step * power for step in (1, 2, 5) if step * power <= most)
-    if not mpp:
-        return value, f"{value:,.0f} px of level 0"
-    return value / unit, f"{value / 1000:g} mm" if value >= 1000 else f"{value:g} µm"
 
 
 def _grown(parts: Sequence[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:

@@ -45,7 +45,7 @@ def duration(seconds: float | None) -> str:
 
 
 def cell(value: Any) -> str:
-    """Any table cell: integers with separators, floats with three digits, nothing as a dash."""
+    """Any table cell: integers with separators, floats with three digits or more, nothing as a dash."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -53,6 +53,8 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
+        if 0 < abs(value) < 0.001:  # a learning rate of 0.0001 is not 0.000
+            return f"{value:.3g}"
         return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
     return str(value)
 

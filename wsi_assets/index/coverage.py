@@ -1,4 +1,4 @@
-"""Exact areas of an outline inside the cells of a mesh or inside boxes.
+"""Exact areas of an outline inside the cells of a mesh.
 
 Areas only: which share makes a tumour patch is decided in :mod:`labels`.
 
@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
-
-from wsi_assets.index.patch_grid import clean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,20 +51,6 @@ def cell_areas(
                 edges, y_lines[first : last + 1], x_lines[left : right + 1]
             )
     return areas
-
-
-def box_fractions(geometry: shapely.Geometry, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of each box that the outline covers, 0 to 1.
-
-    Args:
-        boxes: (n, 4) as (y0, x0, y1, x1), anywhere, in the outline's units.
-    """
-    boxes = np.asarray(boxes, float).reshape(-1, 4)
-    fractions = np.zeros(len(boxes))
-    for i, (y0, x0, y1, x1) in enumerate(boxes):
-        area = cell_areas(geometry, np.array([y0, y1]), np.array([x0, x1]))
-        fractions[i] = area[0, 0] / ((y1 - y0) * (x1 - x0))
-    return clean(fractions)
 
 
 def _window(lines: NDArray[np.float64], low: float, high: float) -> tuple[int, int]:

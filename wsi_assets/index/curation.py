@@ -15,7 +15,7 @@ import numpy as np
 import shapely
 
 from wsi_assets.index.tissue import LOOK_SIDE
-from wsi_assets.slides import slide_id_of
+from wsi_assets.slides import folded, slide_id_of
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
@@ -42,7 +42,7 @@ def outlines_missing(slides: Iterable[tuple[str, str | None]]) -> list[Finding]:
     return [
         Finding("outlines_missing", slide_id, "a tumour slide by its name, without annotation")
         for slide_id, annotation in sorted(slides, key=lambda pair: pair[0])
-        if annotation is None and "tumor" in slide_id.lower()
+        if annotation is None and _is_named_tumor(slide_id)
     ]
 
 
@@ -51,7 +51,7 @@ def no_tumor_patches(entries: Iterable[dict[str, Any]]) -> list[Finding]:
     findings = []
     for entry in entries:
         slide_id = slide_id_of(entry["slide_path"])
-        expected = entry["annotation_path"] is not None or "tumor" in slide_id.lower()
+        expected = entry["annotation_path"] is not None or _is_named_tumor(slide_id)
         if expected and not any(patch[2] for patch in entry["patches"]):
             most = max(entry["tumor_fraction"], default=0.0)
             message = (
@@ -173,7 +173,7 @@ def ids_differing_by_case(slide_ids: Iterable[str]) -> list[Finding]:
     """Slide ids that are one id on a file system, or in an annotation's name, without regard to case."""
     alike: dict[str, set[str]] = defaultdict(set)
     for slide_id in slide_ids:
-        alike[slide_id.lower()].add(slide_id)
+        alike[folded(slide_id)].add(slide_id)
     return [
         Finding(
             "ids_differing_by_case",
@@ -184,6 +184,10 @@ def ids_differing_by_case(slide_ids: Iterable[str]) -> list[Finding]:
         if len(ids) > 1
         for slide_id in sorted(ids)
     ]
+
+
+def _is_named_tumor(slide_id: str) -> bool:
+    return any(word in slide_id.lower() for word in ("tumor", "tumour"))
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index.labels import is_tumor, to_level, tumor_fractions
 from wsi_assets.index.patch_grid import mask_fractions, starts
-from wsi_assets.slides import patient_of, slide_id_of
+from wsi_assets.slides import patient_of, patients_of, slide_id_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,6 +141,9 @@ def index_level(
             remedy="Choose a level that exists" if left_out else "Add slides, or look why none could be read",
         )
     entries.sort(key=lambda entry: slide_id_of(entry["slide_path"]))
+    patients = patients_of((slide_id_of(entry["slide_path"]) for entry in entries), options.patient_pattern)
+    for entry in entries:
+        entry["label"] = patients[slide_id_of(entry["slide_path"])]
     if options.magnification_tolerance is not None:
         # The lower of two middle values, so that the yardstick is a magnification that some slide has.
         usual = statistics.median_low(entry["magnification"] for entry in entries)

@@ -15,7 +15,7 @@ from wsi_assets.slides.naming import DEFAULT_PATIENT_PATTERN
 class TissueOptions(BaseModel):
     """How tissue is told from glass."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     work_level: int = Field(
         default=7,
@@ -43,7 +43,7 @@ class TissueOptions(BaseModel):
 class IndexOptions(BaseModel):
     """Which patches of a slide are indexed, and how they are labelled."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     patch_size: int = Field(
         default=256, ge=8, le=4096, description="Side of a square patch, in pixels of the target level."
@@ -81,7 +81,7 @@ class IndexOptions(BaseModel):
 class SamplingOptions(BaseModel):
     """Which indexed patches are learnt from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     normal_per_tumor: float = Field(
         default=1.0,

@@ -58,20 +58,6 @@ def overlay_jpeg(
         picture = overlay(reader, tissue, tumor, max_side=max_side)
 
 
-def overlay_png(
-    reader: SlideReader, tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 2000
-) -> bytes:
-    """A slide with its outlines as a PNG, for a file.
-
-    Raises:
-        SlideError: the slide does not read.
-    """
-    import cv2
-
-    picture = overlay(reader, tissue, tumor, max_side=max_side)
-    return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
-
-
 def overlay(
     reader: SlideReader, tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
 ) -> NDArray[np.uint8]:
@@ -101,8 +87,26 @@ def overlay(
     else:
         shown.append(("no annotation", False))
     share = f"{tissue.slide_id}   tissue {tissue.tissue_share:.1%}"
-    bar = _scale_bar(base.width, downsample, tissue.scale.mpp)
+    length, text = scale_bar(base.width, tissue.scale.mpp, 0.2)
+    # OpenCV's letters are ASCII's.
+    bar = max(round(length / downsample), 1), text.replace("µ", "u")
     return np.vstack([picture, _legend(width, share, [name for name, there in shown if there], bar)])
+
+
+def scale_bar(width: float, mpp: float | None, share: float) -> tuple[float, str]:
+    """Length in level-0 pixels, and label, of a round scale bar of at most ``share`` of ``width``.
+
+    Args:
+        width: of what is shown, level-0 pixels.
+        mpp: level-0 pixel size in um; None if unknown, the bar is then in pixels.
+    """
+    unit = mpp or 1.0
+    most = share * width * unit
+    power = 10.0 ** math.floor(math.log10(most))
+    value = max(step * power for step in (1, 2, 5) if step * power <= most)
+    if not mpp:
+        return value, f"{value:,.0f} px of level 0"
+    return value / unit, f"{value / 1000:g} mm" if value >= 1000 else f"{value:g} µm"
 
 
 def counts_png(entries: list[dict[str, Any]], sampled: list[dict[str, Any]] | None = None) -> bytes:
@@ -163,19 +167,6 @@ def _stroke(
         cv2.drawContours(picture, contours, -1, _INK, line + 2, cv2.LINE_AA)
     # Not antialiased: a line of one pixel keeps its colour.
     cv2.drawContours(picture, contours, -1, color, line, cv2.LINE_8)
-
-
-def _scale_bar(width: int, downsample: float, mpp: float | None) -> tuple[int, str]:
-    """Length of the bar in picture pixels, about a fifth of the slide's width, and what it stands for."""
-    unit = mpp or 1.0
-    wanted = width * unit / 5
-    power = 10.0 ** math.floor(math.log10(wanted))
-    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
-    if not mpp:
-        text = f"{length:g} px (level 0)"
-    else:
-        text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
-    return max(round(length / unit / downsample), 1), text
 
 
 def _legend(width: int, title: str, names: list[str], bar: tuple[int, str]) -> NDArray[np.uint8]:

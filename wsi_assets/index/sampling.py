@@ -11,6 +11,8 @@ the end; nothing is reshuffled.
 from __future__ import annotations
 
 import hashlib
+import heapq
+from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_assets.errors import ConfigError, SlideIndexError
-from wsi_assets.slides import is_test_slide, slide_id_of
+from wsi_assets.slides import folded, is_test_slide, slide_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -83,7 +85,7 @@ def normal_quotas(
             continue
         positive = sum(patch[2] for patch in entry["patches"])
         tumor += positive
-        barred = slide_id.lower() in incomplete
+        barred = folded(slide_id) in incomplete
         available[slide_id] = 0 if barred else len(entry["patches"]) - positive
     total = round(options.normal_per_tumor * tumor) if tumor else sum(available.values())
     return apportion(available, total, options.max_normal_per_slide)
@@ -112,15 +114,21 @@ def apportion(available: Mapping[str, int], total: int, cap: int | None = None) 
             low = middle
         else:
             high = middle
-    numbers = given(low)
-    # What is left are equal claims at one ratio, at most one patch a slide.
-    while (missing := total - int(numbers.sum())) > 0:
-        with np.errstate(divide="ignore"):
-            claim = np.where(numbers < limit, (numbers + 0.5) / np.maximum(have, 1), np.inf)
-        for i in np.argsort(claim, kind="stable")[:missing]:
-            if np.isfinite(claim[i]):
-                numbers[i] += 1
-    return {name: int(number) for name, number in zip(names, numbers, strict=True)}
+    # Rounding may put one of several equal claims on either side of the ratio: those near it are compared
+    # exactly.
+    numbers = given(low * (1 - 1e-9)).tolist()
+
+    def claim(i: int) -> tuple[Fraction, int]:
+        return Fraction(2 * numbers[i] + 1, 2 * int(have[i])), i
+
+    waiting = [claim(i) for i in range(len(names)) if numbers[i] < limit[i]]
+    heapq.heapify(waiting)
+    for _ in range(total - sum(numbers)):
+        _, i = heapq.heappop(waiting)
+        numbers[i] += 1
+        if numbers[i] < limit[i]:
+            heapq.heappush(waiting, claim(i))
+    return dict(zip(names, numbers, strict=True))
 
 
 def ranks(slide_id: str, yx: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
@@ -136,7 +144,7 @@ def ranks(slide_id: str, yx: NDArray[np.int64], seed: int) -> NDArray[np.uint64]
 
 
 def incomplete_slides(source: str | Path | None) -> frozenset[str]:
-    """Ids, in lower case, of slides whose tumour is not fully outlined.
+    """Ids, folded, of slides whose tumour is not fully outlined.
 
     Args:
         source: a file with one id a line and comments after ``#``; ``camelyon16`` for the list that comes
@@ -158,7 +166,7 @@ def incomplete_slides(source: str | Path | None) -> frozenset[str]:
                 path=source,
                 remedy="Give a text file with one slide id a line, or 'camelyon16'",
             ) from error
-    ids = (line.split("#", 1)[0].strip().lower() for line in text.splitlines())
+    ids = (folded(line.split("#", 1)[0].strip()) for line in text.splitlines())
     return frozenset(slide_id for slide_id in ids if slide_id)
 
 

@@ -34,7 +34,7 @@ class Learner:
         model: holds the weights; forward: what is called in training (distributed or compiled around it).
         class_weights: (2,) on the device, or None.
         tumor_share: of the training part after augmentation.
-        step: optimizer steps taken; total_steps: if every epoch is run.
+        steps_per_epoch: batches of an epoch; step: optimizer steps taken.
     """
 
     model: nn.Module
@@ -218,3 +218,5 @@ def correct_batch_norm(model: nn.Module, start: dict[str, Tensor], steps: int) -
             for key in ("running_mean", "running_var"):
                 buffer = getattr(module, key)
                 buffer.sub_(left * start[f"{name}.{key}" if name else key]).div_(1 - left)
+            # Of a dead channel rounding may leave less than no variance.
+            module.running_var.clamp_(min=0)

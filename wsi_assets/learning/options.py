@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class TrainingOptions(BaseModel):
     """How a model is trained. The same options, store and machine give the same model on the CPU."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     model_name: str = Field(
         "resnet50",
@@ -78,7 +78,7 @@ class TrainingOptions(BaseModel):
 class PredictionOptions(BaseModel):
     """How test slides are predicted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     prediction_batch_size: int = Field(64, ge=1, description="Patches in one prediction step.")
     prediction_threshold: float = Field(

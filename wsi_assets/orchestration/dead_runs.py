@@ -80,7 +80,7 @@ def is_dead(pid: int | None, begun: float, now: float) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return True  # another user's: not ours
+        pass  # another user's, who may share this home
     return (_started(pid) or begun) > begun + GRACE_SECONDS
 
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class SlideHealth:
-    """One row of the ``doctor`` table; text as shown."""
+    """One row of the ``doctor`` table, text as shown, and what is wrong with the slide, a line each."""
 
     slide_id: str
-    opens: str = "no"
+    format: str = "does not open"
     size: str = ""
     levels: str = ""
     magnification: str = ""
@@ -29,14 +29,13 @@ class SlideHealth:
     def cells(self) -> list[str]:
         return [
             self.slide_id,
-            self.opens,
+            self.format,
             self.size,
             self.levels,
             self.magnification,
             self.mpp,
             self.tissue,
             self.annotation,
-            "; ".join(self.problems),
         ]
 
 
@@ -51,9 +50,9 @@ def examine(slide: SlideFile) -> SlideHealth:
     try:
         with open_slide(slide.path, options) as reader:
             first, scale = reader.levels[0], reader.scale
-            health.opens = f"yes ({reader.vendor})"
+            health.format = reader.vendor
             health.size = f"{first.width} x {first.height}"
-            health.levels = ", ".join(f"{level.downsample:g}" for level in reader.levels)
+            health.levels = _levels([level.downsample for level in reader.levels])
             health.magnification = f"{scale.base_magnification:g} ({scale.magnification_source})"
             health.mpp = "unknown" if scale.mpp is None else f"{scale.mpp:.4g}"
             tissue = find_tissue(reader, options, fingerprint="")
@@ -61,15 +60,24 @@ def examine(slide: SlideFile) -> SlideHealth:
         if not tissue.tissue_share:
             health.problems.append("no tissue found")
     except WsiAssetsError as error:
-        health.opens = health.opens if health.opens == "no" else "yes, but does not read"
+        if health.size:
+            health.format += ", does not read"
         health.problems.append(f"{error.fault}. {error.remedy or ''}".strip())
     if slide.annotation_path is not None:
         try:
             regions = read_annotation(slide.annotation_path, AnnotationConfig())
-            health.annotation = f"{len(regions.audit)} outline{'' if len(regions.audit) == 1 else 's'}"
+            health.annotation = str(len(regions.audit))
             if regions.unknown_groups:
                 health.problems.append(f"unknown groups {', '.join(regions.unknown_groups)}")
         except WsiAssetsError as error:
             health.annotation = "damaged"
             health.problems.append(str(error))
     return health
+
+
+def _levels(downsamples: list[float]) -> str:
+    """The true downsamples; a long run of halvings by its ends."""
+    halved = downsamples == [2.0**k for k in range(len(downsamples))]
+    if halved and len(downsamples) > 4:
+        return f"1, 2 … {downsamples[-1]:g}"
+    return ", ".join(f"{downsample:g}" for downsample in downsamples)

@@ -147,8 +147,11 @@ def beats_chance(figures: Iterable[Mapping[str, Any]]) -> Verdict:
     auc = next((row for row in figures if row.get("figure") == "roc_auc"), {})
     if auc.get("value") is None:
         return Verdict(False, f"there is no AUC: {auc.get('remark') or 'nothing was evaluated'}")
-    low = auc["value"] if auc.get("low (95 %)") is None else auc["low (95 %)"]
-    return Verdict(low > 0.5, f"AUC {auc['value']:.3f}, at least {low:.3f}", {"low": low})
+    low, interval = auc.get("low (95 %)"), "no interval"
+    if low is not None:
+        interval = f"95 % interval from {low:.3f}"
+    least = auc["value"] if low is None else low
+    return Verdict(least > 0.5, f"AUC {auc['value']:.3f} ({interval}), chance is 0.5", {"low": least})
 
 
 def report_is_complete(folder: Path, test_slides: Collection[str]) -> Verdict:

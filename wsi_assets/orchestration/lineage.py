@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from wsi_assets.files import digest
+from wsi_assets.slides.fingerprints import fingerprint
 
 DATA_VERSION_TAG = "dagster/data_version"
 MADE_FROM_TAG = "wsi_assets/made_from"
@@ -22,12 +24,12 @@ MADE_FROM_TAG = "wsi_assets/made_from"
 CODE_VERSIONS = {
     "tissue_regions": "1",
     "annotation_regions": "1",
-    "slide_index": "1",
+    "slide_index": "2",
     "sampled_index": "1",
     "patch_store": "2",
     "trained_model": "1",
     "test_predictions": "1",
-    "evaluation": "1",
+    "evaluation": "2",
     "level_comparison": "1",
 }
 """Raise one when a change of code changes what its asset holds: it is then out of date everywhere."""
@@ -37,10 +39,21 @@ WITHOUT_EFFECT = frozenset(
 )
 """Parameters that change how fast or on what an artefact is made, or what is checked, not what it holds."""
 
+MAY_NAME_A_FILE = frozenset({"scale_table", "incomplete_slides", "weights"})
+"""Parameters whose value may be a file: what it holds counts, not where it lies."""
+
 
 def version_of(asset: str, parameters: Mapping[str, Any], made_from: Any) -> str:
-    """The data version of ``asset`` made with ``parameters`` from ``made_from``, plain values or versions."""
-    effective = {name: value for name, value in parameters.items() if name not in WITHOUT_EFFECT}
+    """The data version of ``asset`` made with ``parameters`` from ``made_from``, plain values or versions.
+
+    Raises:
+        SlideError: a file that a parameter names is there and cannot be read.
+    """
+    effective = {
+        name: fingerprint(value) if name in MAY_NAME_A_FILE and value and Path(value).is_file() else value
+        for name, value in parameters.items()
+        if name not in WITHOUT_EFFECT
+    }
     return digest(asset, CODE_VERSIONS[asset], effective, made_from)
 
 

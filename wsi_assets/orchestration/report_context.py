@@ -34,7 +34,9 @@ def report_context(instance: dg.DagsterInstance, level: str) -> LevelContext:
     """Collect counts, split, curves, exclusions and parameters of the level as last materialized."""
     from wsi_assets.evaluation import ReportContext
 
-    known = {asset: recorded_metadata(instance, asset, level) for asset in catalog.LEVEL_ASSETS}
+    # Not the evaluation itself: what is recorded of it is an earlier one.
+    above = [asset for asset in catalog.LEVEL_ASSETS if asset != "evaluation"]
+    known = {asset: recorded_metadata(instance, asset, level) for asset in above}
     index, store, training = known["slide_index"], known["patch_store"], known["trained_model"]
     counts = known["sampled_index"].get("counts_by_slide")
     report = ReportContext(
@@ -74,7 +76,7 @@ def headline(outcome: Evaluation) -> dict[str, Figure]:
         "average_precision": outcome.patch.average_precision,
         "sensitivity": default.sensitivity if default else missing,
         "specificity": default.specificity if default else missing,
-        "slide_auc": outcome.slide.auc_maximum,
+        "slide_auc": outcome.slide.auc_top_mean,
         "froc_score": outcome.froc.corrected,
         "froc_score_official": outcome.froc.official,
     }

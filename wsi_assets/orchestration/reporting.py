@@ -94,7 +94,8 @@ def _small_enough(image: bytes) -> bytes:
 
 def _cell(value: Any) -> str | int | float | bool | None:
     if isinstance(value, float):
-        return round(value, 4)
+        # The last learning rates of a training are under 0.0001.
+        return round(value, 4) if abs(value) >= 0.1 else float(f"{value:.4g}")
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
 
 

@@ -30,8 +30,6 @@ from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.progress import Progress, silent
 
-SETTLE_SECONDS = 1.0
-
 
 @dataclass
 class LevelOutcome:
@@ -139,13 +137,7 @@ class Runner:
         Raises:
             ConfigError: there is no such level or asset.
         """
-        if str(level) not in LEVELS.get_partition_keys():
-            raise ConfigError(f"there is no level {level}", remedy="Levels are 0 to 9")
-        if upto not in catalog.LEVEL_ASSETS:
-            raise ConfigError(
-                f"there is no level asset {upto!r}", remedy=f"Choose one of {', '.join(catalog.LEVEL_ASSETS)}"
-            )
-        chain = catalog.LEVEL_ASSETS[: catalog.LEVEL_ASSETS.index(upto) + 1]
+        chain = level_chain(level, upto)
         outcome = LevelOutcome(level)
         started = time.monotonic()
         usable, outcome.left_out = slide_states(self.instance, self.library.look())
@@ -205,9 +197,24 @@ class Runner:
                 # The terminal shows progress and one line a fault; the whole log is in the UI.
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
-            tags={"wsi_assets/launched_by": "command line"},
+            tags={catalog.LAUNCHED_BY: "command line"},
             raise_on_error=False,
         )
+
+
+def level_chain(level: int, upto: str) -> tuple[str, ...]:
+    """The assets that make a level up to ``upto``, in order.
+
+    Raises:
+        ConfigError: there is no such level or asset.
+    """
+    if str(level) not in LEVELS.get_partition_keys():
+        raise ConfigError(f"there is no level {level}", remedy="Levels are 0 to 9")
+    if upto not in catalog.LEVEL_ASSETS:
+        raise ConfigError(
+            f"there is no level asset {upto!r}", remedy=f"Choose one of {', '.join(catalog.LEVEL_ASSETS)}"
+        )
+    return catalog.LEVEL_ASSETS[: catalog.LEVEL_ASSETS.index(upto) + 1]
 
 
 def _failed_checks(result: dg.ExecuteInProcessResult) -> list[str]:

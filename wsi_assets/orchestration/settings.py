@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_assets.errors import ConfigError
@@ -85,10 +85,6 @@ class Settings:
         if self.scheduler is not None:
             values["WSI_SCHEDULER"] = self.scheduler
         return values
-
-    def with_changes(self, **changes: object) -> Settings:
-        """A copy with the given fields changed; None leaves a field as it is."""
-        return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _seconds(environ: Mapping[str, str], variable: str, default: int) -> int:

@@ -13,7 +13,14 @@ from wsi_assets.lazy import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "naming": ("DEFAULT_PATIENT_PATTERN", "is_test_slide", "patient_of", "slide_id_of"),
+        "naming": (
+            "DEFAULT_PATIENT_PATTERN",
+            "folded",
+            "is_test_slide",
+            "patient_of",
+            "patients_of",
+            "slide_id_of",
+        ),
         "listing": ("SlideFile", "SlideListing", "find_slides"),
         "fingerprints": ("fingerprint", "signature"),
         "options": ("ScaleOptions",),

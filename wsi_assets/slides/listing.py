@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_assets.errors import SlideError, one_line
-from wsi_assets.files import ASIDE_PREFIX
-from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, slide_id_of
+from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, folded, slide_id_of
 
 LONGEST_ID = 240
 """Bytes of a slide's id, so that a patch's file, named by id and number, has a name file systems take."""
@@ -41,20 +40,23 @@ class SlideListing:
 
 
 def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = None) -> SlideListing:
-    """List slides under ``images_dir`` and, by equal id without regard to case, their annotations.
+    """List slides under ``images_dir`` and, by equal id without regard to case or to how accents
+    are coded, their annotations.
 
     Sub-folders are searched and links followed; names that begin with a full stop are passed over. A folder
     with .dcm files is one DICOM slide with the folder's name; the folder beside a .mrxs file is part of it.
 
-    Left out: slides that share an id or differ by case alone, a slide with two annotations (it cannot be
-    known which is meant), an id that cannot be a partition key, several .dcm files directly in
-    ``images_dir``, a link to nothing. An annotation without a slide is a notice.
+    Left out: slides that share an id or are compared as one, a slide with two annotations (it cannot be known
+    which is meant), an id that cannot be a partition key, several .dcm files directly in ``images_dir``, a
+    link to nothing. An annotation without a slide is a notice, and so are annotations beside their slides
+    that are not looked for there.
 
     Raises:
         SlideError: a folder is missing or does not list; that is never "no slides".
     """
     left_out: dict[str, str] = {}
-    found = _by_id(_slides_under(_folder(images_dir), left_out))
+    beside: list[Path] = []
+    found = _by_id(_slides_under(_folder(images_dir), left_out, beside))
     notes = _by_id(_annotations_under(_folder(annotations_dir))) if annotations_dir is not None else {}
     slides = []
     for key, paths in found.items():
@@ -65,12 +67,24 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
             left_out[_shown(slide_id)] = _shown(why)
         else:
             slides.append(SlideFile(slide_id, paths[0], annotations[0] if annotations else None))
-    strays = [f"annotation without a slide: {path}" for paths in notes.values() for path in paths]
+    notices = [f"annotation without a slide: {path}" for paths in notes.values() for path in paths]
+    notices += _unused(beside, {folded(slide.slide_id) for slide in slides if slide.annotation_path is None})
     return SlideListing(
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
         left_out=dict(sorted(left_out.items())),
-        notices=tuple(sorted(map(_shown, strays))),
+        notices=tuple(sorted(map(_shown, notices))),
     )
+
+
+def _unused(beside: list[Path], without: set[str]) -> list[str]:
+    """A line on annotations in the slide folder that belong to slides without any, if there are such."""
+    unused = sorted(path for path in beside if folded(slide_id_of(path)) in without)
+    if not unused:
+        return []
+    what = "outline lies beside its slide and is not used:"
+    if len(unused) > 1:
+        what = "outlines lie beside their slides and are not used, e.g."
+    return [f"{len(unused)} {what} {unused[0]}. To use such files, name the slide folder for annotations too"]
 
 
 def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> str | None:
@@ -104,7 +118,8 @@ def _shown(text: str) -> str:
     return one_line(text.encode(errors="backslashreplace").decode())
 
 
-def _slides_under(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:
+def _slides_under(folder: Path, left_out: dict[str, str], beside: list[Path]) -> Iterator[Path]:
+    """Slides below a folder; annotations that lie among them are added to ``beside``."""
     for place, folders, files in _walk(folder):
         suffixes = {name: Path(name).suffix.lower() for name in files}
         dicoms = sorted(name for name, suffix in suffixes.items() if suffix == ".dcm")
@@ -121,6 +136,8 @@ def _slides_under(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:
         for name, suffix in sorted(suffixes.items()):
             if suffix in SLIDE_SUFFIXES and not (suffix == ".dcm" and len(dicoms) > 1):
                 yield place / name
+            elif suffix in ANNOTATION_SUFFIXES:
+                beside.append(place / name)
 
 
 def _annotations_under(folder: Path) -> Iterator[Path]:
@@ -140,18 +157,14 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             folders.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
-        folders[:] = sorted(one for one in folders if not _is_hidden(one))
-        yield place, folders, [one for one in files if not _is_hidden(one)]
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", ASIDE_PREFIX))
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        yield place, folders, [one for one in files if not one.startswith(".")]
 
 
 def _by_id(paths: Iterator[Path]) -> dict[str, list[Path]]:
     found = defaultdict(list)
     for path in paths:
-        found[slide_id_of(path).lower()].append(path)
+        found[folded(slide_id_of(path))].append(path)
     return dict(found)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from wsi_assets.errors import ConfigError
@@ -62,6 +64,28 @@ def patient_of(slide_id: str, pattern: str = DEFAULT_PATIENT_PATTERN) -> str:
         )
     match = compiled.search(slide_id)
     return (match.group(1) if match else None) or slide_id
+
+
+def patients_of(slide_ids: Iterable[str], pattern: str = DEFAULT_PATIENT_PATTERN) -> dict[str, str]:
+    """Slide id -> its patient (:func:`patient_of`), one patient under one spelling.
+
+    ``Patient_004_node_4`` and ``patient_004_node_2`` are of one patient, who is called as in the first of the
+    ids; taken for two, they could fall on both sides of a split.
+
+    Raises:
+        ConfigError: as for :func:`patient_of`.
+    """
+    spelled: dict[str, str] = {}
+    found = {slide_id: patient_of(slide_id, pattern) for slide_id in sorted(set(slide_ids))}
+    return {slide_id: spelled.setdefault(folded(patient), patient) for slide_id, patient in found.items()}
+
+
+def folded(name: str) -> str:
+    """The form in which ids and patients are compared: without regard to case or to how accents are coded.
+
+    A file copied from macOS may have its accents as marks of their own; it is the same name.
+    """
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def is_test_slide(slide_id: str) -> bool:

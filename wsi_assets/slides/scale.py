@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_assets.errors import ConfigError, one_line
+from wsi_assets.slides.naming import folded
 from wsi_assets.slides.options import ScaleOptions
 
 MPP_BELIEVED = (0.05, 20.0)
@@ -123,7 +124,7 @@ def scale_of(slide_id: str, properties: Mapping[str, str], options: ScaleOptions
     Raises:
         ConfigError: the table is missing or damaged.
     """
-    row = read_scale_table(options.scale_table).get(slide_id.lower(), {}) if options.scale_table else {}
+    row = read_scale_table(options.scale_table).get(folded(slide_id), {}) if options.scale_table else {}
     mpp, mpp_source = row.get("mpp"), "table"
     if mpp is None:
         mpp, mpp_source = _believed_mpp(properties)
@@ -146,7 +147,7 @@ def magnification_from_mpp(mpp: float) -> float:
 
 
 def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
-    """Lower-case slide id -> {"base_mag", "mpp"}, only what a row fills in.
+    """Slide id, folded -> {"base_mag", "mpp"}, only what a row fills in.
 
     Raises:
         ConfigError: the file is missing, has no slide_id column, repeats a slide or holds an odd number.
@@ -162,7 +163,7 @@ def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
     bounds = {"base_mag": (1.0, 200.0), "mpp": MPP_BELIEVED}
     table: dict[str, dict[str, float]] = {}
     for line, row in enumerate(rows, start=2):
-        slide_id = (row.get("slide_id") or "").strip().lower()
+        slide_id = folded((row.get("slide_id") or "").strip())
         if not slide_id or slide_id in table or None in row:
             fault = (
                 "no slide_id"

@@ -29,7 +29,7 @@ def entry(slide_id: str, patches, probs, **changed) -> dict[str, Any]:
         "patch_size": 256,
         "stride": 256,
         "downsample": 1.0,
-        "mpp": 0.243,
+        "mpp": 0.243 * changed.get("downsample", 1.0),
         "probs": [float(prob) for prob in probs],
         "preds": [-1 if np.isnan(prob) else int(prob >= 0.5) for prob in probs],
     }

@@ -25,6 +25,7 @@ from wsi_assets.evaluation import (
     write_report,
 )
 from wsi_assets.evaluation.comparison import read_metrics
+from wsi_assets.evaluation.slide_pictures import view_of
 from wsi_assets.evaluation.worst import worst_patches
 from wsi_assets_tests.evaluation.synthetic import cohort, entry, grid_entry, square
 
@@ -72,12 +73,46 @@ def test_a_good_model_on_a_small_cohort():
     assert any("3 patients" in note for note in result.notes)
 
 
+def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
+    """Detections are placed and suppressed in micrometres, so the level they were seen at does not matter."""
+    probability = np.random.default_rng(0).beta(2, 3, (12, 12))
+    told = []
+    for level in (0, 4):
+        side = 256 // 2**level
+        shape = {"patch_size": side, "stride": side, "level": level, "downsample": 2.0**level}
+        plain = grid_entry("test_1", probability, **shape)
+        outcome = evaluate([plain], tumor_regions={"test_1": square(512, 512, 1024)}, options=FAST)
+        view = view_of(outcome.slides[0], None, 100)
+        told.append((outcome.slides[0].detections, view.box, view.mpp, outcome.notes))
+    assert told[0] == told[1]
+    assert len(told[0][0]) > 1
+
+
 def test_slide_scores_are_the_maximum_and_the_mean_of_the_top_share():
     probs = np.linspace(0, 0.99, 100).reshape(10, 10)
     options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=0.05)
     (row,) = evaluate([grid_entry("test_1", probs)], tumor_regions={}, options=options).slide.ranking
     assert row.maximum == pytest.approx(0.99)
     assert row.top_mean == pytest.approx(np.mean([0.99, 0.98, 0.97, 0.96, 0.95]))
+
+
+@pytest.mark.parametrize(("share", "patches"), [(0.07, 7), (0.071, 8), (0.001, 1), (1.0, 100)])
+def test_a_share_of_the_patches_is_rounded_up_but_a_whole_number_is_kept(share, patches):
+    probs = np.linspace(0.01, 1, 100)
+    options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=share)
+    plain = [grid_entry("test_1", probs.reshape(10, 10))]
+    (row,) = evaluate(plain, tumor_regions={}, options=options).slide.ranking
+    assert row.top_mean == pytest.approx(np.mean(probs[-patches:]))
+
+
+@pytest.mark.parametrize(("block", "blocks"), [(4, 6), (8, 2), (1, 96)])
+def test_the_interval_of_one_slide_is_over_square_blocks_of_its_tissue(block, blocks):
+    plain = grid_entry("test_1", np.full((8, 12), 0.2), stride=128)
+    outcome = evaluate(
+        [plain], tumor_regions={}, options=EvaluationOptions(bootstrap_samples=10, bootstrap_block=block)
+    )
+    figures = outcome.slides[0].patch
+    assert (figures.unit, figures.groups) == ("blocks of tissue", blocks)
 
 
 def no_tumor():

@@ -18,7 +18,6 @@ from wsi_assets.evaluation.heatmap import heatmap_of
 from wsi_assets.evaluation.heatmap_files import heatmap_geojson, write_likelihood_tiff
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import read_predictions
-from wsi_assets.evaluation.slide_pictures import scale_bar
 from wsi_assets_tests.evaluation.synthetic import entry, grid_entry
 
 SHARP = EvaluationOptions(detection_smoothing_um=0, detection_radius_um=0, detection_threshold=0.5)
@@ -170,9 +169,11 @@ def test_the_tiff_lies_over_the_slide_as_asap_scales_it(tmp_path):
     assert image[30 * 256 // scale + 1 :].max(initial=0) == 0
 
 
-@pytest.mark.parametrize(
-    ("width", "mpp", "length", "text"),
-    [(100_000, 0.25, 20_000, "5 mm"), (4000, 0.25, 800, "200 µm"), (1000, None, 200, "200 px of level 0")],
-)
-def test_a_scale_bar_is_round_and_fits(width, mpp, length, text):
-    assert scale_bar(width, mpp) == (pytest.approx(length), text)
+def test_a_small_hot_spot_is_seen_from_afar(tmp_path):
+    patches = [(0, 0, 0), (7 * 64, 31 * 64, 1)]
+    heatmap = map_of(entry("test_1", patches, [0.1, 0.9], patch_size=64, stride=64))
+    write_likelihood_tiff(tmp_path / "map.tif", heatmap, (40_960, 40_960), None)
+    with tifffile.TiffFile(tmp_path / "map.tif") as file:
+        hottest = [page.asarray().max() for page in file.pages]
+    assert len(hottest) == 3
+    assert hottest == pytest.approx([0.9] * len(hottest))

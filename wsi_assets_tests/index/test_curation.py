@@ -48,8 +48,10 @@ def test_a_tumour_slide_without_annotation_is_found():
         ("Tumor_001", None),
         ("tumor_003", "/a/tumor_003.xml"),
         ("normal_001", None),
+        ("tumour_004", None),
     ]
-    assert [finding.slide_id for finding in curation.outlines_missing(slides)] == ["Tumor_001", "tumor_002"]
+    found = [finding.slide_id for finding in curation.outlines_missing(slides)]
+    assert found == ["Tumor_001", "tumor_002", "tumour_004"]
 
 
 def test_an_annotated_slide_without_tumour_patches_is_found():

@@ -163,6 +163,12 @@ def test_entries_are_sorted_by_slide_whatever_order_slides_come_in():
     assert paths == sorted(paths)
 
 
+def test_slides_of_one_patient_name_the_same_patient_whatever_their_capitals():
+    slides = [(tissue_of(name, FULL), None, None) for name in ("patient_1_node_1", "Patient_1_node_2")]
+    entries = index_level(slides, 0, IndexOptions(patch_size=64)).entries
+    assert {entry["label"] for entry in entries} == {"Patient_1"}
+
+
 def test_an_empty_annotation_makes_every_patch_normal():
     tumor = tumor_box(0, 0, 10, 10)
     empty = type(tumor)(geometry=MultiPolygon(), excluded=MultiPolygon(), audit=())

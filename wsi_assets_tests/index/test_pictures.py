@@ -11,9 +11,9 @@ import pytest
 from shapely import MultiPolygon, box
 
 from wsi_assets.annotations import TumorRegions, read_annotation
-from wsi_assets.index import TissueOptions, counts_png, find_tissue, overlay_jpeg, overlay_png, sample_index
+from wsi_assets.index import TissueOptions, counts_png, find_tissue, overlay_jpeg, sample_index
 from wsi_assets.index.options import SamplingOptions
-from wsi_assets.index.pictures import COLORS, overlay
+from wsi_assets.index.pictures import COLORS, overlay, scale_bar
 from wsi_assets.slides import open_slide
 from wsi_assets_tests.index.fakes import ArraySlide, entry_of
 
@@ -67,10 +67,9 @@ def test_real_slides_give_pictures_small_enough_for_an_event_log(real_data, imag
     assert max(picture.shape) >= 500
 
 
-def test_a_larger_picture_for_a_file_is_a_png(slide):
-    data = overlay_png(slide, find_tissue(slide, TissueOptions(), "f"), max_side=1600)
-    assert data.startswith(b"\x89PNG")
-    assert matplotlib.image.imread(io.BytesIO(data)).shape[1] == 1600
+def test_a_picture_for_a_file_is_as_large_as_asked(slide):
+    data = overlay_jpeg(slide, find_tissue(slide, TissueOptions(), "f"), max_side=1600, max_bytes=2_000_000)
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[1] == 1600
 
 
 @pytest.mark.parametrize("slides", [0, 1, 40, 400])
@@ -79,3 +78,19 @@ def test_the_counts_of_a_level_are_one_small_picture_for_any_number_of_slides(sl
     data = counts_png(entries, sample_index(entries, SamplingOptions()))
     assert len(data) < 120_000
     assert matplotlib.image.imread(io.BytesIO(data)).shape[0] < 1500
+
+
+@pytest.mark.parametrize(
+    ("width", "mpp", "length", "text"),
+    [(100_000, 0.25, 20_000, "5 mm"), (4000, 0.25, 800, "200 µm"), (1000, None, 200, "200 px of level 0")],
+)
+def test_a_scale_bar_is_round_and_fits(width, mpp, length, text):
+    assert scale_bar(width, mpp, 0.3) == (pytest.approx(length), text)
+
+
+def test_the_scale_bar_is_as_long_in_the_picture_as_it_says(slide):
+    picture = overlay(slide, find_tissue(slide, TissueOptions(), "f"), max_side=800)
+    ink = near(picture[600:], (40, 40, 40))
+    # 1,600 pixels of 0.25 um: 50 um are 200 pixels, and half of that in the picture; the bar has round ends.
+    runs = [len(run) for row in ink for run in "".join("#" if one else " " for one in row).split()]
+    assert max(runs) == pytest.approx(100, abs=12)

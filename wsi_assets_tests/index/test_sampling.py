@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from fractions import Fraction
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsi_assets.errors import ConfigError
@@ -108,12 +111,29 @@ def test_a_capped_slide_leaves_its_share_to_the_others():
     assert [row["normal"] for row in slide_table(sampled)] == [0, 20, 40, 40]
 
 
+numbers = {
+    "available": st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 50), min_size=1),
+    "total": st.integers(0, 300),
+    "cap": st.none() | st.integers(0, 30),
+}
+
+
+@settings(max_examples=200, deadline=None)
+@given(**numbers)
+@example(available={"a": 3, "b": 1, "c": 1}, total=3, cap=None)
+def test_patches_go_by_webster_s_claims_and_equal_claims_by_slide_id(available, total, cap):
+    claims = sorted(
+        (Fraction(2 * j - 1, 2 * count), name)
+        for name, count in available.items()
+        for j in range(1, min(count, count if cap is None else cap) + 1)
+    )
+    given_to = Counter(name for _, name in claims[:total])
+    assert apportion(available, total, cap) == {name: given_to[name] for name in available}
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    available=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 50), min_size=1),
-    total=st.integers(0, 300),
-    cap=st.none() | st.integers(0, 30),
-)
+@given(**numbers)
+@example(available={"a": 3, "b": 1, "c": 1}, total=2, cap=None)
 def test_one_more_patch_to_give_never_takes_one_from_a_slide(available, total, cap):
     fewer, more = apportion(available, total, cap), apportion(available, total + 1, cap)
     assert all(fewer[name] <= more[name] for name in available)

@@ -1,3 +1,4 @@
+import colorsys
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ from wsi_assets.learning.augmentation import (
     IMAGENET_STD,
     Transforms,
     _blur,
+    _chroma,
     augment,
     dihedral,
     draw_transforms,
@@ -68,6 +70,15 @@ def test_every_copy_differs_and_epochs_differ_and_the_seed_decides():
     for other in ({"epoch": 2}, {"batch": 1}, {"seed": 2}):
         changed = draw_transforms(6, **{"seed": 1, "epoch": 1, "batch": 0, **other})
         assert not torch.equal(first, augment(repeated, changed))
+
+
+@pytest.mark.parametrize("degrees", [-10.0, 4.0, 10.0])
+def test_hue_turns_colours_by_its_angle_and_leaves_grey(degrees):
+    turn = _chroma(torch.ones(1, dtype=torch.float64), torch.deg2rad(torch.tensor([degrees]).double()))[0]
+    pink, grey = torch.tensor([[180.0, 120.0, 160.0], [200.0, 200.0, 200.0]], dtype=torch.float64)
+    hue = [colorsys.rgb_to_hsv(*colour.tolist())[0] * 360 for colour in (pink, pink @ turn)]
+    assert abs(hue[1] - hue[0]) == pytest.approx(abs(degrees), rel=0.2)
+    torch.testing.assert_close(grey @ turn, grey)
 
 
 def test_drawing_leaves_the_global_generator_alone():

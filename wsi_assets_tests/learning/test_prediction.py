@@ -107,6 +107,9 @@ def test_the_threshold_decides_what_is_called_tumour(store, best):
             store, entries_of(store), best, PredictionOptions(prediction_threshold=threshold, **CPU)
         )
         assert {pred for entry in found for pred in entry["preds"]} == {expected}
+    probability = found[0]["probs"][3]
+    at_it = PredictionOptions(prediction_threshold=probability, **CPU)
+    assert predict(store, entries_of(store), best, at_it)[0]["preds"][3] == 1
 
 
 def test_a_store_of_another_level_or_patch_size_is_refused(store, best):

@@ -54,6 +54,25 @@ def test_no_patient_is_on_both_sides_and_both_sides_hold_both_classes(slides, se
         assert not {ids[i] for i in split.train} & {ids[i] for i in split.val}
 
 
+def test_few_patients_are_stratified_too_whatever_their_sizes():
+    # By share of patches alone three or four of the tumour patients would validate.
+    sizes = [(f"tumor_{p}", 10, 10) for p in range(4)]
+    sizes += [(f"normal_{p}", n, 0) for p, n in enumerate((10, 10, 10, 200))]
+    ids, labels = patches_of(*sizes)
+    val = patients_of(split_patches(ids, labels, TrainingOptions(val_size=0.25)), ids, "val")
+    assert sorted(name.split("_")[0] for name in val) == ["normal", "tumor"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_patient_whose_slides_differ_in_capitals_is_on_one_side(seed):
+    names = [name for p in range(12) for name in (f"patient_{p:02d}_node_1", f"Patient_{p:02d}_Node_2")]
+    ids, labels = patches_of(*((name, 2, 2) for name in names))
+    split = split_patches(ids, labels, TrainingOptions(seed=seed, val_size=0.3))
+    sides = [{patient_of(ids[i]).lower() for i in side} for side in (split.train, split.val)]
+    assert split.unit == "patient"
+    assert not sides[0] & sides[1]
+
+
 def test_a_tenth_of_the_patients_of_each_kind_validates():
     slides = [(f"patient_{p:03d}", 10, 10 if p < 40 else 0) for p in range(100)]
     ids, labels = patches_of(*slides)

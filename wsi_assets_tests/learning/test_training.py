@@ -303,6 +303,20 @@ def test_a_device_that_is_not_there_is_named(tmp_path):
             train(cohort(), quick(device=device), tmp_path)
 
 
+def test_batch_statistics_are_learnt_from_training_patches_alone(tmp_path):
+    # A step too small to move a weight, so that the statistics can be computed again.
+    from wsi_assets.learning.augmentation import normalise
+
+    store, options = cohort(), quick(max_epochs=1, batch_size=999, lr=1e-12, **OFF)
+    result = train(store, options, tmp_path)
+    layers = load_model(result.best_path).model
+    with torch.inference_mode():
+        seen = layers[0](normalise(torch.from_numpy(store.patches[result.split.train])))
+    assert int(layers[1].num_batches_tracked) == 1
+    torch.testing.assert_close(layers[1].running_mean, seen.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layers[1].running_var, seen.var(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
 def test_running_statistics_forget_their_start_after_the_first_epoch():
     from wsi_assets.learning.engine import batch_norm_statistics, correct_batch_norm
 
@@ -316,3 +330,16 @@ def test_running_statistics_forget_their_start_after_the_first_epoch():
     correct_batch_norm(layer, start, 4)
     torch.testing.assert_close(layer[0].running_mean, batch.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(layer[0].running_var, batch.transpose(0, 1).reshape(3, -1).var(dim=1))
+
+
+def test_a_channel_that_went_dead_stays_finite_when_its_start_is_forgotten():
+    """Of a large pretrained variance rounding leaves a little less than nothing, whose root is no number."""
+    from wsi_assets.learning.engine import batch_norm_statistics, correct_batch_norm
+
+    layer = torch.nn.Sequential(torch.nn.BatchNorm2d(1000))
+    layer[0].running_var.copy_(torch.linspace(1, 60, 1000))
+    start, constant = batch_norm_statistics(layer), torch.full((2, 1000, 2, 2), 0.7)
+    for _ in range(2):
+        layer(constant)
+    correct_batch_norm(layer, start, 2)
+    assert layer.eval()(constant).isfinite().all()

@@ -88,6 +88,13 @@ def test_better_than_chance_means_the_whole_interval(row, passes):
     assert gates.beats_chance([row]).passed == passes
 
 
+def test_without_an_interval_the_auc_itself_counts_and_the_gate_says_so():
+    verdict = gates.beats_chance([{"figure": "roc_auc", "value": 0.488, "low (95 %)": None}])
+    assert not verdict.passed
+    assert verdict.text == "AUC 0.488 (no interval), chance is 0.5"
+    assert gates.beats_chance([{"figure": "roc_auc", "value": 0.512}]).passed
+
+
 def test_a_model_must_beat_the_larger_class():
     figures = {"majority_share": 0.8, "val_acc": 0.9, "val_auc": 0.95}
     assert gates.beats_majority({**figures, "better_than_majority": True}).passed

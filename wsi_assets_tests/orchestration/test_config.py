@@ -56,6 +56,20 @@ def test_a_wrong_parameter_is_one_clear_line(values, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_no_parameter_is_infinite_or_not_a_number(number):
+    floats = [
+        f"{asset}.{name}"
+        for asset, config in ASSET_CONFIG.items()
+        for name, field in config.model_fields.items()
+        if "float" in str(field.annotation)
+    ]
+    assert len(floats) > 10
+    for name in floats:
+        with pytest.raises(ConfigError, match="is not possible"):
+            build_configs({name: float(number)})
+
+
 def test_a_setting_without_equals_is_one_clear_line():
     with pytest.raises(ConfigError, match="key=value"):
         parse_settings(["max_epochs"])

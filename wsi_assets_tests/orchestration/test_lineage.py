@@ -61,6 +61,23 @@ def test_parameters_that_only_change_the_speed_make_nothing_out_of_date(workers,
     )
 
 
+@pytest.mark.parametrize(
+    ("asset", "name"),
+    [
+        ("tissue_regions", "scale_table"),
+        ("sampled_index", "incomplete_slides"),
+        ("trained_model", "weights"),
+    ],
+)
+def test_of_a_file_a_parameter_names_the_contents_count_and_not_the_place(tmp_path, asset, name):
+    (tmp_path / "one").write_text("slide_id,mpp\na,0.25\n")
+    (tmp_path / "moved").write_text("slide_id,mpp\na,0.25\n")
+    before = version_of(asset, {name: str(tmp_path / "one")}, "x")
+    assert version_of(asset, {name: str(tmp_path / "moved")}, "x") == before
+    (tmp_path / "one").write_text("slide_id,mpp\na,0.5\n")
+    assert version_of(asset, {name: str(tmp_path / "one")}, "x") != before
+
+
 def test_every_made_asset_has_a_code_version():
     made = {*LEVEL_ASSETS, *SLIDE_ASSETS, "level_comparison"}
     assert made == set(CODE_VERSIONS)

@@ -39,3 +39,8 @@ def test_a_table_comes_back_as_rows_in_its_own_column_order(instance):
     assert list(metadata["counts"][0]) == ["slide", "patches", "share"]
     assert (metadata["note"], metadata["number"]) == ("text", 2.5)
     assert recorded_metadata(instance, "slide_index", "5") == {}
+
+
+def test_the_last_learning_rates_of_a_training_are_not_shown_as_zero():
+    (record,) = table([{"lr": 1.23456e-05, "val_loss": 0.123456}]).records
+    assert record.data == {"lr": 1.235e-05, "val_loss": 0.1235}

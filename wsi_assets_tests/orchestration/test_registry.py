@@ -190,6 +190,15 @@ def test_a_process_is_dead_when_it_is_gone_or_is_another_one():
     assert is_dead(None, now + 10 * GRACE_SECONDS, now), "a run from before the clock was put back"
 
 
+def test_a_colleague_s_run_in_a_shared_home_is_not_taken_for_dead(monkeypatch):
+    def belongs_to_another(pid, signal):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", belongs_to_another)
+    assert not is_dead(os.getpid(), time.time() - GRACE_SECONDS - 1, time.time())
+    assert is_dead(os.getpid(), 1.0, time.time()), "a process younger than the run has only its number"
+
+
 def test_a_run_whose_process_is_gone_is_marked_as_failed(tmp_path, monkeypatch):
     monkeypatch.setattr("wsi_assets.orchestration.dead_runs.GRACE_SECONDS", 0)
 

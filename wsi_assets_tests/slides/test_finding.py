@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from wsi_assets.slides import (
     fingerprint,
     is_test_slide,
     patient_of,
+    patients_of,
     signature,
     slide_id_of,
 )
@@ -54,6 +56,12 @@ def test_nodes_of_one_patient_are_one_patient():
     assert patient_of("tumor_001") == "tumor_001"
     assert patient_of("TCGA-AA-0001-01Z", r"^(TCGA-\w+-\w+)") == "TCGA-AA-0001"
     assert patient_of("other", r"^(TCGA-\w+-\w+)") == "other"
+
+
+def test_capitals_make_no_other_patient():
+    ids = ["patient_004_node_2", "Patient_004_Node_4", "patient_005_node_1"]
+    assert set(patients_of(ids).values()) == {"Patient_004", "patient_005"}
+    assert patients_of(ids) == patients_of(reversed(ids))
 
 
 @pytest.mark.parametrize("pattern", ["(", "no group"])
@@ -114,6 +122,28 @@ def test_loose_dicom_files_are_left_out_and_not_many_slides(images):
 def test_a_mirax_companion_folder_is_part_of_its_slide(images):
     touch(images, "scan.mrxs", "scan/Slidedat.ini", "scan/Data0000.dat", "scan/stray.tif")
     assert [slide.slide_id for slide in find_slides(images).slides] == ["scan"]
+
+
+def test_outlines_beside_their_slides_are_pointed_out_where_they_are_not_looked_for(images, annotations):
+    """ASAP writes them there; unseen, a cohort of tumour slides would pass for normal ones."""
+    touch(images, "tumor_001.tif", "tumor_001.xml", "tumor_002.tif", "tumor_002.xml", "readme.xml")
+    touch(annotations, "tumor_002.xml")
+    (notice,) = find_slides(images, annotations).notices
+    assert notice.startswith(f"1 outline lies beside its slide and is not used: {images}/tumor_001.xml.")
+    (notice,) = find_slides(images).notices
+    assert notice.startswith(
+        f"2 outlines lie beside their slides and are not used, e.g. {images}/tumor_001.xml."
+    )
+    assert not any("is not used" in notice for notice in find_slides(images, images).notices)
+
+
+def test_an_outline_copied_from_macos_belongs_to_its_slide(images, annotations):
+    """There accents are marks of their own; unmatched, a tumour slide would pass for a normal one."""
+    touch(images, unicodedata.normalize("NFC", "größe_001.tif"))
+    touch(annotations, unicodedata.normalize("NFD", "größe_001.xml"))
+    listing = find_slides(images, annotations)
+    assert not listing.notices
+    assert listing.slides[0].annotation_path.parent == annotations
 
 
 def test_annotations_belong_to_the_slide_of_the_same_id_in_any_case(images, annotations):

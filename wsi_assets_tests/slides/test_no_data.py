@@ -51,6 +51,13 @@ def test_pure_colours_are_data():
     assert not no_data(image, ALL).any()
 
 
+def test_what_was_never_written_is_no_data_however_thin():
+    image, present = IMAGE.copy(), ALL.copy()
+    present[30, 10:20] = False
+    image[30, 10:20] = 255
+    np.testing.assert_array_equal(no_data(image, present), ~present)
+
+
 def test_white_that_touches_a_missing_tile_is_one_area_with_it():
     image, present = IMAGE.copy(), ALL.copy()
     present[:, 40:] = False

@@ -143,6 +143,11 @@ def test_magnification_follows_from_mpp(mpp, magnification):
     assert magnification_from_mpp(mpp) == magnification
 
 
+def test_pixels_that_are_not_quite_square_have_their_mean_mpp():
+    scale = scale_of("s", {"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.26"}, ScaleOptions())
+    assert (scale.mpp, scale.mpp_source) == (pytest.approx(0.255), "file")
+
+
 def test_objective_power_goes_before_mpp():
     scale = scale_of("s", {"openslide.objective-power": "20", "openslide.mpp-x": "0.25"}, ScaleOptions())
     assert (scale.base_magnification, scale.magnification_source, scale.mpp) == (20, "objective", 0.25)

@@ -25,7 +25,10 @@ from wsi_assets.orchestration.resources.tracking import ModelTracking
 
 @dg.asset(
     partitions_def=LEVELS,
-    ins={"annotation_regions": dg.AssetIn(**EVERY_PARTITION)},
+    ins={
+        "tissue_regions": dg.AssetIn(**EVERY_PARTITION),
+        "annotation_regions": dg.AssetIn(**EVERY_PARTITION),
+    },
     deps=["slide_index", "patch_store", "trained_model"],
     group_name=catalog.GROUP_EVALUATION,
     io_manager_key="report_io",
@@ -40,6 +43,7 @@ def evaluation(
     config: EvaluationConfig,
     tracking: ModelTracking,
     test_predictions: list[dict[str, Any]],
+    tissue_regions: LazyPickles,
     annotation_regions: LazyPickles,
 ) -> dg.MaterializeResult:
     from wsi_assets.evaluation import evaluate, write_report
@@ -53,6 +57,7 @@ def evaluation(
             tumor_regions=_outlines(test_predictions, annotation_regions),
             options=config,
             validation_threshold=about.validation_threshold,
+            sizes=_sizes(test_predictions, tissue_regions),
             progress=progress,
         )
     figures = headline(outcome)
@@ -98,6 +103,19 @@ def level_comparison(evaluation: dict[str, Path]) -> dg.MaterializeResult:
             **({"picture": picture(comparison_png(rows), "figures by level")} if rows else {}),
         },
     )
+
+
+def _sizes(predictions: list[dict[str, Any]], tissue_regions: LazyPickles) -> dict[str, tuple[int, int]]:
+    """Slide id -> (height, width) of level 0."""
+    from wsi_assets.index import TissueRegions
+    from wsi_assets.slides import slide_id_of
+
+    sizes = {}
+    for slide_id in (slide_id_of(entry["slide_path"]) for entry in predictions):
+        if slide_id in tissue_regions:
+            whole = TissueRegions.from_plain(tissue_regions[slide_id]).levels[0]
+            sizes[slide_id] = (whole.height, whole.width)
+    return sizes
 
 
 def _outlines(predictions: list[dict[str, Any]], annotation_regions: LazyPickles) -> dict[str, Any]:

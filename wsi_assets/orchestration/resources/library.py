@@ -10,6 +10,7 @@ from pydantic import PrivateAttr
 
 from wsi_assets.errors import SlideError
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.slides.naming import folded
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile, SlideListing
@@ -52,7 +53,7 @@ class SlideLibrary(dg.ConfigurableResource):
             if slide.slide_id == slide_id:
                 return slide
         # Of ids that differ only by case one stands for all.
-        why = {name.lower(): reason for name, reason in listing.left_out.items()}.get(slide_id.lower())
+        why = {folded(name): reason for name, reason in listing.left_out.items()}.get(folded(slide_id))
         raise SlideError(
             f"slide {slide_id} is left out: {why}" if why else f"holds no slide {slide_id!r}",
             path=self.images_dir,
