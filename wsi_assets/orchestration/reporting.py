@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError
+from wsi_assets.orchestration.reserve import give_up_if_full
 from wsi_assets.progress import Progress
 
 LOG_EVERY_SECONDS = 10.0
@@ -60,6 +61,7 @@ def clear_failures() -> Iterator[None]:
     try:
         yield
     except WsiAssetsError as error:
+        give_up_if_full()
         raise dg.Failure(description=str(error), allow_retries=False) from None
 
 
@@ -76,6 +78,11 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     records = [dg.TableRecord({name: _cell(row.get(name)) for name in names}) for row in rows]
     schema = dg.TableSchema([dg.TableColumn(name, _column_type(records, name)) for name in names])
     return dg.MetadataValue.table(records, schema)
+
+
+def rounded(value: float) -> float:
+    """A figure as one reads it: four significant digits."""
+    return float(f"{value:.4g}")
 
 
 def _small_enough(image: bytes) -> bytes:
