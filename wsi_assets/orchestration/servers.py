@@ -30,6 +30,11 @@ from wsi_assets.orchestration.settings import Settings
 DEFINITIONS = ["-m", "wsi_assets.definitions"]
 STOP_WITHIN_SECONDS = 10
 LOOK_FOR_DEAD_RUNS_SECONDS = 60
+
+# Loaded here because nothing may be loaded between fork and exec, where it is used.
+_LIBC = ctypes.CDLL(None)
+_SET_PARENT_DEATH_SIGNAL = 1
+
 MOST_STOPS, WITHIN_SECONDS = 3, 300
 """A server that stops by itself more often than this has a fault that starting it again does not mend."""
 
@@ -178,8 +183,7 @@ def _ended(status: int) -> str:
 def _interrupt_with_parent() -> None:
     # Else servers outlive a parent that is killed, and keep the port from the next. Linux only.
     if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGINT)
+        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGINT)
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:
