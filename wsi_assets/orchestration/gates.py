@@ -180,7 +180,7 @@ def chain_breaks(
         expected: asset -> the version its own parameters would give it now.
     """
     breaks: dict[str, str] = {}
-    above = "the slides' regions"
+    above = "set of slides' regions"
     for asset in chain:
         if asset in made:
             if expected[asset] != made[asset]:
