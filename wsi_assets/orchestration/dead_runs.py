@@ -31,7 +31,9 @@ def fail_dead_runs(instance: dg.DagsterInstance, tell: Callable[[str], None]) ->
         pid = process_of(instance, run.run_id)
         if is_dead(pid, begun, time.time()):
             instance.report_run_failed(
-                run, f"Its process {pid or ''} is gone: it was killed, or the machine was switched off."
+                run,
+                f"Its process {pid or ''} is gone: it was killed, the machine was switched off, or a full "
+                "disk kept it from recording its end. Run it again; it continues.",
             )
             failed.append(run.run_id)
             tell(f"Run {run.run_id[:8]} of {run.job_name} had lost its process and is marked as failed")

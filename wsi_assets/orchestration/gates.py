@@ -29,7 +29,7 @@ def nothing_found(faults: Mapping[str, str] | Iterable[tuple[str, str]], else_te
     """Passed if there are no faults, (slide id, what is wrong); else it names them."""
     pairs = list(faults.items() if isinstance(faults, Mapping) else faults)
     text = "; ".join(f"{slide_id}: {fault}" for slide_id, fault in sorted(pairs)) or else_text
-    return Verdict(not pairs, text[:LONGEST_TEXT], {"slides_found": len({slide_id for slide_id, _ in pairs})})
+    return Verdict(not pairs, text[:LONGEST_TEXT], {"slides_named": len({slide_id for slide_id, _ in pairs})})
 
 
 def made_alike(parameters: Mapping[str, Mapping[str, Any]]) -> Verdict:
@@ -42,7 +42,7 @@ def made_alike(parameters: Mapping[str, Mapping[str, Any]]) -> Verdict:
     for slide_id, values in sorted(parameters.items()):
         groups[json.dumps(values, sort_keys=True)].append(slide_id)
     if len(groups) < 2:
-        return Verdict(True, f"{len(parameters)} slides, one set of parameters", {"slides_found": 0})
+        return Verdict(True, f"{len(parameters)} slides, one set of parameters", {"slides_named": 0})
     usual = max(groups, key=lambda key: len(groups[key]))
     usual_values = json.loads(usual)
     odd = {}
@@ -183,7 +183,7 @@ def chain_breaks(
         expected: asset -> the version its own parameters would give it now.
     """
     breaks: dict[str, str] = {}
-    above = "the slides' regions"
+    above = "set of slides' regions"
     for asset in chain:
         if asset in made:
             if expected[asset] != made[asset]:

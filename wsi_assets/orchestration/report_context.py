@@ -14,6 +14,9 @@ from wsi_assets.orchestration.lineage import recorded_metadata
 if TYPE_CHECKING:
     from wsi_assets.evaluation import Evaluation, Figure, ReportContext
 
+HEATMAPS_SHOWN = 3
+"""Beside the figures in the UI; the report has them all."""
+
 
 @dataclass(frozen=True)
 class LevelContext:
@@ -105,6 +108,12 @@ def confusion_rows(outcome: Evaluation) -> list[dict[str, Any]]:
         {"truth": "tumor", "called tumor": point.true_positives, "called normal": point.false_negatives},
         {"truth": "normal", "called tumor": point.false_positives, "called normal": point.true_negatives},
     ]
+
+
+def heatmaps(outcome: Evaluation) -> dict[str, str]:
+    """Name -> file, in the report, of the heatmaps of the slides that look most like tumour."""
+    most = [score.slide_id for score in outcome.slide.ranking[:HEATMAPS_SHOWN]]
+    return {f"heatmap_{slide_id}": f"heatmaps/{slide_id}.png" for slide_id in most}
 
 
 def _magnification(counts: list[dict[str, Any]]) -> float | None:

@@ -12,12 +12,16 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError
+from wsi_assets.orchestration.reserve import give_up_if_full
 from wsi_assets.progress import Progress
 
 LOG_EVERY_SECONDS = 10.0
 
 MAX_PICTURE_BYTES = 80_000
 """Inline pictures live in the event database and are sent with every look at it."""
+
+MAX_PICTURE_WIDTH = 1100
+"""Pixels; the UI shows a picture as large as it is and cuts off what its dialog has no room for."""
 
 _terminal: ContextVar[Progress | None] = ContextVar("terminal_progress", default=None)
 
@@ -60,6 +64,7 @@ def clear_failures() -> Iterator[None]:
     try:
         yield
     except WsiAssetsError as error:
+        give_up_if_full()
         raise dg.Failure(description=str(error), allow_retries=False) from None
 
 
@@ -78,18 +83,25 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     return dg.MetadataValue.table(records, schema)
 
 
+def rounded(value: float) -> float:
+    """A figure as one reads it: four significant digits."""
+    return float(f"{value:.4g}")
+
+
 def _small_enough(image: bytes) -> bytes:
-    if len(image) <= MAX_PICTURE_BYTES:
-        return image
     import cv2
     import numpy as np
 
     pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+    if len(image) <= MAX_PICTURE_BYTES and pixels.shape[1] <= MAX_PICTURE_WIDTH:
+        return image
+    scale = min(1.0, MAX_PICTURE_WIDTH / pixels.shape[1])
     while True:
-        image = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+        smaller = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        image = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
         if len(image) <= MAX_PICTURE_BYTES:
             return image
-        pixels = cv2.resize(pixels, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
+        scale *= 0.8
 
 
 def _cell(value: Any) -> str | int | float | bool | None:

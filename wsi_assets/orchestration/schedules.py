@@ -240,6 +240,7 @@ def build_level_sensors(look_every_seconds: int) -> list[dg.SensorDefinition]:
             out_of_date = [asset for asset, verdict in verdicts.items() if not verdict.passed]
             known[level] = {"state": state, "out_of_date": out_of_date}
             if out_of_date != before["out_of_date"]:
+                # A run, although nothing is made: without one Dagster records a partition's check only once.
                 # Not `partition_key`: a job of checks alone has no partitions of its own.
                 tags = {catalog.LAUNCHED_BY: "lineage_watch", "dagster/partition": level}
                 requests.append(dg.RunRequest(tags=tags))

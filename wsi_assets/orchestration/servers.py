@@ -1,27 +1,42 @@
-"""Starts the Dagster UI, its daemon and the MLflow pages on one home, and stops them together."""
+"""Runs the Dagster UI, its daemon and the MLflow pages on one home: started together, stopped together.
+
+A server that stops by itself is started again, with a line: a lab's platform must outlive a process that the
+system killed for want of memory. Runs have processes of their own and go on meanwhile.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import dagster as dg
 
 from wsi_assets.errors import ConfigError
-from wsi_assets.orchestration.dead_runs import fail_dead_runs
+from wsi_assets.files import disk_fault
+from wsi_assets.orchestration.dead_runs import fail_dead_runs, free_slots
 from wsi_assets.orchestration.home import prepare_home
 from wsi_assets.orchestration.layout import StorageLayout
+from wsi_assets.orchestration.reserve import Reserve
 from wsi_assets.orchestration.settings import Settings
 
 DEFINITIONS = ["-m", "wsi_assets.definitions"]
 STOP_WITHIN_SECONDS = 10
 LOOK_FOR_DEAD_RUNS_SECONDS = 60
+
+# Loaded here because nothing may be loaded between fork and exec, where it is used.
+_LIBC = ctypes.CDLL(None)
+_SET_PARENT_DEATH_SIGNAL = 1
+
+MOST_STOPS, WITHIN_SECONDS = 3, 300
+"""A server that stops by itself more often than this has a fault that starting it again does not mend."""
 
 WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """MLflow's server would start eight more processes for jobs that nothing here gives it."""
@@ -46,20 +61,59 @@ def serve(
     # Started in the background, this process and its servers would inherit a SIGINT that is ignored.
     for interrupt in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interrupt, signal.default_int_handler)
-    environment = {**os.environ, **WITHOUT_JOBS}
-    processes = {}
+    servers = [Server(name, command, logs / f"{name}.log") for name, command in commands.items()]
+    reserve = Reserve(home)
     try:
-        for name, command in commands.items():
-            with (logs / f"{name}.log").open("ab") as log:
-                processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        for server in servers:
+            server.start()
         tell(f"Dagster UI:  http://{host}:{port}")
-        if "mlflow" in processes:
+        if "mlflow" in commands:
             tell(f"MLflow:      http://{host}:{mlflow_port}")
         tell(f"Logs:        {logs}\nStop with Ctrl-C.")
         with dg.DagsterInstance.get() as instance:
-            return _wait(processes, logs, tell, partial(fail_dead_runs, instance, tell))
+            return _watch(servers, reserve, instance, tell)
     finally:
-        _stop(list(processes.values()))
+        _stop([server.process for server in servers if server.process is not None])
+        reserve.give_up()
+
+
+class Server:
+    """One server's process; what it prints goes to ``log``."""
+
+    def __init__(self, name: str, command: list[str], log: Path):
+        self.name = name
+        self.log = log
+        self.process: subprocess.Popen | None = None
+        self._command = command
+        self._stops: list[float] = []
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **WITHOUT_JOBS},
+                preexec_fn=_interrupt_with_parent,
+            )
+
+    def revive(self, tell: Callable[[str], None]) -> bool:
+        """Start it again if it stopped; False if it stops too often for that."""
+        if self.process is None or self.process.poll() is None:
+            return True
+        self._stops.append(time.monotonic())
+        how = f"the {self.name} {_ended(self.process.returncode)}"
+        if stops_too_often(self._stops, time.monotonic()):
+            tell(f"error: {how}, once more within {WITHIN_SECONDS} s; see {self.log}")
+            return False
+        self.start()
+        tell(f"{how[0].upper()}{how[1:]} and is started again; runs go on. See {self.log}")
+        return True
+
+
+def stops_too_often(stops: Sequence[float], now: float) -> bool:
+    """Whether a server that stopped by itself at these times (seconds) is not to be started again."""
+    return sum(now - stop <= WITHIN_SECONDS for stop in stops) > MOST_STOPS
 
 
 def server_commands(settings: Settings, host: str, port: int, mlflow_port: int) -> dict[str, list[str]]:
@@ -89,25 +143,47 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def _wait(
-    processes: dict[str, subprocess.Popen],
-    logs: object,
-    tell: Callable[[str], None],
-    sweep: Callable[[], object],
+def _watch(
+    servers: Sequence[Server], reserve: Reserve, instance: dg.DagsterInstance, tell: Callable[[str], None]
 ) -> int:
     next_sweep = 0.0
     try:
         while True:
-            for name, process in processes.items():
-                if process.poll() is not None:
-                    tell(f"error: the {name} stopped with status {process.returncode}; see {logs}/{name}.log")
-                    return 1
+            line = reserve.look()
+            if line:
+                tell(line)
+            if not all(server.revive(tell) for server in servers):
+                return 1
             if time.monotonic() >= next_sweep:
-                sweep()
+                _sweep(instance, tell)
                 next_sweep = time.monotonic() + LOOK_FOR_DEAD_RUNS_SECONDS
             time.sleep(0.5)
     except KeyboardInterrupt:
         return 0
+
+
+def _sweep(instance: dg.DagsterInstance, tell: Callable[[str], None]) -> None:
+    try:
+        if fail_dead_runs(instance, tell):
+            free_slots(instance)
+    except Exception as error:
+        # A full disk is told of by the reserve; the next look finds the same runs.
+        if disk_fault(error) is None:
+            raise
+
+
+def _ended(status: int) -> str:
+    if status >= 0:
+        return f"stopped with status {status}"
+    with contextlib.suppress(ValueError):
+        return f"was killed ({signal.Signals(-status).name})"
+    return f"was killed (signal {-status})"
+
+
+def _interrupt_with_parent() -> None:
+    # Else servers outlive a parent that is killed, and keep the port from the next. Linux only.
+    if sys.platform == "linux":
+        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGINT)
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:

@@ -18,7 +18,7 @@ import dagster as dg
 
 from wsi_assets.orchestration import mlflow_notes as notes
 from wsi_assets.orchestration.mlflow_notes import Note
-from wsi_assets.orchestration.reporting import picture, table
+from wsi_assets.orchestration.reporting import picture, rounded, table
 
 if TYPE_CHECKING:
     from wsi_assets.learning import EpochRecord, TrainingOptions, TrainingResult
@@ -126,17 +126,18 @@ def training_metadata(
     result: TrainingResult, pictures: Mapping[str, bytes], run: TrackedRun
 ) -> dict[str, Any]:
     """What Dagster shows beside the trained model."""
-    figures = {name: value for name, value in epoch_figures(result.best).items() if value is not None}
+    of_best = epoch_figures(result.best).items()
+    figures = {name: rounded(value) for name, value in of_best if value is not None}
     rows = [{"epoch": record.epoch, **epoch_figures(record)} for record in result.epochs]
     metadata = {
+        **{name: picture(image, PICTURES[name]) for name, image in pictures.items()},
         "epochs": len(result.epochs),
         "best_epoch": result.best_epoch,
         **figures,
-        "majority_share": result.majority_share,
+        "majority_share": rounded(result.majority_share),
         "better_than_majority": result.better_than_majority,
         "stopped_early": result.stopped_early,
         "resumed_from": result.resumed_from or "the start",
-        **{name: picture(image, PICTURES[name]) for name, image in pictures.items()},
         "epoch_table": table(rows),
         "split": table(result.split.rows),
         "split_unit": result.split.unit,

@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from wsi_assets_tests.e2e.platform import Platform, mounted
 
 QUICK_TRAINING = ("model_name=resnet18", "max_epochs=1", "batch_size=16", "num_workers=0", "save_interval=1")
 """A training that takes seconds: its scores mean nothing, its files everything."""
@@ -35,6 +38,18 @@ def command_line():
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def platform(real_data, tmp_path_factory) -> Iterator[Platform]:
+    """The running platform the stories share; its storage is a small disk of its own where that may be."""
+    running = Platform(tmp_path_factory.mktemp("running"))
+    with mounted(running.storage, "size=512m"):
+        try:
+            running.start()
+            yield running
+        finally:
+            running.stop()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,9 +13,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+PATIENCE_SECONDS = 300
 
 REPOSITORY = {"repositoryLocationName": "wsi_assets.definitions", "repositoryName": "__repository__"}
 
@@ -55,7 +60,7 @@ class Platform:
                 stderr=log,
                 start_new_session=True,
             )
-        self.wait(self._answers, 90, "the UI")
+        self.wait(self._answers, "the UI")
 
     def stop(self) -> None:
         """Interrupt the servers as Ctrl-C does; whatever of them is left after a while is killed."""
@@ -69,17 +74,33 @@ class Platform:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def wait(self, fact: Callable[[], Any], seconds: float, what: str) -> Any:
+    def kill(self) -> None:
+        """End every process of the platform at once, as a power cut does."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def server(self, module: str) -> int:
+        """The process of the server that ``python -m module`` runs."""
+        children = psutil.Process(self.process.pid).children()
+        return next(child.pid for child in children if module in child.cmdline())
+
+    def told(self) -> str:
+        """What `wsi-assets ui` has printed."""
+        return (self.home / "ui.log").read_text()
+
+    def wait(self, fact: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
         """What ``fact`` returns once it is true of anything; fails after ``seconds``."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process is not None and self.process.poll() is not None:
-                raise AssertionError((self.home / "ui.log").read_text())
-            found = fact()
-            if found:
-                return found
+                raise AssertionError(self.told())
+            # A server that does not answer at the moment, e.g. on a full disk, says nothing of the fact.
+            with contextlib.suppress(urllib.error.URLError):
+                found = fact()
+                if found:
+                    return found
             time.sleep(0.3)
-        raise AssertionError(f"{what} did not come within {seconds} s. {self.runs()}")
+        raise AssertionError(f"{what} did not come within {seconds} s\n{self._state()}")
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
         request = urllib.request.Request(
@@ -142,6 +163,36 @@ class Platform:
     def status(self, run_id: str) -> str:
         return next(run["status"] for run in self.runs() if run["run_id"] == run_id)
 
+    def seconds_of(self, run_id: str, step: str) -> tuple[float, float]:
+        """When a step of a run began and ended, in seconds since 1970."""
+        data = self.ask(
+            "query($id: ID!) {runOrError(runId: $id) {...on Run {stepStats {stepKey startTime endTime}}}}",
+            id=run_id,
+        )
+        (found,) = [stats for stats in data["runOrError"]["stepStats"] if stats["stepKey"] == step]
+        return found["startTime"], found["endTime"]
+
+    def failures(self, run_id: str) -> list[str]:
+        """What the steps of a run that failed by themselves say of it."""
+        data = self.ask(
+            """query($id: ID!) {logsForRun(runId: $id, limit: 1000) {...on EventConnection {events {
+                 ...on ExecutionStepFailureEvent {
+                   failureMetadata {description} error {message} } } } } }""",
+            id=run_id,
+        )
+        failed = [event for event in data["logsForRun"]["events"] if event]
+        return [(event["failureMetadata"] or {}).get("description") for event in failed]
+
+    def why_stale(self, asset: str, partition: str) -> list[str]:
+        """Names of the assets because of which Dagster shows this partition as out of date."""
+        data = self.ask(
+            """query($key: AssetKeyInput!, $partition: String!) {assetNodeOrError(assetKey: $key) {
+                 ...on AssetNode {staleCauses(partition: $partition) {key {path} reason}}}}""",
+            key={"path": [asset]},
+            partition=partition,
+        )
+        return [cause["key"]["path"][0] for cause in data["assetNodeOrError"]["staleCauses"]]
+
     def is_idle(self) -> bool:
         return all(run["status"] in ("SUCCESS", "FAILURE", "CANCELED") for run in self.runs())
 
@@ -151,7 +202,6 @@ class Platform:
         assets: list[str],
         partition: str,
         run_config: dict[str, Any] | None = None,
-        checks: list[dict[str, Any]] | None = None,
     ) -> str:
         """What a click on Materialize does for one partition; returns the run id."""
         data = self.ask(
@@ -177,7 +227,15 @@ class Platform:
         assert "run" in data["launchPipelineExecution"], data
         return data["launchPipelineExecution"]["run"]["runId"]
 
-    def backfill(self, assets: list[str], partitions: list[str]) -> str:
+    def make(self, job: str, assets: list[str], partition: str, run_config: dict[str, Any] | None = None):
+        """Launch a run, and see it succeed."""
+        run = self.launch(job, assets, partition, run_config)
+        self.wait(lambda: self.status(run) in ("SUCCESS", "FAILURE"), "the end of the run")
+        assert self.status(run) == "SUCCESS", self.failures(run)
+
+    def backfill(
+        self, assets: list[str], partitions: list[str], run_config: dict[str, Any] | None = None
+    ) -> str:
         """What the backfill dialog of the asset graph does; returns the backfill's id."""
         data = self.ask(
             """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
@@ -186,6 +244,7 @@ class Platform:
                 "assetSelection": [{"path": [asset]} for asset in assets],
                 "partitionNames": partitions,
                 "fromFailure": False,
+                "runConfigData": run_config or {},
             },
         )
         assert "backfillId" in data["launchPartitionBackfill"], data
@@ -223,6 +282,15 @@ class Platform:
         )
         assert data["startSensor"]["__typename"] == "Sensor", data
 
+    def reset(self, sensor: str) -> None:
+        """Set a sensor's switch to where it is in a new home."""
+        data = self.ask(
+            """mutation($selector: SensorSelector!) { resetSensor(sensorSelector: $selector) {
+                 __typename ...on PythonError { message } } }""",
+            selector={**REPOSITORY, "sensorName": sensor},
+        )
+        assert data["resetSensor"]["__typename"] == "Sensor", data
+
     def last_words(self, sensor: str) -> str | None:
         """Why the sensor's latest look asked for nothing."""
         data = self.ask(
@@ -246,12 +314,33 @@ class Platform:
         found = [e["evaluation"] for e in data["assetCheckExecutions"] if e["evaluation"]]
         return next(e for e in found if e["partition"] == partition)
 
+    def _state(self) -> str:
+        with contextlib.suppress(OSError):
+            return "\n".join(str(run) for run in self.runs())
+        return "the UI does not answer\n" + self.told()
+
     def _answers(self) -> bool:
         try:
             data = self.ask("{repositoriesOrError{...on RepositoryConnection{nodes{name location{name}}}}}")
         except (urllib.error.URLError, OSError):
             return False
         return bool(data["repositoriesOrError"].get("nodes"))
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """A disk in memory at ``folder`` while this is open; only the folder where mounting is not permitted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", options, "none", folder]
+    is_disk = (
+        shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    )
+    try:
+        yield
+    finally:
+        if is_disk:
+            # Lazily: killed processes may take a moment to let go of it.
+            subprocess.run(["umount", "--lazy", folder], check=False)
 
 
 def _free_port() -> int:

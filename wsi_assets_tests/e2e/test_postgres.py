@@ -211,9 +211,9 @@ def test_the_running_platform_follows_a_dropped_slide(server, real_data, tmp_pat
     platform.start()
     try:
         shutil.copy(real_data / "cohort" / "images" / f"{slide}.tif", platform.images)
-        platform.wait(lambda: slide in platform.slides(), 60, "the partition")
-        platform.wait(lambda: platform.made_by("tissue_regions", slide), 180, "the regions")
-        platform.wait(platform.is_idle, 60, "the end of the run")
+        platform.wait(lambda: slide in platform.slides(), "the partition")
+        platform.wait(lambda: platform.made_by("tissue_regions", slide), "the regions")
+        platform.wait(platform.is_idle, "the end of the run")
     finally:
         platform.stop()
     assert databases(home) == []

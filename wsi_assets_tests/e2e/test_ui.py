@@ -11,34 +11,31 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wsi_assets_tests.e2e.platform import Platform
+from wsi_assets.orchestration.catalog import LEVEL_ASSETS, SLIDE_ASSETS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
 
-SLIDES = ("test_073_node_1", "tumor_001_node_1")
+SLIDES = ("test_073_node_2", "tumor_001_node_1")
+LEVELS = ("0", "1", "2")
+STORED = "1"
 SHOTS = Path(__file__).parents[2] / "test-artifacts"
-PATIENCE_MS = 40_000
+PATIENCE_MS = 60_000
 
 
-@pytest.fixture(scope="module")
-def platform(real_data, tmp_path_factory) -> Iterator[Platform]:
-    """Two slides with outlines, their regions made."""
-    shown = Platform(tmp_path_factory.mktemp("ui"))
+@pytest.fixture(scope="module", autouse=True)
+def stored(platform, real_data) -> None:
+    """Two slides with outlines and a level with its patches; what other stories left is taken as it is."""
     for slide_id in SLIDES:
-        shutil.copy(real_data / "cohort" / "images" / f"{slide_id}.tif", shown.images)
-        shutil.copy(real_data / "cohort" / "annotations" / f"{slide_id}.xml", shown.annotations)
-    try:
-        shown.start()
-        for slide_id in SLIDES:
-            shown.wait(
-                lambda slide_id=slide_id: shown.made_by("annotation_regions", slide_id), 120, "the regions"
-            )
-        yield shown
-    finally:
-        shown.stop()
+        for folder, ending in ((platform.images, "tif"), (platform.annotations, "xml")):
+            if not (folder / f"{slide_id}.{ending}").exists():
+                shutil.copy(real_data / "cohort" / folder.name / f"{slide_id}.{ending}", folder)
+    for slide_id in SLIDES:
+        platform.wait(lambda slide_id=slide_id: platform.made_by("annotation_regions", slide_id), slide_id)
+    if not platform.made_by("patch_store", STORED):
+        platform.make("level_pipeline", ["slide_index", "sampled_index", "patch_store"], STORED)
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +79,24 @@ def launch(page: Page, *partitions: str) -> None:
     """Materialize partitions of the asset that is shown, through its dialog."""
     page.get_by_role("button", name="Materialize").first.click()
     page.get_by_text("Select a partition or create one").click()
+    # The list lies over the rest of the dialog until it is closed.
+    search = page.get_by_placeholder("Filter partitions")
     for partition in partitions:
+        search.fill(partition)
         named = page.get_by_text(partition, exact=True)
         page.get_by_role("menuitem").filter(has=named).first.click()
-    page.get_by_text("Partition selection").click()
-    page.get_by_text("Partition selection").click()
+    search.press("Escape")
+    search.wait_for(state="hidden")
     page.get_by_role("button", name=re.compile("^Launch")).click()
+
+
+def show_picture(page: Page, entry: str, alt: str) -> None:
+    """Open a picture of the metadata of the partition that is shown; it must have one."""
+    row = page.get_by_role("row").filter(has=page.get_by_text(entry, exact=True))
+    row.get_by_text("Show Markdown").click()
+    picture = page.get_by_role("img", name=alt)
+    picture.wait_for()
+    assert min(picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")) > 100
 
 
 def test_the_graph_reads_from_slides_to_evaluation(go):
@@ -97,6 +106,13 @@ def test_the_graph_reads_from_slides_to_evaluation(go):
         page.get_by_role("button", name=group).first.wait_for()
     shown = [button.inner_text() for button in page.get_by_role("button").all()]
     assert [text.splitlines()[0] for text in shown if text[:1].isdigit()] == groups
+    page.keyboard.press("Alt+e")  # expand all groups
+    places = []
+    for asset in ("slide_file", *SLIDE_ASSETS, *LEVEL_ASSETS, "level_comparison"):
+        node = page.get_by_text(asset, exact=True).first
+        node.wait_for()
+        places.append(node.bounding_box()["x"])
+    assert places == sorted(places), "from left to right in the order things are made"
     shoot(page, "ui_1_graph")
 
 
@@ -111,33 +127,26 @@ def test_a_slide_partition_is_materialized_by_hand(platform, go):
     before = platform.made_by("annotation_regions", SLIDES[1])
     page = go("/assets/annotation_regions?view=partitions")
     launch(page, SLIDES[1])
-    platform.wait(
-        lambda: platform.made_by("annotation_regions", SLIDES[1]) - before, 90, "the materialization"
-    )
+    platform.wait(lambda: platform.made_by("annotation_regions", SLIDES[1]) - before, "the materialization")
 
 
 def test_the_overlay_opens_from_the_partition(go):
     page = go(f"/assets/annotation_regions?view=partitions&partition={SLIDES[1]}")
     page.get_by_text("overlay_file").wait_for()
     shoot(page, "ui_3_partition")
-    page.get_by_text("Show Markdown").first.click()
-    picture = page.get_by_role("img", name="tissue and outline")
-    picture.wait_for()
-    size = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
-    assert min(size) > 100
+    show_picture(page, "overlay", "tissue and outline")
     shoot(page, "ui_4_overlay")
 
 
-# The list of partitions sometimes covers what closes it; a suite that must be green cannot wait on that.
-@pytest.mark.trial
-def test_two_levels_are_launched_as_a_backfill_and_succeed(platform, go):
+def test_three_levels_are_launched_as_a_backfill_and_each_is_made_once(platform, go):
+    before = {level: platform.made_by("slide_index", level) for level in LEVELS}
     page = go("/assets/slide_index?view=partitions")
     page.get_by_role("button", name="Materialize").first.wait_for()
-    launch(page, "0", "1")
-    for level in ("0", "1"):
-        platform.wait(lambda level=level: platform.made_by("slide_index", level), 120, "the levels")
-    platform.wait(platform.is_idle, 60, "the end of the runs")
-    assert all(len(platform.made_by("slide_index", level)) == 1 for level in ("0", "1"))
+    launch(page, *LEVELS)
+    for level in LEVELS:
+        platform.wait(lambda level=level: platform.made_by("slide_index", level) - before[level], level)
+    platform.wait(platform.is_idle, "the end of the runs")
+    assert [len(platform.made_by("slide_index", level) - before[level]) for level in LEVELS] == [1, 1, 1]
     page = go("/runs")
     page.get_by_text("Success").first.wait_for()
     shoot(page, "ui_5_runs")
@@ -150,9 +159,14 @@ def test_the_checks_of_a_level_say_what_they_looked_at(go):
     shoot(page, "ui_6_checks")
 
 
-@pytest.mark.trial
 def test_the_index_shows_its_figures_and_picture(go):
-    page = go("/assets/slide_index?view=partitions&partition=0")
+    page = go(f"/assets/slide_index?view=partitions&partition={STORED}")
     for entry in ("counts_by_slide", "counts_picture", "left_out"):
         page.get_by_text(entry).first.wait_for()
     shoot(page, "ui_7_index")
+
+
+def test_the_store_shows_a_mosaic_of_its_patches(go):
+    page = go(f"/assets/patch_store?view=partitions&partition={STORED}")
+    show_picture(page, "mosaic", "patches by class")
+    shoot(page, "ui_8_mosaic")

@@ -101,7 +101,7 @@ def test_metadata_says_where_how_large_and_how_many(instance, tmp_path):
     result = run(instance, tmp_path, numbers)
     metadata = result.asset_materializations_for_node("numbers")[0].metadata
     assert metadata["path"].value == str(tmp_path / "numbers.pkl")
-    assert metadata["size"].value == (tmp_path / "numbers.pkl").stat().st_size
+    assert metadata["size_bytes"].value == (tmp_path / "numbers.pkl").stat().st_size
     assert metadata["count"].value == 3
 
 

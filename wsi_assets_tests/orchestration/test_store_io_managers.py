@@ -6,6 +6,7 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import dagster as dg
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from wsi_assets.orchestration.io_managers.patch_stores import (
     PatchStoreIOManager,
     PngFolderIOManager,
 )
-from wsi_assets.orchestration.io_managers.reports import ReportIOManager
+from wsi_assets.orchestration.io_managers.reports import Report, ReportIOManager
 from wsi_assets.orchestration.partitions import EVERY_PARTITION, LEVELS
 from wsi_assets.patches import STORE_NAMES, ExtractionOptions, plan_patches
 
 BACKENDS = {"lmdb": LmdbIOManager, "hdf5": Hdf5IOManager, "fs": PngFolderIOManager}
 SIZE = 32
+PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_a_plan_becomes_a_store_and_loads_as_one_whatever_the_reader_is_set_to(
     folder = tmp_path / ("patch_store" if level is None else "level_4")
     assert metadata["path"].value == str(folder / STORE_NAMES[backend])
     assert metadata["count"].value == 4
-    assert metadata["size"].value > 0
+    assert metadata["size_bytes"].value > 0
     other = PatchStoreIOManager(storage_dir=str(tmp_path), backend="lmdb")
     materialize(instance, [patch_store, reader], other, level, selection=[reader])
     assert seen == [EXPECTED]
@@ -181,9 +183,10 @@ def test_a_report_is_published_whole_and_many_levels_load_as_a_mapping(instance,
     def evaluation():
         def write(folder: Path) -> Path:
             (folder / "report.html").write_text("<p>report")
+            (folder / "slide.png").write_bytes(PNG)
             return folder / "report.html"
 
-        return write
+        return Report(write, {"heatmap_slide": "slide.png", "heatmap_other": "other.png"})
 
     @dg.asset(ins={"evaluation": dg.AssetIn(**EVERY_PARTITION)}, io_manager_key="out")
     def overview(evaluation):
@@ -193,6 +196,8 @@ def test_a_report_is_published_whole_and_many_levels_load_as_a_mapping(instance,
     result = materialize(instance, [evaluation], manager, "1")
     metadata = result.asset_materializations_for_node("evaluation")[0].metadata
     assert metadata["path"].value == str(tmp_path / "level_1" / "report" / "report.html")
-    assert metadata["count"].value == 1
+    assert metadata["count"].value == 2
+    assert metadata["heatmap_slide"].value.startswith("![heatmap_slide](data:image/png;base64,")
+    assert "heatmap_other" not in metadata
     materialize(instance, [evaluation, overview], manager, selection=[overview])
     assert seen == [{"1": "report"}]

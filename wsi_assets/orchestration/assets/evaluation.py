@@ -10,6 +10,7 @@ import dagster as dg
 from wsi_assets.orchestration import catalog
 from wsi_assets.orchestration.config import EvaluationConfig
 from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
+from wsi_assets.orchestration.io_managers.reports import Report
 from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
 from wsi_assets.orchestration.mlflow_notes import metrics
 from wsi_assets.orchestration.partitions import EVERY_PARTITION, LEVELS
@@ -17,9 +18,10 @@ from wsi_assets.orchestration.report_context import (
     confusion_rows,
     figure_rows,
     headline,
+    heatmaps,
     report_context,
 )
-from wsi_assets.orchestration.reporting import clear_failures, picture, progress_to, table
+from wsi_assets.orchestration.reporting import clear_failures, picture, progress_to, rounded, table
 from wsi_assets.orchestration.resources.tracking import ModelTracking
 
 
@@ -65,11 +67,11 @@ def evaluation(
         mlflow_run.tell(metrics({f"test_{name}": figure.value for name, figure in figures.items()}))
     return made(
         "evaluation",
-        partial(write_report, outcome, context=about.report, progress=progress),
+        Report(partial(write_report, outcome, context=about.report, progress=progress), heatmaps(outcome)),
         config=config,
         made_from=recorded_version(context.instance, "test_predictions", level),
         metadata={
-            **{name: figure.value for name, figure in figures.items() if figure.value is not None},
+            **{name: rounded(figure.value) for name, figure in figures.items() if figure.value is not None},
             "figures": table(figure_rows(figures)),
             "confusion": table(confusion_rows(outcome)),
             "slides": table([asdict(score) for score in outcome.slide.ranking]),
@@ -97,7 +99,7 @@ def level_comparison(evaluation: dict[str, Path]) -> dg.MaterializeResult:
         rows = compare(metrics)
     shown = [{"level": row["level"], **{k: f["value"] for k, f in row["figures"].items()}} for row in rows]
     return dg.MaterializeResult(
-        value=partial(write_comparison, metrics),
+        value=Report(partial(write_comparison, metrics)),
         metadata={
             "levels": table(shown),
             **({"picture": picture(comparison_png(rows), "figures by level")} if rows else {}),

@@ -16,7 +16,7 @@ from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
 from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.registry import NO_ANNOTATION
-from wsi_assets.orchestration.reporting import clear_failures, picture, table
+from wsi_assets.orchestration.reporting import clear_failures, picture, rounded, table
 from wsi_assets.orchestration.resources.cluster import Cluster
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.resources.storage import Storage
@@ -76,7 +76,7 @@ def _tissue(
         file=contents,
         metadata={
             "slide": dg.MetadataValue.path(str(library.slide(slide_id).path)),
-            "tissue_share": float(tissue.tissue_share),
+            "tissue_share": rounded(tissue.tissue_share),
             "otsu_threshold": _number(tissue.threshold),
             "work_level": tissue.work_level,
             "base_magnification": tissue.scale.base_magnification,
@@ -144,7 +144,7 @@ def _outlines(
             "overlay": picture(outlines.overlay, "tissue and outline"),
             "overlay_file": dg.MetadataValue.path(str(large_path)),
             "annotation": "none: a normal slide" if path is None else str(path),
-            "tumor_area": outlines.area,
+            "tumor_area_px": outlines.area,
             "outlines": len(outlines.audit),
             "unknown_groups": outlines.unknown_groups,
             "audit": table(outlines.audit[:300]),
@@ -153,4 +153,4 @@ def _outlines(
 
 
 def _number(value: float | None) -> float | str:
-    return "unknown" if value is None else float(value)
+    return "unknown" if value is None else rounded(value)

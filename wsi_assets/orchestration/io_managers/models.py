@@ -45,7 +45,7 @@ class ModelIOManager(dg.ConfigurableIOManager):
         context.add_output_metadata(
             {
                 "path": dg.MetadataValue.path(str(target / "best.pt")),
-                "size": size_of(target),
+                "size_bytes": size_of(target),
                 "count": len(checkpoints),
                 "epoch_losses": dg.MetadataValue.path(str(target.parent / "epoch_losses.csv")),
             }

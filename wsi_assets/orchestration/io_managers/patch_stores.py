@@ -59,8 +59,8 @@ class PatchStoreIOManager(dg.ConfigurableIOManager):
         others = [name for kind, name in STORE_NAMES.items() if kind != self.backend]
         context.add_output_metadata(
             {
-                **_figures(report),
                 "mosaic": mosaic,
+                **_figures(report),
                 # Not removed: a store may have taken days. Nothing of the graph reads it any more.
                 "older_stores_of_other_backends": [name for name in others if (folder / name).exists()],
             }
@@ -126,7 +126,7 @@ def _figures(report: BuildReport) -> dict[str, Any]:
     return {
         "path": dg.MetadataValue.path(str(report.path)),
         "backend": report.backend,
-        "size": report.bytes,
+        "size_bytes": report.bytes,
         "count": report.patches,
         "tumor": report.tumor,
         "normal": report.normal,

@@ -87,7 +87,7 @@ def write_artefact(path: Path, value: Any) -> dict[str, Any]:
     write_plain_pickle(path, value)
     return {
         "path": dg.MetadataValue.path(str(path)),
-        "size": size_of(path),
+        "size_bytes": size_of(path),
         "count": len(value) if isinstance(value, (list, dict)) else 1,
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
@@ -14,27 +15,42 @@ from wsi_assets.orchestration.io_managers.partitioned import (
     partition_to_write,
 )
 from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS, StorageLayout
-from wsi_assets.orchestration.reporting import clear_failures
+from wsi_assets.orchestration.reporting import clear_failures, picture
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that is still to be written.
+
+    Attributes:
+        write: writes it into the empty folder it is given and returns the path of its page there.
+        pictures: name -> file in that folder, for the UI to show; one that is not there is left out.
+    """
+
+    write: Callable[[Path], Path]
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
 
 class ReportIOManager(dg.ConfigurableIOManager):
     """Publishes a report's folder whole: ``level_N/report/``, or ``<asset>/`` for an asset without levels.
 
-    The asset returns a callable that writes the report into the empty folder it is given and returns the path
-    of its page. Downstream gets the folder, or a mapping of level to folder for several levels.
+    The asset returns a :class:`Report`. Downstream gets the folder, or a mapping of level to folder for
+    several levels.
     """
 
     storage_dir: str
 
-    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+    def handle_output(self, context: dg.OutputContext, obj: Report) -> None:
         target = self._folder(context, partition_to_write(context))
         with clear_failures(), publish_folder(target) as aside:
-            page = target / obj(aside).relative_to(aside)
+            page = target / obj.write(aside).relative_to(aside)
+        shown = {name: target / file for name, file in obj.pictures.items() if (target / file).is_file()}
         context.add_output_metadata(
             {
+                **{name: picture(file.read_bytes(), name) for name, file in shown.items()},
                 "path": dg.MetadataValue.path(str(page)),
                 "page": dg.MetadataValue.url(page.as_uri()),
-                "size": size_of(target),
+                "size_bytes": size_of(target),
                 "count": sum(1 for file in target.rglob("*") if file.is_file()),
             }
         )
