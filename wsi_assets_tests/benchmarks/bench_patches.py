@@ -6,10 +6,7 @@ table and writes it as JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,13 +22,13 @@ import openslide
 from wsi_assets.patches import STORE_NAMES, ExtractionOptions, build_store, open_store, plan_patches
 from wsi_assets.patches.codecs import decoder, encoder
 from wsi_assets.slides import open_tiles
+from wsi_assets_tests.benchmarks.rows import Row, arguments, at_least, below, tell
 from wsi_assets_tests.patches.made import TILE, entry, grid, write_mosaic_slide
 
 SIZE = 256
+UNIT = "patches/s"
 _CONSTANT = 0.25
 """Seconds an update may take however little changed: opening, syncing and publishing files."""
-
-Row = dict[str, object]
 
 _MEMORY = """
 import json, resource, sys
@@ -98,13 +95,41 @@ def extraction(folder: Path, tiles: int, repeats: int) -> list[Row]:
         rates["engine"].append(len(plan) / timed(engine))
         rates["plain"].append(len(few) / timed(plain_loop))
     best = {name: max(values) for name, values in rates.items()}
+    what = "extraction to LMDB, one core, against"
     return [
-        {"what": "decode each tile once, encode each patch once", "rate": best["limit"]},
-        result(
-            "extraction to LMDB, one core, against that", best["engine"], best["engine"] / best["limit"], 0.75
+        at_least(
+            f"{what} decoding each tile and encoding each patch once",
+            best["engine"],
+            best["limit"],
+            UNIT,
+            0.75,
         ),
-        result("the same against a plain loop", best["engine"], best["engine"] / best["plain"], 20),
+        at_least(
+            f"{what} a plain loop (read_region, Pillow PNG, one put each)",
+            best["engine"],
+            best["plain"],
+            UNIT,
+            20,
+        ),
     ]
+
+
+def whole_tiles(folder: Path, tiles: int, repeats: int) -> Row:
+    """A slide whose tiles are the patches, as of many scanners, against one with larger tiles."""
+    rates: dict[int, list[float]] = {SIZE: [], TILE: []}
+    plans = {}
+    for tile in rates:
+        side = tiles * TILE
+        path = write_mosaic_slide(folder / f"tile{tile}.tif", side // tile, side // tile, tile=tile)
+        row = entry(path, grid(side, side, SIZE), SIZE)
+        plans[tile] = plan_patches([row], ExtractionOptions(extraction_workers=1))
+    for turn in range(repeats):
+        for tile, plan in plans.items():
+            target = folder / f"whole{tile}_{turn}" / "patches_lmdb"
+            rates[tile].append(len(plan) / timed(lambda p=plan, t=target: build_store(p, t, "lmdb")))
+    what = f"patches that are whole tiles of {SIZE} px, against those cut from tiles of {TILE} px"
+    ours, against = max(rates[SIZE]), max(rates[TILE])
+    return Row(what, ours, UNIT, against, ours / against)
 
 
 def processes(folder: Path, tiles: int, slides: int) -> Row:
@@ -119,7 +144,7 @@ def processes(folder: Path, tiles: int, slides: int) -> Row:
         plan = plan_patches(rows, ExtractionOptions(extraction_workers=workers))
         path = folder / f"workers{workers}" / "patches_lmdb"
         rates[workers] = len(plan) / timed(lambda plan=plan, path=path: build_store(plan, path, "lmdb"))
-    return result("2 processes against 1", rates[2], rates[2] / rates[1], 1.8)
+    return at_least("extraction, 2 processes against 1", rates[2], rates[1], UNIT, 1.8)
 
 
 def memory(folder: Path) -> list[Row]:
@@ -131,7 +156,7 @@ def memory(folder: Path) -> list[Row]:
         "100,000 x 1,024": (2, 195, None),
         "100,000 x 100,000, sparse": (195, 195, written),
     }
-    found = []
+    found: list[Row] = []
     for name, (rows, columns, tiles) in shapes.items():
         path = write_mosaic_slide(folder / f"m{len(found)}.tif", rows, columns, written=tiles)
         patches = grid(rows * TILE, columns * TILE, SIZE)
@@ -141,12 +166,8 @@ def memory(folder: Path) -> list[Row]:
         listing.write_text(json.dumps([entry(path, patches, SIZE)]))
         command = [sys.executable, "-c", _MEMORY, str(listing)]
         megabytes = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        row = {
-            "what": f"peak memory of a worker, {name} px",
-            "megabytes": megabytes,
-            "bar": "< 600",
-        }
-        found.append({**row, "met": megabytes < 600})
+        first = found[0].ours if found else None
+        found.append(below(f"peak memory of a worker, slide of {name} px", megabytes, "MB", 600, first))
     return found
 
 
@@ -168,10 +189,19 @@ def incremental(folder: Path, slides: int) -> list[Row]:
         reports = []
         plan = plan_patches(rows, options)
         step = timed(lambda b=backend, p=path, n=plan, r=reports: r.append(build_store(n, p, b)))
-        what = f"one slide added to {slides}, {backend}: share of a full build"
         met = reports[0].decoded == 64 and step < 0.03 * full + _CONSTANT
-        row = {"what": what, "seconds": step, "full_seconds": full, "ratio": step / full, "met": met}
-        found.append({**row, "decoded": reports[0].decoded, "bar": f"< 0.03 and {_CONSTANT} s"})
+        found.append(
+            Row(
+                f"one slide added to {slides}, {backend}, against a full build",
+                step,
+                "s",
+                full,
+                step / full,
+                f"< 3 % and {_CONSTANT} s",
+                met,
+                f"{reports[0].decoded} patches decoded",
+            )
+        )
     return found
 
 
@@ -194,10 +224,8 @@ def reading(folder: Path, tiles: int) -> list[Row]:
             for _ in range(5):
                 bare.append(timed(lambda d=decode, data=data: [d(value) for value in data] and None))
                 got.append(timed(lambda s=store, o=order: [s.get(index) for index in o] and None))
-        rate = len(order) / min(got)
-        found.append(
-            result(f"random reads, {backend} {codec}, against a bare decode", rate, min(bare) / min(got), 0.9)
-        )
+        what = f"random reads, {backend} {codec}, against a bare decode"
+        found.append(at_least(what, len(order) / min(got), len(order) / min(bare), UNIT, 0.9))
     return found
 
 
@@ -213,54 +241,29 @@ def codecs(folder: Path) -> list[Row]:
         coded = [encode(patch) for patch in patches]
         writes = min(timed(lambda e=encode: [e(patch) for patch in patches]) for _ in range(4))
         reads = min(timed(lambda d=decode, c=coded: [d(value) for value in c]) for _ in range(4))
-        found.append(
-            {
-                "what": f"codec {codec}",
-                "rate": len(patches) / writes,
-                "decode_rate": len(patches) / reads,
-                "kilobytes": sum(map(len, coded)) / len(coded) / 1000,
-            }
-        )
+        kilobytes = sum(map(len, coded)) / len(coded) / 1000
+        note = f"{kilobytes:.0f} KB a patch"
+        found.append(Row(f"codec {codec}, encoding", len(patches) / writes, UNIT, note=note))
+        found.append(Row(f"codec {codec}, decoding", len(patches) / reads, UNIT))
     return found
 
 
-def result(what: str, rate: float, ratio: float, bar: float) -> Row:
-    return {"what": what, "rate": rate, "ratio": ratio, "bar": f">= {bar}", "met": ratio >= bar}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the table here")
+    parser = arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller slides, fewer repeats")
-    arguments = parser.parse_args()
+    asked = parser.parse_args()
     cv2.setNumThreads(1)
-    tiles = 12 if arguments.quick else 24
+    tiles, repeats = (12, 2) if asked.quick else (24, 4)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = extraction(folder, tiles, 2 if arguments.quick else 4)
-        rows.append(processes(folder, tiles, 2 if arguments.quick else 16))
+        rows = extraction(folder, tiles, repeats)
+        rows.append(processes(folder, tiles, 2 if asked.quick else 16))
         rows += memory(folder)
-        rows += incremental(folder, 30 if arguments.quick else 100)
+        rows += incremental(folder, 30 if asked.quick else 100)
         rows += reading(folder, tiles)
+        rows.append(whole_tiles(folder, tiles, repeats))
         rows += codecs(folder)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    table = {"machine": machine, "load": os.getloadavg()[0], "rows": rows}
-    print(f"{'what':62} {'patches/s':>10} {'ratio':>8}  bar")
-    for row in rows:
-        rate = (
-            f"{row['rate']:,.0f}"
-            if "rate" in row
-            else f"{row['megabytes']:.0f} MB"
-            if "megabytes" in row
-            else ""
-        )
-        ratio = f"{row['ratio']:.3f}" if "ratio" in row else ""
-        if "decode_rate" in row:
-            ratio, rate = f"{row['kilobytes']:.0f} KB", f"{rate} / {row['decode_rate']:,.0f}"
-        verdict = "" if "met" not in row else "met" if row["met"] else "MISSED"
-        print(f"{row['what']:62} {rate:>10} {ratio:>8}  {row.get('bar', '')} {verdict}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(table, indent=1) + "\n")
+    tell(rows, asked.json)
 
 
 if __name__ == "__main__":

@@ -78,29 +78,6 @@ def below(what: str, ours: float, unit: str, bar: float, against: float | None =
     return Row(what, ours, unit, against, ratio, f"< {bar:g} {unit}", ours < bar, note)
 
 
-def of_patches(found: dict[str, Any]) -> list[Row]:
-    """Rows of one dictionary of the patch benchmark.
-
-    It holds ``what`` and one kind of figure: ``rate`` (patches/s; with a ``ratio`` to another rate),
-    ``megabytes``, ``seconds`` against ``full_seconds``, or a codec's ``rate``, ``decode_rate`` and
-    ``kilobytes``; and where something is asked of it, ``bar`` and ``met``.
-    """
-    what, asked = found["what"], {"bar": found.get("bar"), "met": found.get("met")}
-    ratio = found.get("ratio")
-    if "decode_rate" in found:
-        size = f"{found['kilobytes']:.0f} KB a patch"
-        return [
-            Row(f"{what}, encoding", found["rate"], "patches/s", note=size),
-            Row(f"{what}, decoding", found["decode_rate"], "patches/s"),
-        ]
-    if "megabytes" in found:
-        return [Row(what, found["megabytes"], "MB", **asked)]
-    if "full_seconds" in found:
-        decoded = f"{found['decoded']} patches decoded" if "decoded" in found else ""
-        return [Row(what, found["seconds"], "s", found["full_seconds"], ratio, **asked, note=decoded)]
-    return [Row(what, found["rate"], "patches/s", found["rate"] / ratio if ratio else None, ratio, **asked)]
-
-
 def figure(value: float) -> str:
     """Three digits, or all of those before the point."""
     if abs(value) >= 100:
@@ -148,9 +125,8 @@ def markdown(rows: Sequence[Row], on: dict[str, Any], unfinished: Sequence[str] 
 
 
 def read(path: Path) -> list[Row]:
-    """The rows a benchmark wrote, whichever of the two kinds it writes."""
-    stored = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [row for found in stored for row in ([Row(**found)] if "ours" in found else of_patches(found))]
+    """The rows a benchmark wrote."""
+    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
 
 
 def write(path: Path, rows: Iterable[Row], **more: Any) -> None:
