@@ -60,12 +60,6 @@ class BuildReport:
         """Patches decoded and stored a second; 0 when none was."""
         return self.decoded / self.seconds if self.seconds > 0 else 0.0
 
-    @property
-    def quarantined_share(self) -> float:
-        """Share of the planned patches that could not be read, 0 to 1."""
-        planned = self.patches + len(self.quarantined)
-        return len(self.quarantined) / planned if planned else 0.0
-
 
 def build_store(
     plan: PatchPlan,
