@@ -40,13 +40,20 @@ class TissueOptions(BaseModel):
     )
 
 
+LARGEST_PATCH = 4096
+"""Side, in pixels, beyond which a patch is not one any more: a network's memory for it would be gigabytes."""
+
+
 class IndexOptions(BaseModel):
     """Which patches of a slide are indexed, and how they are labelled."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     patch_size: int = Field(
-        default=256, ge=8, le=4096, description="Side of a square patch, in pixels of the target level."
+        default=256,
+        ge=8,
+        le=LARGEST_PATCH,
+        description="Side of a square patch, in pixels of the target level.",
     )
     stride: int | None = Field(
         default=None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_assets.errors import ModelError
+from wsi_assets.index.options import LARGEST_PATCH
 
 CLASSES = ("normal", "tumor")
 
@@ -35,6 +36,11 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> nn.Modu
             f"model_name {name!r} is not a classification network of torchvision that this trains",
             remedy="Use e.g. resnet18, resnet34, resnet50 or efficientnet_b0",
         )
+    if not isinstance(patch_size, int) or not 0 < patch_size <= LARGEST_PATCH:
+        raise ModelError(
+            f"patches of {str(patch_size)[:30]} pixels are not possible",
+            remedy=f"Use {LARGEST_PATCH} at most",
+        )
     model = models.get_model(name, weights=None, num_classes=len(CLASSES))
     if weights == "imagenet":
         _fit(model, _imagenet(name), f"ImageNet weights of {name}")
@@ -46,7 +52,7 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> nn.Modu
             outputs = model(torch.zeros(1, 3, patch_size, patch_size))
     except Exception as error:  # networks refuse a size in many ways
         raise ModelError(
-            f"{name} does not take patches of {patch_size} pixels ({error})",
+            f"{name} does not take patches of {patch_size} pixels ({_first_line(error)})",
             remedy="Choose another model_name or patch_size",
         ) from error
     if outputs.shape != (1, len(CLASSES)):
@@ -98,9 +104,14 @@ def _imagenet(name: str) -> dict[str, Tensor]:
         return chosen.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network is an URLError, a broken download a RuntimeError
         raise ModelError(
-            f"the ImageNet weights of {name} cannot be downloaded ({error})",
+            f"the ImageNet weights of {name} cannot be downloaded ({_first_line(error)})",
             remedy=f"Set weights=none, or fetch {chosen.url} elsewhere and set weights to that file's path",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    # PyTorch goes on with a page of its own stack.
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -231,7 +231,12 @@ def small_disk(tmp_path):
             pytest.skip("mounting is not permitted here")
     except FileNotFoundError:
         pytest.skip("there is no mount here")
-    yield folder, lambda options: mount(f"remount,{options}")
+
+    def remount(options: str) -> None:
+        done = mount(f"remount,{options}")
+        assert done.returncode == 0, done.stderr
+
+    yield folder, remount
     subprocess.run(["umount", folder], check=False)
 
 
@@ -290,23 +295,24 @@ def test_each_stage_on_a_full_and_on_a_read_only_disk_is_one_line_and_ends_in_th
     """The disk is full from the start, when half of what the stage writes is there, and read-only."""
     disk, remount = small_disk
     remount("size=200m")
-    storage, home = disk / "storage", {"DAGSTER_HOME": str(tmp_path / "home")}
-    upto = make_what_comes_before(stage, runs, folders, storage, backend, **home)
-    for name in (storage, tmp_path / "home"):
-        shutil.copytree(name, tmp_path / "start" / name.name) if name.exists() else None
+    storage, home = disk / "storage", tmp_path / "home"
+    records = {"DAGSTER_HOME": str(home)}
+    home.mkdir()
+    upto = make_what_comes_before(stage, runs, folders, storage, backend, **records)
+    for folder in (storage, home):
+        shutil.copytree(folder, tmp_path / "start" / folder.name)
 
     def run() -> Ended:
-        return command(runs, folders, storage, backend, upto, **home)
+        return command(runs, folders, storage, backend, upto, **records)
 
     def used() -> int:
         at = os.statvfs(disk)
         return (at.f_blocks - at.f_bfree) * at.f_frsize
 
     def afresh() -> None:
-        for name in (storage, tmp_path / "home"):
-            shutil.rmtree(name, ignore_errors=True)
-            if (tmp_path / "start" / name.name).exists():
-                shutil.copytree(tmp_path / "start" / name.name, name)
+        for folder in (storage, home):
+            shutil.rmtree(folder)
+            shutil.copytree(tmp_path / "start" / folder.name, folder)
 
     before = used()
     assert run().status == 0

@@ -95,6 +95,13 @@ def test_a_network_of_fixed_input_size_refuses_other_patches():
         build_model("vit_b_16", patch_size=32)
 
 
+@pytest.mark.parametrize("size", [0, -1, 5000, 2**31, 2**63, 10**400, "64", None])
+def test_a_patch_size_that_cannot_be_is_refused_before_any_memory_is_asked_for(size):
+    with pytest.raises(ModelError, match="are not possible") as caught:
+        build_model("resnet18", patch_size=size)
+    assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
 def test_networks_of_torchvision_have_two_outputs(name):
     assert build_model(name, patch_size=64)(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
