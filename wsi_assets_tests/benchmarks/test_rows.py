@@ -42,30 +42,6 @@ def test_rows_come_back_from_json_as_they_were(tmp_path):
     assert rows.read(tmp_path / "rows.json") == ROWS
 
 
-def test_figures_of_the_patch_benchmark_keep_both_sides_of_their_ratio(tmp_path):
-    found = [
-        {"what": "engine", "rate": 1500.0, "ratio": 0.75, "bar": ">= 0.75", "met": True},
-        {"what": "limit", "rate": 2000.0},
-        {"what": "peak memory", "megabytes": 292.0, "bar": "< 600", "met": True},
-        {
-            "what": "one added",
-            "seconds": 2.0,
-            "full_seconds": 20.0,
-            "ratio": 0.1,
-            "bar": "< 3 %",
-            "met": False,
-        },
-        {"what": "codec", "rate": 400.0, "decode_rate": 900.0, "kilobytes": 127.4},
-    ]
-    (tmp_path / "found.json").write_text(json.dumps({"machine": "any", "rows": found}))
-    engine, limit, peak, added, encoding, decoding = rows.read(tmp_path / "found.json")
-    assert (engine.ours, engine.against, engine.unit, engine.met) == (1500, 2000, "patches/s", True)
-    assert (limit.against, limit.met) == (None, None)
-    assert (peak.ours, peak.unit) == (292, "MB")
-    assert (added.ours, added.against, added.unit, added.met) == (2, 20, "s", False)
-    assert (encoding.ours, decoding.ours, encoding.note) == (400, 900, "127 KB a patch")
-
-
 def measured(monkeypatch, tmp_path, found: dict) -> tuple[int, dict, str]:
     """Exit status, JSON and Markdown of a run whose benchmarks find this."""
     monkeypatch.setattr(bench, "BENCHMARKS", tuple(found))

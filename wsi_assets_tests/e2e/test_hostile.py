@@ -58,7 +58,7 @@ def test_ten_thousand_damaged_inputs_are_read_or_refused_in_one_line(parser, rea
 
 
 def test_the_harness_sees_a_crash_a_hang_a_flood_a_stray_write_and_an_untyped_error(tmp_path):
-    outcome = survive("bad_parser", tmp_path / "cases", 7, seconds=1)
+    outcome = survive("bad_parser", tmp_path / "cases", 7, seconds=4)
     assert outcome.read == 1
     told = "\n".join(outcome.faults)
     for sign in ("SIGSEGV", "SIGALRM", "MiB", "stray", "ZeroDivisionError", "not one short line"):
