@@ -16,6 +16,7 @@ from wsi_assets.orchestration import catalog
 from wsi_assets.orchestration.lineage import Recorded, recorded, version_of
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.registry import Sighting, known_sightings
+from wsi_assets.orchestration.unfinished import slides_in_work
 
 # Batches of slides and a rule of our own are what slides need; that Dagster calls them beta is no
 # news to a user.
@@ -74,13 +75,17 @@ class MadeFromOtherFiles(dg.AutomationCondition):
         for source in self._sources:
             touched, state["after"][source] = _touched(instance, source, state["after"].get(source))
             pending |= touched
-        registered = pending & set(instance.get_dynamic_partitions(SLIDES.name))
+        every_slide = instance.get_dynamic_partitions(SLIDES.name)
+        registered = pending & set(every_slide)
+        # Before the records are read: a run that ends in between has written them. While a run of many slides
+        # goes on, a slide's record may for a moment be the one Dagster writes for all of them.
+        in_work = slides_in_work(instance, every_slide) if registered else set()
         stale = self._out_of_date(instance, registered)
         # A sensor's observations are stored before its partitions: what is not registered yet will be.
         state["pending"] = sorted((pending - registered) | stale)
         return dg.AutomationResult(
             context,
-            context.candidate_subset.compute_intersection_with_partition_keys(stale),
+            context.candidate_subset.compute_intersection_with_partition_keys(stale - in_work),
             cursor=json.dumps(state),
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
 
 import dagster as dg
 
@@ -13,7 +12,7 @@ from wsi_assets.orchestration.layout import StorageLayout
 from wsi_assets.orchestration.lineage import DATA_VERSION_TAG, MADE_FROM_TAG
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.resources.library import SlideLibrary
-from wsi_assets.orchestration.schedules import UNFINISHED
+from wsi_assets.orchestration.unfinished import UNFINISHED, uses_slide
 from wsi_assets.slides.naming import folded
 
 RETIRED = "retired"
@@ -63,26 +62,6 @@ def retire_slide(
     instance.delete_dynamic_partition(SLIDES.name, slide_id)
     shutil.rmtree(layout.slide_folder(slide_id), ignore_errors=True)
     return [path.name for path in sorted(layout.root.glob("level_[0-9]"))]
-
-
-def uses_slide(
-    tags: dict[str, str], assets: Iterable[dg.AssetKey], registered: Sequence[str], slide_id: str
-) -> bool:
-    """Whether a run with these tags and assets works on a slide: alone, in a range, or as part of a level.
-
-    Deleting a partition kills runs that work on it.
-    """
-    if "dagster/partition" in tags:
-        names = {key.to_user_string() for key in assets}
-        by_level = tags["dagster/partition"] not in registered and (
-            not names or names & {"slide_index", "evaluation"}
-        )
-        return tags["dagster/partition"] == slide_id or bool(by_level)
-    first = tags.get("dagster/asset_partition_range_start")
-    last = tags.get("dagster/asset_partition_range_end")
-    if first in registered and last in registered:
-        return registered.index(first) <= registered.index(slide_id) <= registered.index(last)
-    return False
 
 
 def _record(instance: dg.DagsterInstance, slide_id: str) -> None:

@@ -26,6 +26,7 @@ from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.registry import known_sightings, slide_states
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.resources.storage import Storage
+from wsi_assets.orchestration.unfinished import is_busy
 
 SLIDES_AT = "0 1 * * *"
 INDEX_AT = "0 2 * * *"
@@ -271,19 +272,5 @@ def slides_request(first: str, last: str, assets: Sequence[str]) -> dg.RunReques
         tags=tags,
     )
 
-
-def is_busy(instance: dg.DagsterInstance, partition: str) -> bool:
-    """Whether a run of this partition is queued or running."""
-    unfinished = dg.RunsFilter(statuses=UNFINISHED, tags={"dagster/partition": partition})
-    return bool(instance.get_run_records(unfinished, limit=1))
-
-
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 ALL_SCHEDULES = [nightly_slides, nightly_index]

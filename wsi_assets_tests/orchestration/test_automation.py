@@ -155,6 +155,38 @@ def test_a_slide_mended_by_hand_is_not_made_a_second_time(ticks):
     assert ticks.tick() == {}
 
 
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_what_a_run_is_about_to_record_is_not_asked_for_again(ticks, ends_well):
+    for slide_id in ("a", "b"):
+        ticks.see(slide_id, "1")
+        ticks.make(TISSUE, slide_id, "1")
+        ticks.make(OUTLINES, slide_id, "none")
+
+    @dg.op
+    def nothing():
+        pass
+
+    @dg.job
+    def some_job():
+        nothing()
+
+    stretch = {"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "b"}
+    run = ticks.instance.create_run_for_job(some_job, tags=stretch, status=dg.DagsterRunStatus.STARTED)
+    # Dagster's own record of all slides of a run says nothing of what each was made from.
+    for asset in (TISSUE, OUTLINES):
+        for slide_id in ("a", "b"):
+            ticks.instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=slide_id))
+    assert ticks.tick() == {}
+    if ends_well:
+        for slide_id in ("a", "b"):
+            ticks.make_both(slide_id, "1")
+        ticks.instance.report_run_failed(run)
+        assert ticks.tick() == {}
+    else:
+        ticks.instance.report_run_failed(run)
+        assert ticks.tick()[TISSUE] == {"a", "b"}
+
+
 def test_nothing_below_the_slides_has_a_condition(ticks):
     graph = ticks.definitions.resolve_asset_graph()
     conditioned = {

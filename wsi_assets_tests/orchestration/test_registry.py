@@ -17,7 +17,8 @@ from wsi_assets.orchestration.lineage import DATA_VERSION_TAG, MADE_FROM_TAG, re
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.registry import known_sightings, register, slide_states, to_look_at
 from wsi_assets.orchestration.resources.library import SlideLibrary
-from wsi_assets.orchestration.retiring import retire_slide, uses_slide
+from wsi_assets.orchestration.retiring import retire_slide
+from wsi_assets.orchestration.unfinished import uses_slide
 from wsi_assets.slides import find_slides
 
 
