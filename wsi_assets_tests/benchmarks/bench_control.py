@@ -11,6 +11,7 @@ file, loading the definitions beside importing Dagster.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -174,12 +175,17 @@ def main() -> None:
     asked = parser.parse_args()
     for name in [key for key in os.environ if key.startswith(("WSI_", "DAGSTER_", "MLFLOW"))]:
         del os.environ[name]
-    with tempfile.TemporaryDirectory() as folder:
+    # Thirty thousand records are written in memory, in half the time; what is measured is on disk.
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=memory) as aside:
         for name in ("images", "annotations"):
             Path(folder, name).mkdir()
         settings = Settings.from_environment({}, home=Path(folder))
+        os.environ["DAGSTER_HOME"] = aside
         with open_instance(settings) as instance:
             make_cohort(settings, instance, asked.slides)
+        os.environ["DAGSTER_HOME"] = shutil.copytree(aside, Path(folder) / "dagster_home").as_posix()
+        with open_instance(settings) as instance:
             found = ticks(settings, instance, asked.slides)
             found = looks(settings, instance, asked.slides) + found
     rows.tell(found + starting(), asked.json)

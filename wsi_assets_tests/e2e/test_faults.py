@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import dagster as dg
 import pytest
@@ -393,5 +396,18 @@ def test_a_moved_storage_folder_is_up_to_date_and_works_on(runs, folders, undist
         assert more.status == 0, more.output
         assert "nothing to do" not in more.output
         assert not old.exists(), "written where it had been"
+        places = _places_mlflow_names(new / "mlflow.db")
+        assert len(places) >= 4, "runs and models of two trainings"
+        assert all(place.is_relative_to(new) and place.is_dir() for place in places), places
     finally:
         (tmp_path / "kept").rename(old)
+
+
+def _places_mlflow_names(database: Path) -> set[Path]:
+    """Folders in which MLflow looks for the artefacts of its runs and models."""
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        rows = opened.execute(
+            "SELECT artifact_uri FROM runs UNION SELECT artifact_location FROM logged_models "
+            "UNION SELECT source FROM model_versions"
+        ).fetchall()
+    return {Path(unquote(urlsplit(uri).path)) for (uri,) in rows}
