@@ -258,7 +258,8 @@ def filler(platform) -> Iterator[Path]:
 def test_a_full_disk_is_told_loses_nothing_and_is_followed_by_work(platform, filler):
     layout = StorageLayout(platform.storage)
     before = {level: _store_keys(layout, level) for level in LEVELS}
-    larger = {"slide_index": {"stride": 32}, "patch_store": {"codec": "raw"}}
+    # Some sixty megabytes: too much for what is left, and little for the disk.
+    larger = {"slide_index": {"patch_size": 64, "stride": 32}, "patch_store": {"codec": "raw"}}
     run = platform.launch("level_pipeline", UPTO_STORE, "0", ops(larger))
     platform.wait(lambda: platform.status(run) in ENDED, "the run's end")
     assert platform.status(run) == "FAILURE"
