@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from wsi_assets_tests.ports import free_port
 
 PATIENCE_SECONDS = 300
 
@@ -34,7 +35,7 @@ class Platform:
         for folder in (self.images, self.annotations):
             folder.mkdir(parents=True, exist_ok=True)
         self.look_every_seconds = look_every_seconds
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
 
@@ -341,9 +342,3 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
         if is_disk:
             # Lazily: killed processes may take a moment to let go of it.
             subprocess.run(["umount", "--lazy", folder], check=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

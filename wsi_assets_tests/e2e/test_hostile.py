@@ -6,7 +6,6 @@ import contextlib
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from wsi_assets.orchestration.servers import server_commands
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets_tests.e2e.conftest import settings
 from wsi_assets_tests.e2e.fuzzing import MEMORY, SECONDS, survive
+from wsi_assets_tests.ports import free_port
 from wsi_assets_tests.slides.made import picture, write_pyramid
 
 CASES = 300
@@ -215,8 +215,7 @@ def test_no_running_server_listens_beyond_this_machine(tmp_path):
     """Whatever a server and its children open, not only what they were told: their own sockets are asked."""
     for folder in ("images", "storage"):
         (tmp_path / folder).mkdir()
-    ports = set(free_ports(2))
-    port, other = ports
+    port, other = ports = free_port(), free_port()
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WSI_", "DAGSTER_", "MLFLOW"))}
     with (tmp_path / "ui.log").open("wb") as log:
         ui = subprocess.Popen(
@@ -233,7 +232,7 @@ def test_no_running_server_listens_beyond_this_machine(tmp_path):
         )
     try:
         deadline, listening = time.monotonic() + 300, set()
-        while not ports <= {place.port for place in listening}:
+        while not set(ports) <= {place.port for place in listening}:
             assert ui.poll() is None, (tmp_path / "ui.log").read_text()
             assert time.monotonic() < deadline, f"{listening} listen, not {ports}"
             time.sleep(0.2)
@@ -242,14 +241,6 @@ def test_no_running_server_listens_beyond_this_machine(tmp_path):
     finally:
         ui.terminate()
         ui.wait(60)
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def listeners(pid: int) -> set:

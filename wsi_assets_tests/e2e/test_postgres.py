@@ -12,7 +12,6 @@ import pickle
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,6 +23,7 @@ import pytest
 
 from wsi_assets.orchestration.dead_runs import fail_dead_runs
 from wsi_assets_tests.e2e.platform import Platform
+from wsi_assets_tests.ports import free_port
 
 pytestmark = pytest.mark.trial
 
@@ -47,9 +47,7 @@ def server() -> Iterator[dict[str, str]]:
     try:
         if user:
             shutil.chown(folder, ACCOUNT, ACCOUNT)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = str(free_port())
         access = {"PGHOST": "127.0.0.1", "PGPORT": port, "PGUSER": "wsi", "PGPASSWORD": "a b/c@d:é"}
         (folder / "password").write_text(access["PGPASSWORD"] + "\n", encoding="utf-8")
         (folder / "password").chmod(0o644)
