@@ -63,18 +63,19 @@ def serve(
         signal.signal(interrupt, signal.default_int_handler)
     servers = [Server(name, command, logs / f"{name}.log") for name, command in commands.items()]
     reserve = Reserve(home)
-    try:
-        for server in servers:
-            server.start()
-        tell(f"Dagster UI:  http://{host}:{port}")
-        if "mlflow" in commands:
-            tell(f"MLflow:      http://{host}:{mlflow_port}")
-        tell(f"Logs:        {logs}\nStop with Ctrl-C.")
-        with dg.DagsterInstance.get() as instance:
+    # The records are opened first: servers that all make the databases of a new home break each other's.
+    with dg.DagsterInstance.get() as instance:
+        try:
+            for server in servers:
+                server.start()
+            tell(f"Dagster UI:  http://{host}:{port}")
+            if "mlflow" in commands:
+                tell(f"MLflow:      http://{host}:{mlflow_port}")
+            tell(f"Logs:        {logs}\nStop with Ctrl-C.")
             return _watch(servers, reserve, instance, tell)
-    finally:
-        _stop([server.process for server in servers if server.process is not None])
-        reserve.give_up()
+        finally:
+            _stop([server.process for server in servers if server.process is not None])
+            reserve.give_up()
 
 
 class Server:

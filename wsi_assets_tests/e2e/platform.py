@@ -94,7 +94,7 @@ class Platform:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process is not None and self.process.poll() is not None:
-                raise AssertionError(self.told())
+                raise AssertionError(self._last_lines())
             # A server that does not answer at the moment, e.g. on a full disk, says nothing of the fact.
             with contextlib.suppress(urllib.error.URLError):
                 found = fact()
@@ -318,7 +318,11 @@ class Platform:
     def _state(self) -> str:
         with contextlib.suppress(OSError):
             return "\n".join(str(run) for run in self.runs())
-        return "the UI does not answer\n" + self.told()
+        return "the UI does not answer\n" + self._last_lines()
+
+    def _last_lines(self) -> str:
+        logs = sorted(self.storage.glob("dagster_home/server_logs/*.log"))
+        return "\n".join([self.told(), *(log.read_text(errors="replace")[-3000:] for log in logs)])
 
     def _answers(self) -> bool:
         try:
