@@ -15,6 +15,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def training(store, options: TrainingOptions, device: torch.device, steps: int, 
             torch.cuda.synchronize()
         return len(order) / (time.perf_counter() - started)
 
-    waits = []
+    what, waits = f"training, {described(options, store, learner.precision, device)}", []
     with BatchReader(store, workers=usable_workers(options.num_workers), pin=device.type == "cuda") as reader:
 
         def loop() -> float:
@@ -129,7 +130,10 @@ def training(store, options: TrainingOptions, device: torch.device, steps: int, 
             waits.append(trained.waiting)
             return trained.images_per_second
 
-        ready_rate, rate, ratio, processor = compare(ready_made, loop, turns)
+        compared = compare(
+            *(what, ready_made, loop, turns),
+            lambda: f"{statistics.median(waits[1:]):.2%} of the time waiting for patches",
+        )
     patches = torch.from_numpy(store.get_many(batches[0])).to(device)
     started = time.perf_counter()
     learner.inputs(patches, 1, 0, len(patches))
@@ -139,10 +143,8 @@ def training(store, options: TrainingOptions, device: torch.device, steps: int, 
     started = time.perf_counter()
     draw_transforms(options.batch_size, seed=0, epoch=0, batch=0)
     drawing = time.perf_counter() - started
-    what = f"training, {described(options, store, device)}"
-    waiting = f"{statistics.median(waits[1:]):.2%} of the time waiting for patches"
     return [
-        against_ready_made(what, ready_rate, rate, ratio, processor, waiting),
+        compared,
         rows.Row(f"{what}: augmentation of a batch", augmentation, "s"),
         rows.Row(f"{what}: of which drawing the transforms", drawing, "s"),
     ]
@@ -172,31 +174,19 @@ def prediction(
         patch_probabilities(classifier, store, positions, settings)
         return len(positions) / (time.perf_counter() - started)
 
-    what = f"prediction, {described(options, store, device)}"
-    return [against_ready_made(what, *compare(ready_made, loop, turns))]
+    what = f"prediction, {described(options, store, settings.prediction_precision, device)}"
+    return [compare(what, ready_made, loop, turns)]
 
 
-def described(options: TrainingOptions, store, device: torch.device) -> str:
+def described(options: TrainingOptions, store, precision: str, device: torch.device) -> str:
     """Network, patches and device, short enough for a table."""
-    precision = resolve_precision(options.precision, device)
     return (
         f"{options.model_name}, {options.batch_size} of {store.info['patch_size']} px, {precision}, {device}"
     )
 
 
-def against_ready_made(
-    what: str, ready: float, ours: float, ratio: float, processor: float, note: str = ""
-) -> rows.Row:
-    """The row with the bar; its ratio is the median over turns, so that a slow moment hits both sides."""
-    return rows.Row(
-        f"{what}, against ready-made tensors",
-        *(ours, "img/s", ready, ratio, f"ratio >= {BAR:g}", ratio >= BAR),
-        "; ".join(filter(None, [f"{processor:.3f} by processor time", note])),
-    )
-
-
-def compare(ready_made, loop, turns: int) -> tuple[float, float, float, float]:
-    """Both sides in turns: medians of their rates, of the ratio, and of the ratio of processor time."""
+def compare(what: str, ready_made, loop, turns: int, note: Callable[[], str] = str) -> rows.Row:
+    """Both sides in turns. The row is the turn whose ratio is the median, with its own two sides."""
 
     def turn(side) -> tuple[float, float]:
         started = time.process_time()
@@ -204,10 +194,11 @@ def compare(ready_made, loop, turns: int) -> tuple[float, float, float, float]:
 
     turn(ready_made), turn(loop)  # warm up
     pairs = [(turn(ready_made), turn(loop)) for _ in range(turns)]
-    ready, ours = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
-    wall = statistics.median(loop_[0] / ready_[0] for ready_, loop_ in pairs)
+    pairs.sort(key=lambda pair: pair[1][0] / pair[0][0])
+    (ready, _), (ours, _) = pairs[turns // 2]
     processor = statistics.median(ready_[1] / loop_[1] for ready_, loop_ in pairs)
-    return ready, ours, wall, processor
+    told = "; ".join(filter(None, [f"{processor:.3f} by processor time", note()]))
+    return rows.at_least(f"{what}, against ready-made tensors", ours, ready, "img/s", BAR, told)
 
 
 if __name__ == "__main__":
