@@ -26,7 +26,7 @@ ui: $(READY) ## open the Dagster UI on the current folder's home
 	$(BIN)/wsi-assets ui
 
 test: lint ## lint and run the tests
-	$(BIN)/python -m pytest -m "not trial"
+	$(BIN)/python -m pytest -m "not trial" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .
