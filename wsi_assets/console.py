@@ -139,9 +139,8 @@ def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -
     from wsi_assets.patches import open_store, verify_store
 
     layout = StorageLayout(settings.storage_dir)
-    store = open_store(current_store(layout, level))
     entries = read_plain_pickle(layout.level_artefact("sampled_index", level))
-    with _bars() as bars:
+    with open_store(current_store(layout, level)) as store, _bars() as bars:
         report = verify_store(store, entries, fraction, seed, progress=bars)
     for key, problem in report.problems:
         console.print(f"problem: {key}: {problem}", style="red", soft_wrap=True, markup=False)

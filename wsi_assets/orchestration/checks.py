@@ -154,24 +154,23 @@ def patch_store_gates(
     sampled, about = level.load("sampled_index"), level.metadata("patch_store")
     options = ExtractionOptions(**about["parameters"])
     plan = plan_patches(sampled, options)
-    store = open_store(current_store(level.layout, level.level))
-    lost = len(store.info["quarantined"])
-    judged: dict[str, tuple[Gate, bool]] = {
-        "store_equals_its_index": (
-            partial(
-                gates.store_equals_index,
-                *(store.info["digest"], plan.digest(store.info["backend"]), len(store), lost, len(plan)),
+    with open_store(current_store(level.layout, level.level)) as store:
+        lost = len(store.info["quarantined"])
+        judged: dict[str, tuple[Gate, bool]] = {
+            "store_equals_its_index": (
+                partial(
+                    gates.store_equals_index,
+                    *(store.info["digest"], plan.digest(store.info["backend"]), len(store), lost, len(plan)),
+                ),
+                True,
             ),
-            True,
-        ),
-        "few_patches_unreadable": (
-            partial(gates.few_quarantined, lost, len(plan), options.max_quarantined),
-            True,
-        ),
-        "patches_show_their_slides": (partial(_pixels, store, sampled), True),
-    }
-    yield from _judge(judged)
-    store.close()
+            "few_patches_unreadable": (
+                partial(gates.few_quarantined, lost, len(plan), options.max_quarantined),
+                True,
+            ),
+            "patches_show_their_slides": (partial(_pixels, store, sampled), True),
+        }
+        yield from _judge(judged)
 
 
 @dg.multi_asset_check(

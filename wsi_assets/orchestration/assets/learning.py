@@ -50,6 +50,7 @@ def trained_model(
     level, told = context.partition_key, set()
     with (
         clear_failures(),
+        patch_store,  # closed in the end: open, it keeps its room on the disk when another store follows
         tracking.open_run(level, {"dagster_run_id": context.run.run_id}, context.log.warning) as mlflow_run,
     ):
         mlflow_run.tell(*beginning(level, config, patch_store))
@@ -100,7 +101,7 @@ def test_predictions(
     from wsi_assets.learning import load_model, predict
 
     level = context.partition_key
-    with clear_failures():
+    with clear_failures(), patch_store:
         model = load_model(trained_model)
         threshold = model.val_threshold
         predictions = predict(patch_store, sampled_index, model, config, progress=progress_to(context.log))
