@@ -18,6 +18,7 @@ class MemoryStore:
         self.keys = keys or [f"{slide}_{i:06d}" for i, slide in enumerate(slide_ids)]
         self.path = "memory"
         self.reads = 0
+        self.closed = 0
         self.info = {
             "level": level,
             "patch_size": self.patches.shape[1],
@@ -36,6 +37,12 @@ class MemoryStore:
     def get_many(self, indices):
         self.reads += len(indices)
         return self.patches[np.asarray(indices)]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.closed += 1
 
     def key_index(self, key):
         try:

@@ -71,7 +71,10 @@ def made(tmp_path_factory):
     tiny.register()
     folder = tmp_path_factory.mktemp("storage")
     with dg.DagsterInstance.ephemeral() as instance:
+        closed = STORE.closed
         assert materialize(folder, instance).success
+        # An open store would keep its room on the disk when another takes its place.
+        assert STORE.closed == closed + 2, "training and prediction each let go of the store"
         metadata = {
             asset: recorded_metadata(instance, asset, LEVEL)
             for asset in ("trained_model", "test_predictions")
