@@ -182,6 +182,8 @@ def _ended(status: int) -> str:
 
 
 def _interrupt_with_parent() -> None:
+    # Whoever was started in the background ignores interrupts, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Else servers outlive a parent that is killed, and keep the port from the next. Linux only.
     if sys.platform == "linux":
         _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGINT)
