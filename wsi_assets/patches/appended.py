@@ -112,7 +112,7 @@ class AppendingWriter(ABC):
         else:
             self._file, begin = self._old.file, self._old.end
             base = [self._old.contents.info["digest"], begin]
-        records = self._continued([content, base], begin)
+        records = self._continued([content, base])
         self._handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         items = [tuple(item) for record in records for item in record]
         self._end = max([begin, *(self._behind(offset, length) for *_, offset, length in items)])
@@ -208,7 +208,7 @@ class AppendingWriter(ABC):
         """Where a value at ``offset`` and its padding end."""
         return offset - cls.before + cls.taken(length)
 
-    def _continued(self, base: list[Any], begin: int) -> list[Any]:
+    def _continued(self, base: list[Any]) -> list[Any]:
         """Open the journal; what it has if it is of this build, else it begins anew."""
         journal = self._folder / _JOURNAL
         records = aside.Journal.read(journal)

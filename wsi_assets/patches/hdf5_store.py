@@ -24,8 +24,6 @@ from wsi_assets.patches.hdf5_pages import SUPERBLOCK, Chunks, finished
 class Hdf5Shelf(AppendedShelf):
     """A complete HDF5 store, open for reading in this process."""
 
-    grows = True
-
     def __init__(self, path: Path):
         super().__init__(path, path)
         try:
@@ -39,6 +37,8 @@ class Hdf5Shelf(AppendedShelf):
                     origins=file["origins"][:],
                 )
                 self.end = _end_of(self.handle)
+                # Another program may have left the file with any end; we append at multiples of 8.
+                self.grows = self.end % 8 == 0
                 self.places = _places(file["images"], self.end)
             self.contents.check()
         except StoreError:

@@ -156,19 +156,11 @@ def test_a_slide_mended_by_hand_is_not_made_a_second_time(ticks):
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
-def test_what_a_run_is_about_to_record_is_not_asked_for_again(ticks, ends_well):
+def test_what_a_run_is_about_to_record_is_not_asked_for_again(ticks, some_job, ends_well):
     for slide_id in ("a", "b"):
         ticks.see(slide_id, "1")
         ticks.make(TISSUE, slide_id, "1")
         ticks.make(OUTLINES, slide_id, "none")
-
-    @dg.op
-    def nothing():
-        pass
-
-    @dg.job
-    def some_job():
-        nothing()
 
     stretch = {"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "b"}
     run = ticks.instance.create_run_for_job(some_job, tags=stretch, status=dg.DagsterRunStatus.STARTED)

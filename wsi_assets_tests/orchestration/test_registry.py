@@ -141,17 +141,9 @@ def test_an_unknown_slide_is_one_clear_line(lab):
 
 
 @pytest.mark.parametrize("tags", [{"dagster/partition": "a"}, {"dagster/partition": "4"}])
-def test_a_slide_in_use_is_not_retired(lab, tags):
+def test_a_slide_in_use_is_not_retired(lab, some_job, tags):
     lab.add("a", "b")
     (lab.images / "a.tif").unlink()
-
-    @dg.op
-    def nothing():
-        pass
-
-    @dg.job
-    def some_job():
-        nothing()
 
     run = lab.instance.create_run_for_job(some_job, tags=tags, status=dg.DagsterRunStatus.STARTED)
     with pytest.raises(ConfigError, match=run.run_id):
@@ -200,16 +192,8 @@ def test_a_colleague_s_run_in_a_shared_home_is_not_taken_for_dead(monkeypatch):
     assert is_dead(os.getpid(), 1.0, time.time()), "a process younger than the run has only its number"
 
 
-def test_a_run_whose_process_is_gone_is_marked_as_failed(tmp_path, monkeypatch):
+def test_a_run_whose_process_is_gone_is_marked_as_failed(tmp_path, some_job, monkeypatch):
     monkeypatch.setattr("wsi_assets.orchestration.dead_runs.GRACE_SECONDS", 0)
-
-    @dg.op
-    def nothing():
-        pass
-
-    @dg.job
-    def some_job():
-        nothing()
 
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         finished = some_job.execute_in_process(instance=instance)

@@ -11,9 +11,13 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from wsi_assets.patches import ExtractionOptions
 from wsi_assets.slides import fingerprint
 
 TILE = 512
+
+ONE = ExtractionOptions(codec="qoi", extraction_workers=1)
+"""Lossless, and all in this process."""
 
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:

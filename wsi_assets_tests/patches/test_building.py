@@ -1,12 +1,10 @@
-"""Facts of building: what is taken over, what survives a kill, and who may write."""
+"""Facts of building: whose work it is, what survives a kill, and who may write."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -14,12 +12,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import h5py
-import lmdb
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from wsi_assets.errors import StoreError
 from wsi_assets.patches import (
@@ -33,43 +27,14 @@ from wsi_assets.patches import (
 from wsi_assets.patches import build as build_module
 from wsi_assets.patches import steps as steps_module
 from wsi_assets.slides import fingerprint
-from wsi_assets_tests.patches.made import entry, grid, texture, write_slide
-
-ONE = ExtractionOptions(codec="qoi", extraction_workers=1)
-
-
-def contents(path: Path) -> dict[str, str]:
-    """Digest of every file of a store."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def held(path: Path) -> tuple:
-    """All a store says and gives: how its files came to be is left out."""
-    with open_store(path) as store:
-        coded = [hashlib.sha256(store.encoded(index)).hexdigest() for index in range(len(store))]
-        return store.info, store.keys, store.labels.tolist(), store.origins, coded
-
-
-def held_by_other_readers(path: Path) -> dict[str, str]:
-    """Key -> digest of its patch, as LMDB's and HDF5's own libraries find them."""
-    if path.suffix == ".h5":
-        with h5py.File(path) as file:
-            patches = {key.decode(): file["images"][row] for row, key in enumerate(file["keys"])}
-    elif (path / "data.mdb").exists():
-        with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as view:
-            patches = {key.decode(): value for key, value in view.cursor() if not key.startswith(b"__")}
-    else:
-        patches = {file.stem: file.read_bytes() for file in path.rglob("*.png")}
-    return {key: hashlib.sha256(value).hexdigest() for key, value in sorted(patches.items())}
-
-
-def is_the_same_store(path: Path, other: Path) -> bool:
-    return held(path) == held(other) and held_by_other_readers(path) == held_by_other_readers(other)
-
-
-def only_the_store_is_left(path: Path) -> bool:
-    return {name.name for name in path.parent.iterdir()} == {path.name, f".lock-{path.name}"}
+from wsi_assets_tests.patches.compared import (
+    contents,
+    held,
+    held_by_other_readers,
+    is_the_same_store,
+    only_the_store_is_left,
+)
+from wsi_assets_tests.patches.made import ONE, entry, grid, texture, write_slide
 
 
 @pytest.fixture
@@ -93,137 +58,6 @@ def test_stores_are_the_same_bytes_whoever_does_the_work(
         plan = plan_patches(entries, ExtractionOptions(codec="jpeg"))
         build_store(plan, path, backend, executor=executor)
     assert made[0] == made[1] == contents(path)
-
-
-def test_nothing_is_read_or_written_when_nothing_changed(entries, backend, tmp_path):
-    path = tmp_path / STORE_NAMES[backend]
-    build_store(plan_patches(entries, ONE), path, backend)
-    before = path.stat().st_ino, path.stat().st_mtime_ns
-    report = build_store(plan_patches(entries, ONE), path, backend)
-    assert (report.decoded, report.reused, report.patches) == (0, 208, 208)
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
-
-
-def test_a_new_slide_costs_that_slide_whatever_it_does_to_the_keys(entries, backend, tmp_path):
-    path = tmp_path / "level_0" / STORE_NAMES[backend]
-    build_store(plan_patches(entries[1:], ONE), path, backend)
-    report = build_store(plan_patches(entries, ONE), path, backend)
-    assert (report.decoded, report.reused) == (96, 112)
-    fresh = tmp_path / "fresh" / path.name
-    build_store(plan_patches(entries, ONE), fresh, backend)
-    assert is_the_same_store(path, fresh)
-    with open_store(path) as store:
-        assert store.keys[96] == "test_001_000096"
-    assert only_the_store_is_left(path)
-
-
-@pytest.mark.parametrize("backend", ["lmdb", "hdf5"])
-def test_an_update_writes_only_what_is_new_and_an_open_store_stays_as_it_was(entries, backend, tmp_path):
-    path = tmp_path / STORE_NAMES[backend]
-    file = path / "data.mdb" if backend == "lmdb" else path
-    build_store(plan_patches(entries[1:], ONE), path, backend)
-    before, inode = file.read_bytes(), file.stat().st_ino
-    with open_store(path) as old:
-        patches = [store_patch.tobytes() for store_patch in old]
-        sent = pickle.dumps(old)
-        assert build_store(plan_patches(entries, ONE), path, backend).reused == 112
-        assert [old.get(index).tobytes() for index in range(112)] == patches
-        assert old.keys[0] == "test_001_000000"
-        with open_store(path) as new:
-            assert [new.get(96 + index).tobytes() for index in range(112)] == patches
-    with pytest.raises(StoreError, match="was built anew"):
-        len(pickle.loads(sent))
-    after = file.read_bytes()
-    assert file.stat().st_ino == inode
-    head = 8192 if backend == "lmdb" else 4096
-    assert after[head : len(before)] == before[head:]
-
-
-@pytest.mark.parametrize("backend", ["lmdb", "hdf5"])
-def test_a_store_of_which_much_is_unused_is_built_anew_without_reading_a_slide(entries, backend, tmp_path):
-    path = tmp_path / STORE_NAMES[backend]
-    build_store(plan_patches(entries, ONE), path, backend)
-    whole = build_store(plan_patches(entries, ONE), path, backend).bytes
-    shrunk = build_store(plan_patches(entries[2:], ONE), path, backend)
-    assert shrunk.decoded == 0
-    assert shrunk.bytes >= whole, "the pixels of the slides that went are still there"
-    few = [{**entries[2], "patches": entries[2]["patches"][:-1]}]
-    again = build_store(plan_patches(few, ONE), path, backend)
-    assert again.decoded == 0
-    fresh = tmp_path / "fresh" / path.name
-    assert again.bytes == build_store(plan_patches(few, ONE), fresh, backend).bytes
-    assert contents(path) == contents(fresh)
-
-
-def test_a_store_that_lmdb_itself_compacted_or_changed_is_updated_all_the_same(entries, tmp_path):
-    path, copy = tmp_path / "patches_lmdb", tmp_path / "copy" / "patches_lmdb"
-    small = [{**row, "patch_size": 8} for row in entries]
-    build_store(plan_patches(small[1:], ExtractionOptions(extraction_workers=1)), path, "lmdb")
-    copy.mkdir(parents=True)
-    with lmdb.open(str(path), map_size=1 << 26) as environment:
-        with environment.begin(write=True) as change:  # LMDB puts small values among the keys
-            for key, value in list(change.cursor()):
-                change.delete(key)
-                change.put(key, value)
-        environment.copy(str(copy), compact=True)
-    for changed in (path, copy):
-        report = build_store(plan_patches(small, ExtractionOptions(extraction_workers=1)), changed, "lmdb")
-        assert (report.decoded, report.reused) == (96, 112)
-        with open_store(changed) as store:
-            assert verify_store(store, small, 1.0).ok
-
-
-def test_a_snapshot_by_a_second_name_is_left_as_it_is(entries, tmp_path):
-    path, snapshot = tmp_path / "patches.h5", tmp_path / "snapshot.h5"
-    build_store(plan_patches(entries[1:], ONE), path, "hdf5")
-    snapshot.hardlink_to(path)
-    before = snapshot.read_bytes()
-    build_store(plan_patches(entries, ONE), path, "hdf5")
-    assert snapshot.read_bytes() == before
-    assert len(open_store(path)) == 208
-
-
-def test_a_removed_slide_goes_and_a_renamed_one_is_not_read_again(entries, backend, tmp_path):
-    path = tmp_path / STORE_NAMES[backend]
-    build_store(plan_patches(entries, ONE), path, backend)
-    moved = tmp_path / "aaa_001.tif"
-    shutil.copy(entries[2]["slide_path"], moved)
-    rows = [{**entries[2], "slide_path": str(moved)}, entries[0]]
-    report = build_store(plan_patches(rows, ONE), path, backend)
-    assert (report.decoded, report.reused) == (0, 144)
-    with open_store(path) as store:
-        assert verify_store(store, rows, 1.0).ok
-        assert {name for name, _, _ in store.origins} == {"aaa_001", "normal_001"}
-
-
-@pytest.mark.parametrize(
-    "other", [ExtractionOptions(codec="png"), ExtractionOptions(codec="jpeg", jpeg_quality=80)]
-)
-def test_another_encoding_is_made_from_the_slides_again(entries, tmp_path, other):
-    path = tmp_path / "patches_lmdb"
-    build_store(plan_patches(entries[2:], ExtractionOptions(codec="jpeg")), path, "lmdb")
-    assert build_store(plan_patches(entries[2:], other), path, "lmdb").decoded == 48
-
-
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_an_updated_store_is_the_store_built_from_nothing(data, entries, backend, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("updated")
-    path, fresh = folder / STORE_NAMES[backend], folder / "fresh" / STORE_NAMES[backend]
-    seen: set = set()
-    for _ in range(2):
-        rows = []
-        for row in entries:
-            patches = data.draw(st.lists(st.sampled_from(row["patches"][:12]), unique=True, max_size=6))
-            rows.append({**row, "patches": sorted(patches)})
-        if not any(row["patches"] for row in rows):
-            return
-        report = build_store(plan_patches(rows, ONE), path, backend)
-        now = {(row["slide_path"], y, x) for row in rows for y, x, _ in row["patches"]}
-        assert report.decoded == len(now - seen)
-        seen = now
-    build_store(plan_patches(rows, ONE), fresh, backend)
-    assert is_the_same_store(path, fresh)
 
 
 def test_an_unreadable_slide_and_a_changed_one_are_quarantined_and_tried_again(cohort, backend, tmp_path):

@@ -20,8 +20,8 @@ from wsi_assets.orchestration import executors
 from wsi_assets.orchestration.executors import ClusterError, open_executor
 from wsi_assets.patches import ExtractionOptions, build_store, open_store, plan_patches, verify_store
 from wsi_assets.patches import steps as steps_module
+from wsi_assets_tests.patches.compared import contents
 from wsi_assets_tests.patches.made import entry
-from wsi_assets_tests.patches.test_building import contents
 
 TWO = ExtractionOptions(codec="jpeg", extraction_workers=2)
 
