@@ -10,7 +10,6 @@ Formats do not belong here; neither does what to extract.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import shutil
@@ -23,6 +22,7 @@ import numpy as np
 
 from wsi_assets.patches import aside
 from wsi_assets.patches.contract import Contents, Identity, IndexedSource, ShelfSource, damaged, tables_of
+from wsi_assets.patches.write_behind import WriteBehind
 
 MOST_UNUSED = 1 / 3
 """Share of a file that may belong to no patch before it is built anew."""
@@ -30,7 +30,6 @@ MOST_UNUSED = 1 / 3
 UNCOMPRESSED = frozenset({"raw", "pixels"})
 
 _JOURNAL = "journal.jsonl"
-_BUFFER = 1 << 20
 
 
 class AppendedShelf:
@@ -113,13 +112,12 @@ class AppendingWriter(ABC):
             self._file, begin = self._old.file, self._old.end
             base = [self._old.contents.info["digest"], begin]
         records = self._continued([content, base])
-        self._handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         items = [tuple(item) for record in records for item in record]
-        self._end = max([begin, *(self._behind(offset, length) for *_, offset, length in items)])
+        end = max([begin, *(self._behind(offset, length) for *_, offset, length in items)])
         # What a killed build wrote after its last commit goes.
-        os.ftruncate(self._handle, self._end)
-        self._stream = os.fdopen(self._handle, "wb", buffering=_BUFFER)
-        self._stream.seek(self._end)
+        os.ftruncate(handle, end)
+        self._store = WriteBehind(handle, end)
         self._items: list[tuple[str, int, int, int, int]] = []
         self._rows = array("q")  # position, offset and length of one patch after the other
         self.sources = [_Unfinished(tables_of([(item[:3], item[3:]) for item in items]))]
@@ -159,20 +157,22 @@ class AppendingWriter(ABC):
             self._items.append((*identity, *place))
         self._rows.extend((position, *place))
 
+    @property
+    def end(self) -> int:
+        """Where the next value and its header begin."""
+        return self._store.end
+
     def append(self, value: bytes | memoryview) -> tuple[int, int]:
         """Write a value at the end; its place."""
-        place = self._end + self.before, len(value)
-        taken = self.taken(len(value))
-        for part in (self.header(self._end, len(value)), value, bytes(taken - self.before - len(value))):
-            self._stream.write(part)
-        self._end += taken
-        return place
+        offset, length = self.end, len(value)
+        padding = bytes(self.taken(length) - self.before - length)
+        self._store.append(self.header(offset, length), value, padding)
+        return offset + self.before, length
 
     def commit(self) -> None:
         """See :class:`wsi_assets.patches.contract.Writer`."""
         if self._items:
-            self._sync()
-            self._journal.write(self._items)
+            self._store.then(self._make_safe, self._items)
             self._items = []
 
     def finish(self, contents: Contents) -> None:
@@ -180,10 +180,11 @@ class AppendingWriter(ABC):
         self.commit()
         rows = np.array(self._rows, np.int64).reshape(-1, 3)
         tail, (offset, head) = self.index(rows[np.argsort(rows[:, 0]), 1:], contents)
-        self._stream.write(tail)
-        self._sync()
-        os.pwrite(self._handle, head, offset)
-        os.fsync(self._handle)
+        self._store.append(tail)
+        self._store.then(os.fsync, self._store.handle)
+        self._store.then(os.pwrite, self._store.handle, head, offset)
+        self._store.then(os.fsync, self._store.handle)
+        self._store.wait()
         self.close()
         if self._old is None:
             aside.publish(self._aside, self.path)
@@ -191,10 +192,8 @@ class AppendingWriter(ABC):
 
     def close(self) -> None:
         """See :class:`wsi_assets.patches.contract.Writer`."""
+        self._store.close()
         self._journal.close()
-        # After a full disk there is nothing more to be written.
-        with contextlib.suppress(OSError):
-            self._stream.close()
 
     @classmethod
     def _may_grow(cls, old: AppendedShelf) -> bool:
@@ -224,6 +223,7 @@ class AppendingWriter(ABC):
             self._journal.write(base)
         return records[1:]
 
-    def _sync(self) -> None:
-        self._stream.flush()
-        os.fsync(self._handle)
+    def _make_safe(self, items: list[tuple[str, int, int, int, int]]) -> None:
+        """Journal these once the disk has them: before that, a power cut would leave a record of nothing."""
+        os.fsync(self._store.handle)
+        self._journal.write(items)

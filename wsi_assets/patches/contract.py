@@ -114,7 +114,7 @@ class Writer(Protocol):
         """
 
     def commit(self) -> None:
-        """Make all added patches survive a kill."""
+        """Make all added patches survive a kill, at once or soon after; a full disk may be told later."""
 
     def finish(self, contents: Contents) -> None:
         """Complete the store and put it in the old one's place."""

@@ -6,18 +6,16 @@ here; the process that hands out tasks writes.
 
 from __future__ import annotations
 
-import os
-import pickle
 import platform
-import tempfile
 import threading
+from collections.abc import MutableSequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.patches.codecs import encoder
+from wsi_assets.patches.handover import Filling, Place, Room
 from wsi_assets.slides.fingerprints import signature
 
 
@@ -45,7 +43,7 @@ class Encoded:
     ``unseen_by``: the machine that did not even find the slide's file, None if it did.
     """
 
-    values: list[bytes | None]
+    values: list[bytes | memoryview | None]
     reasons: dict[int, str]
     unseen_by: str | None = None
 
@@ -61,53 +59,43 @@ def extract(task: Task) -> Encoded:
     jpegtran's lossless crop, 1.5 to 3 times as fast as coding again, loses what colour at half resolution
     (4:2:0, as most scanners write) takes from beyond the cut, in one pixel of 300.
     """
-    count = len(task.coords)
+    values: list[bytes | memoryview | None] = [None] * len(task.coords)
+    return Encoded(values, *_extract(task, values))
+
+
+def extract_into(room: str, task: Task) -> Place:
+    """As :func:`extract`, for :func:`fetch` to take from the room at this path."""
+    with Filling(room, len(task.coords)) as values:
+        return values.finish(_extract(task, values))
+
+
+def _extract(task: Task, values: MutableSequence | Filling) -> tuple[dict[int, str], str | None]:
+    """Set each value that can be read; the rest of :class:`Encoded`."""
+    reasons: dict[int, str] = {}
+    waiting = set(range(len(task.coords)))
+    encode = encoder(task.codec, task.quality)
     seen = False
     try:
         now = signature(task.slide_path)
         seen = True
         reader = _reader(task.slide_path, task.fingerprint, now)
-        patches = reader.read(task.level, task.coords, task.patch_size, jpeg=task.codec == "jpeg")
+        for number, patch in reader.read(task.level, task.coords, task.patch_size, jpeg=task.codec == "jpeg"):
+            waiting.remove(number)
+            reason = patch.fault or _too_little(patch.missing, task)
+            if reason is None:
+                values[number] = patch.jpeg or encode(patch.pixels)
+            else:
+                reasons[number] = reason
     except SlideError as error:
         close_reader()
-        reasons = dict.fromkeys(range(count), error.fault)
-        return Encoded([None] * count, reasons, None if seen else platform.node())
-    encode = encoder(task.codec, task.quality)
-    allowed = task.max_no_data * task.patch_size**2
-    reasons = dict(patches.failed)
-    values: list[bytes | None] = []
-    for number in range(count):
-        missing = int(patches.missing[number])
-        if number not in reasons and (missing > allowed or missing == task.patch_size**2):
-            share = missing / task.patch_size**2
-            reasons[number] = f"the slide has no pixels for {share:.0%} of it"
-        if number in reasons:
-            values.append(None)
-        else:
-            values.append(patches.jpeg.get(number) or encode(patches.pixels[number]))
-    return Encoded(values, reasons)
+        reasons.update(dict.fromkeys(waiting, error.fault))
+    return reasons, None if seen else platform.node()
 
 
-def extract_aside(task: Task, folder: str) -> str:
-    """As :func:`extract`, but leave the result in a file of ``folder`` and return its name.
-
-    A process pool hands results over through one pipe. A worker killed in the middle of a long one leaves the
-    reader waiting for ever; a file's name goes through in one piece or not at all, and faster.
-    """
-    encoded = extract(task)
-    handle, name = tempfile.mkstemp(dir=folder)
-    with os.fdopen(handle, "wb") as stream:
-        pickle.dump(encoded, stream, protocol=5)
-    return name
-
-
-def fetch(name: str) -> Encoded:
-    """Take what :func:`extract_aside` left."""
-    file = Path(name)
-    with file.open("rb") as stream:
-        encoded = pickle.load(stream)
-    file.unlink()
-    return encoded
+def fetch(room: Room, place: Place) -> Encoded:
+    """Take what :func:`extract_into` left; it is good until the room is filled again."""
+    values, (reasons, unseen_by) = room.read(place)
+    return Encoded(values, reasons, unseen_by)
 
 
 def close_reader() -> None:
@@ -116,6 +104,14 @@ def close_reader() -> None:
     _open.held = None
     if held is not None:
         held[1].close()
+
+
+def _too_little(missing: int, task: Task) -> str | None:
+    """The reason to leave out a patch of which the slide lacks so many pixels; None to take it."""
+    pixels = task.patch_size**2
+    if missing > task.max_no_data * pixels or missing == pixels:
+        return f"the slide has no pixels for {missing / pixels:.0%} of it"
+    return None
 
 
 def _reader(path: str, fingerprint: str | None, now: tuple[int, int]):

@@ -86,7 +86,7 @@ class Hdf5Writer(AppendingWriter):
             "info": json.dumps(contents.info, sort_keys=True).encode(),
         }
         images = Chunks((size, size, 3), places, self._gzip)
-        tail, superblock = finished({"images": images}, plain, self._end)
+        tail, superblock = finished({"images": images}, plain, self.end)
         return tail, (0, superblock)
 
 

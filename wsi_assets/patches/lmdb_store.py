@@ -109,7 +109,7 @@ class LmdbWriter(AppendingWriter):
         }
         keys = [key.encode() for key in contents.keys] + list(named)
         places = np.concatenate([places, [self.append(value) for value in named.values()]])
-        tree, (offset, meta) = finished(keys, places, self._end, self._transaction)
+        tree, (offset, meta) = finished(keys, places, self.end, self._transaction)
         if self._transaction == 1:
             return tree, (0, empty_meta(0) + meta)
         return tree, (offset, meta)

@@ -37,7 +37,10 @@ class ExtractionOptions(BaseModel):
         description="Level of HDF5's built-in gzip compression of patches; 0 stores them plain.",
     )
     extraction_workers: int = Field(
-        0, ge=0, description="Processes that read and encode patches; 0 means one per CPU core."
+        0,
+        ge=0,
+        description="Processes that read and encode patches, the one that stores them among them; 0 means one "
+        "per CPU core.",
     )
     max_no_data: float = Field(
         0.5,

@@ -7,29 +7,83 @@ aligned windows. Encoding patches and handing out work belong elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.slides.openslide_file import OpenSlideFile
-from wsi_assets.slides.tiff_tiles import open_tiles
+from wsi_assets.slides.tiff_tiles import TileLevel, open_tiles
 
 _WINDOW = 1024
 """Side in pixels of the windows asked of OpenSlide: few calls, and 4 MiB at a time."""
 
 
 @dataclass
-class Patches:
-    """``pixels``: uint8 (n, P, P, 3) RGB, white where the slide has none. ``missing``: int (n,), pixels of
-    each patch the slide does not have. ``failed``: patch number -> why a part of it cannot be read.
-    ``jpeg``: patch number -> the slide's own JPEG of just these pixels, of patches that are a whole tile."""
+class Patch:
+    """One patch of a slide.
+
+    Attributes:
+        pixels: uint8 (P, P, 3) RGB, white where the slide has none; perhaps a view of a larger block.
+        missing: pixels of it that the slide does not have.
+        fault: why a part of it cannot be read, None if all can.
+        jpeg: the slide's own JPEG of just these pixels, of a patch that is a whole tile.
+    """
 
     pixels: np.ndarray
-    missing: np.ndarray
-    failed: dict[int, str] = field(default_factory=dict)
-    jpeg: dict[int, bytes] = field(default_factory=dict)
+    missing: int
+    fault: str | None = None
+    jpeg: bytes | None = None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Pixels of a level from (top, left) on, as far as the slide has or gives them, for the patches ``over``.
+
+    ``present``: bool (h, w), where the slide has pixels; None is everywhere. The rest as in :class:`Patch`.
+    """
+
+    over: list[int]
+    top: int
+    left: int
+    pixels: np.ndarray | None
+    present: np.ndarray | None = None
+    fault: str | None = None
+    jpeg: bytes | None = None
+
+    def whole(self, y: int, x: int, size: int) -> Patch | None:
+        """The patch at (y, x) if all of it lies in the block and in the slide."""
+        if self.pixels is None:
+            return None
+        high, wide = self.pixels.shape[:2]
+        y, x = y - self.top, x - self.left
+        if y < 0 or x < 0 or y + size > high or x + size > wide:
+            return None
+        part = slice(y, y + size), slice(x, x + size)
+        if self.present is not None and not self.present[part].all():
+            return None
+        return Patch(self.pixels[part], 0, None, self.jpeg if (high, wide) == (size, size) else None)
+
+    def paste(self, y: int, x: int, patch: Patch) -> None:
+        """Copy into the patch at (y, x) what the block has of it."""
+        patch.fault = patch.fault or self.fault
+        if self.pixels is None:
+            return
+        (high, wide), size = self.pixels.shape[:2], len(patch.pixels)
+        y0, y1 = max(y, self.top), min(y + size, self.top + high)
+        x0, x1 = max(x, self.left), min(x + size, self.left + wide)
+        if y0 >= y1 or x0 >= x1:
+            return
+        target = patch.pixels[y0 - y : y1 - y, x0 - x : x1 - x]
+        source = slice(y0 - self.top, y1 - self.top), slice(x0 - self.left, x1 - self.left)
+        if self.present is None:
+            target[:] = self.pixels[source]
+            patch.missing -= (y1 - y0) * (x1 - x0)
+        else:
+            there = self.present[source]
+            np.copyto(target, self.pixels[source], where=there[..., None])
+            patch.missing -= int(np.count_nonzero(there))
 
 
 class PatchReader:
@@ -53,10 +107,13 @@ class PatchReader:
         """Whether tiles are decoded straight from their bytes."""
         return self._tiles is not None
 
-    def read(self, level: int, coords: np.ndarray, size: int, *, jpeg: bool = False) -> Patches:
-        """The patches with top-left corners ``coords``, int (n, 2) of (y, x), all in pixels of ``level``.
+    def read(
+        self, level: int, coords: np.ndarray, size: int, *, jpeg: bool = False
+    ) -> Iterator[tuple[int, Patch]]:
+        """(number, patch) of each of the patches with top-left corners ``coords``, as they become complete.
 
-        A damaged tile fails the patches over it, not the others.
+        ``coords`` are int (n, 2) of (y, x), all in pixels of ``level``. A damaged tile is a fault of the
+        patches over it, not of the others.
 
         Args:
             jpeg: also give the JPEG of patches that are a whole tile.
@@ -66,15 +123,33 @@ class PatchReader:
         """
         if not 0 <= level < len(self._slide.sizes):
             raise SlideError(f"has levels 0 to {len(self._slide.sizes) - 1}, not {level}", path=self.path)
-        count = len(coords)
-        patches = Patches(
-            np.full((count, size, size, 3), 255, np.uint8), np.full(count, size * size, np.int64)
-        )
+        places = coords.tolist()
         if self._tiles is None:
-            self._from_openslide(level, coords, size, patches)
+            touching = _touching(coords, size, (_WINDOW, _WINDOW))
+            blocks = self._windows(level, coords, size, touching)
         else:
-            self._from_tiles(level, coords, size, patches, jpeg)
-        return patches
+            tiles = self._tiles.level(level)
+            touching = _touching(coords, size, tiles.tile_size)
+            blocks = _tiles(tiles, coords, size, touching, jpeg)
+        parts = [0] * len(places)
+        for over in touching.values():
+            for number in over:
+                parts[number] += 1
+        begun: dict[int, Patch] = {}
+        for block in blocks:
+            for number in block.over:
+                y, x = places[number]
+                parts[number] -= 1
+                # Most patches lie in one tile. They are given straight from it: it is still in the
+                # processor's cache, and neither filling nor copying a patch of its own is needed.
+                patch = block.whole(y, x, size) if not parts[number] and number not in begun else None
+                if patch is None:
+                    patch = begun.pop(number, None) or _blank(size)
+                    block.paste(y, x, patch)
+                if parts[number]:
+                    begun[number] = patch
+                else:
+                    yield number, patch
 
     def close(self) -> None:
         """Let go of the slide."""
@@ -82,63 +157,30 @@ class PatchReader:
             self._tiles.close()
         self._slide.close()
 
-    def _from_tiles(self, level: int, coords: np.ndarray, size: int, patches: Patches, jpeg: bool) -> None:
-        tiles = self._tiles.level(level)
-        touching = _touching(coords, size, tiles.tile_size)
-        high, wide = tiles.tile_size
-        inside = [
-            (row, col) for row, col in touching if 0 <= row < tiles.grid[0] and 0 <= col < tiles.grid[1]
-        ]
-        for row, col in tiles.in_file_order(inside):
-            over = touching[row, col]
-            try:
-                tile = tiles.read_tile(row, col)
-            except SlideError as error:
-                patches.failed.update(
-                    (number, error.fault) for number in over if number not in patches.failed
-                )
-                continue
-            if tile is not None:
-                top, left = row * high, col * wide
-                tile = tile[: tiles.height - top, : tiles.width - left]
-                _paste(tile, top, left, coords, over, patches)
-                if jpeg and tile.shape[:2] == (size, size) == tiles.tile_size:
-                    whole = [number for number in over if tuple(coords[number]) == (top, left)]
-                    data = tiles.jpeg_file(row, col) if whole else None
-                    if data is not None:
-                        patches.jpeg.update(dict.fromkeys(whole, data))
-
-    def _from_openslide(self, level: int, coords: np.ndarray, size: int, patches: Patches) -> None:
-        touching = _touching(coords, size, (_WINDOW, _WINDOW))
+    def _windows(
+        self, level: int, coords: np.ndarray, size: int, touching: dict[tuple[int, int], list[int]]
+    ) -> Iterator[_Block]:
+        """What OpenSlide gives of the patches, window by window; once for each patch over a window."""
         for (row, col), over in sorted(touching.items()):
-            window = self._within(level, coords[over], size, row * _WINDOW, col * _WINDOW, _WINDOW)
-            if window is None:
-                continue
-            y0, x0, y1, x1 = window
+            place = row * _WINDOW, col * _WINDOW, _WINDOW
             try:
-                pixels, present = self._slide.read(level, y0, x0, y1 - y0, x1 - x0)
+                yield self._window(level, coords, size, over, *place)
             except SlideError:
                 # The fault may lie beside some of the patches: ask for each by itself.
-                self._one_by_one(level, coords, size, over, patches)
-                continue
-            _paste(pixels, y0, x0, coords, over, patches, present)
+                for number in over:
+                    try:
+                        yield self._window(level, coords, size, [number], *place)
+                    except SlideError as error:
+                        yield _Block([number], *place[:2], None, fault=error.fault)
 
-    def _one_by_one(
-        self, level: int, coords: np.ndarray, size: int, over: list[int], patches: Patches
-    ) -> None:
-        for number in over:
-            y, x = map(int, coords[number])
-            window = self._within(level, coords[number : number + 1], size, y, x, size)
-            if window is None or number in patches.failed:
-                continue
-            y0, x0, y1, x1 = window
-            patches.missing[number] = size * size
-            try:
-                pixels, present = self._slide.read(level, y0, x0, y1 - y0, x1 - x0)
-            except SlideError as error:
-                patches.failed[number] = error.fault
-            else:
-                _paste(pixels, y0, x0, coords, [number], patches, present)
+    def _window(
+        self, level: int, coords: np.ndarray, size: int, over: list[int], top: int, left: int, side: int
+    ) -> _Block:
+        window = self._within(level, coords[over], size, top, left, side)
+        if window is None:
+            return _Block(over, top, left, None)
+        y0, x0, y1, x1 = window
+        return _Block(over, y0, x0, *self._slide.read(level, y0, x0, y1 - y0, x1 - x0))
 
     def _within(
         self, level: int, coords: np.ndarray, size: int, top: int, left: int, side: int
@@ -151,6 +193,37 @@ class PatchReader:
         return (y0, x0, y1, x1) if y0 < y1 and x0 < x1 else None
 
 
+def _tiles(
+    tiles: TileLevel, coords: np.ndarray, size: int, touching: dict[tuple[int, int], list[int]], jpeg: bool
+) -> Iterator[_Block]:
+    """The touched tiles in the order of the file; first those outside the level, which have no pixels."""
+    rows, cols = tiles.grid
+    high, wide = tiles.tile_size
+    inside = []
+    for (row, col), over in touching.items():
+        if 0 <= row < rows and 0 <= col < cols:
+            inside.append((row, col))
+        else:
+            yield _Block(over, row * high, col * wide, None)
+    for row, col in tiles.in_file_order(inside):
+        over, top, left = touching[row, col], row * high, col * wide
+        own = None
+        try:
+            tile = tiles.read_tile(row, col)
+            if jpeg and tile is not None and tiles.tile_size == (size, size):
+                own = tiles.jpeg_file(row, col) if (coords[over] == (top, left)).all(axis=1).any() else None
+        except SlideError as error:
+            yield _Block(over, top, left, None, fault=error.fault)
+            continue
+        if tile is not None:
+            tile = tile[: tiles.height - top, : tiles.width - left]
+        yield _Block(over, top, left, tile, jpeg=own)
+
+
+def _blank(size: int) -> Patch:
+    return Patch(np.full((size, size, 3), 255, np.uint8), size * size)
+
+
 def _touching(coords: np.ndarray, size: int, tile: tuple[int, int]) -> dict[tuple[int, int], list[int]]:
     """(row, column) of each touched tile -> numbers of the patches over it."""
     touching: dict[tuple[int, int], list[int]] = {}
@@ -160,39 +233,3 @@ def _touching(coords: np.ndarray, size: int, tile: tuple[int, int]) -> dict[tupl
             for col in range(col0, col1 + 1):
                 touching.setdefault((row, col), []).append(number)
     return touching
-
-
-def _paste(
-    block: np.ndarray,
-    top: int,
-    left: int,
-    coords: np.ndarray,
-    over: list[int],
-    patches: Patches,
-    present: np.ndarray | None = None,
-) -> None:
-    """Copy what each patch needs of a block of pixels whose top-left corner is (top, left)."""
-    for number, target, source in _overlaps(block.shape, top, left, coords, over, patches.pixels.shape[1]):
-        part = block[source]
-        if present is None:
-            patches.pixels[number][target] = part
-            patches.missing[number] -= part.shape[0] * part.shape[1]
-        else:
-            there = present[source]
-            np.copyto(patches.pixels[number][target], part, where=there[..., None])
-            patches.missing[number] -= int(np.count_nonzero(there))
-
-
-def _overlaps(
-    shape: tuple[int, ...], top: int, left: int, coords: np.ndarray, over: list[int], size: int
-) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
-    bottom, right = top + shape[0], left + shape[1]
-    for number, (y, x) in zip(over, coords[over].tolist(), strict=True):
-        y0, y1 = max(y, top), min(y + size, bottom)
-        x0, x1 = max(x, left), min(x + size, right)
-        if y0 < y1 and x0 < x1:
-            yield (
-                number,
-                (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)),
-                (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)),
-            )

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -21,7 +19,8 @@ import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.patches.contract import Source
-from wsi_assets.patches.extract import Encoded, Task, close_reader, extract, extract_aside, fetch
+from wsi_assets.patches.extract import Encoded, Task, close_reader, extract, extract_into, fetch
+from wsi_assets.patches.handover import Room, Rooms
 from wsi_assets.patches.options import Backend
 from wsi_assets.patches.plan import PatchPlan, SlidePlan, part_positions
 
@@ -81,38 +80,58 @@ def steps(plan: PatchPlan, backend: Backend, sources: Sequence[Source]) -> Itera
 def carried_out(
     planned: Iterator[Step], plan: PatchPlan, executor: Executor | None
 ) -> Iterator[tuple[Step, Encoded | None]]:
-    """Steps in order, each with what its task gave.
+    """Steps in order, each with what its task gave; that is good until the next step is asked for.
 
-    Without an ``executor`` the first tasks run in this process, and a pool starts once there is enough to do.
-    Two tasks a worker and one are under way or wait here to be taken, however long the first of them takes.
+    Without an ``executor`` a process pool starts if there is enough to do. This process reads too while the
+    others are supplied and nothing is ready to be taken: with two workers, that is half of the work. Of the
+    results, three a worker and one are under way or wait here, however long the first of them takes.
 
     Raises:
         SlideError: a worker of the ``executor`` does not see a slide that this process sees.
     """
     workers = plan.options.extraction_workers or len(os.sched_getaffinity(0))
+    window: deque[tuple[Step, Future, Room | None]] = deque()
 
-    def limit() -> int:
-        # Workers may come while the work goes on.
-        return 2 * getattr(executor, "_max_workers", workers) + 1
+    def full() -> bool:
+        # Workers of an executor may come while the work goes on.
+        return len(window) > 3 * getattr(executor, "_max_workers", workers)
 
-    window: deque[tuple[Step, Any]] = deque()
-    with contextlib.ExitStack() as stack:
+    def supplied() -> bool:
+        return sum(not work.done() for _, work, _ in window) >= 2 * (workers - 1)
+
+    def taken() -> Iterator[tuple[Step, Encoded | None]]:
+        step, work, room = window.popleft()
+        encoded = work.result() if room is None else fetch(room, work.result())
+        if executor is not None:
+            _check_seen(step, encoded)
+        yield step, encoded
+        if room is not None:
+            rooms.give_back(room)
+
+    with Rooms() as rooms, contextlib.ExitStack() as stack:
         stack.callback(close_reader)
-        stack.callback(lambda: [work.cancel() for _, work in window if isinstance(work, Future)])
-        submit = None if executor is None else partial(executor.submit, extract)
+        stack.callback(lambda: [work.cancel() for _, work, _ in window])
+        pool: Executor | None = None
         for step in planned:
+            while full() or (window and window[0][1].done() and (pool is None or supplied())):
+                yield from taken()
+            room = None
             if step.task is None:
-                window.append((step, None))
+                work = _done(None)
+            elif executor is not None:
+                work = executor.submit(extract, step.task)
             else:
-                if submit is None and workers > 1 and len(plan) - step.before > _WORTH_A_POOL:
-                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wsi-assets-"))
-                    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-                    submit = partial(stack.enter_context(pool).submit, extract_aside, folder=folder)
-                window.append((step, submit(step.task) if submit else extract(step.task)))
-            while window and (len(window) > limit() or _is_ready(window[0][1])):
-                yield _result(*window.popleft(), elsewhere=executor is not None)
+                if pool is None and workers > 1 and len(plan) - step.before > _WORTH_A_POOL:
+                    pool = ProcessPoolExecutor(workers - 1, mp_context=get_context("spawn"))
+                    stack.enter_context(pool)
+                if pool is None or supplied():
+                    work = _done(extract(step.task))
+                else:
+                    room = rooms.take()
+                    work = pool.submit(extract_into, room.path, step.task)
+            window.append((step, work, room))
         while window:
-            yield _result(*window.popleft(), elsewhere=executor is not None)
+            yield from taken()
 
 
 def fingerprint_now(path: str) -> str:
@@ -136,19 +155,18 @@ def _taken(
     return taken
 
 
-def _is_ready(work: Any) -> bool:
-    return not isinstance(work, Future) or work.done()
+def _done(result: Encoded | None) -> Future:
+    work: Future = Future()
+    work.set_result(result)
+    return work
 
 
-def _result(step: Step, work: Any, elsewhere: bool) -> tuple[Step, Encoded | None]:
-    result = work.result() if isinstance(work, Future) else work
-    encoded = fetch(result) if isinstance(result, str) else result
-    unseen_by = encoded.unseen_by if elsewhere and encoded is not None else None
-    if unseen_by is not None and fingerprint_now(step.slide.path):
+def _check_seen(step: Step, encoded: Encoded | None) -> None:
+    """Raise where a worker elsewhere does not find a slide that is found here."""
+    if encoded is not None and encoded.unseen_by is not None and fingerprint_now(step.slide.path):
         # Not the slide's fault: to quarantine its patches would hide that the worker lacks the folder.
         raise SlideError(
-            f"is seen here but not by the worker on {unseen_by}: {encoded.reasons[0]}",
+            f"is seen here but not by the worker on {encoded.unseen_by}: {encoded.reasons[0]}",
             path=step.slide.path,
             remedy="Mount the slide folder at the same path on every worker, then run again; it continues",
         )
-    return step, encoded

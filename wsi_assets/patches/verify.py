@@ -11,15 +11,13 @@ import numpy as np
 
 from wsi_assets.errors import SlideError, StoreError
 from wsi_assets.patches.codecs import LOSSLESS, decoder, encoder
-from wsi_assets.patches.pixels import Patches, PatchReader
+from wsi_assets.patches.pixels import Patch, PatchReader
 from wsi_assets.patches.store import PatchStore
 from wsi_assets.progress import Progress, silent
 
 JPEG_TOLERANCE = 1.0
 """Mean grey levels by which a JPEG patch may differ from its slide's pixels put through JPEG again: 0 with
 the same libraries, under 1 between versions of them, well above for any other place with tissue."""
-
-_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,8 @@ def _compare(
     again = _codec_again(info)
     try:
         with contextlib.closing(PatchReader(path)) as reader:
-            for start in range(0, len(indices), _AT_ONCE):
-                group = indices[start : start + _AT_ONCE]
-                patches = reader.read(info["level"], coords[group], info["patch_size"])
-                for number, index in enumerate(group):
-                    yield (index, *_difference(store, index, number, patches, again))
+            for number, patch in reader.read(info["level"], coords[indices], info["patch_size"]):
+                yield (indices[number], *_difference(store, indices[number], patch, again))
     except SlideError as error:
         yield from ((index, 0.0, error.fault) for index in indices)
 
@@ -106,17 +101,16 @@ def _compare(
 def _difference(
     store: PatchStore,
     index: int,
-    number: int,
-    patches: Patches,
+    patch: Patch,
     again: Callable[[np.ndarray], np.ndarray] | None,
 ) -> tuple[float, str | None]:
-    if number in patches.failed:
-        return 0.0, patches.failed[number]
+    if patch.fault is not None:
+        return 0.0, patch.fault
     try:
         stored = store.get(index)
     except StoreError as error:
         return 0.0, error.fault
-    expected = patches.pixels[number]
+    expected = patch.pixels
     if again is not None and not np.array_equal(stored, expected):
         expected = again(expected)
     difference = float(np.abs(stored.astype(np.int16) - expected).mean())

@@ -7,6 +7,7 @@ table and writes it as JSON.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,19 +133,21 @@ def whole_tiles(folder: Path, tiles: int, repeats: int) -> Row:
     return Row(what, ours, UNIT, against, ours / against)
 
 
-def processes(folder: Path, tiles: int, slides: int) -> Row:
-    """Two processes against one, starting them included: much work, little starting."""
+def processes(folder: Path, tiles: int, slides: int, repeats: int) -> Row:
+    """Two processes against one, starting them included, in turns: much work, little starting."""
     side = tiles * TILE
     rows = [
         entry(write_mosaic_slide(folder / f"p{i}.tif", tiles, tiles), grid(side, side, SIZE), SIZE)
         for i in range(slides)
     ]
-    rates = {}
-    for workers in (1, 2):
-        plan = plan_patches(rows, ExtractionOptions(extraction_workers=workers))
-        path = folder / f"workers{workers}" / "patches_lmdb"
-        rates[workers] = len(plan) / timed(lambda plan=plan, path=path: build_store(plan, path, "lmdb"))
-    return at_least("extraction, 2 processes against 1", rates[2], rates[1], UNIT, 1.8)
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(repeats):
+        for workers, found in rates.items():
+            plan = plan_patches(rows, ExtractionOptions(extraction_workers=workers))
+            path = folder / f"workers{workers}" / "patches_lmdb"
+            found.append(len(plan) / timed(lambda plan=plan, path=path: build_store(plan, path, "lmdb")))
+            shutil.rmtree(path)
+    return at_least("extraction, 2 processes against 1", max(rates[2]), max(rates[1]), UNIT, 1.8)
 
 
 def memory(folder: Path) -> list[Row]:
@@ -257,7 +260,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = extraction(folder, tiles, repeats)
-        rows.append(processes(folder, tiles, 2 if asked.quick else 16))
+        rows.append(processes(folder, tiles, 2 if asked.quick else 16, repeats))
         rows += memory(folder)
         rows += incremental(folder, 30 if asked.quick else 100)
         rows += reading(folder, tiles)

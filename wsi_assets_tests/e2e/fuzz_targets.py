@@ -103,7 +103,7 @@ def slides(folder: Path) -> Case:
         try:
             import numpy as np
 
-            reader.read(0, np.array([[0, 0], [64, 128]], np.int32), 64)
+            assert len(dict(reader.read(0, np.array([[0, 0], [64, 128]], np.int32), 64))) == 2
         finally:
             reader.close()
 

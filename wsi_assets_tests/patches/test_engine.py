@@ -65,12 +65,12 @@ def test_patches_anywhere_are_openslides_pixels_whichever_way_they_are_read(coho
     assert reader.direct
     if not direct:
         reader._tiles = None
-    patches = reader.read(0, np.array(places, np.int32), 128)
+    patches = dict(reader.read(0, np.array(places, np.int32), 128))
     reader.close()
-    assert not patches.failed
-    assert not patches.missing.any()
-    for (y, x), patch in zip(places, patches.pixels, strict=True):
-        assert np.array_equal(patch, openslide_pixels(cohort[0], 0, y, x, 128))
+    assert sorted(patches) == list(range(len(places)))
+    for number, patch in patches.items():
+        assert (patch.fault, patch.missing) == (None, 0)
+        assert np.array_equal(patch.pixels, openslide_pixels(cohort[0], 0, *places[number], 128))
 
 
 def test_every_touched_tile_is_decoded_once_and_in_file_order(cohort, monkeypatch):
@@ -81,7 +81,7 @@ def test_every_touched_tile_is_decoded_once_and_in_file_order(cohort, monkeypatc
         type(reader._tiles.levels[0]), "read_tile", lambda s, r, c: read.append((r, c)) or original(s, r, c)
     )
     coords = np.array([(y, x) for x in range(0, 1000, 100) for y in range(0, 800, 100)], np.int32)
-    reader.read(0, coords, 128)
+    assert len(list(reader.read(0, coords, 128))) == len(coords)
     assert read == [(row, column) for row in range(2) for column in range(3)]
 
 
@@ -152,9 +152,10 @@ def test_a_fault_beside_a_patch_does_not_fail_it_when_openslide_reads(cohort, mo
         return original(self, level, y, x, height, width)
 
     monkeypatch.setattr(pixels_module.OpenSlideFile, "read", faulty)
-    patches = reader.read(0, np.array([(128, 128), (256, 256), (0, 512)], np.int32), 128)
-    assert set(patches.failed) == {0}
-    assert np.array_equal(patches.pixels[1], openslide_pixels(cohort[0], 0, 256, 256, 128))
+    patches = dict(reader.read(0, np.array([(128, 128), (256, 256), (0, 512)], np.int32), 128))
+    assert [patches[number].fault for number in range(3)] == ["does not read", None, None]
+    assert [patches[number].missing for number in (1, 2)] == [0, 0]
+    assert np.array_equal(patches[1].pixels, openslide_pixels(cohort[0], 0, 256, 256, 128))
 
 
 def test_real_slides_give_openslides_pixels(real_data):
@@ -169,11 +170,13 @@ def test_real_slides_give_openslides_pixels(real_data):
             (y, x) for y in range(0, height - size, 3 * size) for x in range(0, width - size, 2 * size)
         ][:24]
         reader = PatchReader(path)
-        patches = reader.read(level, np.array(places, np.int32), size)
+        patches = dict(reader.read(level, np.array(places, np.int32), size))
         reader.close()
-        for (y, x), patch, missing in zip(places, patches.pixels, patches.missing, strict=True):
-            if not missing:
-                assert np.array_equal(patch, openslide_pixels(path, level, y, x, size)), (path.name, y, x)
+        assert len(patches) == len(places)
+        for number, patch in patches.items():
+            if not patch.missing:
+                expected = openslide_pixels(path, level, *places[number], size)
+                assert np.array_equal(patch.pixels, expected), (path.name, places[number])
 
 
 MARKS = {"RGB": b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0", "JFIF": b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"}
