@@ -39,8 +39,8 @@ class ExtractionOptions(BaseModel):
     extraction_workers: int = Field(
         0,
         ge=0,
-        description="Processes that read and encode patches, the one that stores them among them; 0 means one "
-        "per CPU core.",
+        description="Processes that read and encode patches, the one that stores them among them; 0 means "
+        "one per CPU core.",
     )
     max_no_data: float = Field(
         0.5,

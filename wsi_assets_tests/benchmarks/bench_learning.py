@@ -11,7 +11,6 @@ waits for nobody; it counts reading too. Patches come from an LMDB store built f
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -64,7 +63,7 @@ def main() -> None:
             store = make_store(Path(folder), asked.size or size)
             found += training(store, options, device, asked.steps or steps, asked.turns)
             found += prediction(store, options, device, asked.steps or steps, asked.turns)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = rows.peak_memory() / 2**30
     found.append(rows.Row("training and prediction, peak memory of the process", peak, "GiB"))
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**30

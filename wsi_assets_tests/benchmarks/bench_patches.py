@@ -32,16 +32,17 @@ _CONSTANT = 0.25
 """Seconds an update may take however little changed: opening, syncing and publishing files."""
 
 _MEMORY = """
-import json, resource, sys
+import json, sys
 from wsi_assets.patches.extract import extract, Task
 from wsi_assets.patches.plan import plan_patches, part_positions
 from wsi_assets.patches.options import ExtractionOptions
+from wsi_assets_tests.benchmarks.rows import peak_memory
 entries = json.load(open(sys.argv[1]))
 plan = plan_patches(entries, ExtractionOptions())
 slide = plan.slides[0]
 for positions in part_positions(slide, plan.patch_size):
     extract(Task(slide.path, slide.fingerprint, 0, plan.patch_size, slide.coords[positions], "jpeg", 95, 0.5))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_memory() / 2**20)
 """
 
 

@@ -59,6 +59,15 @@ class Row:
         )
 
 
+def peak_memory() -> int:
+    """Bytes of memory this process has had at most, from its own start.
+
+    Not ``ru_maxrss``: that begins at the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+
 def at_least(what: str, ours: float, against: float, unit: str, bar: float, note: str = "") -> Row:
     """A rate that has to reach ``bar`` times another rate."""
     ratio = ours / against
