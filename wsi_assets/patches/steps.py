@@ -115,20 +115,19 @@ def carried_out(
         for step in planned:
             while full() or (window and window[0][1].done() and (pool is None or supplied())):
                 yield from taken()
+            if executor is None and pool is None and workers > 1 and len(plan) - step.before > _WORTH_A_POOL:
+                pool = ProcessPoolExecutor(workers - 1, mp_context=get_context("spawn"))
+                stack.enter_context(pool)
             room = None
             if step.task is None:
                 work = _done(None)
             elif executor is not None:
                 work = executor.submit(extract, step.task)
+            elif pool is None or supplied():
+                work = _done(extract(step.task))
             else:
-                if pool is None and workers > 1 and len(plan) - step.before > _WORTH_A_POOL:
-                    pool = ProcessPoolExecutor(workers - 1, mp_context=get_context("spawn"))
-                    stack.enter_context(pool)
-                if pool is None or supplied():
-                    work = _done(extract(step.task))
-                else:
-                    room = rooms.take()
-                    work = pool.submit(extract_into, room.path, step.task)
+                room = rooms.take()
+                work = pool.submit(extract_into, room.path, step.task)
             window.append((step, work, room))
         while window:
             yield from taken()

@@ -20,7 +20,7 @@ way of take as long at times, and then all workers stood still."""
 class WriteBehind:
     """Appends to an open file, from ``end`` on, and does other things, all in order and in one thread.
 
-    After a fault nothing further is done; each later call raises it.
+    After a fault nothing further is done, and what is asked of it then raises the fault.
 
     Attributes:
         handle: the file's descriptor, which :meth:`close` closes.
