@@ -10,9 +10,8 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from wsi_assets.patches.extract import Encoded, Task, close_reader, extract, ext
 from wsi_assets.patches.handover import Room, Rooms
 from wsi_assets.patches.options import Backend
 from wsi_assets.patches.plan import PatchPlan, SlidePlan, part_positions
+from wsi_assets.patches.processes import process_pool
 
 _WORTH_A_POOL = 512
 """Patches under which starting processes takes longer than it saves."""
@@ -116,8 +116,7 @@ def carried_out(
             while full() or (window and window[0][1].done() and (pool is None or supplied())):
                 yield from taken()
             if executor is None and pool is None and workers > 1 and len(plan) - step.before > _WORTH_A_POOL:
-                pool = ProcessPoolExecutor(workers - 1, mp_context=get_context("spawn"))
-                stack.enter_context(pool)
+                pool = stack.enter_context(process_pool(workers - 1))
             room = None
             if step.task is None:
                 work = _done(None)

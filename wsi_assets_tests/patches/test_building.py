@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from wsi_assets.errors import StoreError
@@ -208,6 +209,39 @@ def test_a_worker_that_dies_is_one_line_and_the_next_build_continues(
     with pytest.raises(StoreError, match="a worker process died"):
         build_store(plan_patches(entries, options), path, "lmdb", progress=kill_a_worker)
     assert build_store(plan_patches(entries, ONE), path, "lmdb").patches == 208
+
+
+STARTER = """
+import json, os, sys
+from wsi_assets.patches import ExtractionOptions, build_store, plan_patches, plan, steps
+steps._WORTH_A_POOL = 0
+plan.PART_PIXELS = 4 * 128 * 128
+
+def progress(done, total, what):
+    print(*open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split(), flush=True)
+    sys.stdin.read()
+
+if __name__ == "__main__":
+    options = ExtractionOptions(codec="qoi", extraction_workers=3)
+    build_store(plan_patches(json.load(open(sys.argv[1])), options), sys.argv[2], "lmdb", progress=progress)
+"""
+
+
+def test_workers_end_with_a_builder_that_is_killed(entries, tmp_path):
+    listing, script = tmp_path / "entries.json", tmp_path / "starter.py"
+    listing.write_text(json.dumps(entries))
+    script.write_text(STARTER)
+    command = [sys.executable, str(script), str(listing), str(tmp_path / "patches_lmdb")]
+    root = str(Path(__file__).parents[2])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": root}, stdin=pipe, stdout=pipe, text=True
+    ) as builder:
+        workers = [psutil.Process(int(child)) for child in builder.stdout.readline().split()]
+        assert len(workers) >= 2
+        builder.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
 
 
 def test_something_else_in_the_stores_place_is_not_overwritten(entries, tmp_path):

@@ -15,7 +15,7 @@ from wsi_assets.patches.steps import carried_out, steps
 class Stalling(Executor):
     """Workers of which none ends a task before somebody waits for it."""
 
-    def __init__(self, workers: int, mp_context=None):
+    def __init__(self, workers: int):
         self.workers, self.tasks, self.submitted = workers, [], 0
         Stalling.latest = self
 
@@ -38,7 +38,7 @@ class Stalling(Executor):
 def test_this_process_reads_while_others_are_slow_and_no_more_waits_than_is_said(
     entries, monkeypatch, workers
 ):
-    monkeypatch.setattr(steps_module, "ProcessPoolExecutor", Stalling)
+    monkeypatch.setattr(steps_module, "process_pool", Stalling)
     monkeypatch.setattr(steps_module, "_WORTH_A_POOL", 0)
     monkeypatch.setattr("wsi_assets.patches.plan.PART_PIXELS", 8 * 128 * 128)
     here, waiting = [], []
