@@ -73,6 +73,35 @@ def test_patches_anywhere_are_openslides_pixels_whichever_way_they_are_read(coho
         assert np.array_equal(patch.pixels, openslide_pixels(cohort[0], 0, *places[number], 128))
 
 
+@pytest.fixture(scope="module")
+def holed(tmp_path_factory):
+    """A slide of 3 x 3 tiles of 512 px, two of them never written."""
+    written = np.array([[True, False, True], [True, True, True], [False, True, True]])
+    return write_mosaic_slide(tmp_path_factory.mktemp("holed") / "s.tif", 3, 3, written=written)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    places=st.lists(st.tuples(st.integers(-300, 1700), st.integers(-300, 1700)), min_size=1, max_size=8),
+    size=st.sampled_from([64, 200, 512, 700]),
+)
+def test_both_ways_of_reading_agree_on_pixels_and_on_what_is_missing(holed, places, size):
+    found = []
+    for direct in (True, False):
+        reader = PatchReader(holed)
+        assert reader.direct
+        if not direct:
+            reader._tiles = None
+        found.append(dict(reader.read(0, np.array(places, np.int32), size)))
+        reader.close()
+    for number in range(len(places)):
+        direct, through = found[0][number], found[1][number]
+        assert (direct.fault, through.fault) == (None, None)
+        assert direct.missing == through.missing
+        assert direct.pixels.shape == through.pixels.shape == (size, size, 3)
+        assert np.array_equal(direct.pixels, through.pixels)
+
+
 def test_every_touched_tile_is_decoded_once_and_in_file_order(cohort, monkeypatch):
     reader = PatchReader(cohort[0])
     read = []
