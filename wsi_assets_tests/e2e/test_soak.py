@@ -7,7 +7,6 @@ process a run. Memory is that of the process alone, without pages of files, whic
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import time
@@ -95,16 +94,6 @@ class Held:
             assert after <= before + 5, f"{name} gathers: {self.told()}"
 
 
-def let_go_of_free_memory() -> None:
-    """Have this process keep only what is in use.
-
-    Between trainings its allocator keeps scattered free pages, 20 MiB more after a hundred slides, though the
-    number of objects stays the same. Servers, which do not train, are measured as they are.
-    """
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-
-
 def add_slide(images: Path, annotations: Path, number: int) -> str:
     """Every tenth is a test slide; three in five have tumour."""
     slide_id = f"{'test' if number % 10 == 3 else 'slide'}_{number:03d}"
@@ -153,7 +142,7 @@ def test_two_hundred_slides_one_by_one_through_the_whole_graph_leave_the_process
                 assert level.made == ["trained_model", "test_predictions", "evaluation"]
                 runner.compare_levels()
                 evaluated += 1
-            let_go_of_free_memory()
+            gc.collect()
             held.look(me)
     print(f"\n{evaluated} times to the end: {held.told()}")
     assert evaluated == -(-(SLIDES - BEFORE) // TO_THE_END)
