@@ -127,19 +127,26 @@ def counts_png(entries: list[dict[str, Any]], sampled: list[dict[str, Any]] | No
         [("sampled", kept)] if kept is not None else []
     )
     places = np.arange(len(rows))
+    edges = np.ravel([places - 0.5, places + 0.5], order="F")
     for ax, (title, table) in zip(axes, panels, strict=True):
         left = np.zeros(len(rows))
         for kind, color in (("tumor", "#D55E00"), ("normal", "#56B4E9")):
             values = np.array([table[row["slide"]][kind] if row["slide"] in table else 0 for row in rows])
             total = f"{'tumour' if kind == 'tumor' else kind} ({values.sum():,})"
-            ax.barh(places, values, left=left, color=color, height=0.8 if named else 1.0, label=total)
+            if named:
+                ax.barh(places, values, left=left, color=color, height=0.8, label=total)
+            else:
+                # One outline for all slides: of 10,000, bars of their own took 25 s and 400 MB.
+                sides = (np.repeat(at, 2) for at in (left, left + values))
+                ax.fill_betweenx(edges, *sides, color=color, linewidth=0, label=total)
             left = left + values
         level = f"level {entries[0]['level']}, " if entries else ""
         ax.set_title(f"{level}{title}", fontsize=9)
+        ax.set_xlim(left=0)
         ax.set_xlabel("patches", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(fontsize=7, frameon=False, loc="lower right")
+        ax.legend(fontsize=7, framealpha=0.9, edgecolor="none", loc="lower right")
     axes[0].set_yticks(places if named else [], [row["slide"] for row in rows] if named else [])
     axes[0].set_ylim(max(len(rows), 1) - 0.5, -0.5)
     if not named:

@@ -80,6 +80,17 @@ def test_the_counts_of_a_level_are_one_small_picture_for_any_number_of_slides(sl
     assert matplotlib.image.imread(io.BytesIO(data)).shape[0] < 1500
 
 
+@pytest.mark.parametrize("slides", [60, 61])
+def test_bars_cover_as_much_as_there_are_patches_with_names_and_without(slides):
+    rng = np.random.default_rng(1)
+    entries = [entry_of(f"slide_{i:03d}", *map(int, rng.integers(1, 60, 2))) for i in range(slides)]
+    picture = cv2.imdecode(np.frombuffer(counts_png(entries), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    tumor, normal = (near(picture, color).sum() for color in ((213, 94, 0), (86, 180, 233)))
+    found = sum(patch[2] for entry in entries for patch in entry["patches"])
+    there = sum(len(entry["patches"]) for entry in entries)
+    assert tumor / (tumor + normal) == pytest.approx(found / there, abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("width", "mpp", "length", "text"),
     [(100_000, 0.25, 20_000, "5 mm"), (4000, 0.25, 800, "200 µm"), (1000, None, 200, "200 px of level 0")],
