@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 
@@ -41,6 +41,14 @@ WITHOUT_EFFECT = frozenset(
 
 MAY_NAME_A_FILE = frozenset({"scale_table", "incomplete_slides", "weights"})
 """Parameters whose value may be a file: what it holds counts, not where it lies."""
+
+PARTITIONS_A_QUERY = 500
+"""Each query passes over the newer records of the asset's other partitions."""
+
+RECORDS_A_PAGE = 100
+"""Records hold pictures, 80 KB a slide: so many are in memory at a time."""
+
+T = TypeVar("T")
 
 
 def version_of(asset: str, parameters: Mapping[str, Any], made_from: Any) -> str:
@@ -156,16 +164,17 @@ class Recorded:
 
 def recorded(instance: dg.DagsterInstance, asset: str, partitions: Iterable[str]) -> dict[str, Recorded]:
     """Partition -> its latest materialization; partitions never made are absent."""
-    found: dict[str, Recorded] = {}
-    for partition, record in _latest(instance.fetch_materializations, asset, partitions).items():
+
+    def take(record: dg.EventLogRecord) -> Recorded | None:
         event = record.asset_materialization
         tags = event.tags or {}
-        if DATA_VERSION_TAG in tags:
-            made_with = event.metadata.get("parameters")
-            found[partition] = Recorded(
-                tags[DATA_VERSION_TAG], tags.get(MADE_FROM_TAG), made_with.value if made_with else {}
-            )
-    return found
+        if DATA_VERSION_TAG not in tags:
+            return None
+        made_with = event.metadata.get("parameters")
+        return Recorded(tags[DATA_VERSION_TAG], tags.get(MADE_FROM_TAG), made_with.value if made_with else {})
+
+    found = _latest(instance.fetch_materializations, asset, partitions, take)
+    return {partition: latest for partition, latest in found.items() if latest}
 
 
 def recorded_version(instance: dg.DagsterInstance, asset: str, partition: str) -> str | None:
@@ -179,16 +188,23 @@ def recorded_metadata(instance: dg.DagsterInstance, asset: str, partition: str) 
 
     Tables come back as lists of rows.
     """
-    latest = _latest(instance.fetch_materializations, asset, [partition]).get(partition)
-    return {} if latest is None else {k: _plain(v) for k, v in latest.asset_materialization.metadata.items()}
+
+    def take(record: dg.EventLogRecord) -> dict[str, Any]:
+        return {name: _plain(value) for name, value in record.asset_materialization.metadata.items()}
+
+    return _latest(instance.fetch_materializations, asset, [partition], take).get(partition, {})
 
 
 def latest_observations(
     instance: dg.DagsterInstance, asset: str, partitions: Iterable[str]
 ) -> dict[str, dg.AssetObservation]:
     """Partition -> its latest observation; partitions never observed are absent."""
-    found = _latest(instance.fetch_observations, asset, partitions)
-    return {partition: record.event_log_entry.asset_observation for partition, record in found.items()}
+    return _latest(
+        instance.fetch_observations,
+        asset,
+        partitions,
+        lambda record: record.event_log_entry.asset_observation,
+    )
 
 
 def _plain(value: dg.MetadataValue) -> Any:
@@ -199,21 +215,25 @@ def _plain(value: dg.MetadataValue) -> Any:
     return value.value
 
 
-def _latest(fetch: Callable[..., Any], asset: str, partitions: Iterable[str]) -> dict[str, Any]:
-    # Newest first, so the first record seen of a partition is its latest. Chunks keep the SQL short.
+def _latest(
+    fetch: Callable[..., Any], asset: str, partitions: Iterable[str], take: Callable[[dg.EventLogRecord], T]
+) -> dict[str, T]:
+    """Partition -> what ``take`` takes of its latest record."""
     wanted = list(partitions)
-    found: dict[str, Any] = {}
-    for start in range(0, len(wanted), 500):
-        missing = set(wanted[start : start + 500])
+    found: dict[str, T] = {}
+    for start in range(0, len(wanted), PARTITIONS_A_QUERY):
+        missing = set(wanted[start : start + PARTITIONS_A_QUERY])
         cursor = None
         while missing:
             page = fetch(
                 dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=sorted(missing)),
-                limit=1000,
+                limit=RECORDS_A_PAGE,
                 cursor=cursor,
             )
+            # Newest first, so the first record seen of a partition is its latest.
             for record in page.records:
-                found.setdefault(record.partition_key, record)
+                if record.partition_key not in found:
+                    found[record.partition_key] = take(record)
             missing -= found.keys()
             if not page.has_more:
                 break

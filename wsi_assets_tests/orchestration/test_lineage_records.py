@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
 import dagster as dg
 import pytest
 
+from wsi_assets.orchestration import lineage
 from wsi_assets.orchestration.lineage import DATA_VERSION_TAG, recorded, recorded_metadata
 from wsi_assets.orchestration.partitions import LEVELS
 from wsi_assets.orchestration.reporting import table
@@ -29,6 +32,29 @@ def test_the_latest_materialization_of_each_partition_counts(instance):
         tell(instance, partition, version)
     found = recorded(instance, "slide_index", LEVELS.get_partition_keys())
     assert {partition: record.version for partition, record in found.items()} == {"0": "new", "1": "one"}
+
+
+def test_records_are_read_a_few_at_a_time_and_let_go(instance, monkeypatch):
+    monkeypatch.setattr(lineage, "PARTITIONS_A_QUERY", 10)
+    monkeypatch.setattr(lineage, "RECORDS_A_PAGE", 4)
+    slides = [f"slide_{number:02d}" for number in range(33)]
+    for turn in range(3):
+        for number, slide_id in enumerate(slides[:-1]):
+            if number % 3 >= turn:
+                tell(instance, slide_id, str(turn))
+    read, held = instance.fetch_materializations, []
+
+    def counted(*args, **kwargs):
+        held.append(sum(isinstance(thing, dg.EventLogRecord) for thing in gc.get_objects()))
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(instance, "fetch_materializations", counted)
+    found = recorded(instance, "slide_index", slides)
+    assert {slide_id: int(latest.version) for slide_id, latest in found.items()} == {
+        slide_id: number % 3 for number, slide_id in enumerate(slides[:-1])
+    }
+    assert len(held) > 8
+    assert max(held) <= 4
 
 
 def test_a_table_comes_back_as_rows_in_its_own_column_order(instance):
