@@ -38,7 +38,11 @@ SECONDS = 2
 
 TRAINING = {
     "model_name": "shufflenet_v2_x0_5",
-    "batch_size": 16,
+    # PyTorch keeps the code that it generates for each size of batch it meets (oneDNN, up to 1,024
+    # pieces), and the last batch is of another size after every slide. Of so few sizes all are met before
+    # memory counts.
+    "batch_size": 4,
+    "prediction_batch_size": 4,
     "max_epochs": 1,
     "num_workers": 0,
     "save_interval": 1,
