@@ -90,12 +90,14 @@ def _compare(
         return
     info = store.info
     again = _codec_again(info)
+    unread = dict.fromkeys(indices)
     try:
         with contextlib.closing(PatchReader(path)) as reader:
             for number, patch in reader.read(info["level"], coords[indices], info["patch_size"]):
+                del unread[indices[number]]
                 yield (indices[number], *_difference(store, indices[number], patch, again))
     except SlideError as error:
-        yield from ((index, 0.0, error.fault) for index in indices)
+        yield from ((index, 0.0, error.fault) for index in unread)
 
 
 def _difference(

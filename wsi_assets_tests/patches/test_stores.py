@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import multiprocessing
 import pickle
 import shutil
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsi_assets.errors import StoreError
+from wsi_assets.errors import SlideError, StoreError
 from wsi_assets.patches import (
     STORE_NAMES,
     ExtractionOptions,
@@ -224,14 +225,28 @@ def test_verifying_finds_the_one_patch_that_is_not_its_slides(built, entries):
         assert report.ok
         assert report.checked == len(store)
         assert verify_store(store, entries, 0.1, seed=1).checked == round(0.1 * len(store))
-        moved = [dict(row) for row in entries]
-        moved[0]["slide_path"], moved[1]["slide_path"] = moved[0]["slide_path"], entries[1]["slide_path"]
         store._opened().contents.origins[5, 2] += 1
         wrong = verify_store(store, entries, 1.0)
         store._opened().contents.origins[5, 2] -= 1
         assert [key for key, _ in wrong.problems] == [store.keys[5]]
         absent = verify_store(store, entries[1:], 1.0)
         assert len(absent.problems) == len(entries[0]["patches"])
+
+
+def test_a_slide_that_fails_while_it_is_verified_has_each_patch_told_once(built, entries, monkeypatch):
+    read = PatchReader.read
+
+    def fails_after_three(reader, *args):
+        patches = read(reader, *args)
+        yield from itertools.islice(patches, 3)
+        raise SlideError("cannot be read")
+
+    monkeypatch.setattr(PatchReader, "read", fails_after_three)
+    with open_store(built) as store:
+        report = verify_store(store, entries, 1.0)
+        assert len({key for key, _ in report.problems}) == len(report.problems)
+        assert len(report.problems) == len(store) - 3 * len(entries)
+        assert {fault for _, fault in report.problems} == {"cannot be read"}
 
 
 def test_a_jpeg_store_verifies_against_what_its_codec_makes_of_the_slide(entries, tmp_path):
