@@ -141,12 +141,13 @@ def counts_png(entries: list[dict[str, Any]], sampled: list[dict[str, Any]] | No
                 ax.fill_betweenx(edges, *sides, color=color, linewidth=0, label=total)
             left = left + values
         level = f"level {entries[0]['level']}, " if entries else ""
-        ax.set_title(f"{level}{title}", fontsize=9)
+        ax.set_title(f"{level}{title}", fontsize=9, pad=20)
         ax.set_xlim(left=0)
         ax.set_xlabel("patches", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(fontsize=7, framealpha=0.9, edgecolor="none", loc="lower right")
+        # Above the bars: wherever it lay among them, some cohort's would be under it.
+        ax.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=2)
     axes[0].set_yticks(places if named else [], [row["slide"] for row in rows] if named else [])
     axes[0].set_ylim(max(len(rows), 1) - 0.5, -0.5)
     if not named:
