@@ -43,7 +43,7 @@ MAY_NAME_A_FILE = frozenset({"scale_table", "incomplete_slides", "weights"})
 """Parameters whose value may be a file: what it holds counts, not where it lies."""
 
 PARTITIONS_A_QUERY = 500
-"""Each query passes over the newer records of the asset's other partitions."""
+"""Few enough for short SQL; each query passes over the newer records of all other partitions."""
 
 RECORDS_A_PAGE = 100
 """Records hold pictures, 80 KB a slide: so many are in memory at a time."""

@@ -52,7 +52,6 @@ def test_records_are_read_a_few_at_a_time_and_let_go(instance, monkeypatch):
         return read(*args, **kwargs)
 
     of_others = alive()
-
     monkeypatch.setattr(instance, "fetch_materializations", counted)
     found = recorded(instance, "slide_index", slides)
     assert {slide_id: int(latest.version) for slide_id, latest in found.items()} == {
