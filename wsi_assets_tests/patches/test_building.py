@@ -89,7 +89,15 @@ def test_an_unreadable_slide_and_a_changed_one_are_quarantined_and_tried_again(c
 BUILDER = """
 import json, os, signal, sys
 from wsi_assets.patches import ExtractionOptions, build_store, plan_patches
-from wsi_assets.patches import build, plan
+from wsi_assets.patches import appended, build, plan
+
+class KeepsUp(appended.WriteBehind):
+    # A disk as fast as the build: else how much of its work a kill leaves is the disk's chance.
+    def then(self, *work):
+        super().then(*work)
+        self.wait()
+
+appended.WriteBehind = KeepsUp
 build._COMMIT_BYTES = 1 << 18
 plan.PART_PIXELS = 16 * 128 * 128
 entries, path, backend, stop = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3], int(sys.argv[4])
