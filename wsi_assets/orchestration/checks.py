@@ -160,7 +160,13 @@ def patch_store_gates(
             "store_equals_its_index": (
                 partial(
                     gates.store_equals_index,
-                    *(store.info["digest"], plan.digest(store.info["backend"]), len(store), lost, len(plan)),
+                    *(
+                        store.info["plan_digest"],
+                        plan.digest(store.info["backend"]),
+                        len(store),
+                        lost,
+                        len(plan),
+                    ),
                 ),
                 True,
             ),

@@ -26,7 +26,7 @@ CODE_VERSIONS = {
     "annotation_regions": "1",
     "slide_index": "2",
     "sampled_index": "1",
-    "patch_store": "2",
+    "patch_store": "3",
     "trained_model": "1",
     "test_predictions": "1",
     "evaluation": "2",

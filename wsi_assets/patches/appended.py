@@ -70,6 +70,10 @@ class AppendedShelf:
             raise damaged(self.path, "the file ends early")
         return data
 
+    def tidy(self) -> None:
+        """See :class:`wsi_assets.patches.contract.Shelf`."""
+        os.truncate(self.file, self.end)
+
     def close(self) -> None:
         """See :class:`wsi_assets.patches.contract.Shelf`."""
         self._map = None
@@ -120,9 +124,15 @@ class AppendingWriter(ABC):
         self._store = WriteBehind(handle, end)
         self._items: list[tuple[str, int, int, int, int]] = []
         self._rows = array("q")  # position, offset and length of one patch after the other
-        self.sources = [_Unfinished(tables_of([(item[:3], item[3:]) for item in items]))]
-        if old is not None:
-            self.sources.append(ShelfSource(old) if self._old is None else _Grown(old))
+        unfinished = _Unfinished(tables_of([(item[:3], item[3:]) for item in items]))
+        # Asked in the order in which the unfinished build took them: it appended only what the store it
+        # grows lacked, or all there is to a new file. Copies of a slide then get the same places again.
+        if old is None:
+            self.sources = [unfinished]
+        elif self._old is None:
+            self.sources = [unfinished, ShelfSource(old)]
+        else:
+            self.sources = [_Grown(old), unfinished]
 
     @staticmethod
     @abstractmethod

@@ -36,6 +36,12 @@ def set_aside(path: Path) -> None:
     building_folder(path).rename(salvage)
 
 
+def forget(path: Path) -> None:
+    """Remove what unfinished builds left beside the store."""
+    for folder in (building_folder(path), *salvage_folders(path)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Own the store at ``path`` for writing; the lock goes with the process, however it ends.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wsi_assets.errors import StoreError, WsiAssetsError, one_line
-from wsi_assets.files import size_of
+from wsi_assets.files import digest, size_of
 from wsi_assets.patches import aside
 from wsi_assets.patches.contract import Contents, Shelf, UnusableStoreError, Writer
 from wsi_assets.patches.extract import Encoded
@@ -94,6 +94,7 @@ def build_store(
             aside.recover(path)
             old = _old_store(path, backend, plan)
             if old is not None and old.is_of(plan, backend):
+                old.tidy(path)
                 old.close()
                 return _report(path, old.info, 0, started)
             info, decoded = _build(plan, path, backend, old, executor, progress)
@@ -123,7 +124,17 @@ class _Old:
 
     def is_of(self, plan: PatchPlan, backend: Backend) -> bool:
         """Whether it is the plan's store, and nothing is left to try again."""
-        return self.info["digest"] == plan.digest(backend) and not self.info["quarantined"]
+        if self.info["plan_digest"] != plan.digest(backend) or self.info["quarantined"]:
+            return False
+        # An index without fingerprints does not tell when a slide changed.
+        pairs = zip(plan.slides, self.info["slides"], strict=True)
+        return all(s.fingerprint or stored["fingerprint"] == fingerprint_now(s.path) for s, stored in pairs)
+
+    def tidy(self, path: Path) -> None:
+        """Remove what killed builds of other plans left: this store is what is asked for now."""
+        if aside.building_folder(path).exists():
+            self.shelf.tidy()
+        aside.forget(path)
 
     def close(self) -> None:
         self.shelf.close()
@@ -225,11 +236,13 @@ def _contents(plan: PatchPlan, backend: Backend, lost: dict[int, str]) -> Conten
         }
         for slide in plan.slides
     ]
+    asked = plan.digest(backend)
     info = {
         **plan.content(backend),
         "backend": backend,
         "stride": plan.stride,
-        "digest": plan.digest(backend),
+        "plan_digest": asked,
+        "digest": digest(asked, sorted(lost), [slide["fingerprint"] for slide in slides]),
         "complete": True,
         "patches": len(labels),
         "tumor": int(labels.sum()),

@@ -26,9 +26,10 @@ class Contents:
     """What a store holds, without the patches.
 
     Attributes:
-        info: plain values: ``format, backend, level, patch_size, stride, codec, quality, digest, complete,
-            patches, tumor, normal, slides`` (id, fingerprint, downsample, mpp, magnification, patches of
-            each), ``quarantined`` and ``versions``.
+        info: plain values: ``format, backend, level, patch_size, stride, max_no_data, codec, quality,
+            plan_digest`` (of what was asked for), ``digest`` (of what it holds: equal ones mean equal keys,
+            labels and patches), ``complete, patches, tumor, normal, slides`` (id, fingerprint, downsample,
+            mpp, magnification, patches of each), ``quarantined`` and ``versions``.
         keys: one a patch, in index order.
         labels: uint8 (n,), 1 is tumour.
         origins: int32 (n, 3): slide number in ``info["slides"]``, y, x in pixels of the level.
@@ -52,6 +53,7 @@ class Contents:
             "stride": int,
             "patches": int,
             "codec": str,
+            "plan_digest": str,
             "digest": str,
         }
         for name, kind in {**numbers, "slides": list, "quarantined": list, "backend": str}.items():
@@ -78,6 +80,9 @@ class Shelf(Protocol):
     def raw(self, index: int) -> bytes | memoryview:
         """The encoded patch; valid until the shelf closes."""
 
+    def tidy(self) -> None:
+        """Take what a killed update left off its files; only for who owns the store."""
+
     def close(self) -> None:
         """Let go of all files."""
 
@@ -86,7 +91,11 @@ class Source(Protocol):
     """Encoded patches of an earlier build, complete or not, to take over without decoding."""
 
     def find(self, fingerprint: str, coords: np.ndarray) -> list[Any]:
-        """For each (y, x) of ``coords`` a locator, or None where the source lacks the patch."""
+        """For each (y, x) of ``coords`` a locator, or None where the source lacks the patch.
+
+        Each patch is given out once. A copy of a slide has the same identities, and no two keys may share a
+        place: freeing one would free the other.
+        """
 
     def take(self, locator: Any) -> Any:
         """What the writer of the same kind of store takes: bytes, a place in its file, or a file to link."""
@@ -100,7 +109,8 @@ class Writer(Protocol):
     next one finds it among its ``sources``.
 
     Attributes:
-        sources: what may be taken over: what an unfinished build left, then the old store.
+        sources: what may be taken over, from an unfinished build and from the old store, in the order in
+            which they are asked.
     """
 
     sources: list[Source]
@@ -131,16 +141,20 @@ class IndexedSource:
         for fingerprint, (coords, locators) in tables.items():
             codes = _codes(coords)
             order = np.argsort(codes, kind="stable")
-            self._tables[fingerprint] = (codes[order], order, locators)
+            given = np.zeros(len(codes), np.int32)  # how often, at the first of equal codes
+            self._tables[fingerprint] = (codes[order], order, locators, given)
 
     def find(self, fingerprint: str, coords: np.ndarray) -> list[Any]:
         """See :class:`Source`."""
         if fingerprint not in self._tables or not len(coords):
             return [None] * len(coords)
-        codes, order, locators = self._tables[fingerprint]
+        codes, order, locators, given = self._tables[fingerprint]
         wanted = _codes(coords)
-        at = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
-        hits = codes[at] == wanted
+        first = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+        at = first + given[first] + _occurrence(wanted)
+        hits = codes[np.minimum(at, len(codes) - 1)] == wanted
+        hits &= at < len(codes)
+        np.add.at(given, first[hits], 1)
         return [locators[order[i]] if hit else None for i, hit in zip(at, hits, strict=True)]
 
 
@@ -150,11 +164,15 @@ class ShelfSource(IndexedSource):
     def __init__(self, shelf: Shelf):
         self.shelf = shelf
         origins = shelf.contents.origins
-        tables = {}
+        of_file: dict[str, list[int]] = {}
         for number, slide in enumerate(shelf.contents.info["slides"]):
-            rows = np.flatnonzero(origins[:, 0] == number)
-            if slide["fingerprint"] and len(rows):
-                tables[slide["fingerprint"]] = (origins[rows, 1:], rows.tolist())
+            if slide["fingerprint"]:
+                of_file.setdefault(slide["fingerprint"], []).append(number)
+        tables = {}
+        for fingerprint, numbers in of_file.items():
+            rows = np.concatenate([np.flatnonzero(origins[:, 0] == number) for number in numbers])
+            if len(rows):
+                tables[fingerprint] = (origins[rows, 1:], rows.tolist())
         super().__init__(tables)
 
     def take(self, locator: int) -> Any:
@@ -192,9 +210,23 @@ def incomplete(path: Path) -> StoreError:
     )
 
 
+def replaced(path: Path) -> StoreError:
+    """The error of a handle whose store is no longer the one at its path."""
+    return StoreError("was built anew since this handle was made", path=path, remedy="Open it again")
+
+
 def damaged(path: Path, why: object) -> StoreError:
     """The error of a store that cannot be understood."""
     return UnusableStoreError(f"is damaged ({why})", path=path, remedy="Delete it and build it again")
+
+
+def _occurrence(values: np.ndarray) -> np.ndarray:
+    """How many equal values stand before each."""
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    before = np.empty(len(values), np.int64)
+    before[order] = np.arange(len(values)) - np.searchsorted(ascending, ascending)
+    return before
 
 
 def _codes(coords: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -45,10 +46,9 @@ class FolderShelf:
         self.path = path
         self._handle: int | None = None
         try:
-            info = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            with (path / _TABLE).open(encoding="utf-8", newline="") as stream:
-                rows = list(csv.reader(stream))[1:]
+            info = json.loads(self._read(MANIFEST))
+            rows = list(csv.reader(io.StringIO(self._read(_TABLE).decode("utf-8"), newline="")))[1:]
             numbers = {slide["slide_id"]: number for number, slide in enumerate(info["slides"])}
             origins = [(numbers[slide_id], int(y), int(x)) for _, _, slide_id, y, x in rows]
             self.contents = Contents(
@@ -69,11 +69,12 @@ class FolderShelf:
         """See :class:`wsi_assets.patches.contract.Shelf`."""
         name = self.name(index)
         try:
-            handle = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._handle)
+            return self._read(name)
         except FileNotFoundError as error:
             raise StoreError(f"{name} is gone", path=self.path, remedy="Open the store again") from error
-        with open(handle, "rb", buffering=0) as stream:  # noqa: PTH123  (a descriptor, not a path)
-            return stream.read()
+
+    def tidy(self) -> None:
+        """See :class:`wsi_assets.patches.contract.Shelf`; an update is made beside it."""
 
     def name(self, index: int) -> str:
         """The patch's file, relative to the folder."""
@@ -84,6 +85,11 @@ class FolderShelf:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+    def _read(self, name: str) -> bytes:
+        handle = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._handle)
+        with open(handle, "rb", buffering=0) as stream:  # noqa: PTH123  (a descriptor, not a path)
+            return stream.read()
 
 
 class FolderSource(ShelfSource):
@@ -173,8 +179,7 @@ class FolderWriter:
         (self._folder / MANIFEST).write_text(text, encoding="utf-8")
         os.sync()  # a call a file would take longer than the files
         aside.publish(self._folder, self.path)
-        for folder in aside.salvage_folders(self.path):
-            shutil.rmtree(folder, ignore_errors=True)
+        aside.forget(self.path)
 
     def close(self) -> None:
         """See :class:`wsi_assets.patches.contract.Writer`."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.patches.appended import AppendedShelf, AppendingWriter
-from wsi_assets.patches.contract import Contents, damaged, incomplete
+from wsi_assets.patches.contract import Contents, damaged, incomplete, replaced
 from wsi_assets.patches.hdf5_pages import SUPERBLOCK, Chunks, finished
 
 
@@ -28,6 +28,9 @@ class Hdf5Shelf(AppendedShelf):
         super().__init__(path, path)
         try:
             with h5py.File(path, "r", locking="best-effort") as file:
+                if not os.path.samestat(os.fstat(self.handle), path.stat()):
+                    # The library opens files by name only, and a new one took this name meanwhile.
+                    raise replaced(path)
                 if "info" not in file:
                     raise incomplete(path)
                 self.contents = Contents(

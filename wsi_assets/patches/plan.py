@@ -14,13 +14,18 @@ import numpy as np
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import digest
+from wsi_assets.patches.contract import MOST_PIXELS
 from wsi_assets.patches.options import Backend, ExtractionOptions
 
-FORMAT = 2
+FORMAT = 3
 """Version of what a store holds; a store of another version is built again, not reused."""
 
 PART_PIXELS = 256 * 256 * 256
 """Pixels of the patches one task reads: 48 MiB decoded, whatever the slide's width."""
+
+
+MOST_COORDINATE = 2**31 - 1
+"""What fits a store's int32 columns; slides are far smaller."""
 
 
 def patch_key(slide_id: str, count: int) -> str:
@@ -86,7 +91,7 @@ class PatchPlan:
                 yield patch_key(slide.slide_id, count)
 
     def content(self, backend: Backend) -> dict[str, Any]:
-        """All that decides what bytes a patch becomes, except the slide and the place."""
+        """All that decides what bytes a patch becomes, or that it is left out, except its slide and place."""
         options = self.options
         encoding: dict[str, Any] = {"codec": options.codec, "quality": None}
         if backend == "fs":
@@ -97,15 +102,21 @@ class PatchPlan:
             )
         elif options.codec == "jpeg":
             encoding["quality"] = options.jpeg_quality
-        return {"format": FORMAT, "level": self.level, "patch_size": self.patch_size, **encoding}
+        return {
+            "format": FORMAT,
+            "level": self.level,
+            "patch_size": self.patch_size,
+            "max_no_data": options.max_no_data,
+            **encoding,
+        }
 
     def digest(self, backend: Backend = "lmdb") -> str:
-        """Identity of the store this plan makes: equal digests mean equal keys, labels and patches."""
+        """Identity of what is asked for: equal digests make equal stores, if all patches can be read."""
         slides = [
             (s.slide_id, s.fingerprint, dict(s.scale), s.coords.tobytes(), s.labels.tobytes())
             for s in self.slides
         ]
-        return digest(self.content(backend), self.stride, self.options.max_no_data, slides)
+        return digest(self.content(backend), self.stride, slides)
 
 
 def plan_patches(entries: Sequence[Mapping[str, Any]], options: ExtractionOptions) -> PatchPlan:
@@ -120,13 +131,16 @@ def plan_patches(entries: Sequence[Mapping[str, Any]], options: ExtractionOption
     geometry: set[tuple[int, int, int]] = set()
     first = 0
     for entry in entries:
-        path = str(entry.get("slide_path", ""))
+        path = ""
         try:
+            path = str(entry["slide_path"])
             slide_id = slide_id_of(path)
             size = int(entry["patch_size"])
             geometry.add((int(entry["level"]), size, int(entry.get("stride") or size)))
             rows = np.array(entry["patches"], dtype=np.int64).reshape(-1, 3)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            if not 0 < size <= MOST_PIXELS or np.abs(rows).max(initial=0) > MOST_COORDINATE:
+                raise ValueError("a size or place is not possible")
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise SlideIndexError(
                 f"an index entry is damaged: {error!r}", path=path or None, remedy="Make the index again"
             ) from error

@@ -146,10 +146,13 @@ def _taken(
     sources: Sequence[Source], fingerprint: str, coords: np.ndarray
 ) -> list[tuple[Source, Any] | None]:
     taken: list[tuple[Source, Any] | None] = [None] * len(coords)
+    missing = np.arange(len(coords))
     for source in sources:
-        for at, locator in enumerate(source.find(fingerprint, coords)):
-            if locator is not None and taken[at] is None:
+        found = source.find(fingerprint, coords[missing])
+        for at, locator in zip(missing.tolist(), found, strict=True):
+            if locator is not None:
                 taken[at] = (source, locator)
+        missing = missing[np.array([locator is None for locator in found], bool)]
     return taken
 
 

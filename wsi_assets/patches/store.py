@@ -16,7 +16,7 @@ import numpy as np
 from wsi_assets.errors import StoreError
 from wsi_assets.patches import aside
 from wsi_assets.patches.codecs import decoder
-from wsi_assets.patches.contract import Shelf, damaged, incomplete
+from wsi_assets.patches.contract import Shelf, damaged, incomplete, replaced
 
 STORE_NAMES = {"lmdb": "patches_lmdb", "hdf5": "patches.h5", "fs": "image_patches"}
 """The name of each kind of store inside a level's folder."""
@@ -141,9 +141,7 @@ class PatchStore:
             shelf = open_shelf(self.path)
             if self._digest not in (None, shelf.contents.info["digest"]):
                 shelf.close()
-                raise StoreError(
-                    "was built anew since this handle was made", path=self.path, remedy="Open it again"
-                )
+                raise replaced(self.path)
             self._digest = shelf.contents.info["digest"]
             self._decode = decoder(shelf.contents.info["codec"], shelf.contents.info["patch_size"])
             self._shelf, self._owner = shelf, os.getpid()

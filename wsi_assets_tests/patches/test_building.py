@@ -158,6 +158,37 @@ def test_a_build_killed_over_an_old_store_leaves_that_readable(entries, backend,
     assert only_the_store_is_left(path)
 
 
+def test_a_killed_build_of_a_slide_and_its_copy_ends_in_the_same_bytes(
+    entries, backend, tmp_path, small_commits
+):
+    copy = tmp_path / "slides" / "zzz_001.tif"
+    copy.parent.mkdir()
+    shutil.copy(entries[1]["slide_path"], copy)
+    rows = [entries[2], entries[1], {**entries[1], "slide_path": str(copy)}]
+    for known in ([], rows[:2]):
+        path = tmp_path / f"killed_{len(known)}" / STORE_NAMES[backend]
+        undisturbed = tmp_path / f"undisturbed_{len(known)}" / path.name
+        for store in (path, undisturbed):
+            if known:
+                build_store(plan_patches(known, ONE), store, backend)
+        build_store(plan_patches(rows, ONE), undisturbed, backend)
+        assert build_and_die(rows, path, backend, 150).returncode == -signal.SIGKILL
+        assert build_store(plan_patches(rows, ONE), path, backend).decoded < 64
+        assert contents(path) == contents(undisturbed)
+
+
+def test_going_back_to_the_store_as_it_was_leaves_nothing_of_a_killed_update(
+    entries, backend, tmp_path, small_commits
+):
+    path = tmp_path / "level_0" / STORE_NAMES[backend]
+    build_store(plan_patches(entries[:1], ONE), path, backend)
+    before = contents(path)
+    assert build_and_die(entries, path, backend, 150).returncode == -signal.SIGKILL
+    assert build_store(plan_patches(entries[:1], ONE), path, backend).decoded == 0
+    assert contents(path) == before
+    assert only_the_store_is_left(path)
+
+
 def test_a_second_build_of_the_same_store_gets_one_line(entries, backend, tmp_path):
     path = tmp_path / STORE_NAMES[backend]
     said = []

@@ -43,6 +43,11 @@ def test_a_key_counts_over_all_slides_in_index_order():
         ([made("a"), made("b", level=1)], "mixes"),
         ([made("a"), made("b", patch_size=128)], "mixes"),
         ([made(patches=[(0, 1)])], "damaged"),
+        ([made(patches=[(2**32 + 5, 0, 0)])], "damaged"),
+        ([made(patch_size=0)], "damaged"),
+        ([made(patch_size=-5)], "damaged"),
+        ([{name: value for name, value in made().items() if name != "slide_path"}], "damaged"),
+        ([None], "damaged"),
         ([made("__info")], "underscores"),
     ],
 )

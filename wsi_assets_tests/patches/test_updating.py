@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import h5py
 import lmdb
@@ -27,7 +29,7 @@ from wsi_assets_tests.patches.compared import (
     is_the_same_store,
     only_the_store_is_left,
 )
-from wsi_assets_tests.patches.made import ONE
+from wsi_assets_tests.patches.made import ONE, entry, grid, texture, write_mosaic_slide, write_slide
 
 
 def test_nothing_is_read_or_written_when_nothing_changed(entries, backend, tmp_path):
@@ -172,3 +174,106 @@ def test_an_updated_store_is_the_store_built_from_nothing(data, entries, backend
         seen = now
     build_store(plan_patches(rows, ONE), fresh, backend)
     assert is_the_same_store(path, fresh)
+
+
+@pytest.fixture
+def copied(entries, tmp_path):
+    """A slide, its copy under another name (test_049 of CAMELYON16 is one), and another slide."""
+    copy = tmp_path / "test_copy.tif"
+    shutil.copy(entries[2]["slide_path"], copy)
+    return [entries[2], {**entries[2], "slide_path": str(copy)}, entries[1]]
+
+
+def test_a_slide_and_its_copy_are_stored_twice_and_updated_without_reading_them(copied, backend, tmp_path):
+    path, fresh = tmp_path / STORE_NAMES[backend], tmp_path / "fresh" / STORE_NAMES[backend]
+    assert build_store(plan_patches(copied[:2], ONE), path, backend).decoded == 96
+    report = build_store(plan_patches(copied, ONE), path, backend)
+    assert (report.decoded, report.reused) == (64, 96)
+    build_store(plan_patches(copied, ONE), fresh, backend)
+    assert is_the_same_store(path, fresh)
+    with open_store(path) as store:
+        assert verify_store(store, copied, 1.0).ok
+    assert build_store(plan_patches(copied[1:], ONE), path, backend).decoded == 0
+
+
+def test_a_patch_listed_twice_is_stored_twice(entries, backend, tmp_path):
+    path = tmp_path / STORE_NAMES[backend]
+    twice = {**entries[2], "patches": entries[2]["patches"][:8] * 2}
+    build_store(plan_patches([twice], ONE), path, backend)
+    report = build_store(plan_patches([twice, entries[1]], ONE), path, backend)
+    assert (report.decoded, report.reused) == (64, 16)
+    assert held_by_other_readers(path).keys() == set(plan_patches([twice, entries[1]], ONE).keys())
+
+
+def test_a_stricter_limit_for_missing_pixels_holds_for_stored_patches_too(backend, tmp_path):
+    written = np.array([[True, False], [True, True]])
+    slide = write_mosaic_slide(tmp_path / "slides" / "tumor_001.tif", 2, 2, tile=256, written=written)
+    half = [(0, 128, 1), (256, 256, 0), (128, 0, 0)]  # the first lies half in the missing tile
+    rows = [entry(slide, half, 256)]
+    path, fresh = tmp_path / STORE_NAMES[backend], tmp_path / "fresh" / STORE_NAMES[backend]
+    loose, strict = ONE.model_copy(update={"max_no_data": 0.9}), ONE.model_copy(update={"max_no_data": 0.0})
+    assert build_store(plan_patches(rows, loose), path, backend).patches == 3
+    report = build_store(plan_patches(rows, strict), path, backend)
+    expected = build_store(plan_patches(rows, strict), fresh, backend)
+    assert report.patches == expected.patches < 3
+    assert report.quarantined == expected.quarantined
+
+
+def test_a_handle_does_not_take_a_healed_store_for_the_one_it_knew(entries, backend, tmp_path):
+    """What is quarantined shifts the numbers of the patches after it, whatever the index says."""
+    slide = Path(entries[1]["slide_path"])
+    away = tmp_path / slide.name
+    path = tmp_path / STORE_NAMES[backend]
+    slide.rename(away)
+    try:
+        assert len(build_store(plan_patches(entries, ONE), path, backend).quarantined) == 64
+    finally:
+        away.rename(slide)
+    old = open_store(path)
+    sent, digest = pickle.dumps(old), old.info["digest"]
+    report = build_store(plan_patches(entries, ONE), path, backend)
+    assert (report.patches, report.quarantined) == (208, [])
+    old.close()
+    for handle in (old, pickle.loads(sent)):
+        with pytest.raises(StoreError, match="was built anew"):
+            handle.get(100)
+    with open_store(path) as new:
+        assert new.info["digest"] != digest
+        assert new.info["plan_digest"] == plan_patches(entries, ONE).digest(backend)
+
+
+def test_a_slide_changed_under_an_index_without_fingerprints_is_read_again(backend, tmp_path):
+    slide = write_slide(tmp_path / "slides" / "normal_001.tif", texture(256, 256, seed=1))
+    rows = [entry(slide, grid(256, 256, 128), 128, fingerprint=None)]
+    path = tmp_path / STORE_NAMES[backend]
+    build_store(plan_patches(rows, ONE), path, backend)
+    assert build_store(plan_patches(rows, ONE), path, backend).decoded == 0
+    write_slide(slide, texture(256, 256, seed=2))
+    assert build_store(plan_patches(rows, ONE), path, backend).decoded == 4
+    with open_store(path) as store:
+        assert verify_store(store, rows, 1.0).ok
+
+
+def test_a_store_replaced_while_it_is_opened_is_never_half_of_each(entries, backend, tmp_path, monkeypatch):
+    path, later = tmp_path / STORE_NAMES[backend], tmp_path / "later" / STORE_NAMES[backend]
+    build_store(plan_patches(entries[:1], ONE), path, backend)
+    build_store(plan_patches(entries[1:], ONE), later, backend)
+    with open_store(path) as store:
+        old = store.keys, store.get(0).tobytes()
+    opened = os.open
+
+    def replaced_behind_it(name, *args, **options):
+        handle = opened(name, *args, **options)
+        if later.exists() and path in (Path(name), Path(name).parent):
+            path.rename(tmp_path / "retired")
+            later.rename(path)
+        return handle
+
+    monkeypatch.setattr(os, "open", replaced_behind_it)
+    if backend == "hdf5":
+        with pytest.raises(StoreError, match="was built anew"):
+            open_store(path)
+    else:
+        with open_store(path) as store:
+            assert (store.keys, store.get(0).tobytes()) == old
+    assert not later.exists()
