@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 
 import torch
 
-from wsi_assets.errors import ConfigError, ModelError
+from wsi_assets.errors import ConfigError, ModelError, one_line
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is a CUDA device if there is one (the process's own under torchrun), else the CPU.
+    """``auto`` is a CUDA device if there is one, else the CPU; under torchrun ``cuda`` is the process's own.
 
     Raises:
         ConfigError: not a device, or not on this machine.
     """
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -78,4 +81,20 @@ def clear_memory_errors(batch_option: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ModelError(
             "the GPU's memory is full", remedy=f"Lower {batch_option}, or choose a smaller model_name"
+        ) from error
+
+
+@contextlib.contextmanager
+def clear_compiler_errors() -> Iterator[None]:
+    """What keeps torch.compile from compiling, such as a missing C++ compiler, as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Its errors' module takes seconds to import and is loaded only where something was compiled.
+        module = sys.modules.get("torch._dynamo.exc")
+        if module is None or not isinstance(error, module.TorchDynamoException):
+            raise
+        raise ModelError(
+            f"the network cannot be compiled ({one_line(error)[:200]})",
+            remedy="Install a C++ compiler, or set compile_model=false",
         ) from error

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from wsi_assets.errors import ConfigError, one_line
+
 
 @dataclass(frozen=True)
 class Group:
@@ -73,11 +75,21 @@ def process_group(device: torch.device) -> Group:
 
     Joined on first use, it is left when the process ends: a second training in the same process would
     otherwise join again while another process is still leaving, and find its old address.
+
+    Raises:
+        ConfigError: ``WORLD_SIZE`` tells of other processes, and they cannot be joined.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and the other processes are not found "
+                f"({one_line(error)[:200]})",
+                remedy="Start with torchrun, or unset WORLD_SIZE to train in one process",
+            ) from error
         atexit.register(_leave)
     if distributed.is_available() and distributed.is_initialized():
         return Group(distributed.get_rank(), distributed.get_world_size())

@@ -53,7 +53,9 @@ class TrainingOptions(BaseModel):
         2.0, ge=0, description="Focusing parameter of the focal loss; 0 is cross-entropy."
     )
     use_ohem: bool = Field(
-        True, description="Online hard example mining: learn from all tumour and the hardest normal patches."
+        True,
+        description="Online hard example mining: learn from all tumour and the hardest normal patches. "
+        "It has something to leave out where normal_per_tumor is above aug_factor x ohem_ratio.",
     )
     ohem_ratio: float = Field(
         3.0, gt=0, description="Hard normal patches kept for each tumour patch of a batch."
@@ -62,7 +64,7 @@ class TrainingOptions(BaseModel):
     save_interval: int = Field(
         5, ge=1, description="Epochs between two checkpoints that a run can resume from."
     )
-    seed: int = Field(42, ge=0, description="Seed of every random choice.")
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of every random choice.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Arithmetic of the network; auto is bfloat16 where the processor computes it natively.",
@@ -86,7 +88,8 @@ class PredictionOptions(BaseModel):
     )
     prediction_precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32",
-        description="Arithmetic of prediction; float32 gives the same probabilities for any batch size.",
+        description="Arithmetic of prediction; with float32 the batch size changes no more than the last "
+        "digits of a probability.",
     )
     tta: bool = Field(
         False, description="Average each probability over the eight flips and quarter turns of the patch."

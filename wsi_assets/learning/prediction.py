@@ -145,7 +145,8 @@ def _positions(entry: dict[str, Any], first: int, store: PatchStore, quarantined
     from wsi_assets.patches import patch_key
 
     slide_id = slide_id_of(entry["slide_path"])
-    positions = np.empty(len(entry["patches"]), dtype=np.int64)
+    places = np.array(entry["patches"], dtype=np.int64).reshape(-1, 3)[:, :2]
+    positions = np.empty(len(places), dtype=np.int64)
     for i in range(len(positions)):
         key = patch_key(slide_id, first + i)
         if key in quarantined:
@@ -154,12 +155,22 @@ def _positions(entry: dict[str, Any], first: int, store: PatchStore, quarantined
         try:
             positions[i] = store.key_index(key)
         except (KeyError, StoreError) as error:
-            raise StoreError(
-                f"has no patch {key}: it was not built from this index",
-                path=store.path,
-                remedy="Materialize patch_store again",
-            ) from error
+            raise _of_another_index(store, f"has no patch {key}") from error
+    stored = np.flatnonzero(positions >= 0)
+    # A key counts patches; an index of other patches has the same keys.
+    elsewhere = np.any(store.coords[positions[stored]] != places[stored], axis=1)
+    if elsewhere.any():
+        key = patch_key(slide_id, first + int(stored[elsewhere.argmax()]))
+        raise _of_another_index(store, f"has another patch under {key}")
     return positions
+
+
+def _of_another_index(store: PatchStore, fault: str) -> StoreError:
+    return StoreError(
+        f"{fault}: it was not built from this index",
+        path=store.path,
+        remedy="Materialize patch_store again",
+    )
 
 
 def quarantined_keys(info: dict[str, Any]) -> set[str]:

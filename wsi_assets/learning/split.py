@@ -96,6 +96,12 @@ def split_patches(
         in_val = _choose_patches(labels[usable], options.val_size, options.seed)
     if unit != "patient":
         notes.append(f"Split by {unit}: validation looks better than it would on a new patient")
+    both = sorted(set(patients[test]) & set(patients[usable]))
+    if both:
+        notes.append(
+            f"{len(both)} patients have test slides and others ({', '.join(both[:5])}): the test looks "
+            "better than it would on a new patient"
+        )
     train, val = usable[~in_val], usable[in_val]
     rows = _table(patients, slides, labels, (("train", train), ("val", val), ("test", np.flatnonzero(test))))
     return Split(train, val, unit, rows, tuple(notes))

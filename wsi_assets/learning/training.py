@@ -6,6 +6,7 @@ logs an experiment subscribes to ``on_epoch`` and reads the result.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from wsi_assets.learning.backbones import build_model
 from wsi_assets.learning.checkpoints import CheckpointFolder, best_payload, publish
 from wsi_assets.learning.data import BatchReader, epoch_positions, ordered_batches, shuffled_batches
 from wsi_assets.learning.devices import (
+    clear_compiler_errors,
     clear_memory_errors,
     quiet_randomness,
     resolve_device,
@@ -116,7 +118,7 @@ def train(
     labels = np.asarray(store.labels).astype(np.int64)
     split = split_patches([origin[0] for origin in store.origins], labels, options, patient_pattern)
     group = process_group(device)
-    with quiet_randomness(device), clear_memory_errors("batch_size"):
+    with quiet_randomness(device), clear_memory_errors("batch_size"), clear_compiler_errors():
         run = _Run(store, options, out_dir, split, labels, device, group)
         return run.go(progress, on_epoch, resume)
 
@@ -156,6 +158,13 @@ class _Run:
         self.workers = usable_workers(options.num_workers)
         if self.workers < options.num_workers:
             self.notes.append(f"{self.workers} of {options.num_workers} reading threads: one a core")
+        if options.use_ohem and options.ohem_ratio * seen_tumor >= self.counts["seen_normal"]:
+            self.notes.append(
+                "Hard example mining leaves out hardly a patch: tumour is "
+                f"{seen_tumor / len(self.positions):.0%} of what training sees, so a batch has fewer normal "
+                "patches than it would keep; a higher normal_per_tumor, or a lower aug_factor or ohem_ratio, "
+                "gives it a choice"
+            )
         if options.weights == "none":
             self.notes.append("Trained from random weights; weights=imagenet usually gives a better model")
         comparable = {key: value for key, value in self.config.items() if key not in _INCIDENTAL}
@@ -168,7 +177,9 @@ class _Run:
             split.to_plain(),
             labels.tolist(),
             group.size,
+            _content_of(options.weights),
         )
+        _check_parts(len(self.positions), options.batch_size, device, group)
 
     def go(
         self, progress: Progress, on_epoch: Callable[[EpochRecord], None] | None, resume: bool
@@ -337,4 +348,23 @@ class _Run:
             device=str(self.device),
             precision=self.precision,
             notes=tuple(self.notes),
+        )
+
+
+def _content_of(weights: str) -> str | None:
+    """Digest of the file that training starts from: its name stays when another takes its place."""
+    if not Path(weights).is_file():
+        return None
+    with Path(weights).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_parts(patches: int, batch_size: int, device: torch.device, group: Group) -> None:
+    """Refuse batches that leave a process less than its layers need: statistics of one patch are none."""
+    least = 2 if device.type == "cpu" and group.size > 1 else 1
+    smallest = min(map(len, shuffled_batches(np.arange(patches), batch_size, seed=0, epoch=0)))
+    if smallest < least * group.size:
+        raise ModelError(
+            f"batches of {smallest} patches are too small for {group.size} processes",
+            remedy=f"Raise batch_size to {2 * least * group.size} or more, or start fewer processes",
         )

@@ -31,6 +31,10 @@ class MemoryStore:
     def __len__(self):
         return len(self.labels)
 
+    @property
+    def coords(self):
+        return np.array([(y, x) for _, y, x in self.origins]).reshape(-1, 2)
+
     def get(self, i):
         return self.patches[i]
 

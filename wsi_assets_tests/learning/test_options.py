@@ -35,7 +35,14 @@ def test_the_defaults_are_those_users_know():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_size": 1}, {"lr": 0}, {"val_size": 0.9}, {"learning_rate": 1e-3}, {"precision": "float16"}],
+    [
+        {"batch_size": 1},
+        {"seed": 2**63},
+        {"lr": 0},
+        {"val_size": 0.9},
+        {"learning_rate": 1e-3},
+        {"precision": "float16"},
+    ],
 )
 def test_impossible_and_unknown_options_are_refused(wrong):
     with pytest.raises(ValidationError):

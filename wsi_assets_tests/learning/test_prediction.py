@@ -90,6 +90,7 @@ def test_a_quarantined_patch_has_no_probability_and_shifts_no_other(store, best)
         keys=[store.keys[i] for i in keep],
         left_out=[{"key": key, "reason": "unreadable tile"}],
     )
+    missing.origins = [store.origins[i] for i in keep]
     found = predict(missing, entries_of(store), best, PredictionOptions(**CPU))
     assert np.isnan(found[1]["probs"][2])
     assert found[1]["preds"][2] == -1
@@ -99,6 +100,15 @@ def test_a_quarantined_patch_has_no_probability_and_shifts_no_other(store, best)
             np.array(entry["probs"])[known], np.array(expected["probs"])[known], atol=1e-6
         )
         assert len(entry["probs"]) == 7
+
+
+def test_a_patch_never_gets_the_probability_of_another(store, best):
+    """An index made anew counts its patches from 0 as well: its keys are the store's, its places are not."""
+    for changed in (lambda patches: patches[::-1], lambda patches: [(y, x + 1, t) for y, x, t in patches]):
+        entries = entries_of(store)
+        entries[4]["patches"] = changed(entries[4]["patches"])
+        with pytest.raises(StoreError, match=r"has another patch under test_.*not built from this index"):
+            predict(store, entries, best, PredictionOptions(**CPU))
 
 
 def test_the_threshold_decides_what_is_called_tumour(store, best):

@@ -96,6 +96,13 @@ def test_test_slides_neither_train_nor_validate():
     assert {row["side"] for row in split.rows if "test" in row["patient"].lower()} == {"test"}
 
 
+def test_a_patient_with_test_slides_and_others_is_named():
+    slides = [("p1_a", 4, 4), ("p2_a", 4, 4), ("p3_a", 4, 4), ("p2_test", 9, 9)]
+    split = split_patches(*patches_of(*slides), TrainingOptions(), r"^(p\d)")
+    assert [note for note in split.notes if "1 patients have test slides and others (p2)" in note]
+    assert not split_patches(*patches_of(*slides), TrainingOptions(), "^(.*)$").notes
+
+
 def test_the_only_mixed_patient_may_be_what_makes_a_patient_split_possible():
     # Tumour-only, normal-only and one mixed patient: either the mixed one alone validates, or the others.
     ids, labels = patches_of(("tumor_1", 0, 9), ("normal_1", 9, 0), ("mixed_1", 5, 5))

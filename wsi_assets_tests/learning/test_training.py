@@ -9,6 +9,7 @@ import torch
 
 from wsi_assets.errors import ConfigError, ModelError
 from wsi_assets.learning import load_model, train
+from wsi_assets.learning.devices import resolve_device
 from wsi_assets_tests.learning.fakes import MemoryStore, cohort, quick
 
 
@@ -147,6 +148,44 @@ def test_a_compiled_network_learns_the_same_and_leaves_plain_weights(tmp_path, m
         assert (a.train_loss, a.val_loss) == pytest.approx((b.train_loss, b.val_loss), rel=1e-4)
     for key, value in weights_of(plain.best_path).items():
         torch.testing.assert_close(weights_of(compiled.best_path)[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_that_cannot_be_compiled_is_one_line(tmp_path, monkeypatch):
+    compile_ = torch.compile
+
+    def no_compiler(*_):
+        raise FileNotFoundError("no C++ compiler\nis here")
+
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend=no_compiler))
+    with pytest.raises(
+        ModelError, match=r"cannot be compiled.*no C\+\+ compiler.*compile_model=false"
+    ) as caught:
+        train(cohort(), quick(model_name="tiny_plain", compile_model=True), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_starting_weights_under_the_same_name_are_another_training(tmp_path):
+    weights, options = tmp_path / "start.pt", quick(save_interval=1, max_epochs=2)
+    options = options.model_copy(update={"weights": str(weights)})
+    source = tmp_path / "source"
+    train(cohort(), quick(max_epochs=1), source)
+    started = weights_of(source / "checkpoints" / "best.pt")
+    torch.save(started, weights)
+    train(cohort(), options, tmp_path / "run")
+    assert train(cohort(), options, tmp_path / "run").resumed_from == 2
+    torch.save({name: value * 0.5 for name, value in started.items()}, weights)
+    assert train(cohort(), options, tmp_path / "run").resumed_from is None
+
+
+@pytest.mark.parametrize(("normal_per_tumor", "told"), [(1, True), (4, True), (8, False)])
+def test_mining_that_has_nothing_to_leave_out_says_so(tmp_path, normal_per_tumor, told):
+    store = cohort(patients=6, per_patient=18)
+    labels = np.asarray(store.labels)
+    tumor = np.flatnonzero(labels == 1)[:: normal_per_tumor + 1]
+    kept = np.sort(np.concatenate([tumor, np.flatnonzero(labels == 0)[: normal_per_tumor * len(tumor)]]))
+    store = MemoryStore(store.patches[kept], labels[kept], [store.origins[i][0] for i in kept])
+    result = train(store, quick(max_epochs=1, aug_factor=2, ohem_ratio=3.0), tmp_path)
+    assert any("leaves out hardly a patch" in note for note in result.notes) is told
 
 
 def test_a_compiled_run_does_not_continue_one_that_was_not(tmp_path, monkeypatch):
@@ -301,6 +340,34 @@ def test_a_device_that_is_not_there_is_named(tmp_path):
     for device in ("cuda:99", "abacus", "meta"):
         with pytest.raises(ConfigError, match=device):
             train(cohort(), quick(device=device), tmp_path)
+
+
+def test_the_gpu_of_a_process_under_torchrun_is_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert resolve_device("cuda") == torch.device("cuda:3")
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+
+
+def test_processes_that_were_not_started_are_not_waited_for(tmp_path, monkeypatch):
+    # as in a cluster job whose scheduler exports the size of the job
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2.*unset WORLD_SIZE") as caught:
+        train(cohort(), quick(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_that_leaves_a_process_one_patch_is_refused_before_it_trains():
+    from wsi_assets.learning.distributed import Group
+    from wsi_assets.learning.training import _check_parts
+
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    with pytest.raises(ModelError, match=r"batches of 6 patches are too small for 4 processes.*16 or more"):
+        _check_parts(48, 7, cpu, Group(0, 4))
+    _check_parts(48, 7, gpu, Group(0, 4))  # statistics are those of all GPUs there
+    _check_parts(48, 16, cpu, Group(0, 4))
+    _check_parts(5, 2, cpu, Group())
 
 
 def test_batch_statistics_are_learnt_from_training_patches_alone(tmp_path):
