@@ -7,30 +7,58 @@ clusters). What is resampled is not a concern of this module.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
 from wsi_assets.evaluation.figures import Figure
 
-RANK_BINS = 2048
-"""Scores are ranked into at most this many bins while resampling; point values use the scores themselves.
+TUMOR_RANKS = 1024
+"""Into how many ranks, at least, the tumour scores of a group are told apart while resampling.
 
-The error this adds to an end of an interval is below 1 / (2 x 2048).
+Point values use the scores themselves; ``ranking_samples`` says what this adds to an end of an interval.
 """
 
-MAX_CELLS = 4_000_000
-"""Most numbers held at once while resampling, whatever the size of the cohort."""
+MAX_CELLS = 1_000_000
+"""Most numbers in one array over resamples; about ten such arrays live at once.
+
+Whatever the size of the cohort: resamples are drawn, and scores ranked, a part at a time. What else grows
+with the cohort is a few numbers a patch.
+"""
 
 
-def draw_groups(n_groups: int, samples: int, seed: int) -> np.ndarray:
-    """How often each group is drawn in each resample: (samples, n_groups) float64; a row sums to n_groups."""
-    if n_groups == 0:
-        return np.zeros((samples, 0))
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=samples).astype(float)
+@dataclass(frozen=True)
+class Resamples:
+    """``samples`` draws of ``n_groups`` groups with replacement, the same every time they are asked for.
+
+    They are drawn anew each time, because holding them would take samples x groups numbers.
+    """
+
+    n_groups: int
+    samples: int
+    seed: int
+
+    def drawn(self) -> Iterator[np.ndarray]:
+        """How often each group is drawn: parts (some samples, n_groups) float64; a row sums to n_groups."""
+        generator, groups = np.random.default_rng(self.seed), self.n_groups
+        step = max(1, MAX_CELLS // max(groups, 1))
+        for start in range(0, self.samples, step):
+            counts = np.zeros((min(step, self.samples - start), groups))
+            for row in counts:
+                row[:] = np.bincount(generator.integers(0, groups, groups), minlength=groups) if groups else 0
+            yield counts
+
+    def sums(self, per_group: np.ndarray) -> np.ndarray:
+        """Sums over each resample, (samples, columns), of columns (n_groups, columns)."""
+        parts = [counts @ per_group for counts in self.drawn()]
+        return np.concatenate([np.zeros((0, per_group.shape[1])), *parts])
 
 
 def with_interval(value: float, resampled: np.ndarray, n_groups: int, unit: str) -> Figure:
     """``value`` with the 2.5 and 97.5 percentiles of ``resampled``, its value in each resample.
+
+    The percentiles stand as they are: of a skewed number they need not enclose the value.
 
     Args:
         resampled: (samples,), nan where the number is not defined in a resample, e.g. one class only.
@@ -45,24 +73,26 @@ def with_interval(value: float, resampled: np.ndarray, n_groups: int, unit: str)
     if defined.size < resampled.size / 2:
         return Figure(value, reason=f"not defined in most resamples of only {n_groups} {unit}")
     low, high = np.percentile(defined, [2.5, 97.5])
-    # Rank bins may move an end across the exact value by less than their own error.
-    return Figure(value, min(float(low), value), max(float(high), value))
+    return Figure(value, float(low), float(high))
 
 
-def ratio_samples(counts: np.ndarray, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Sum of ``numerator`` over sum of ``denominator`` (both per group) in every resample; nan for 0/0."""
-    below = counts @ denominator
+def ratio_samples(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """One sum over another in every resample, (samples,); nan for 0/0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(below > 0, (counts @ numerator) / below, np.nan)
+        return np.where(denominator > 0, numerator / denominator, np.nan)
 
 
 def ranking_samples(
-    counts: np.ndarray, scores: np.ndarray, labels: np.ndarray, groups: np.ndarray
+    resamples: Resamples, scores: np.ndarray, labels: np.ndarray, groups: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """ROC-AUC and average precision in every resample.
 
+    Exact where no group has more than ``TUMOR_RANKS`` tumour scores. Otherwise a bin of several tumour scores
+    holds less than 1 / TUMOR_RANKS of the tumour of any group, so of any resample: the AUC is off by less
+    than half of that; the average precision takes the precision at the lower end of each such bin, and
+    comes out low by less than that where precision only falls.
+
     Args:
-        counts: (samples, n_groups), from :func:`draw_groups`.
         scores: (n,) float.
         labels: (n,) bool, True for tumour.
         groups: (n,) int, the group of each score.
@@ -71,40 +101,62 @@ def ranking_samples(
         Two (samples,) arrays, nan where a resample holds one class only. Ties count one half in the AUC;
         average precision is the sum of precision times the step of recall, as scikit-learn has it.
     """
-    bins = _rank_bins(scores)
-    n_bins, n_groups = int(bins.max()) + 1, counts.shape[1]
-    cell = groups * n_bins + bins
-    shape = (n_groups, n_bins)
-    tumor = np.bincount(cell[labels], minlength=n_groups * n_bins).reshape(shape).astype(float)
-    normal = np.bincount(cell[~labels], minlength=n_groups * n_bins).reshape(shape).astype(float)
-    auc, precision = np.empty(len(counts)), np.empty(len(counts))
-    step = max(1, MAX_CELLS // n_bins)
-    for start in range(0, len(counts), step):
-        chunk = counts[start : start + step]
-        auc[start : start + step], precision[start : start + step] = _ranking(chunk @ tumor, chunk @ normal)
+    tumor, normal = _histograms(_bins(scores, labels, groups), labels, groups, resamples.n_groups)
+    parts = [_ranking(tumor, normal, counts) for counts in resamples.drawn()]
+    auc, precision = np.concatenate([np.zeros((2, 0)), *parts], axis=1)
     return auc, precision
 
 
-def _ranking(tumor: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUC and average precision of histograms (samples, bins) of scores in ascending order."""
-    n_tumor, n_normal = tumor.sum(1), normal.sum(1)
-    lower = np.cumsum(normal, axis=1) - normal
-    called = np.cumsum((tumor + normal)[:, ::-1], axis=1)[:, ::-1]
-    found = np.cumsum(tumor[:, ::-1], axis=1)[:, ::-1]
+def _ranking(tumor, normal, counts: np.ndarray) -> np.ndarray:
+    """AUC and average precision, (2, samples), of histograms (bins, groups), the highest bin first."""
+    samples, weights = len(counts), np.ascontiguousarray(counts.T)
+    n_tumor, n_normal = counts @ tumor.sum(0), counts @ normal.sum(0)
+    found_before, wrong_before = np.zeros((samples, 1)), np.zeros((samples, 1))
+    auc, precision = np.zeros(samples), np.zeros(samples)
+    step = max(1, MAX_CELLS // samples)
+    for start in range(0, tumor.shape[0], step):
+        # A row a resample: sums along a row are several times as fast as sums from row to row.
+        hits = np.ascontiguousarray((tumor[start : start + step] @ weights).T)
+        misses = np.ascontiguousarray((normal[start : start + step] @ weights).T)
+        found = np.cumsum(hits, axis=1) + found_before
+        wrong = np.cumsum(misses, axis=1) + wrong_before
+        auc += np.einsum("ij,ij->i", hits, n_normal[:, None] - wrong + 0.5 * misses)
+        precision += np.einsum("ij,ij->i", hits, found / np.maximum(found + wrong, 1))
+        found_before, wrong_before = found[:, -1:], wrong[:, -1:]
     with np.errstate(divide="ignore", invalid="ignore"):
-        auc = ((lower + 0.5 * normal) * tumor).sum(1) / (n_tumor * n_normal)
-        precision = (tumor * np.where(called > 0, found / called, 0)).sum(1) / n_tumor
-    one_class = (n_tumor == 0) | (n_normal == 0)
-    auc[one_class] = np.nan
-    precision[n_tumor == 0] = np.nan
-    return auc, precision
+        both = np.where((n_tumor > 0) & (n_normal > 0), n_tumor * n_normal, np.nan)
+        return np.stack([auc / both, precision / np.where(n_tumor > 0, n_tumor, np.nan)])
 
 
-def _rank_bins(scores: np.ndarray) -> np.ndarray:
-    """A bin per distinct score while there are few, else about equally full ones; ties share one."""
-    _, rank, repeats = np.unique(scores, return_inverse=True, return_counts=True)
-    if len(repeats) <= RANK_BINS:
-        return rank
-    before = np.cumsum(repeats) - repeats
-    coarse = before * RANK_BINS // len(scores)
-    return np.unique(coarse, return_inverse=True)[1][rank]
+def _histograms(bins: np.ndarray, labels: np.ndarray, groups: np.ndarray, n_groups: int):
+    """How many tumour and how many normal scores lie in each bin of each group: two sparse (bins, groups)."""
+    from scipy.sparse import csr_array
+
+    shape = int(bins.max()) + 1, n_groups
+    return [
+        csr_array((np.ones(int(kind.sum())), (bins[kind], groups[kind])), shape=shape)
+        for kind in (labels, ~labels)
+    ]
+
+
+def _bins(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The bin of each score, (n,) int, the highest scores in the lowest bin; equal scores share one.
+
+    A tumour score has a bin of its own, and all scores between two such share the bin between them: they are
+    normal, so neither AUC nor average precision can tell their order. Of a group with more tumour scores than
+    ``TUMOR_RANKS``, as many have a bin of their own, evenly spread in rank; the rest fall between.
+    """
+    levels, level = np.unique(scores, return_inverse=True)
+    tumor_level, tumor_group = level[labels], groups[labels]
+    order = np.lexsort((tumor_level, tumor_group))
+    tumor_level, tumor_group = tumor_level[order], tumor_group[order]
+    size = np.bincount(tumor_group)
+    rank = np.arange(len(order)) - (np.cumsum(size) - size)[tumor_group]
+    size = size[tumor_group]
+    steps = rank * TUMOR_RANKS // size != (rank - 1) * TUMOR_RANKS // size
+    alone = np.zeros(len(levels), bool)
+    alone[tumor_level[steps]] = True
+    begins = alone.copy()
+    begins[1:] |= alone[:-1]
+    bin_of_level = np.cumsum(begins)
+    return (bin_of_level[-1] - bin_of_level)[level]

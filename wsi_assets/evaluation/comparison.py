@@ -70,6 +70,28 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
         ) from error
 
 
+def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Metrics of the levels that can be compared; of the others, level -> why not.
+
+    Args:
+        files: level -> its ``metrics.json``.
+
+    Raises:
+        EvaluationError: there are levels, and none can be compared.
+    """
+    metrics, left_out = [], {}
+    for level, file in files.items():
+        try:
+            one = read_metrics(file)
+            compare([one])
+            metrics.append(one)
+        except EvaluationError as error:
+            left_out[level] = str(error)
+    if left_out and not metrics:
+        raise EvaluationError("; ".join(f"level {level}: {why}" for level, why in left_out.items()))
+    return metrics, left_out
+
+
 def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) -> Path:
     """Write ``comparison.html``, one self-contained page, ``comparison.png`` and ``comparison.json``."""
     from wsi_assets.evaluation.templating import environment

@@ -63,9 +63,11 @@ def _smoothed(probability: np.ndarray, known: np.ndarray, sigma: float) -> np.nd
 
     values = np.where(known, probability, 0).astype(float)
     if sigma > 0:
+        # A kernel that reaches across the map covers all of it; the tails beyond would only take memory.
+        reach = min(int(4 * sigma + 0.5), max(known.shape))
         # Both are filtered alike, so the quotient is a weighted mean over the known cells only.
-        weight = gaussian_filter(known.astype(float), sigma, mode="constant")
-        values = gaussian_filter(values, sigma, mode="constant")
+        weight = gaussian_filter(known.astype(float), sigma, mode="constant", radius=reach)
+        values = gaussian_filter(values, sigma, mode="constant", radius=reach)
         values = np.divide(values, weight, out=np.zeros_like(values), where=known)
     # A weighted mean of probabilities may leave [0, 1] by rounding.
     return np.where(known, np.clip(values, 0, 1), np.nan)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsi_assets.errors import EvaluationError
 from wsi_assets.evaluation.detections import Detection, find_detections
 from wsi_assets.evaluation.froc import Froc, froc, match
 from wsi_assets.evaluation.heatmap import Heatmap, heatmap_of
-from wsi_assets.evaluation.lesions import lesions_of_geometry
+from wsi_assets.evaluation.lesions import LesionMap, lesions_of_geometry
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.patch_metrics import PatchMetrics, patch_metrics
 from wsi_assets.evaluation.predictions import SlidePredictions, read_predictions
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the plain form, as ``metrics.json`` holds it."""
+
+LARGEST_MASK = 100_000_000
+"""Most pixels of a lesion mask; finding its lesions takes about 50 bytes a pixel."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ def evaluate(
         sizes: slide id -> (height, width) of level 0, where known: lesions are cut at the slide's edge.
 
     Raises:
-        EvaluationError: the predictions are not what they should be. An empty list is no error: every
-            figure then says why it is missing.
+        EvaluationError: the predictions are not what they should be, or a lesion mask would not fit in
+            memory. An empty list is no error: every figure then says why it is missing.
     """
     began = time.monotonic()
     options = options or EvaluationOptions()
@@ -107,10 +111,7 @@ def evaluate(
         geometry = _geometry(tumor_regions.get(slide.slide_id))
         heatmap = heatmap_of(slide)
         found = find_detections(heatmap, options, slide.mpp) if heatmap else ()
-        lesions = None
-        if geometry is not None:
-            size = (sizes or {}).get(slide.slide_id)
-            lesions = lesions_of_geometry(geometry, mpp=options.froc_mpp, level=options.froc_level, size=size)
+        lesions = _lesions(slide.slide_id, geometry, options, (sizes or {}).get(slide.slide_id))
         hits.append(match(slide.slide_id, slide.patient, found, lesions))
         scores.append(score_slide(slide, geometry is not None, len(found), options))
         figures = patch_metrics(
@@ -156,6 +157,22 @@ def evaluate(
 
 def _geometry(regions: TumorRegions | None) -> Any:
     return None if regions is None or regions.geometry.is_empty else regions.geometry
+
+
+def _lesions(
+    slide_id: str, geometry: Any, options: EvaluationOptions, size: tuple[int, int] | None
+) -> LesionMap | None:
+    if geometry is None:
+        return None
+    x0, y0, x1, y1 = geometry.bounds
+    height, width = (int(side / 2**options.froc_level) for side in (y1 - y0, x1 - x0))
+    if height * width > LARGEST_MASK:
+        raise EvaluationError(
+            f"the lesions of slide {slide_id} span {height} x {width} pixels at froc_level "
+            f"{options.froc_level}, more than fit in memory",
+            remedy="Set froc_level higher: the challenge uses 5",
+        )
+    return lesions_of_geometry(geometry, mpp=options.froc_mpp, level=options.froc_level, size=size)
 
 
 def _blocks(slide: SlidePredictions, side: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_assets.evaluation.bootstrap import draw_groups, with_interval
+from wsi_assets.evaluation.bootstrap import Resamples, with_interval
 from wsi_assets.evaluation.detections import Detection
 from wsi_assets.evaluation.figures import Figure
 from wsi_assets.evaluation.lesions import LesionMap
@@ -170,13 +170,12 @@ def froc(hits: Sequence[SlideHits], options: EvaluationOptions, notes: Sequence[
             reason += f" other than {itc} of isolated tumour cells, which do not count"
         missing = Figure.missing(reason)
         return Froc(missing, missing, len(hits), lesions, itc, tuple(hits), notes=tuple(notes))
-    official, corrected = _curves(hits, [1] * len(hits))
+    official, corrected = _curves(hits)
     patients, group = np.unique([slide.patient for slide in hits], return_inverse=True)
-    drawn = draw_groups(len(patients), options.bootstrap_samples, options.seed)[:, group].astype(int)
-    resampled = np.full((len(drawn), 2), np.nan)
-    for i, times in enumerate(drawn):
-        if sum(len(slide.best) * int(n) for slide, n in zip(hits, times, strict=True)):
-            resampled[i] = [curve.score() for curve in _curves(hits, times)]
+    resamples = Resamples(len(patients), options.bootstrap_samples, options.seed)
+    weighted = WeightedSlides(hits)
+    drawn = [weighted.scores(times[group]) for part in resamples.drawn() for times in part]
+    resampled = np.array(drawn).reshape(-1, 2)
     return Froc(
         official=with_interval(official.score(), resampled[:, 0], len(patients), "patients"),
         corrected=with_interval(corrected.score(), resampled[:, 1], len(patients), "patients"),
@@ -212,20 +211,87 @@ def lesion_table(hits: Iterable[SlideHits]) -> list[dict[str, Any]]:
     return rows
 
 
-def _curves(hits: Sequence[SlideHits], times: Sequence[int]) -> tuple[Curve, Curve]:
-    """Official and corrected curve with each slide taken ``times`` times."""
-    wrong: list[float] = []
-    scores: list[float] = []
-    found: list[float] = []
-    lesions = 0
-    for slide, n in zip(hits, times, strict=True):
-        n = int(n)
-        wrong += [one.probability for one in slide.false_positives] * n
-        scores += list(slide.official_scores) * n
-        found += [one.probability for one in slide.best.values() if one is not None] * n
-        lesions += len(slide.best) * n
-    slides = int(sum(times))
-    return official_curve(wrong, scores, lesions, slides), corrected_curve(wrong, found, lesions, slides)
+class WeightedSlides:
+    """Both scores of a cohort whose slides are taken any number of times; scores are sorted once for all.
+
+    They are those of :func:`official_curve` and :func:`corrected_curve` with the slides written out as often.
+    Only thresholds that differ by less than float32 can tell come in the order of their values here, where
+    the script has them in an order that follows from hashes.
+    """
+
+    def __init__(self, hits: Sequence[SlideHits]):
+        self._lesions = np.array([len(slide.best) for slide in hits])
+        wrong = _pooled([_probabilities(slide.false_positives) for slide in hits])
+        best = _pooled([_probabilities(slide.best.values()) for slide in hits])
+        self._official = _Sorted(wrong, _pooled([slide.official_scores for slide in hits]))
+        self._corrected = _Sorted(wrong, best)
+
+    def scores(self, times: np.ndarray) -> tuple[float, float]:
+        """Official and corrected score, each slide taken ``times`` (slides,) times; nan without a lesion."""
+        lesions, slides = self._lesions @ times, times.sum()
+        if not lesions:
+            return np.nan, np.nan
+        used = np.flatnonzero(self._official.used(times))[1:]
+        wrong, found = (counts[used] for counts in self._official.counts(times))
+        official = Curve(np.append(wrong, 0) / slides, np.append(found, 0) / lesions)
+        # A threshold from a slide that is not taken repeats the point above it, which changes no curve.
+        wrong, found = self._corrected.counts(times)
+        corrected = Curve(np.append(wrong, 0) / slides, np.append(found, 0) / lesions)
+        return official.score(), corrected.score()
+
+
+class _Sorted:
+    """Thresholds, ascending, and which slides have scores at and above each.
+
+    Args:
+        wrong, found: scores of false positives and of lesions, ascending, and the slide of each, both (n,);
+            they are compared with thresholds in their own precision.
+    """
+
+    def __init__(self, wrong: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray]):
+        scores = np.concatenate([wrong[0], found[0].astype(np.float64)])
+        order = np.argsort(scores, kind="stable")
+        levels, self._first = np.unique(scores[order], return_index=True)
+        self._slides = np.concatenate([wrong[1], found[1]])[order]
+        self._parts = [
+            (slides, np.searchsorted(ordered, levels.astype(ordered.dtype)))
+            for ordered, slides in (wrong, found)
+        ]
+
+    def counts(self, times: np.ndarray) -> list[np.ndarray]:
+        """How many false positives, and how many lesions, reach each threshold, (thresholds,) each."""
+        counted = []
+        for slides, first in self._parts:
+            below = np.append(0, np.cumsum(times[slides]))
+            counted.append(below[-1] - below[first])
+        return counted
+
+    def used(self, times: np.ndarray) -> np.ndarray:
+        """(thresholds,) bool: those that are a score of a slide that is taken."""
+        return np.add.reduceat(times[self._slides], self._first) > 0
+
+
+def _curves(hits: Sequence[SlideHits]) -> tuple[Curve, Curve]:
+    """Official and corrected curve of a cohort."""
+    wrong = [one.probability for slide in hits for one in slide.false_positives]
+    scores = [score for slide in hits for score in slide.official_scores]
+    found = [one.probability for slide in hits for one in slide.best.values() if one is not None]
+    lesions = sum(len(slide.best) for slide in hits)
+    return (
+        official_curve(wrong, scores, lesions, len(hits)),
+        corrected_curve(wrong, found, lesions, len(hits)),
+    )
+
+
+def _probabilities(detections: Iterable[Detection | None]) -> np.ndarray:
+    return np.array([found.probability for found in detections if found is not None], np.float64)
+
+
+def _pooled(per_slide: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of all slides, ascending, and the number of the slide of each."""
+    scores = np.concatenate(per_slide)
+    order = np.argsort(scores, kind="stable")
+    return scores[order], np.repeat(np.arange(len(per_slide)), [len(one) for one in per_slide])[order]
 
 
 def _count_from(scores: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:

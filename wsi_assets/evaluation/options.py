@@ -26,6 +26,7 @@ class EvaluationOptions(BaseModel):
     bootstrap_block: int = Field(
         4,
         ge=1,
+        le=10_000,
         description="Side, in patches, of the square blocks resampled for the interval of a single slide.",
     )
     seed: int = Field(42, ge=0, description="Seed of everything drawn at random.")
@@ -44,14 +45,19 @@ class EvaluationOptions(BaseModel):
     detection_smoothing_um: float = Field(
         30.0,
         ge=0,
+        le=10_000,
         description="Standard deviation, in um, of the Gaussian that smooths the heatmap; 0 is none.",
     )
     detection_radius_um: float = Field(
-        187.0, ge=0, description="Distance, in um, within which a higher peak suppresses a lower one."
+        187.0,
+        ge=0,
+        le=10_000,
+        description="Distance, in um, within which a higher peak suppresses a lower one.",
     )
     froc_mpp: float = Field(
         0.243,
-        gt=0,
+        ge=0.05,
+        le=20,
         description="Level-0 pixel size, in um, of the lesion definitions, and of slides without one.",
     )
     froc_level: int = Field(

@@ -5,12 +5,13 @@ Every figure carries a 95 % interval. Slides, lesions and pictures do not belong
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from wsi_assets.evaluation.bootstrap import draw_groups, ranking_samples, ratio_samples, with_interval
+from wsi_assets.evaluation.bootstrap import Resamples, ranking_samples, ratio_samples, with_interval
 from wsi_assets.evaluation.figures import Figure
 from wsi_assets.evaluation.options import EvaluationOptions
 
@@ -119,13 +120,12 @@ def patch_metrics(
     probs, labels = probs[seen], labels[seen]
     names, groups = np.unique(groups[seen], return_inverse=True)
     tumor, normal = int(labels.sum()), int((~labels).sum())
-    counts = draw_groups(len(names), options.bootstrap_samples, options.seed)
-    sums = _GroupSums(groups, len(names), counts, unit)
-    bins = _calibration_bin(probs, options.calibration_bins)
-    auc, precision = _ranking(probs, labels, groups, counts, len(names), unit)
-    chosen = None
-    if validation_threshold is not None and len(probs):
-        chosen = _operating_point(validation_threshold, probs, labels, sums)
+    resamples = Resamples(len(names), options.bootstrap_samples, options.seed)
+    thresholds = [options.prediction_threshold, validation_threshold]
+    points, brier, calibration_error = _sum_figures(
+        probs, labels, groups, resamples, unit, options.calibration_bins, thresholds
+    )
+    auc, precision = _ranking(probs, labels, groups, resamples, unit)
     return PatchMetrics(
         patches=len(probs),
         tumor=tumor,
@@ -135,13 +135,11 @@ def patch_metrics(
         groups=len(names),
         roc_auc=auc,
         average_precision=precision,
-        brier=_brier(probs, labels, sums),
-        calibration_error=_calibration_error(probs, labels, bins, options.calibration_bins, sums),
-        at_default=_operating_point(options.prediction_threshold, probs, labels, sums)
-        if len(probs)
-        else None,
-        at_validation=chosen,
-        validation_reason=None if chosen else _no_validation(validation_threshold),
+        brier=brier,
+        calibration_error=calibration_error,
+        at_default=points[0],
+        at_validation=points[1],
+        validation_reason=None if points[1] else _no_validation(validation_threshold),
         calibration=calibration_curve(probs, labels, options.calibration_bins),
     )
 
@@ -175,68 +173,85 @@ def one_class_reason(labels: np.ndarray, what: str) -> str | None:
     return None
 
 
-class _GroupSums:
-    """Sums per group, and the ratio of two of them as a figure with its interval."""
+@dataclass(frozen=True)
+class _Sum:
+    """A sum over patches: of the whole set, and (samples,) of every resample."""
 
-    def __init__(self, groups: np.ndarray, n_groups: int, counts: np.ndarray, unit: str):
-        self.groups, self.n_groups, self.counts, self.unit = groups, n_groups, counts, unit
+    whole: float
+    resampled: np.ndarray
 
-    def per_group(self, values: np.ndarray) -> np.ndarray:
-        return np.bincount(self.groups, weights=values, minlength=self.n_groups)
+    def __add__(self, other: _Sum) -> _Sum:
+        return _Sum(self.whole + other.whole, self.resampled + other.resampled)
 
-    def ratio(self, numerator: np.ndarray, denominator: np.ndarray, reason: str) -> Figure:
-        if not denominator.any():
+
+def _sum_figures(
+    probs, labels, groups, resamples: Resamples, unit: str, n_bins: int, thresholds: Sequence[float | None]
+) -> tuple[list[OperatingPoint | None], Figure, Figure]:
+    """What follows from sums: the operating points, the Brier score and the expected calibration error.
+
+    The error is the gap |mean probability - tumour share| of the bins, weighted by size.
+    """
+    if not len(probs):
+        return [None] * len(thresholds), Figure.missing("no patch"), Figure.missing("no patch")
+    n_groups = resamples.n_groups
+    cell = groups * n_bins + _calibration_bin(probs, n_bins)
+    surplus = np.bincount(cell, weights=probs - labels, minlength=n_groups * n_bins)
+    columns = [np.bincount(groups), np.bincount(groups, weights=(probs - labels) ** 2)]
+    columns += list(surplus.reshape(n_groups, n_bins).T)
+    for threshold in thresholds:
+        if threshold is not None:
+            columns += _confusion(threshold, probs, labels, groups, n_groups)
+    # The draws are long to make where groups are many, so all columns are summed in one go.
+    resampled = resamples.sums(np.stack(columns, axis=1))
+    sums = [_Sum(column.sum(), part) for column, part in zip(columns, resampled.T, strict=True)]
+    size, squares, gaps, rest = sums[0], sums[1], sums[2 : 2 + n_bins], iter(sums[2 + n_bins :])
+    error = _Sum(sum(abs(gap.whole) for gap in gaps), sum(np.abs(gap.resampled) for gap in gaps))
+
+    def ratio(above: _Sum, below: _Sum, reason: str) -> Figure:
+        if not below.whole:
             return Figure.missing(reason)
-        above, below = self.per_group(numerator), self.per_group(denominator)
-        value = float(np.sum(numerator, dtype=float) / np.sum(denominator, dtype=float))
-        return with_interval(value, ratio_samples(self.counts, above, below), self.n_groups, self.unit)
+        drawn = ratio_samples(above.resampled, below.resampled)
+        return with_interval(float(above.whole / below.whole), drawn, n_groups, unit)
+
+    points = []
+    for threshold in thresholds:
+        if threshold is None:
+            points.append(None)
+            continue
+        right, wrong, spared, missed = (next(rest) for _ in range(4))
+        points.append(
+            OperatingPoint(
+                threshold=float(threshold),
+                true_positives=int(right.whole),
+                false_positives=int(wrong.whole),
+                true_negatives=int(spared.whole),
+                false_negatives=int(missed.whole),
+                sensitivity=ratio(right, right + missed, "no tumour patch"),
+                specificity=ratio(spared, spared + wrong, "no normal patch"),
+                precision=ratio(right, right + wrong, "no patch is called tumour"),
+            )
+        )
+    return points, ratio(squares, size, "no patch"), ratio(error, size, "no patch")
 
 
-def _ranking(probs, labels, groups, counts, n_groups, unit) -> tuple[Figure, Figure]:
+def _confusion(threshold: float, probs, labels, groups, n_groups: int) -> list[np.ndarray]:
+    """True and false positives, true and false negatives of each group, four (n_groups,)."""
+    called = probs >= threshold
+    kinds = (called & labels, called & ~labels, ~called & ~labels, ~called & labels)
+    return [np.bincount(groups[kind], minlength=n_groups) for kind in kinds]
+
+
+def _ranking(probs, labels, groups, resamples: Resamples, unit: str) -> tuple[Figure, Figure]:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     reason = one_class_reason(labels, "patch")
     if reason:
         return Figure.missing(reason), Figure.missing(reason)
-    aucs, precisions = ranking_samples(counts, probs, labels, groups)
+    aucs, precisions = ranking_samples(resamples, probs, labels, groups)
     auc, precision = float(roc_auc_score(labels, probs)), float(average_precision_score(labels, probs))
     return (
-        with_interval(auc, aucs, n_groups, unit),
-        with_interval(precision, precisions, n_groups, unit),
-    )
-
-
-def _brier(probs: np.ndarray, labels: np.ndarray, sums: _GroupSums) -> Figure:
-    return sums.ratio((probs - labels) ** 2, np.ones(len(probs)), "no patch")
-
-
-def _calibration_error(probs, labels, bins, n_bins, sums: _GroupSums) -> Figure:
-    """Expected calibration error: the gap |mean probability - tumour share| of the bins, weighted by size."""
-    if not len(probs):
-        return Figure.missing("no patch")
-    cell = sums.groups * n_bins + bins
-    surplus = np.bincount(cell, weights=probs - labels, minlength=sums.n_groups * n_bins)
-    surplus = surplus.reshape(sums.n_groups, n_bins)
-    value = float(np.abs(surplus.sum(0)).sum() / len(probs))
-    size = sums.counts @ sums.per_group(np.ones(len(probs)))
-    resampled = np.abs(sums.counts @ surplus).sum(1) / size
-    return with_interval(value, resampled, sums.n_groups, sums.unit)
-
-
-def _operating_point(
-    threshold: float, probs: np.ndarray, labels: np.ndarray, sums: _GroupSums
-) -> OperatingPoint:
-    called = probs >= threshold
-    right = called & labels
-    return OperatingPoint(
-        threshold=float(threshold),
-        true_positives=int(right.sum()),
-        false_positives=int((called & ~labels).sum()),
-        true_negatives=int((~called & ~labels).sum()),
-        false_negatives=int((~called & labels).sum()),
-        sensitivity=sums.ratio(right, labels, "no tumour patch"),
-        specificity=sums.ratio(~called & ~labels, ~labels, "no normal patch"),
-        precision=sums.ratio(right, called, "no patch is called tumour"),
+        with_interval(auc, aucs, resamples.n_groups, unit),
+        with_interval(precision, precisions, resamples.n_groups, unit),
     )
 
 

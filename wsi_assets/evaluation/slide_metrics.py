@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_assets.evaluation.bootstrap import draw_groups, ranking_samples, with_interval
+from wsi_assets.evaluation.bootstrap import Resamples, ranking_samples, with_interval
 from wsi_assets.evaluation.figures import Figure
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.patch_metrics import one_class_reason
@@ -100,6 +100,6 @@ def _auc(scored: Sequence[SlideScore], values: Sequence[float], options: Evaluat
     if reason:
         return Figure.missing(reason)
     patients, group = np.unique([one.patient for one in scored], return_inverse=True)
-    counts = draw_groups(len(patients), options.bootstrap_samples, options.seed)
-    resampled, _ = ranking_samples(counts, np.asarray(values, float), labels, group)
+    resamples = Resamples(len(patients), options.bootstrap_samples, options.seed)
+    resampled, _ = ranking_samples(resamples, np.asarray(values, float), labels, group)
     return with_interval(float(roc_auc_score(labels, values)), resampled, len(patients), "patients")

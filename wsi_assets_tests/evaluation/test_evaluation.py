@@ -24,9 +24,10 @@ from wsi_assets.evaluation import (
     write_comparison,
     write_report,
 )
-from wsi_assets.evaluation.comparison import read_metrics
+from wsi_assets.evaluation.comparison import read_levels, read_metrics
 from wsi_assets.evaluation.slide_pictures import view_of
 from wsi_assets.evaluation.worst import worst_patches
+from wsi_assets.files import write_json
 from wsi_assets_tests.evaluation.synthetic import cohort, entry, grid_entry, square
 
 FAST = EvaluationOptions(bootstrap_samples=30, worst_patches=4, heatmap_side=200)
@@ -212,6 +213,34 @@ def test_damaged_predictions_are_refused_in_one_line(change, fault):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("detection_smoothing_um", 1e12),
+        ("detection_radius_um", 1e12),
+        ("froc_mpp", 1e-6),
+        ("froc_mpp", 1e6),
+        ("bootstrap_block", 10**18),
+        ("bootstrap_samples", 10**9),
+        ("heatmap_side", 10**6),
+    ],
+)
+def test_a_setting_no_slide_can_bear_is_refused_before_anything_runs(name, value):
+    with pytest.raises(ValueError, match=name):
+        EvaluationOptions(**{name: value})
+
+
+def test_a_lesion_mask_beyond_memory_is_refused_in_one_line():
+    entries, regions = cohort()
+    regions["test_001_node_1"] = square(0, 0, 40_000)
+    options = EvaluationOptions(bootstrap_samples=0, froc_level=1)
+    with pytest.raises(
+        EvaluationError, match=r"test_001_node_1 span 20000 x 20000 .* Set froc_level"
+    ) as caught:
+        evaluate(entries, tumor_regions=regions, options=options)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_prediction_without_probabilities_or_twice_is_refused():
     entries, regions = cohort()
     bare = {key: value for key, value in entries[0].items() if key != "probs"}
@@ -318,6 +347,19 @@ def test_metrics_that_are_none_are_refused(tmp_path):
         read_metrics(tmp_path / "metrics.json")
     with pytest.raises(EvaluationError, match="version"):
         compare([{"format": 99}])
+
+
+def test_a_level_whose_metrics_are_none_is_left_out_and_the_others_are_compared(tmp_path):
+    entries, regions = cohort()
+    whole = evaluate(entries, tumor_regions=regions, options=FAST).to_plain()
+    write_json(tmp_path / "good.json", whole)
+    write_json(tmp_path / "old.json", {"format": 0})
+    metrics, left_out = read_levels({"2": tmp_path / "old.json", "3": tmp_path / "good.json"})
+    assert [one["format"] for one in metrics] == [whole["format"]]
+    assert "version 0" in left_out["2"]
+    with pytest.raises(EvaluationError, match="level 2"):
+        read_levels({"2": tmp_path / "old.json"})
+    assert read_levels({}) == ([], {})
 
 
 def test_a_figure_is_never_nan_and_never_silent():

@@ -11,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_assets.evaluation.detections import Detection
-from wsi_assets.evaluation.froc import corrected_curve, froc, lesion_table, match, official_curve
-from wsi_assets.evaluation.lesions import lesions_of_geometry, lesions_of_mask, major_axis
+from wsi_assets.evaluation.froc import (
+    Curve,
+    SlideHits,
+    WeightedSlides,
+    corrected_curve,
+    froc,
+    lesion_table,
+    match,
+    official_curve,
+)
+from wsi_assets.evaluation.lesions import Lesion, LesionMap, lesions_of_geometry, lesions_of_mask, major_axis
 from wsi_assets.evaluation.options import EvaluationOptions
 
 QUICK = EvaluationOptions(bootstrap_samples=0)
@@ -206,6 +215,68 @@ def test_the_script_tells_equal_scores_of_two_precisions_apart():
     same = official_curve([0.8, 0.6], [1, 1, 0, 0, 0.8, 0.8, 0], 4, 2).score()
     mixed = official_curve([0.8, 0.6], np.array([1, 1, 0, 0, 0.8, 0.8, 0], np.float32), 4, 2).score()
     assert (same, mixed) == (pytest.approx(23 / 24), 1.0)
+
+
+def slide_hits(false_positives, best, itc) -> SlideHits:
+    """A slide with a lesion for each of ``best`` (None: not found), and ``itc`` of isolated tumour cells."""
+    count = len(best) + itc
+    lesions = tuple(Lesion(i, 9, 9.0, (0, 0, 3, 3), i > len(best)) for i in range(1, count + 1))
+    seen = {i: None if p is None else Detection(p, 0, 0) for i, p in enumerate(best, start=1)}
+    wrong = tuple(Detection(p, 0, 0) for p in false_positives)
+    outline = LesionMap(np.zeros((0, 0), np.int32), (0, 0), 32, lesions) if lesions else None
+    return SlideHits("test_001", "test_001", wrong, seen, outline, 0)
+
+
+def written_out(slides, times) -> list[SlideHits]:
+    return [slide for slide, n in zip(slides, times, strict=True) for _ in range(n)]
+
+
+def cohorts(score):
+    """Slides with few or no detections, found and missed lesions and ITC, and how often each is taken."""
+    found = st.one_of(score, st.none())
+    slide = st.builds(slide_hits, st.lists(score, max_size=8), st.lists(found, max_size=3), st.integers(0, 1))
+    return st.lists(st.tuples(slide, st.integers(0, 3)), min_size=1, max_size=6)
+
+
+# Few values, so that scores are often equal; many values, so that they are often not.
+exact = st.one_of(st.sampled_from([0.25, 0.5, 0.75, 1.0]), probability)
+
+
+@given(cohorts(exact))
+@settings(max_examples=200, deadline=None)
+def test_a_resample_scores_as_its_slides_written_out(cohort):
+    slides, times = zip(*cohort, strict=True)
+    taken = written_out(slides, times)
+    scores = WeightedSlides(slides).scores(np.array(times, float))
+    if not any(slide.best for slide in taken):
+        assert np.isnan(scores).all()
+        return
+    alone = froc(taken, QUICK)
+    assert scores == (alone.official.value, alone.corrected.value)
+
+
+# 0.8 as float32 is a little more than 0.8, and the float64 numbers next to it round to it.
+mixed = st.sampled_from([0.1, 0.3, 0.8, np.nextafter(0.8, 1), float(np.float32(0.8)), 0.80000002, 1.0])
+
+
+@given(cohorts(mixed))
+@settings(max_examples=200, deadline=None)
+def test_a_resample_keeps_the_two_precisions_of_the_script(cohort):
+    slides, times = zip(*cohort, strict=True)
+    taken = written_out(slides, times)
+    lesions = sum(len(slide.best) for slide in taken)
+    if not lesions:
+        return
+    wrong = [one.probability for slide in taken for one in slide.false_positives]
+    found = np.concatenate([slide.official_scores for slide in taken])
+    # The script's counts; of scores that float32 cannot tell apart, the smaller comes first.
+    points = [
+        (sum(one >= level for one in wrong), sum(one >= np.float32(level) for one in found))
+        for level in sorted({*wrong, *(float(one) for one in found)})[1:]
+    ]
+    wrong_above, found_above = np.array([*points, (0, 0)]).T
+    expected = Curve(wrong_above / len(taken), found_above / lesions).score()
+    assert WeightedSlides(slides).scores(np.array(times, float))[0] == expected
 
 
 def test_nothing_found_is_a_true_zero():

@@ -97,6 +97,15 @@ def test_smoothing_lowers_a_lone_cell_but_not_the_edge_of_the_tissue():
     assert all(found.probability == pytest.approx(0.8) for found in kept)
 
 
+@pytest.mark.parametrize("smoothing_um", [10_000, 1e12])
+def test_smoothing_far_wider_than_the_slide_is_its_mean(smoothing_um):
+    probability = np.random.default_rng(0).random((9, 14))
+    options = EvaluationOptions(detection_threshold=0.0, detection_radius_um=0)
+    options = options.model_copy(update={"detection_smoothing_um": smoothing_um})
+    found = find_detections(map_of(grid_entry("test_1", probability)), options, 0.243)
+    assert [one.probability for one in found] == pytest.approx([probability.mean()] * 126, rel=1e-2)
+
+
 def test_an_unreadable_patch_is_no_detection_and_darkens_no_neighbour():
     probability = np.full((5, 5), 0.8)
     probability[2, 2] = np.nan

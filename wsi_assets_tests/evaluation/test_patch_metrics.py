@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_assets.evaluation.bootstrap import draw_groups, ranking_samples
+from wsi_assets.evaluation import bootstrap
+from wsi_assets.evaluation.bootstrap import Resamples, ranking_samples
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.patch_metrics import patch_metrics
 
@@ -116,28 +119,106 @@ def test_one_patient_has_figures_without_an_interval():
     assert "at least two" in metrics.roc_auc.reason
 
 
+def counts_of(resamples: Resamples) -> np.ndarray:
+    return np.concatenate(list(resamples.drawn()))
+
+
 def test_a_resample_is_whole_patients_written_out():
     generator = np.random.default_rng(5)
     groups = np.repeat(np.arange(6), 15)
     labels = generator.random(90) < 0.4
     scores = np.round(generator.random(90) * 0.5 + labels * 0.3, 2)
-    counts = draw_groups(6, 40, seed=1)
+    resamples = Resamples(6, 40, seed=1)
+    counts = counts_of(resamples)
     assert (counts.sum(1) == 6).all()
-    aucs, precisions = ranking_samples(counts, scores, labels, groups)
+    aucs, precisions = ranking_samples(resamples, scores, labels, groups)
     for row in range(40):
         taken = np.concatenate([np.tile(np.flatnonzero(groups == g), int(counts[row, g])) for g in range(6)])
         assert aucs[row] == pytest.approx(pair_auc(labels[taken], scores[taken]))
         assert precisions[row] == pytest.approx(stepwise_precision(labels[taken], scores[taken].tolist()))
 
 
-def test_ranks_in_bins_keep_the_auc():
-    generator = np.random.default_rng(2)
-    labels = generator.random(20_000) < 0.3
-    scores = generator.normal(labels * 1.0)
-    aucs, _ = ranking_samples(np.ones((1, 1)), scores, labels, np.zeros(20_000, int))
-    from sklearn.metrics import roc_auc_score
+def patches(share: float, n: int, shift: float, n_groups: int, seed: int = 0):
+    """Scores, labels and groups of ``n`` patches; the first group holds half of the tumour."""
+    generator = np.random.default_rng(seed)
+    labels = np.zeros(n, bool)
+    labels[generator.choice(n, round(share * n), replace=False)] = True
+    scores = 1 / (1 + np.exp(3 - generator.normal(labels * shift)))
+    groups = generator.integers(0, n_groups, n)
+    groups[np.flatnonzero(labels)[::2]] = 0
+    return scores, labels, groups
 
-    assert aucs[0] == pytest.approx(roc_auc_score(labels, scores), abs=1 / 4096)
+
+def weighted_by_scikit_learn(resamples: Resamples, scores, labels, groups) -> np.ndarray:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    weights = [counts[groups] for counts in counts_of(resamples)]
+    return np.array([
+        [measure(labels, scores, sample_weight=weight) for weight in weights]
+        for measure in (roc_auc_score, average_precision_score)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3])
+@pytest.mark.parametrize("shift", [1.0, 4.0, 40.0])
+@pytest.mark.parametrize("step", [0, 1 / 256, 1 / 8])
+def test_resampled_rankings_are_scikit_learns(share, shift, step):
+    """Few tumour patches or many, hard or perfectly told apart, every score its own or many the same."""
+    n = 50_000 if share < 0.01 else 5_000
+    scores, labels, groups = patches(share, n, shift, 10)
+    scores = np.round(scores / step) * step if step else scores
+    resamples = Resamples(10, 8, seed=4)
+    found = ranking_samples(resamples, scores, labels, groups)
+    np.testing.assert_allclose(found, weighted_by_scikit_learn(resamples, scores, labels, groups), rtol=1e-9)
+
+
+@pytest.mark.parametrize("saturated", [False, True])
+@pytest.mark.parametrize("shift", [0.5, 2.0, 4.0])
+def test_ranking_many_tumour_patches_together_moves_no_figure_by_a_thousandth(shift, saturated):
+    scores, labels, groups = patches(0.3, 60_000, shift, 3)
+    # The second patient's tumour is seen dimly, so that it lies among few of the first one's.
+    scores = np.where(labels & (groups == 1), scores * 0.2, scores)
+    scores = np.minimum(scores, np.quantile(scores[labels], 0.6)) if saturated else scores
+    resamples = Resamples(3, 12, seed=1)
+    found = ranking_samples(resamples, scores, labels, groups)
+    exact = weighted_by_scikit_learn(resamples, scores, labels, groups)
+    assert not np.array_equal(found, exact)
+    np.testing.assert_allclose(found, exact, atol=1 / bootstrap.TUMOR_RANKS)
+
+
+@pytest.mark.parametrize(("shift", "share"), [(40.0, 0.001), (5.0, 0.001), (2.0, 0.3)])
+def test_the_interval_of_average_precision_is_where_its_resamples_lie(shift, share):
+    scores, labels, groups = patches(share, 20_000, shift, 12)
+    options = EvaluationOptions(bootstrap_samples=40, seed=2)
+    figure = patch_metrics(scores, labels, groups, options).average_precision
+    resampled = weighted_by_scikit_learn(Resamples(12, 40, seed=2), scores, labels, groups)[1]
+    assert (figure.low, figure.high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])), abs=1e-3)
+    assert (figure.low == figure.high == 1.0) == (shift == 40.0)
+
+
+def test_a_whole_slide_in_blocks_takes_little_memory():
+    scores, labels, groups = patches(0.05, 100_000, 2.0, 20_000)
+    options = EvaluationOptions(bootstrap_samples=100)
+    patch_metrics(scores[:100], labels[:100], groups[:100], QUICK)
+    tracemalloc.start()
+    try:
+        figures = patch_metrics(scores, labels, groups, options, unit="blocks of tissue")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert figures.roc_auc.low < figures.roc_auc.value < figures.roc_auc.high
+    assert peak < 16 * 8 * bootstrap.MAX_CELLS
+
+
+def test_resampling_in_parts_gives_the_same_figures(monkeypatch):
+    scores, labels, groups = patches(0.3, 500, 2.0, 30)
+    options = EvaluationOptions(bootstrap_samples=20)
+    whole = patch_metrics(scores, labels, groups, options).to_plain()
+    monkeypatch.setattr(bootstrap, "MAX_CELLS", 70)
+    parts = patch_metrics(scores, labels, groups, options).to_plain()
+    for name in ("roc_auc", "average_precision", "brier", "calibration_error"):
+        assert parts[name] == pytest.approx(whole[name])
+    assert parts["at_default_threshold"] == whole["at_default_threshold"]
 
 
 def test_the_interval_follows_patients_not_patches():
@@ -160,5 +241,5 @@ def test_ends_of_an_interval_are_percentiles_of_the_resamples():
     options = EvaluationOptions(bootstrap_samples=300, seed=9)
     figure = patch_metrics(probs, labels, groups, options).at_default.sensitivity
     hits = np.array([(probs[groups == g] >= 0.5).sum() for g in range(12)])
-    drawn = draw_groups(12, 300, 9) @ hits / 120
+    drawn = counts_of(Resamples(12, 300, 9)) @ hits / 120
     assert (figure.low, figure.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
