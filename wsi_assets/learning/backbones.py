@@ -31,11 +31,7 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> nn.Modu
     """
     from torchvision import models
 
-    if name not in models.list_models(module=models) or name in _UNSUITABLE:
-        raise ModelError(
-            f"model_name {name!r} is not a classification network of torchvision that this trains",
-            remedy="Use e.g. resnet18, resnet34, resnet50 or efficientnet_b0",
-        )
+    check_start(name, weights)
     if not isinstance(patch_size, int) or not 0 < patch_size <= LARGEST_PATCH:
         raise ModelError(
             f"patches of {str(patch_size)[:30]} pixels are not possible",
@@ -58,6 +54,25 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> nn.Modu
     if outputs.shape != (1, len(CLASSES)):
         raise ModelError(f"{name} gives {tuple(outputs.shape)} for one patch instead of two classes")
     return model.to(memory_format=torch.channels_last)
+
+
+def check_start(name: str, weights: str) -> None:
+    """See, before anything is read or trained, that there are such a network and such weights.
+
+    Raises:
+        ModelError: no such network, or no such file of weights.
+    """
+    from torchvision import models
+
+    if name not in models.list_models(module=models) or name in _UNSUITABLE:
+        raise ModelError(
+            f"model_name {name!r} is not a classification network of torchvision that this trains",
+            remedy="Use e.g. resnet18, resnet34, resnet50 or efficientnet_b0",
+        )
+    if weights not in ("none", "imagenet") and not Path(weights).is_file():
+        raise ModelError(
+            "does not exist", path=weights, remedy="Set weights to none, imagenet or a file of weights"
+        )
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -174,7 +174,7 @@ def patch_store_gates(
                 partial(gates.few_quarantined, lost, len(plan), options.max_quarantined),
                 True,
             ),
-            "patches_show_their_slides": (partial(_pixels, store, sampled), True),
+            "patches_show_their_slides": (partial(_pixels, store, library.at_home(sampled)), True),
         }
         yield from _judge(judged)
 
@@ -277,11 +277,12 @@ def _is_test(slide_path: str) -> bool:
 
 def _made_alike(instance: dg.DagsterInstance) -> Verdict:
     slides = instance.get_dynamic_partitions(SLIDES.name)
-    parameters: dict[str, dict[str, Any]] = {}
-    for asset in catalog.SLIDE_ASSETS:
-        for slide_id, latest in recorded(instance, asset, slides).items():
-            parameters.setdefault(slide_id, {}).update(latest.parameters)
-    return gates.made_alike(parameters)
+    made = {asset: recorded(instance, asset, slides) for asset in catalog.SLIDE_ASSETS}
+    # A slide that lacks one of its regions takes no part, and is named for that.
+    whole = set.intersection(*(set(latest) for latest in made.values()))
+    return gates.made_alike(
+        {s: {k: v for latest in made.values() for k, v in latest[s].parameters.items()} for s in whole}
+    )
 
 
 def _pixels(store: Any, sampled: list[dict[str, Any]]) -> Verdict:

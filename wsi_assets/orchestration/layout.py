@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
+
+from wsi_assets.errors import StoreError
 
 LEVEL_ARTEFACTS = {
     "slide_index": "index_level_{level}.pkl",
@@ -12,9 +16,12 @@ LEVEL_ARTEFACTS = {
     "test_predictions": "slide_index_test.pkl",
     "evaluation": "report",
 }
-"""Level asset -> the file or folder that must exist for it to count as made.
+"""Level asset -> its file or folder.
 
 The patch store has three possible places; ``patch_store.json`` names the one in use."""
+
+_INSIDE = {"trained_model": "best.pt", "evaluation": "report.html"}
+"""The file in a level asset's folder without which the folder is nothing."""
 
 
 class StorageLayout:
@@ -39,6 +46,15 @@ class StorageLayout:
     def level_artefact(self, asset: str, level: int | str) -> Path:
         return self.level_folder(level) / LEVEL_ARTEFACTS[asset].format(level=int(level))
 
+    def is_made(self, asset: str, level: int | str) -> bool:
+        """Whether a level asset's files are there: somebody may have deleted or moved them."""
+        artefact = self.level_artefact(asset, level)
+        if asset == "patch_store":
+            with contextlib.suppress(StoreError):
+                return store_named_by(artefact).exists()
+            return False
+        return (artefact / _INSIDE[asset] if asset in _INSIDE else artefact).exists()
+
     def training_folder(self, level: int | str) -> Path:
         """Where a training writes until it is complete, and resumes from when it was cut off."""
         return self.level_folder(level) / "training_in_progress"
@@ -58,3 +74,17 @@ class StorageLayout:
     @property
     def mlflow_artifacts(self) -> Path:
         return self.root / "mlartifacts"
+
+
+def store_named_by(pointer: Path) -> Path:
+    """The store that the last build wrote, by the file that names it.
+
+    Raises:
+        StoreError: there is none.
+    """
+    try:
+        return pointer.parent / json.loads(pointer.read_text())["store"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(
+            "names no patch store", path=pointer, remedy="Materialize patch_store of this level"
+        ) from error

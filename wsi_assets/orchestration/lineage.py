@@ -7,7 +7,7 @@ staleness view all compare these versions. Reading them from an instance is here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,12 +24,12 @@ MADE_FROM_TAG = "wsi_assets/made_from"
 CODE_VERSIONS = {
     "tissue_regions": "1",
     "annotation_regions": "1",
-    "slide_index": "2",
+    "slide_index": "3",
     "sampled_index": "1",
     "patch_store": "3",
     "trained_model": "1",
     "test_predictions": "1",
-    "evaluation": "2",
+    "evaluation": "3",
     "level_comparison": "1",
 }
 """Raise one when a change of code changes what its asset holds: it is then out of date everywhere."""
@@ -66,7 +66,7 @@ def version_of(asset: str, parameters: Mapping[str, Any], made_from: Any) -> str
 
 
 def usable_slides(
-    on_disk: Mapping[str, str],
+    on_disk: Collection[str],
     registered: Iterable[str],
     current: Mapping[str, tuple[str, str]],
     tissue: Mapping[str, Recorded],
@@ -75,14 +75,15 @@ def usable_slides(
     """Which slides a level can be made from, and why the others are left out.
 
     Args:
-        on_disk: slide id -> path, as found now.
+        on_disk: slide ids found now.
         registered: slide ids that have a partition.
         current: slide id -> (fingerprint of slide, fingerprint of outline), as last observed.
         tissue: slide id -> its latest ``tissue_regions``.
         annotation: slide id -> its latest ``annotation_regions``.
 
     Returns:
-        slide id -> [tissue version, annotation version, path]; slide id -> reason.
+        slide id -> [tissue version, annotation version]; slide id -> reason. Where a file lies is not part of
+        what an index is made from: the slides may move, and nothing is to be made again.
     """
     usable, left_out = {}, {}
     for slide_id in sorted(registered):
@@ -100,7 +101,7 @@ def usable_slides(
                 "its outline changed since its annotation_regions were made; materialize them"
             )
         else:
-            usable[slide_id] = [tissue[slide_id].version, annotation[slide_id].version, on_disk[slide_id]]
+            usable[slide_id] = [tissue[slide_id].version, annotation[slide_id].version]
     return usable, left_out
 
 
@@ -193,6 +194,13 @@ def recorded_metadata(instance: dg.DagsterInstance, asset: str, partition: str) 
         return {name: _plain(value) for name, value in record.asset_materialization.metadata.items()}
 
     return _latest(instance.fetch_materializations, asset, [partition], take).get(partition, {})
+
+
+def runs_that_made(instance: dg.DagsterInstance, level: str, assets: Iterable[str]) -> dict[str, str]:
+    """Asset -> id of the run of its latest materialization of a level; never made ones are absent."""
+    fetch = instance.fetch_materializations
+    found = {asset: _latest(fetch, asset, [level], lambda record: record.run_id) for asset in assets}
+    return {asset: run_id[level] for asset, run_id in found.items() if run_id}
 
 
 def latest_observations(

@@ -6,7 +6,7 @@ The sensor and the command line share it. Nothing here removes a slide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,6 +89,32 @@ def to_look_at(looks: Mapping[str, str], known: Mapping[str, Sighting]) -> list[
     return sorted(key for key, seen in looks.items() if key not in known or known[key].seen != seen)
 
 
+def not_believable(
+    slides: Collection[str], outlined: Collection[str], registered: Collection[str], known: Iterable[Sighting]
+) -> str | None:
+    """Why a listing looks like a disk that is not mounted, and not like slides taken away; else None.
+
+    Args:
+        slides: ids of the slides found.
+        outlined: those of them with an outline.
+        registered: ids that have a partition.
+        known: what was last reported of the slides found.
+    """
+    if registered and not slides:
+        return (
+            f"the slide folder is empty, but {len(registered)} slides are registered: is its disk mounted? "
+            "Nothing was changed"
+        )
+    had_outlines = sum(sighting.annotation_version != NO_ANNOTATION for sighting in known)
+    if had_outlines and not outlined:
+        return (
+            f"no slide has an outline any more, {had_outlines} had one: is the folder of outlines mounted, "
+            "and the right one? Nothing was changed. If they are gone for good, say so once with "
+            "wsi-assets run --outlines-gone"
+        )
+    return None
+
+
 def known_sightings(instance: dg.DagsterInstance, slide_ids: Iterable[str]) -> dict[str, Sighting]:
     """What was last reported of each slide."""
     found = {}
@@ -153,9 +179,9 @@ def slide_states(
     """
     registered = sorted(instance.get_dynamic_partitions(SLIDES.name))
     known = known_sightings(instance, registered)
-    gone = {key: seen.path for key, seen in known.items()} if as_last_seen else {}
+    gone = set(known) if as_last_seen else set()
     return usable_slides(
-        on_disk=gone | {slide.slide_id: str(slide.path) for slide in (listing.slides if listing else ())},
+        on_disk=gone | {slide.slide_id for slide in (listing.slides if listing else ())},
         registered=registered,
         current={key: (seen.slide_version, seen.annotation_version) for key, seen in known.items()},
         tissue=recorded(instance, "tissue_regions", registered),

@@ -7,13 +7,13 @@ Every run is a normal Dagster run of the instance, so the UI shows it. What is o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from wsi_assets.errors import ConfigError, one_line
+from wsi_assets.errors import ConfigError, EvaluationError, ModelError, SlideError, one_line
 from wsi_assets.orchestration import catalog
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.config import parameters, run_config
@@ -24,11 +24,21 @@ from wsi_assets.orchestration.lineage import (
     recorded_metadata,
     version_of,
 )
-from wsi_assets.orchestration.partitions import LEVELS
-from wsi_assets.orchestration.registry import Sighting, register, slide_states
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES
+from wsi_assets.orchestration.registry import (
+    Sighting,
+    known_sightings,
+    not_believable,
+    register,
+    slide_states,
+)
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.orchestration.verdicts import failed_checks
 from wsi_assets.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from wsi_assets.slides import SlideListing
 
 
 @dataclass
@@ -41,7 +51,7 @@ class LevelOutcome:
         up_to_date: assets that needed no work.
         failure: one line, None when all went well.
         left_out: slide id -> reason.
-        failed_checks: of the assets made by this run, one line each.
+        failed_checks: of the level's assets as they are now, one line each.
         seconds: wall time.
         metadata: asset -> the metadata of its latest materialization.
     """
@@ -81,6 +91,7 @@ class Runner:
         settings: the folders and the patch backend.
         configs: asset -> its configuration.
         progress: told how many slides are done.
+        tell: given one line for what is worth knowing before it is done.
     """
 
     def __init__(
@@ -89,23 +100,29 @@ class Runner:
         settings: Settings,
         configs: Mapping[str, dg.Config],
         progress: Progress = silent,
+        tell: Callable[[str], None] = lambda line: None,
     ):
         self.instance = instance
         self.settings = settings
         self.configs = configs
         self.progress = progress
+        self.tell = tell
         self.layout = StorageLayout(settings.storage_dir)
         self.library = SlideLibrary.of(settings)
         self.definitions = build_definitions(settings)
 
-    def run_slides(self) -> SlidesOutcome:
+    def run_slides(self, *, outlines_gone: bool = False) -> SlidesOutcome:
         """Register the slides of the folder and make their regions where these are missing or out of date.
 
+        Args:
+            outlines_gone: believe that slides which all had outlines have none any more.
+
         Raises:
-            SlideError: the folder cannot be listed.
+            SlideError: the folder cannot be listed, or what it shows looks like a disk that is not mounted.
         """
         outcome = SlidesOutcome()
         listing = self.library.look()
+        self._doubt(listing, outlines_gone)
         outcome.left_out.update(listing.left_out)
         outcome.notices = list(listing.notices)
         known = register(self.instance, listing.slides, lambda line: None)
@@ -146,11 +163,15 @@ class Runner:
         )
         cut = len(chain) if stale_from is None else chain.index(stale_from)
         outcome.up_to_date = list(chain[:cut])
-        if stale_from is not None:
-            result = self._execute(catalog.LEVEL_PIPELINE, str(level), list(chain[cut:]))
+        to_make = list(chain[cut:])
+        for line in self._changes(level, to_make):
+            self.tell(line)
+        outcome.failure = self._hopeless(to_make)
+        if to_make and outcome.failure is None:
+            result = self._execute(catalog.LEVEL_PIPELINE, str(level), to_make)
             outcome.made = _materialized_by(result)
             outcome.failure = None if result.success else _failure_of(result)
-            outcome.failed_checks = _failed_checks(result)
+        outcome.failed_checks = failed_checks(self.instance, str(level), [*outcome.up_to_date, *outcome.made])
         outcome.metadata = {asset: recorded_metadata(self.instance, asset, str(level)) for asset in chain}
         if outcome.failure is None:
             outcome.left_out = dict(outcome.metadata["slide_index"].get("left_out", {}))
@@ -158,11 +179,32 @@ class Runner:
         return outcome
 
     def compare_levels(self) -> dict[str, Any]:
-        """Set all evaluated levels side by side; returns the comparison's metadata."""
-        self._execute(catalog.COMPARE_LEVELS, None, [])
+        """Set all evaluated levels side by side; returns the comparison's metadata.
+
+        Raises:
+            EvaluationError: it could not be made.
+        """
+        result = self._execute(catalog.COMPARE_LEVELS, None, [])
+        if not result.success:
+            raise EvaluationError(f"the levels cannot be compared: {_failure_of(result)}")
         record = self.instance.get_latest_materialization_event(dg.AssetKey("level_comparison"))
         metadata = record.asset_materialization.metadata if record else {}
         return {name: value.value for name, value in metadata.items()}
+
+    def _doubt(self, listing: SlideListing, outlines_gone: bool) -> None:
+        slides = [slide.slide_id for slide in listing.slides]
+        registered = self.instance.get_dynamic_partitions(SLIDES.name)
+        outlined = [slide.slide_id for slide in listing.slides if slide.annotation_path]
+        known = {} if outlines_gone else known_sightings(self.instance, slides)
+        doubt = not_believable(slides, outlined, registered, known.values())
+        if doubt:
+            raise SlideError(doubt, path=self.settings.images_dir)
+        if not slides:
+            raise SlideError(
+                "holds no slides",
+                path=self.settings.images_dir,
+                remedy="Set --images (WSI_IMAGES_DIR) to the folder of the slide files",
+            )
 
     def _slide_versions(self, sighting: Sighting) -> dict[str, str]:
         tissue = version_of(
@@ -172,9 +214,37 @@ class Runner:
         outline = version_of("annotation_regions", parameters(self.configs["annotation_regions"]), made_from)
         return {"tissue_regions": tissue, "annotation_regions": outline}
 
+    def _changes(self, level: int, to_make: list[str]) -> Iterator[str]:
+        """What was made with other parameters than it is made with now: often one that was left out."""
+        for asset in to_make:
+            before = recorded(self.instance, asset, [str(level)]).get(str(level))
+            now = parameters(self.configs[asset])
+            if before is None:
+                continue
+            differs = [
+                f"{name} from {before.parameters[name]} to {value}"
+                for name, value in now.items()
+                if name in before.parameters and before.parameters[name] != value
+            ]
+            if differs:
+                yield f"level {level}: {asset} is made again, with {', '.join(differs)}"
+
+    def _hopeless(self, to_make: list[str]) -> str | None:
+        """Why a training that is still to come cannot start, told before hours are spent on its patches."""
+        if "trained_model" not in to_make:
+            return None
+        from wsi_assets.learning.backbones import check_start
+
+        config = self.configs["trained_model"]
+        try:
+            check_start(config.model_name, config.weights)
+        except ModelError as error:
+            return str(error)
+        return None
+
     def _current(self, asset: str, level: int) -> str | None:
         latest = recorded(self.instance, asset, [str(level)]).get(str(level))
-        return latest.version if latest and self.layout.level_artefact(asset, level).exists() else None
+        return latest.version if latest and self.layout.is_made(asset, level) else None
 
     def _expected(self, level: int, usable: dict[str, list[str]]) -> Callable[[str, str | None], str]:
         def expected(asset: str, before: str | None) -> str:
@@ -215,14 +285,6 @@ def level_chain(level: int, upto: str) -> tuple[str, ...]:
             f"there is no level asset {upto!r}", remedy=f"Choose one of {', '.join(catalog.LEVEL_ASSETS)}"
         )
     return catalog.LEVEL_ASSETS[: catalog.LEVEL_ASSETS.index(upto) + 1]
-
-
-def _failed_checks(result: dg.ExecuteInProcessResult) -> list[str]:
-    return [
-        f"{check.asset_key.to_user_string()} {check.check_name}: {check.description or 'failed'}"
-        for check in result.get_asset_check_evaluations()
-        if not check.passed
-    ]
 
 
 def _materialized_by(result: dg.ExecuteInProcessResult) -> list[str]:

@@ -6,7 +6,7 @@ follow by their automation conditions. What to make of a look is decided by pure
 
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,9 @@ from wsi_assets.errors import SlideError
 from wsi_assets.files import digest
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.registry import (
-    NO_ANNOTATION,
     Sighting,
     known_sightings,
+    not_believable,
     observation,
     quick_look,
     sight,
@@ -63,31 +63,6 @@ class Memory:
 def held_still(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
     """Slides whose files have the sizes and times they had one look ago: no longer being copied."""
     return sorted(slide_id for slide_id, seen in now.items() if before.get(slide_id) == digest(seen))
-
-
-def not_believable(
-    slides: Collection[str], outlined: Collection[str], registered: Collection[str], known: Iterable[Sighting]
-) -> str | None:
-    """Why a listing looks like a disk that is not mounted, and not like slides taken away; else None.
-
-    Args:
-        slides: ids of the slides found.
-        outlined: those of them with an outline.
-        registered: ids that have a partition.
-        known: what was last reported of the slides found.
-    """
-    if registered and not slides:
-        return (
-            f"the slide folder is empty, but {len(registered)} slides are registered: is its disk mounted? "
-            "Nothing was changed"
-        )
-    had_outlines = sum(sighting.annotation_version != NO_ANNOTATION for sighting in known)
-    if had_outlines and not outlined:
-        return (
-            f"no slide has an outline any more, {had_outlines} had one: is the folder of outlines mounted? "
-            "Nothing was changed. If they are gone for good, materialize annotation_regions of one slide"
-        )
-    return None
 
 
 def take_look(slides: Iterable["SlideFile"]) -> tuple[dict[str, str], list[str]]:

@@ -16,6 +16,7 @@ from wsi_assets.orchestration.io_managers.reports import ReportIOManager
 from wsi_assets.orchestration.layout import StorageLayout
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.report_context import headline
+from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.resources.tracking import ModelTracking
 from wsi_assets_tests.evaluation.synthetic import cohort, grid_entry
 from wsi_assets_tests.index.fakes import tissue_of, tumor_box
@@ -62,6 +63,7 @@ def evaluated(folder, *times):
                 selection=[evaluation],
                 run_config={"ops": {"evaluation": {"config": config}}},
                 resources={
+                    "library": SlideLibrary(images_dir=str(folder / "images")),
                     "tracking": ModelTracking(storage_dir=str(folder)),
                     "pickle_io": PlainPickleIOManager(storage_dir=str(folder)),
                     "report_io": ReportIOManager(storage_dir=str(folder)),

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 from wsi_assets.files import digest
 from wsi_assets.orchestration.partitions import SLIDES
-from wsi_assets.orchestration.registry import NO_ANNOTATION, Sighting
+from wsi_assets.orchestration.registry import NO_ANNOTATION, Sighting, not_believable
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.sensors import (
     Memory,
     build_slide_folder,
     held_still,
-    not_believable,
     read_settled,
     take_look,
 )

@@ -22,6 +22,7 @@ from wsi_assets.orchestration.report_context import (
     report_context,
 )
 from wsi_assets.orchestration.reporting import clear_failures, picture, progress_to, rounded, table
+from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.resources.tracking import ModelTracking
 
 
@@ -43,6 +44,7 @@ from wsi_assets.orchestration.resources.tracking import ModelTracking
 def evaluation(
     context: dg.AssetExecutionContext,
     config: EvaluationConfig,
+    library: SlideLibrary,
     tracking: ModelTracking,
     test_predictions: list[dict[str, Any]],
     tissue_regions: LazyPickles,
@@ -51,11 +53,12 @@ def evaluation(
     from wsi_assets.evaluation import evaluate, write_report
 
     level = context.partition_key
+    upstream = recorded_version(context.instance, "test_predictions", level)
     about = report_context(context.instance, level)
     progress = progress_to(context.log)
     with clear_failures():
         outcome = evaluate(
-            test_predictions,
+            library.at_home(test_predictions),
             tumor_regions=_outlines(test_predictions, annotation_regions),
             options=config,
             validation_threshold=about.validation_threshold,
@@ -69,7 +72,7 @@ def evaluation(
         "evaluation",
         Report(partial(write_report, outcome, context=about.report, progress=progress), heatmaps(outcome)),
         config=config,
-        made_from=recorded_version(context.instance, "test_predictions", level),
+        made_from=upstream,
         metadata={
             **{name: rounded(figure.value) for name, figure in figures.items() if figure.value is not None},
             "figures": table(figure_rows(figures)),
@@ -92,16 +95,18 @@ def evaluation(
 )
 def level_comparison(evaluation: dict[str, Path]) -> dg.MaterializeResult:
     from wsi_assets.evaluation import compare, write_comparison
-    from wsi_assets.evaluation.comparison import comparison_png, read_metrics
+    from wsi_assets.evaluation.comparison import comparison_png, read_levels
 
     with clear_failures():
-        metrics = [read_metrics(folder / "metrics.json") for folder in evaluation.values()]
+        files = {level: folder / "metrics.json" for level, folder in evaluation.items()}
+        metrics, left_out = read_levels(files)
         rows = compare(metrics)
     shown = [{"level": row["level"], **{k: f["value"] for k, f in row["figures"].items()}} for row in rows]
     return dg.MaterializeResult(
         value=Report(partial(write_comparison, metrics)),
         metadata={
             "levels": table(shown),
+            "left_out": left_out,
             **({"picture": picture(comparison_png(rows), "figures by level")} if rows else {}),
         },
     )

@@ -45,8 +45,10 @@ def slide_index(
 
     level = int(context.partition_key)
     with clear_failures():
-        usable, left_out = slide_states(context.instance, library.look())
-        slides = _regions(usable, tissue_regions, annotation_regions)
+        listing = library.look()
+        usable, left_out = slide_states(context.instance, listing)
+        paths = {slide.slide_id: str(slide.path) for slide in listing.slides if slide.slide_id in usable}
+        slides = _regions(paths, tissue_regions, annotation_regions)
         index = index_level(slides, level, config)
     left_out |= index.left_out | index.empty
     context.log.info(f"{len(index.entries)} slides indexed, {len(left_out)} left out")
@@ -80,13 +82,14 @@ def sampled_index(
 ) -> dg.MaterializeResult:
     from wsi_assets.index import counts, counts_png, sample_index, slide_table
 
+    upstream = recorded_version(context.instance, "slide_index", context.partition_key)
     with clear_failures():
         sampled = sample_index(slide_index, config)
     return made(
         "sampled_index",
         sampled,
         config=config,
-        made_from=recorded_version(context.instance, "slide_index", context.partition_key),
+        made_from=upstream,
         metadata={
             **counts(sampled),
             "counts_by_slide": table(slide_table(sampled)),
@@ -96,13 +99,13 @@ def sampled_index(
 
 
 def _regions(
-    usable: dict[str, list[str]], tissue: LazyPickles, annotation: LazyPickles
+    paths: dict[str, str], tissue: LazyPickles, annotation: LazyPickles
 ) -> Iterator[tuple["TissueRegions", "TumorRegions | None", str | None]]:
     # One slide at a time: ten thousand masks do not fit in memory, nor do they need to.
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions
 
-    for slide_id, (_, _, path) in usable.items():
+    for slide_id, path in sorted(paths.items()):
         outline = annotation[slide_id]
         regions = None if outline["regions"] is None else TumorRegions.from_plain(outline["regions"])
         # The slide folder may have moved since: the contents are known to be the same.

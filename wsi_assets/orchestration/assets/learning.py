@@ -48,6 +48,7 @@ def trained_model(
     from wsi_assets.learning import train
 
     level, told = context.partition_key, set()
+    upstream = recorded_version(context.instance, "patch_store", level)
     with (
         clear_failures(),
         patch_store,  # closed in the end: open, it keeps its room on the disk when another store follows
@@ -74,7 +75,7 @@ def trained_model(
         "trained_model",
         result,
         config=config,
-        made_from=recorded_version(context.instance, "patch_store", level),
+        made_from=upstream,
         metadata=training_metadata(result, pictures, mlflow_run),
     )
 
@@ -101,6 +102,7 @@ def test_predictions(
     from wsi_assets.learning import load_model, predict
 
     level = context.partition_key
+    upstream = recorded_version(context.instance, "trained_model", level)
     with clear_failures(), patch_store:
         model = load_model(trained_model)
         threshold = model.val_threshold
@@ -119,7 +121,7 @@ def test_predictions(
         "test_predictions",
         predictions,
         config=config,
-        made_from=recorded_version(context.instance, "trained_model", level),
+        made_from=upstream,
         # What belongs to these predictions, whichever model is trained after them.
         metadata={**counts, "validation_threshold": threshold, "mlflow_key": mlflow_key},
     )

@@ -10,6 +10,7 @@ from wsi_assets.orchestration.io_managers.patch_stores import PatchStoreIOManage
 from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
 from wsi_assets.orchestration.partitions import LEVELS
 from wsi_assets.orchestration.reporting import clear_failures
+from wsi_assets.orchestration.resources.library import SlideLibrary
 
 
 @dg.asset(
@@ -26,12 +27,13 @@ from wsi_assets.orchestration.reporting import clear_failures
 def patch_store(
     context: dg.AssetExecutionContext,
     config: ExtractionConfig,
+    library: SlideLibrary,
     patch_io: dg.ResourceParam[PatchStoreIOManager],
     sampled_index: list[dict[str, Any]],
 ) -> dg.MaterializeResult:
     from wsi_assets.patches import plan_patches
 
-    with clear_failures():
-        plan = plan_patches(sampled_index, config)
     upstream = recorded_version(context.instance, "sampled_index", context.partition_key)
+    with clear_failures():
+        plan = plan_patches(library.at_home(sampled_index), config)
     return made("patch_store", plan, config=config, made_from=[upstream, patch_io.backend])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 
-from wsi_assets.errors import StoreError
 from wsi_assets.files import write_json
 from wsi_assets.orchestration.executors import open_executor
 from wsi_assets.orchestration.io_managers.partitioned import (
@@ -16,7 +14,7 @@ from wsi_assets.orchestration.io_managers.partitioned import (
     load_partitions,
     partition_to_write,
 )
-from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS, StorageLayout
+from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS, StorageLayout, store_named_by
 from wsi_assets.orchestration.reporting import clear_failures, picture, progress_to, table
 
 if TYPE_CHECKING:
@@ -94,20 +92,6 @@ class PngFolderIOManager(PatchStoreIOManager):
     """A folder of PNG files by class, ``image_patches/``."""
 
     backend: Literal["fs"] = "fs"
-
-
-def store_named_by(pointer: Path) -> Path:
-    """The store that the last build wrote, by the file that names it.
-
-    Raises:
-        StoreError: there is none.
-    """
-    try:
-        return pointer.parent / json.loads(pointer.read_text())["store"]
-    except (OSError, ValueError, KeyError) as error:
-        raise StoreError(
-            "names no patch store", path=pointer, remedy="Materialize patch_store of this level"
-        ) from error
 
 
 def current_store(layout: StorageLayout, level: int | str) -> Path:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import PrivateAttr
 
 from wsi_assets.errors import SlideError
 from wsi_assets.orchestration.settings import Settings
-from wsi_assets.slides.naming import folded
+from wsi_assets.slides.naming import folded, slide_id_of
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile, SlideListing
@@ -41,6 +42,21 @@ class SlideLibrary(dg.ConfigurableResource):
         annotations = None if self.annotations_dir is None else Path(self.annotations_dir)
         self._listing = find_slides(Path(self.images_dir), annotations)
         return self._listing
+
+    def at_home(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Index entries with their slides' present paths: the folder may have moved since they were made.
+
+        A slide that is not found keeps the path it had, so that whoever reads it says what is missing.
+        """
+        try:
+            listing = self._listing or self.look()
+        except SlideError:
+            return list(entries)
+        paths = {slide.slide_id: str(slide.path) for slide in listing.slides}
+        return [
+            {**entry, "slide_path": paths.get(slide_id_of(entry["slide_path"]), entry["slide_path"])}
+            for entry in entries
+        ]
 
     def slide(self, slide_id: str) -> SlideFile:
         """The file of one slide; the folders are listed once a run.
