@@ -22,6 +22,16 @@ _GEOMETRIES = {
     "GeometryCollection",
 }
 
+_TYPES = {
+    "PathAnnotationObject": "annotation",
+    "PathDetectionObject": "detection",
+    "PathCellObject": "cell",
+    "PathTileObject": "tile",
+    "TMACoreObject": "tma_core",
+    "PathRootObject": "root",
+}
+"""A feature's id, as QuPath wrote it before 0.3, -> the type of its object, as later versions call it."""
+
 
 def read_geojson(path: Path) -> list[Outline]:
     """Read a FeatureCollection, a Feature, a geometry or a list of these; one outline for each polygon.
@@ -61,7 +71,7 @@ class _Reader:
             properties = properties if isinstance(properties, dict) else {}
             name = properties.get("name")
             name = name if isinstance(name, str) else str(value.get("id") or "")
-            yield from self.geometry(value.get("geometry"), name, _groups(properties), depth + 1)
+            yield from self.geometry(value.get("geometry"), name, _groups(value, properties), depth + 1)
         elif isinstance(kind, str) and kind in _GEOMETRIES:
             yield from self.geometry(value, "", (), depth + 1)
         else:
@@ -120,7 +130,7 @@ class _Reader:
         return value
 
 
-def _groups(properties: dict) -> tuple[str, ...]:
+def _groups(feature: dict, properties: dict) -> tuple[str, ...]:
     """The classification's full name, then the classes it is derived from: "Tumor: Positive", "Tumor".
 
     An object that QuPath detected (a cell, a tile) and nobody classified has its type for a group: it is no
@@ -136,6 +146,13 @@ def _groups(properties: dict) -> tuple[str, ...]:
         names = []
     parts = [part for name in names for part in map(str.strip, label(name).split(":")) if part]
     if not parts:
-        kind = properties.get("objectType", "annotation")
-        return (label(kind),) if isinstance(kind, str) and kind.strip() not in ("annotation", "") else ()
+        kind = _type(feature, properties)
+        return () if kind == "annotation" else (kind,)
     return tuple(": ".join(parts[:count]) for count in range(len(parts), 0, -1))
+
+
+def _type(feature: dict, properties: dict) -> str:
+    """What kind of object QuPath says this is: from 0.4 on, in 0.3, and before; else an annotation."""
+    said = (properties.get("objectType"), properties.get("object_type"), feature.get("id"))
+    *named, written = (value.strip() if isinstance(value, str) else "" for value in said)
+    return label(next(filter(None, named), _TYPES.get(written, "annotation")))

@@ -15,6 +15,8 @@ from shapely import MultiPolygon
 from wsi_assets.annotations.outlines import Outline
 
 _TANGLE_BASE, _TANGLE_PER_EDGE = 100_000, 200
+_STARTS = 4
+"""Points, spread along a ring, from which its repair is tried; random rings of up to 14 need no more."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,16 @@ def repair(outline: Outline) -> Repaired:
 
 def _wound_round(ring: np.ndarray) -> MultiPolygon:
     """What a ring (n, 2) winds round, by the non-zero rule."""
-    area = areal_parts(shapely.make_valid(shapely.Polygon(ring), method="structure", keep_collapsed=False))
-    # GEOS's non-zero repair leaves parts touching each other along a line in about one of a thousand random
-    # rings; its even-odd repair dissolves that without changing the area.
-    return area if area.is_valid else areal_parts(shapely.make_valid(area))
+    # GEOS's non-zero repair can lose all or part of a ring that begins with a line there and back, but
+    # nothing of one that has it further on.
+    rings = (np.roll(ring, -(len(ring) * i // _STARTS), axis=0) for i in range(_STARTS))
+    tries = shapely.make_valid(
+        [shapely.Polygon(one) for one in rings], method="structure", keep_collapsed=False
+    )
+    area = areal_parts(tries[np.argmax(shapely.area(tries))])
+    # In about one of a thousand random rings it leaves parts touching along a line. Even-odd repair would
+    # punch a hole where three of them meet; a union does not.
+    return area if area.is_valid else areal_parts(shapely.union_all(shapely.get_parts(area)))
 
 
 def areal_parts(geometry: shapely.Geometry) -> MultiPolygon:

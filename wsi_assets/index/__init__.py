@@ -18,6 +18,6 @@ __getattr__, __dir__, __all__ = exports(
         "pictures": ("counts_png", "overlay_jpeg"),
         "labels": ("tumor_fractions",),
         "entries": ("Entry", "LevelIndex", "index_level", "index_slide"),
-        "sampling": ("counts", "incomplete_slides", "sample_index", "slide_table"),
+        "sampling": ("counts", "incomplete_slides", "sample_index", "slide_table", "unknown_incomplete"),
     },
 )

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _SQUARES = 4
 """Squares each way into which looks are summed to tell most pairs apart."""
+LEAST_ACROSS = 2
+"""Mask pixels across a patch; a patch of 256 at level 0 has as many with the usual working level, 7."""
 
 
 class Finding(NamedTuple):
@@ -135,6 +137,23 @@ def mixed_magnifications(entries: Sequence[dict[str, Any]], tolerance: float = 0
     ]
 
 
+def tissue_mask_too_coarse(entries: Iterable[dict[str, Any]]) -> list[Finding]:
+    """Slides whose patches are under ``LEAST_ACROSS`` pixels of the tissue mask wide, which hardly tells them
+    apart."""
+    findings = []
+    for entry in entries:
+        side = entry["patch_size"] * entry["downsample"]
+        across = side / 2 ** entry["work_level"]
+        if across < LEAST_ACROSS:
+            fitting = max(int(np.log2(side / LEAST_ACROSS)), 0)
+            message = (
+                f"a patch of {entry['patch_size']} at level {entry['level']} is {across:.2g} times "
+                f"as wide as a pixel of the tissue mask, expected {LEAST_ACROSS}: set work_level to {fitting}"
+            )
+            findings.append(Finding("tissue_mask_too_coarse", slide_id_of(entry["slide_path"]), message))
+    return findings
+
+
 def duplicate_slides(slides: Sequence[TissueRegions], tolerance: float = 4.0) -> list[Finding]:
     """The same slide under two names: the same file, or tissue that looks the same.
 
@@ -155,16 +174,27 @@ def duplicate_slides(slides: Sequence[TissueRegions], tolerance: float = 4.0) ->
         return findings
     looks = np.stack([np.frombuffer(t.look, np.uint8).reshape(LOOK_SIDE, LOOK_SIDE, 3) for t in seen])
     shown = (looks.min(axis=3) < 250).sum(axis=(1, 2))
-    # Two looks differ in all at least as much as the sums over their squares do; most pairs end here.
+    # Two looks differ in all at least as much as the sums over their squares do, and those at least as much
+    # as the sums over all; most pairs end here. The same looks need sums no further apart than what their
+    # spots allow, which is that the spans "sum, give or take a look's own allowance" of the two meet.
     side = LOOK_SIDE // _SQUARES
-    squares = looks.reshape(-1, _SQUARES, side, _SQUARES, side, 3).sum(axis=(2, 4), dtype=np.int64)
+    squares = looks.reshape(-1, _SQUARES, side, _SQUARES, side, 3).sum(axis=(2, 4), dtype=np.int32)
     squares = squares.reshape(len(looks), -1)
-    for i in range(len(looks) - 1):
-        apart = np.abs(squares[i + 1 :] - squares[i]).sum(axis=1)
-        for j in np.flatnonzero(apart < tolerance * 3 * (shown[i + 1 :] + shown[i])) + i + 1:
-            if _difference(looks[i], looks[j]) < tolerance:
+    total, allowed = squares.sum(axis=1), tolerance * 3 * shown
+    order = np.argsort(total - allowed, kind="stable")
+    squares, allowed, total = squares[order], allowed[order], total[order]
+    ends = np.searchsorted(total - allowed, total + allowed)
+    for i, end in enumerate(ends):
+        near = slice(i + 1, end)
+        apart = np.abs(squares[near] - squares[i]).sum(axis=1)
+        for j in np.flatnonzero(apart < allowed[near] + allowed[i]) + i + 1:
+            # Slides are sorted by id, which the earlier of two has.
+            first, later = sorted((order[i], order[j]))
+            if _difference(looks[first], looks[later]) < tolerance:
                 findings.append(
-                    Finding("duplicate_slides", seen[j].slide_id, f"looks the same as {seen[i].slide_id}")
+                    Finding(
+                        "duplicate_slides", seen[later].slide_id, f"looks the same as {seen[first].slide_id}"
+                    )
                 )
     return sorted(findings)
 

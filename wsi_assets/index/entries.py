@@ -20,6 +20,7 @@ from wsi_assets.index.patch_grid import mask_fractions, starts
 from wsi_assets.slides import patient_of, patients_of, slide_id_of
 
 if TYPE_CHECKING:
+    import shapely
     from numpy.typing import NDArray
 
     from wsi_assets.annotations import TumorRegions
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
 Entry = dict[str, Any]
 """One slide of an index: plain types only, so that its pickle loads anywhere."""
+
+MOST_PLACES = 1 << 28
+"""Places on a slide's tissue that are looked at for a patch, some 20 s of work."""
+MOST_PATCHES = 1 << 24
+"""Patches of a slide's entry, which takes some 250 bytes for each."""
+_BAND = 1 << 20
+"""Places worked on at once: some 200 MB for the few arrays of twice as many cells each way."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,11 @@ def index_slide(
     Returns:
         The entry. ``patches`` are (y, x, is_tumor), top-left corners in pixels of the target level, row by
         row; ``visualisation_coords`` the same corners as (row, col, is_tumor) in working-level pixels,
-        rounded down; ``mpp`` is of the target level, micrometres a pixel, or None.
+        rounded down; ``mpp`` is of the target level, micrometres a pixel, or None; ``label`` is the patient
+        as this id spells it, and :func:`index_level` brings all slides to one spelling.
 
     Raises:
-        SlideIndexError: the slide has no such level.
+        SlideIndexError: the slide has no such level, or the stride is too small for a slide of its size.
     """
     target = _level(tissue, level)
     if target is None:
@@ -69,21 +78,26 @@ def index_slide(
             remedy="Choose one of its levels",
         )
     size, stride = options.patch_size, options.stride or options.patch_size
-    ys, xs = starts(target.height, size, stride), starts(target.width, size, stride)
-    shares = mask_fractions(tissue.mask, ys, xs, size, target.downsample / tissue.work_downsample)
-    # A patch without any tissue is none, also where the user asks for no least share.
-    rows, columns = np.nonzero((shares >= options.min_tissue) & (shares > 0))
-    corners = np.stack([ys[rows], xs[columns]], axis=1)
-    tumor_share = np.zeros(len(corners))
-    labels = np.zeros(len(corners), bool)
-    if tumor is not None and len(corners) and not tumor.geometry.is_empty:
+    to_work = target.downsample / tissue.work_downsample
+    ys, xs = (
+        _near_tissue(starts(side, size, stride), tissue.mask.any(axis=1 - axis), size, to_work)
+        for axis, side in enumerate((target.height, target.width))
+    )
+    if len(ys) * len(xs) > MOST_PLACES:
+        raise _too_dense(tissue, level, stride, f"tries {len(ys) * len(xs)} places")
+    geometry = None
+    if tumor is not None and not tumor.geometry.is_empty:
         geometry = to_level(tumor.geometry, target.downsample)
-        tumor_share = tumor_fractions(geometry, ys, xs, size)[rows, columns]
+    rows, columns, shares, tumor_share = _on_tissue(tissue.mask, geometry, ys, xs, to_work, options)
+    if len(rows) > MOST_PATCHES:
+        raise _too_dense(tissue, level, stride, f"makes more than {MOST_PATCHES} patches")
+    labels = np.zeros(len(rows), bool)
+    if geometry is not None and len(rows):
+        corners = np.stack([ys[rows], xs[columns]], axis=1)
         labels = is_tumor(options.label_rule, options.tumor_threshold, tumor_share, geometry, corners, size)
     flags = labels.astype(int).tolist()
     slide_id = slide_id_of(tissue.slide_path)
     scale = tissue.scale
-    to_work = target.downsample / tissue.work_downsample
     seen_ys, seen_xs = ((corner * to_work).astype(np.int64) for corner in (ys, xs))
     return {
         "slide_path": str(tissue.slide_path),
@@ -91,14 +105,14 @@ def index_slide(
         "annotation_path": None if annotation_path is None else str(annotation_path),
         "level": int(level),
         "work_level": int(tissue.work_level),
-        "magnification": float(scale.base_magnification / target.downsample),
+        "magnification": float(scale.magnification(target.downsample)),
         "visualisation_coords": _triples(seen_ys, seen_xs, rows, columns, flags),
         "patches": _triples(ys, xs, rows, columns, flags),
         "patch_size": int(size),
         "stride": int(stride),
         "downsample": float(target.downsample),
         "mpp": None if scale.mpp is None else float(scale.mpp * target.downsample),
-        "tissue_fraction": shares[rows, columns].tolist(),
+        "tissue_fraction": shares.tolist(),
         "tumor_fraction": tumor_share.tolist(),
         "fingerprint": str(tissue.fingerprint),
         "config": {**tissue.config, **options.model_dump()},
@@ -156,6 +170,59 @@ def index_level(
                 )
         entries = [entry for entry in entries if slide_id_of(entry["slide_path"]) not in left_out]
     return LevelIndex(entries, dict(sorted(left_out.items())), dict(sorted(empty.items())))
+
+
+def _near_tissue(
+    corners: NDArray[np.int64], tissue: NDArray[np.bool_], patch_size: int, scale: float
+) -> NDArray[np.int64]:
+    """The corners along one axis whose patches reach between the first and the last tissue there.
+
+    Args:
+        tissue: whether each row, or column, of the mask holds any.
+        scale: mask pixels per pixel of the target level.
+    """
+    at = np.flatnonzero(tissue)
+    if not len(at):
+        return corners[:0]
+    return corners[((corners + patch_size) * scale > at[0]) & (corners * scale < at[-1] + 1)]
+
+
+def _on_tissue(
+    mask: NDArray[np.bool_],
+    geometry: shapely.Geometry | None,
+    ys: NDArray[np.int64],
+    xs: NDArray[np.int64],
+    scale: float,
+    options: IndexOptions,
+) -> tuple[NDArray, ...]:
+    """The patches of ``ys`` x ``xs`` with enough tissue, row by row: their rows, columns, tissue shares and
+    tumour shares, each (n,); it ends early with more than ``MOST_PATCHES``.
+
+    Worked on in bands of rows, so that memory follows the patches that are kept and not those tried.
+    """
+    size, height = options.patch_size, max(_BAND // max(len(xs), 1), 1)
+    parts, found = [], 0
+    for first in range(0, max(len(ys), 1), height):
+        band = ys[first : first + height]
+        shares = mask_fractions(mask, band, xs, size, scale)
+        # A patch without any tissue is none, also where the user asks for no least share.
+        at = np.nonzero((shares >= options.min_tissue) & (shares > 0))
+        tumor = np.zeros(len(at[0]))
+        if geometry is not None and len(tumor):
+            tumor = tumor_fractions(geometry, band, xs, size)[at]
+        parts.append((at[0] + first, at[1], shares[at], tumor))
+        found += len(tumor)
+        if found > MOST_PATCHES:
+            break
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _too_dense(tissue: TissueRegions, level: int, stride: int, what: str) -> SlideIndexError:
+    return SlideIndexError(
+        f"a stride of {stride} {what} on its tissue at level {level}",
+        path=tissue.slide_path,
+        remedy="Set a larger stride",
+    )
 
 
 def _triples(

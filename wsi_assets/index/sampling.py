@@ -44,11 +44,19 @@ def sample_index(entries: list[dict[str, Any]], options: SamplingOptions) -> lis
     against: its slides keep all their normal patches, up to ``max_normal_per_slide``.
 
     Raises:
-        ConfigError: the list of incompletely annotated slides cannot be read.
+        ConfigError: the list of incompletely annotated slides cannot be read, or names no slide of the index.
         SlideIndexError: the entries are not those of an index.
     """
     incomplete = incomplete_slides(options.incomplete_slides)
     try:
+        unknown = unknown_incomplete(entries, options)
+        if unknown and entries and len(unknown) == len(incomplete):
+            raise ConfigError(
+                f"none of the {len(unknown)} incompletely annotated slides, e.g. {unknown[0]!r:.60}, is a "
+                "slide of the index",
+                path=options.incomplete_slides,
+                remedy="Write one slide id a line and nothing else, or leave incomplete_slides unset",
+            )
         return _sampled(entries, options, incomplete)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise SlideIndexError(f"is not an index ({error!r:.200})", remedy="Make the index again") from error
@@ -147,15 +155,15 @@ def incomplete_slides(source: str | Path | None) -> frozenset[str]:
     """Ids, folded, of slides whose tumour is not fully outlined.
 
     Args:
-        source: a file with one id a line and comments after ``#``; ``camelyon16`` for the list that comes
-            with the package; None for none.
+        source: a file with one id, or slide file, a line and comments after ``#``; ``camelyon16`` for the
+            list that comes with the package; None for none.
 
     Raises:
         ConfigError: the file cannot be read as text.
     """
     if source is None:
         return frozenset()
-    if str(source).lower() == "camelyon16":
+    if _is_shipped(source):
         text = resources.files("wsi_assets.index").joinpath("camelyon16_incomplete.txt").read_text("utf-8")
     else:
         try:
@@ -166,8 +174,23 @@ def incomplete_slides(source: str | Path | None) -> frozenset[str]:
                 path=source,
                 remedy="Give a text file with one slide id a line, or 'camelyon16'",
             ) from error
-    ids = (folded(line.split("#", 1)[0].strip()) for line in text.splitlines())
+    ids = (folded(slide_id_of(line.split("#", 1)[0].strip())) for line in text.splitlines())
     return frozenset(slide_id for slide_id in ids if slide_id)
+
+
+def unknown_incomplete(entries: list[dict[str, Any]], options: SamplingOptions) -> list[str]:
+    """Ids, folded, in the user's own list of incompletely annotated slides that are no slide of the index.
+
+    Such an id may be mistyped, and the slide that was meant then gives normal patches. The list that comes
+    with the package is of a whole challenge, of which a cohort may hold any part: none of it is told.
+
+    Raises:
+        ConfigError: the list cannot be read.
+    """
+    if options.incomplete_slides is None or _is_shipped(options.incomplete_slides):
+        return []
+    known = {folded(slide_id_of(entry["slide_path"])) for entry in entries}
+    return sorted(incomplete_slides(options.incomplete_slides) - known)
 
 
 def slide_table(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -198,6 +221,10 @@ def counts(entries: list[dict[str, Any]]) -> dict[str, int]:
         "slides": len(rows),
         **{key: sum(row[key] for row in rows) for key in ("patches", "tumor", "normal")},
     }
+
+
+def _is_shipped(source: str | Path) -> bool:
+    return str(source).lower() == "camelyon16"
 
 
 def _choose(entry: dict[str, Any], slide_id: str, quota: int, seed: int) -> list[int]:

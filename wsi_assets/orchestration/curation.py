@@ -11,6 +11,7 @@ CURATION = {
     "outlines_outside": "No annotation reaches outside its slide: another slide's, or not in level-0 pixels.",
     "outlines_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
     "tissue_share_out_of_range": "No slide is nearly all tissue or nearly none: a threshold that went wrong.",
+    "tissue_mask_too_coarse": "Patches of every slide are at least two pixels of its tissue mask wide.",
     "mixed_magnifications": "All slides of the level have about the same magnification.",
     "duplicate_slides": "No slide is in the folder under two names.",
     "ids_differing_by_case": "No two slide ids differ by case alone.",
@@ -40,6 +41,7 @@ def curate(
             (slide_id, entry["annotation_path"]) for slide_id, entry in zip(ids, entries, strict=True)
         ),
         *curation.no_tumor_patches(entries),
+        *curation.tissue_mask_too_coarse(entries),
         *curation.mixed_magnifications(entries),
         *curation.ids_differing_by_case(ids),
     ]

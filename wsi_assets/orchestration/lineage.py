@@ -23,7 +23,7 @@ MADE_FROM_TAG = "wsi_assets/made_from"
 
 CODE_VERSIONS = {
     "tissue_regions": "1",
-    "annotation_regions": "1",
+    "annotation_regions": "2",
     "slide_index": "3",
     "sampled_index": "1",
     "patch_store": "3",

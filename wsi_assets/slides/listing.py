@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, folded, slide_id_of
+from wsi_assets.slides.reaching import reached
+
+_KNOWN = SLIDE_SUFFIXES | ANNOTATION_SUFFIXES
 
 LONGEST_ID = 240
 """Bytes of a slide's id, so that a patch's file, named by id and number, has a name file systems take."""
@@ -48,15 +52,17 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
 
     Left out: slides that share an id or are compared as one, a slide with two annotations (it cannot be known
     which is meant), an id that cannot be a partition key, several .dcm files directly in ``images_dir``, a
-    link to nothing. An annotation without a slide is a notice, and so are annotations beside their slides
-    that are not looked for there.
+    link to nothing or to where nothing can be reached, a slide of another format in the folder of a DICOM
+    slide. An annotation without a slide is a notice, and so are annotations beside their slides that are not
+    looked for there.
 
     Raises:
-        SlideError: a folder is missing or does not list; that is never "no slides".
+        SlideError: a folder is missing, cannot be reached or does not list; that is never "no slides".
     """
     left_out: dict[str, str] = {}
     beside: list[Path] = []
-    found = _by_id(_slides_under(_folder(images_dir), left_out, beside))
+    strays: list[Path] = []
+    found = _by_id(_slides_under(_folder(images_dir), left_out, beside, strays))
     notes = _by_id(_annotations_under(_folder(annotations_dir))) if annotations_dir is not None else {}
     slides = []
     for key, paths in found.items():
@@ -68,6 +74,12 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
         else:
             slides.append(SlideFile(slide_id, paths[0], annotations[0] if annotations else None))
     notices = [f"annotation without a slide: {path}" for paths in notes.values() for path in paths]
+    for path in strays:
+        why = f"it lies in the folder of a DICOM slide: {path}. Move it out"
+        if folded(slide_id_of(path)) in found:
+            notices.append(f"slide file is not used, {why}")
+        else:
+            left_out[_shown(slide_id_of(path))] = _shown(why)
     notices += _unused(beside, {folded(slide.slide_id) for slide in slides if slide.annotation_path is None})
     return SlideListing(
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
@@ -92,7 +104,11 @@ def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> 
         return f"{len(paths)} slides share this id: {_names(paths)}. Rename all but one"
     if len(annotations) > 1:
         return f"it has {len(annotations)} annotations: {_names(annotations)}. Keep one"
-    if not paths[0].exists():
+    try:
+        found = reached(paths[0])
+    except SlideError as error:
+        return f"it {error.fault}: {paths[0]}. {error.remedy}"
+    if found is None:
         return f"it is a link to nothing: {paths[0]}. Mend the link or take it away"
     if not all(map(_is_text, (paths[0], *annotations))):
         return f"the name of its file or folder is no text in UTF-8: {paths[0]}. Rename it"
@@ -118,14 +134,21 @@ def _shown(text: str) -> str:
     return one_line(text.encode(errors="backslashreplace").decode())
 
 
-def _slides_under(folder: Path, left_out: dict[str, str], beside: list[Path]) -> Iterator[Path]:
-    """Slides below a folder; annotations that lie among them are added to ``beside``."""
+def _slides_under(
+    folder: Path, left_out: dict[str, str], beside: list[Path], strays: list[Path]
+) -> Iterator[Path]:
+    """Slides below a folder; annotations that lie among them are added to ``beside``, slides of another
+    format in a DICOM slide's folder to ``strays``."""
+    within: set[Path] = set()
     for place, folders, files in _walk(folder):
         suffixes = {name: Path(name).suffix.lower() for name in files}
         dicoms = sorted(name for name, suffix in suffixes.items() if suffix == ".dcm")
-        if dicoms and place != folder:
-            yield place
-            folders.clear()
+        if place.parent in within or (dicoms and place != folder):
+            if place.parent not in within:
+                yield place
+            within.add(place)
+            other = SLIDE_SUFFIXES - {".dcm"}
+            strays += (place / name for name, suffix in sorted(suffixes.items()) if suffix in other)
             continue
         if len(dicoms) > 1:
             left_out["*.dcm"] = (
@@ -148,17 +171,33 @@ def _annotations_under(folder: Path) -> Iterator[Path]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Like os.walk without hidden names; a folder that does not list raises, and a loop of links ends."""
+    """Like os.walk without hidden names; a folder that does not list raises, and a loop of links ends.
+
+    Raises:
+        SlideError: a folder does not list, or a link that may lead to one leads where nothing can be reached.
+    """
     seen: set[tuple[int, int]] = set()
     for name, folders, files in os.walk(folder, followlinks=True, onerror=_fail):
         place = Path(name)
-        stat = place.stat()
-        if (stat.st_dev, stat.st_ino) in seen:
+        itself = place.stat()
+        if (itself.st_dev, itself.st_ino) in seen:
             folders.clear()
             continue
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add((itself.st_dev, itself.st_ino))
         folders[:] = sorted(one for one in folders if not one.startswith("."))
-        yield place, folders, [one for one in files if not one.startswith(".")]
+        files = [one for one in files if not one.startswith(".")]
+        for one in files:
+            # os.walk takes a link to a folder that cannot be reached for a file.
+            if Path(one).suffix.lower() not in _KNOWN and _is_link(place / one):
+                reached(place / one)
+        yield place, folders, files
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:  # its folder may be listed, and not entered
+        return False
 
 
 def _by_id(paths: Iterator[Path]) -> dict[str, list[Path]]:
@@ -174,8 +213,9 @@ def _names(paths: list[Path]) -> str:
 
 def _folder(path: str | Path) -> Path:
     path = Path(path)
-    if not path.is_dir():
-        fault = "is not a folder" if path.exists() else "does not exist"
+    found = reached(path)
+    if found is None or not stat.S_ISDIR(found.st_mode):
+        fault = "does not exist" if found is None else "is not a folder"
         raise SlideError(fault, path=path, remedy="Check the path, or that its disk is mounted")
     return path
 

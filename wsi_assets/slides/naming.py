@@ -50,6 +50,33 @@ def patient_of(slide_id: str, pattern: str = DEFAULT_PATIENT_PATTERN) -> str:
     Raises:
         ConfigError: the pattern is no regular expression, or has no group.
     """
+    return _patient(slide_id, _compiled(pattern)) or slide_id
+
+
+def patients_of(slide_ids: Iterable[str], pattern: str = DEFAULT_PATIENT_PATTERN) -> dict[str, str]:
+    """Slide id -> its patient (:func:`patient_of`), one patient under one spelling.
+
+    ``Patient_004_node_4`` and ``patient_004_node_2`` are of one patient, who is called as in the first of the
+    ids; taken for two, they could fall on both sides of a split.
+
+    Raises:
+        ConfigError: as for :func:`patient_of`, or the pattern finds a patient in none of the ids: each slide
+            would be a patient of its own, which is what splitting by patient is to prevent.
+    """
+    compiled = _compiled(pattern)
+    found = {slide_id: _patient(slide_id, compiled) for slide_id in sorted(set(slide_ids))}
+    if found and not any(found.values()) and pattern != DEFAULT_PATIENT_PATTERN:
+        raise ConfigError(
+            f"patient_pattern {pattern!r} finds a patient in none of the {len(found)} slide ids, "
+            f"e.g. {next(iter(found))!r:.60}",
+            remedy="Mend the pattern; its first group, in a slide id, is the patient",
+        )
+    spelled: dict[str, str] = {}
+    named = ((slide_id, patient or slide_id) for slide_id, patient in found.items())
+    return {slide_id: spelled.setdefault(folded(patient), patient) for slide_id, patient in named}
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern, re.IGNORECASE)
     except re.error as error:
@@ -62,22 +89,12 @@ def patient_of(slide_id: str, pattern: str = DEFAULT_PATIENT_PATTERN) -> str:
             f"patient_pattern {pattern!r} has no group",
             remedy=f"Put round brackets around the patient, as in {DEFAULT_PATIENT_PATTERN}",
         )
-    match = compiled.search(slide_id)
-    return (match.group(1) if match else None) or slide_id
+    return compiled
 
 
-def patients_of(slide_ids: Iterable[str], pattern: str = DEFAULT_PATIENT_PATTERN) -> dict[str, str]:
-    """Slide id -> its patient (:func:`patient_of`), one patient under one spelling.
-
-    ``Patient_004_node_4`` and ``patient_004_node_2`` are of one patient, who is called as in the first of the
-    ids; taken for two, they could fall on both sides of a split.
-
-    Raises:
-        ConfigError: as for :func:`patient_of`.
-    """
-    spelled: dict[str, str] = {}
-    found = {slide_id: patient_of(slide_id, pattern) for slide_id in sorted(set(slide_ids))}
-    return {slide_id: spelled.setdefault(folded(patient), patient) for slide_id, patient in found.items()}
+def _patient(slide_id: str, pattern: re.Pattern[str]) -> str | None:
+    match = pattern.search(slide_id)
+    return (match.group(1) or None) if match else None
 
 
 def folded(name: str) -> str:

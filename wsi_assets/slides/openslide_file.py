@@ -6,6 +6,7 @@ What a level's downsample truly is, and which pixels are no-data, are decided el
 from __future__ import annotations
 
 import contextlib
+import stat
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import openslide
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.naming import SLIDE_SUFFIXES
+from wsi_assets.slides.reaching import reached
 from wsi_assets.slides.tiff_lengths import longest_part
 
 _CACHE_BYTES = 96 << 20
@@ -129,6 +131,7 @@ class OpenSlideFile:
             try:
                 handle = openslide.OpenSlide(self._entry)
             except openslide.OpenSlideUnsupportedFormatError as error:
+                _check_reads(self._entry)
                 fault = (
                     "is empty (0 bytes)"
                     if self._entry.stat().st_size == 0
@@ -189,7 +192,10 @@ def _over_white(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _entry_of(path: Path) -> Path:
     """The file to give OpenSlide: the path itself, or one file of a DICOM folder."""
-    if path.is_dir():
+    found = reached(path)
+    if found is None:
+        raise SlideError("does not exist", path=path, remedy="Check the path, or that its disk is mounted")
+    if stat.S_ISDIR(found.st_mode):
         try:
             members = sorted(
                 file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")
@@ -201,11 +207,24 @@ def _entry_of(path: Path) -> Path:
         for member in members:
             if openslide.OpenSlide.detect_format(member) == "dicom":
                 return member
+        for member in members:
+            _check_reads(member)
         raise SlideError(
             "is a folder without a DICOM slide",
             path=path,
             remedy=f"Name a file ({' '.join(sorted(SLIDE_SUFFIXES))}) or a folder of .dcm files",
         )
-    if not path.exists():
-        raise SlideError("does not exist", path=path, remedy="Check the path, or that its disk is mounted")
     return path
+
+
+def _check_reads(path: Path) -> None:
+    """Refuse a file that may not be read, which OpenSlide takes for one of a format it does not know."""
+    try:
+        with path.open("rb") as stream:
+            stream.read(1)
+    except OSError as error:
+        raise SlideError(
+            f"cannot be read ({error.strerror or error})",
+            path=path,
+            remedy="Check its permissions and its disk",
+        ) from error

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from wsi_assets.errors import ConfigError, one_line
-from wsi_assets.slides.naming import folded
+from wsi_assets.slides.naming import folded, slide_id_of
 from wsi_assets.slides.options import ScaleOptions
 
 MPP_BELIEVED = (0.05, 20.0)
@@ -124,7 +125,7 @@ def scale_of(slide_id: str, properties: Mapping[str, str], options: ScaleOptions
     Raises:
         ConfigError: the table is missing or damaged.
     """
-    row = read_scale_table(options.scale_table).get(folded(slide_id), {}) if options.scale_table else {}
+    row = _table_of(options.scale_table).get(folded(slide_id), {}) if options.scale_table else {}
     mpp, mpp_source = row.get("mpp"), "table"
     if mpp is None:
         mpp, mpp_source = _believed_mpp(properties)
@@ -149,21 +150,29 @@ def magnification_from_mpp(mpp: float) -> float:
 def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
     """Slide id, folded -> {"base_mag", "mpp"}, only what a row fills in.
 
+    The header is read without regard to case; a slide may be named by its file.
+
     Raises:
-        ConfigError: the file is missing, has no slide_id column, repeats a slide or holds an odd number.
+        ConfigError: the file is missing, has not the columns it should, repeats a slide or holds an odd
+            number.
     """
     remedy = "Write a CSV with the columns slide_id, base_mag, mpp; leave a cell empty to override nothing"
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, skipinitialspace=True))
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames or ()]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(
             f"scale_table cannot be read ({one_line(error)})", path=path, remedy=remedy
         ) from error
     bounds = {"base_mag": (1.0, 200.0), "mpp": MPP_BELIEVED}
+    fault = _header_fault(names, bounds)
+    if fault:
+        raise ConfigError(f"scale_table {fault}", path=path, remedy=remedy)
     table: dict[str, dict[str, float]] = {}
     for line, row in enumerate(rows, start=2):
-        slide_id = folded((row.get("slide_id") or "").strip())
+        slide_id = folded(slide_id_of((row.get("slide_id") or "").strip()))
         if not slide_id or slide_id in table or None in row:
             fault = (
                 "no slide_id"
@@ -187,6 +196,32 @@ def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
             if value is not None:
                 table[slide_id][name] = value
     return table
+
+
+def _header_fault(names: list[str], values: Collection[str]) -> str | None:
+    """What is wrong with the columns, if anything: a value under a name of its own would not be seen."""
+    for name in names:
+        if name not in ("slide_id", *values):
+            return f"has an unknown column {name!r:.60}"
+        if names.count(name) > 1:
+            return f"has the column {name} twice"
+    if "slide_id" not in names:
+        return "has no column slide_id"
+    return None if len(names) > 1 else f"has no column {' or '.join(values)}"
+
+
+def _table_of(path: str) -> dict[str, dict[str, float]]:
+    """The scale table, read again only when the file has changed: every slide of a cohort asks for it."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return read_scale_table(path)  # which says what is wrong
+    return _read_once(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read_once(path: str, changed_ns: int, size: int) -> dict[str, dict[str, float]]:
+    return read_scale_table(path)
 
 
 def _believed_mpp(properties: Mapping[str, str]) -> tuple[float | None, str | None]:

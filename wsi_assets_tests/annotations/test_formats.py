@@ -185,6 +185,30 @@ def test_an_unclassified_cell_of_qupath_is_no_drawn_outline(tmp_path):
     assert read_annotation(geojson(tmp_path, cell), options).geometry.area == 100
 
 
+@pytest.mark.parametrize("kind", ["detection", "cell", "tile", "tma_core"])
+def test_what_any_version_of_qupath_detected_is_no_drawn_outline(tmp_path, kind):
+    """The type is ``objectType`` from QuPath 0.4 on, ``object_type`` in 0.3, and the id before."""
+    ids = {
+        "annotation": "PathAnnotationObject",
+        "detection": "PathDetectionObject",
+        "cell": "PathCellObject",
+        "tile": "PathTileObject",
+        "tma_core": "TMACoreObject",
+    }
+    for version in ("objectType", "object_type", "id"):
+        for named, area in ((kind, 0), ("annotation", 100)):
+            one = feature("Polygon", [closed(SQUARE)])
+            del one["properties"]["objectType"]
+            if version == "id":
+                one["id"] = ids[named]
+            else:
+                one["properties"][version] = named
+            regions = read_annotation(geojson(tmp_path, one))
+            assert (regions.geometry.area, regions.unknown_groups) == (area, () if area else (kind,))
+            one["properties"]["classification"] = TUMOR
+            assert read_annotation(geojson(tmp_path, one)).geometry.area == 100
+
+
 @pytest.mark.parametrize(
     "properties", [None, {}, {"classification": None}, {"classification": {"name": None}}]
 )

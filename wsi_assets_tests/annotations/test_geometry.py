@@ -53,6 +53,23 @@ def test_a_line_that_runs_over_itself_punches_no_hole():
     assert united(drawn(twice_round)).geometry.area == 100
 
 
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(0, 1), (1, 1), (0, 1), (0, 0), (1, 1)],
+        [(0, 1), (1, 1), (0, 0), (0, 1), (2, 0), (0, 1), (1, 1), (1, 1), (1, 2), (2, 0)],
+        [(1, 1), (0, 2), (0, 2), (1, 1), (2, 1), (2, 1), (1, 1), (1, 0), (2, 1)],
+        [(1, 2), (1, 0), (0, 0), (1, 2), (0, 1), (2, 1), (1, 2), (1, 1), (0, 2), (2, 1), (1, 2), (2, 0)],
+    ],
+)
+def test_a_line_drawn_there_and_back_costs_no_area_wherever_the_ring_begins(points):
+    enclosed = nonzero_area(np.array(points, dtype=float))
+    for start in range(len(points)):
+        regions = united(drawn(points[start:] + points[:start]))
+        assert regions.geometry.is_valid
+        assert regions.geometry.area == pytest.approx(enclosed)
+
+
 def test_a_ring_drawn_as_a_keyhole_keeps_its_hole():
     keyhole = [(0, 0), (10, 0), (10, 10), (0, 10), (0, 0), (4, 4), (4, 6), (6, 6), (6, 4), (4, 4)]
     assert united(drawn(keyhole)).geometry.area == pytest.approx(100 - 4)

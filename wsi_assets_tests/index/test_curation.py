@@ -37,6 +37,7 @@ def test_a_sound_cohort_gives_no_findings(cohort):
     assert curation.tissue_share_out_of_range(tissues) == []
     assert curation.duplicate_slides(tissues) == []
     assert curation.mixed_magnifications(entries) == []
+    assert curation.tissue_mask_too_coarse(entries) == []
     assert curation.ids_differing_by_case(tissue.slide_id for tissue in tissues) == []
     # tumor_004_node_1 is a normal node of a tumour patient, and its name says tumour all the same.
     assert [finding.slide_id for finding in curation.no_tumor_patches(entries)] == ["tumor_004_node_1"]
@@ -139,6 +140,42 @@ def test_slides_look_the_same_exactly_if_their_tissue_differs_little_on_average(
         if np.abs(looks[i] - looks[j])[shown].mean() < 4:
             same.add((f"s{j}", f"s{i}"))
     assert found == same
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**20), tolerance=st.sampled_from([0.5, 4.0, 20.0]))
+def test_duplicates_are_those_of_comparing_every_pair(seed, tolerance):
+    """Looks of any darkness and extent, some all but alike; only the plain rule says which are the same."""
+    rng = np.random.default_rng(seed)
+    looks = []
+    for _ in range(12):
+        look = np.full((32, 32, 3), 255, np.int16)
+        high, wide = rng.integers(1, 33, 2)
+        look[:high, :wide] = rng.integers(40, 240) + rng.integers(-20, 16, (high, wide, 3))
+        looks.append(look)
+        looks += [np.where(look < 255, look + rng.integers(-9, 10, look.shape), 255) for _ in range(2)]
+    looks = [np.clip(look, 0, 255).astype(np.uint8) for look in looks]
+    rng.shuffle(looks)
+    tissues = [tissue_of(f"s{i:02}", FULL, look=look.tobytes()) for i, look in enumerate(looks)]
+    same = []
+    for j, later in enumerate(looks):
+        for i, first in enumerate(looks[:j]):
+            shown = (first.min(axis=2) < 250) | (later.min(axis=2) < 250)
+            if np.abs(first.astype(int) - later)[shown].mean() < tolerance:
+                same.append((f"s{j:02}", f"looks the same as s{i:02}"))
+    assert [(f.slide_id, f.message) for f in curation.duplicate_slides(tissues, tolerance)] == sorted(same)
+
+
+def test_patches_that_the_tissue_mask_hardly_resolves_are_found():
+    """At a working level of 7 a mask pixel is 128 level-0 pixels wide, half a patch of 256."""
+    tissue = tissue_of("a", np.ones((16, 16), bool), 128.0, work_level=7)
+    for level, size, across, work_level in ((0, 256, 2, 7), (2, 64, 2, 7), (0, 128, 1, 6), (1, 48, 0.75, 5)):
+        entry = index_slide(tissue, None, level, IndexOptions(patch_size=size))
+        found = curation.tissue_mask_too_coarse([entry])
+        assert len(found) == (across < 2)
+        for finding in found:
+            assert f"is {across} times as wide as a pixel of the tissue mask" in finding.message
+            assert finding.message.endswith(f"set work_level to {work_level}")
 
 
 def test_ids_that_differ_only_by_case_are_found():

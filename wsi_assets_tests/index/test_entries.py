@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shapely import MultiPolygon
 
 from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import read_plain_pickle, write_plain_pickle
-from wsi_assets.index import IndexOptions, TissueOptions, find_tissue, index_level, index_slide
+from wsi_assets.index import IndexOptions, TissueOptions, entries, find_tissue, index_level, index_slide
+from wsi_assets.index.labels import tumor_fractions
+from wsi_assets.index.patch_grid import mask_fractions, starts
 from wsi_assets.slides import Level, open_slide
 from wsi_assets_tests.index.fakes import tissue_of, tumor_box
 
@@ -102,6 +107,62 @@ def test_overlapping_and_spread_out_strides_are_honoured():
     assert [patch[:2] for patch in sparse["patches"]] == [(0, 0), (0, 700), (700, 0), (700, 700)]
 
 
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**20),
+    size=st.sampled_from([8, 24, 32]),
+    stride=st.sampled_from([4, 7, 8, 40]),
+    ratio=st.sampled_from([8.0, 8.0323]),
+    least=st.sampled_from([0.0, 0.4, 1.0]),
+    band=st.sampled_from([1, 50, 1 << 20]),
+)
+def test_patches_are_those_of_the_whole_grid_however_it_is_worked_on(seed, size, stride, ratio, least, band):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((30, 24), bool)
+    top, left = rng.integers(0, 20, 2)
+    mask[top : top + rng.integers(0, 14), left : left + rng.integers(0, 14)] = rng.random() < 0.9
+    mask &= rng.random(mask.shape) < 0.8
+    tissue = replace(tissue_of("a", mask), work_downsample=ratio)
+    tumor = tumor_box(*rng.uniform(0, 120, 2), *rng.uniform(1, 120, 2))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(entries, "_BAND", band)
+        options = IndexOptions(patch_size=size, stride=stride, min_tissue=least)
+        entry = index_slide(tissue, tumor, 0, options)
+    ys, xs = (starts(side * 8, size, stride) for side in mask.shape)
+    shares = mask_fractions(mask, ys, xs, size, 1 / ratio)
+    rows, columns = np.nonzero((shares >= least) & (shares > 0))
+    covered = tumor_fractions(tumor.geometry, ys, xs, size)[rows, columns]
+    flags = (covered >= 0.5).astype(int)
+    assert entry["patches"] == list(zip(ys[rows], xs[columns], flags, strict=True))
+    assert entry["tissue_fraction"] == shares[rows, columns].tolist()
+    assert entry["tumor_fraction"] == pytest.approx(covered, abs=1.1e-9)
+
+
+def test_memory_follows_the_tissue_not_the_slide():
+    """A slide of 97,792 x 221,184 pixels with tissue at two ends, a place at every 32 pixels."""
+    mask = np.zeros((1728, 764), bool)
+    mask[10:12, 10:12] = mask[1700:1702, 700:702] = True
+    tissue = tissue_of("a", mask, 128.0)
+    tracemalloc.start()
+    entry = index_slide(tissue, tumor_box(0, 0, 200_000, 90_000), 0, IndexOptions(stride=32))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0 < len(entry["patches"]) < 1000
+    assert peak < 300e6
+
+
+@pytest.mark.parametrize(
+    ("stride", "said"), [(1, r"tries 21\d{9} places"), (256, "makes more than 9 patches")]
+)
+def test_a_stride_too_small_for_the_slide_is_one_line(monkeypatch, stride, said):
+    monkeypatch.setattr(entries, "MOST_PATCHES", 9)
+    tissue = tissue_of("a", np.ones((1728, 764), bool), 128.0)
+    with pytest.raises(SlideIndexError, match=f"a stride of {stride} {said} on its tissue") as caught:
+        index_slide(tissue, None, 0, IndexOptions(stride=stride))
+    assert str(caught.value).endswith("level 0. Set a larger stride")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_patch_is_kept_from_the_asked_tissue_share_on():
     mask = np.zeros((64, 64), bool)
     mask[:, :16] = True  # half of the first column of patches
@@ -165,8 +226,8 @@ def test_entries_are_sorted_by_slide_whatever_order_slides_come_in():
 
 def test_slides_of_one_patient_name_the_same_patient_whatever_their_capitals():
     slides = [(tissue_of(name, FULL), None, None) for name in ("patient_1_node_1", "Patient_1_node_2")]
-    entries = index_level(slides, 0, IndexOptions(patch_size=64)).entries
-    assert {entry["label"] for entry in entries} == {"Patient_1"}
+    index = index_level(slides, 0, IndexOptions(patch_size=64))
+    assert {entry["label"] for entry in index.entries} == {"Patient_1"}
 
 
 def test_an_empty_annotation_makes_every_patch_normal():

@@ -10,7 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsi_assets.errors import ConfigError
-from wsi_assets.index import SamplingOptions, counts, incomplete_slides, sample_index, slide_table
+from wsi_assets.index import (
+    SamplingOptions,
+    counts,
+    incomplete_slides,
+    sample_index,
+    slide_table,
+    unknown_incomplete,
+)
 from wsi_assets.index.sampling import PER_PATCH, apportion
 from wsi_assets_tests.index.fakes import entry_of
 
@@ -153,6 +160,41 @@ def test_incompletely_annotated_slides_give_tumour_but_no_normal_patches(tmp_pat
     entries = [entry_of("normal_001", 0, 200), entry_of("tumor_015", 20, 500)]
     normal, tumor = slide_table(sample_index(entries, SamplingOptions(incomplete_slides=str(listed))))
     assert (tumor["tumor"], tumor["normal"], normal["normal"]) == (20, 0, 20)
+
+
+@pytest.mark.parametrize(
+    "line", ["tumor_015.tif", "Tumor_015.SVS", "/data/images/tumor_015.tif  # by the lab"]
+)
+def test_incompletely_annotated_slides_may_be_listed_by_their_files(tmp_path, line):
+    listed = tmp_path / "incomplete.txt"
+    listed.write_text(f"{line}\n")
+    entries = [entry_of("normal_001", 0, 200), entry_of("tumor_015", 20, 500)]
+    _, tumor = slide_table(sample_index(entries, SamplingOptions(incomplete_slides=str(listed))))
+    assert (tumor["tumor"], tumor["normal"]) == (20, 0)
+
+
+def test_a_list_that_names_no_slide_is_refused_and_does_not_pass_for_one_without_slides(tmp_path):
+    """Unseen, what nobody outlined on those slides is learnt as normal."""
+    listed = tmp_path / "incomplete.csv"
+    listed.write_text("slide_id,status\ntumor_015,partial\n")
+    options = SamplingOptions(incomplete_slides=str(listed))
+    entries = [entry_of("normal_001", 0, 200), entry_of("tumor_015", 20, 500)]
+    with pytest.raises(ConfigError, match="none of the 2 incompletely annotated slides") as caught:
+        sample_index(entries, options)
+    assert str(caught.value).startswith(f"{listed}: ")
+    assert "\n" not in str(caught.value)
+    listed.write_text("# every slide is outlined\n")
+    assert counts(sample_index(entries, options))["normal"] == 20
+    assert sample_index(entries, SamplingOptions(incomplete_slides="camelyon16"))
+
+
+def test_listed_slides_that_are_not_in_the_index_are_told(tmp_path):
+    listed = tmp_path / "incomplete.txt"
+    listed.write_text("tumor_051\nTumor_015\n")
+    entries = [entry_of("tumor_015", 20, 500)]
+    assert unknown_incomplete(entries, SamplingOptions(incomplete_slides=str(listed))) == ["tumor_051"]
+    for source in ("CAMELYON16", None):
+        assert unknown_incomplete(entries, SamplingOptions(incomplete_slides=source)) == []
 
 
 def test_the_shipped_camelyon16_list_holds_the_twenty_training_slides_and_test_114():

@@ -16,7 +16,7 @@ from wsi_assets.files import read_plain_pickle, write_plain_pickle
 from wsi_assets.index import TissueOptions, TissueRegions, find_tissue
 from wsi_assets.index.masking import otsu, tissue_mask
 from wsi_assets.index.tissue import averaged, work_level_for
-from wsi_assets.slides import open_slide
+from wsi_assets.slides import Level, open_slide
 from wsi_assets_tests.index.fakes import ArraySlide
 from wsi_assets_tests.slides.made import halved, padded, write_pyramid
 
@@ -243,3 +243,29 @@ def test_tissue_survives_as_a_pickle_of_plain_types(tmp_path):
 def test_something_else_is_refused_as_tissue():
     with pytest.raises(SlideIndexError, match="not the tissue of a slide"):
         TissueRegions.from_plain({"mask": b""})
+
+
+class HugeSlide(ArraySlide):
+    """A slide of 97,792 x 221,184 pixels that does not fit in memory."""
+
+    def __init__(self):
+        super().__init__("/slides/huge.tif", np.full((8, 8, 3), 200, np.uint8))
+        self.levels = (Level(0, 97_792, 221_184, 1.0),)
+
+    def reduced(self, downsample):
+        raise MemoryError("Unable to allocate 60.4 GiB")
+
+
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        (0, r"97792 x 221184 pixels, more than 536870912\. Set work_level to 3 or more"),
+        (2, r"24448 x 55296 pixels, more than 536870912\. Set work_level to 3 or more"),
+        (3, r"12224 x 27648 pixels, for which there is not enough memory\. Set work_level to 4 or more"),
+    ],
+)
+def test_a_working_level_too_fine_for_the_slide_is_one_line(level, said):
+    with pytest.raises(SlideIndexError, match=f"work_level {level} makes a tissue mask of {said}") as caught:
+        find_tissue(HugeSlide(), TissueOptions(work_level=level), "f")
+    assert str(caught.value).startswith("/slides/huge.tif: ")
+    assert "\n" not in str(caught.value)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from wsi_assets.slides import (
     find_slides,
     fingerprint,
     is_test_slide,
+    open_slide,
     patient_of,
     patients_of,
     signature,
@@ -68,6 +70,18 @@ def test_capitals_make_no_other_patient():
 def test_a_pattern_that_names_no_patient_is_refused(pattern):
     with pytest.raises(ConfigError, match="patient_pattern"):
         patient_of("tumor_001", pattern)
+
+
+def test_a_pattern_that_finds_no_patient_at_all_is_refused_and_does_not_split_patients():
+    pattern = r"^(TCGA-\w+-\w+)-"
+    with pytest.raises(ConfigError, match=r"none of the 2 slide ids, e\.g\. 'P12_a'") as caught:
+        patients_of(["P12_b", "P12_a"], pattern)
+    assert repr(pattern) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    found = patients_of(["TCGA-AA-0001-01Z", "P12_a"], pattern)
+    assert found == {"TCGA-AA-0001-01Z": "TCGA-AA-0001", "P12_a": "P12_a"}
+    assert patients_of([], pattern) == {}
+    assert patients_of(["a", "b"]) == {"a": "a", "b": "b"}
 
 
 def test_test_slides_say_so_in_any_case():
@@ -184,6 +198,76 @@ def test_a_link_to_nothing_is_left_out(images):
     listing = find_slides(images)
     assert [slide.slide_id for slide in listing.slides] == ["a"]
     assert "link to nothing" in listing.left_out["gone"]
+
+
+def lock(monkeypatch, folder):
+    """Let the system refuse to tell of what lies in a folder, as to a user who may not enter it."""
+    look = os.stat
+
+    def refusing(path, *args, follow_symlinks=True, **kwargs):
+        if follow_symlinks and not isinstance(path, int):
+            real = Path(os.path.realpath(path))
+            if folder in real.parents:
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+        return look(path, *args, follow_symlinks=follow_symlinks, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refusing)
+
+
+def test_a_link_into_a_folder_that_may_not_be_entered_costs_no_other_slide(images, tmp_path, monkeypatch):
+    touch(images, "a.svs")
+    touch(tmp_path / "locked", "b.svs")
+    (images / "b.svs").symlink_to(tmp_path / "locked/b.svs")
+    lock(monkeypatch, tmp_path / "locked")
+    listing = find_slides(images)
+    assert [slide.slide_id for slide in listing.slides] == ["a"]
+    assert listing.left_out["b"] == (
+        f"it cannot be reached (Permission denied): {images}/b.svs. "
+        "Check its permissions and those of the folders it lies in"
+    )
+    with pytest.raises(SlideError, match=r"b\.svs: cannot be reached \(Permission denied\)"):
+        open_slide(images / "b.svs")
+
+
+def test_a_folder_that_cannot_be_reached_is_one_line_never_no_slides(images, tmp_path, monkeypatch):
+    touch(images, "a.svs")
+    touch(tmp_path / "locked", "batch/b.svs")
+    (images / "batch").symlink_to(tmp_path / "locked/batch")
+    lock(monkeypatch, tmp_path / "locked")
+    # To such a user a link to a folder is no folder, and os.walk lists it among the files.
+    monkeypatch.setattr(
+        os, "walk", lambda top, **_: [(str(top), [], [path.name for path in Path(top).iterdir()])]
+    )
+    for folder in (tmp_path / "locked/batch", images):
+        with pytest.raises(SlideError, match=r"batch: cannot be reached \(Permission denied\)"):
+            find_slides(folder)
+
+
+def test_a_slide_that_may_not_be_read_is_not_called_an_unknown_format(images, monkeypatch):
+    touch(images, "a.svs", "dicom/level0.dcm")
+    opened = Path.open
+
+    def denied(path, *args, **kwargs):
+        if images in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", denied)
+    for name in ("a.svs", "dicom"):
+        with pytest.raises(SlideError, match=r"cannot be read \(Permission denied\)\. Check its permissions"):
+            open_slide(images / name)
+
+
+def test_a_slide_of_another_format_in_a_dicom_folder_is_left_out_by_name(images):
+    touch(images, "case1/x.dcm", "case1/a.svs", "case1/sub/b.tif", "case1/sub/y.dcm", "case1/c.svs", "c.svs")
+    listing = find_slides(images)
+    assert [slide.slide_id for slide in listing.slides] == ["c", "case1"]
+    assert listing.left_out == {
+        "a": f"it lies in the folder of a DICOM slide: {images}/case1/a.svs. Move it out",
+        "b": f"it lies in the folder of a DICOM slide: {images}/case1/sub/b.tif. Move it out",
+    }
+    (notice,) = listing.notices
+    assert f"{images}/case1/c.svs" in notice
 
 
 def test_an_annotation_without_a_slide_costs_no_slide_and_is_told(images, annotations):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wsi_assets.errors import ConfigError
-from wsi_assets.slides import ScaleOptions, open_slide, true_downsamples
+from wsi_assets.slides import ScaleOptions, open_slide, scale, true_downsamples
 from wsi_assets.slides.scale import content_size, magnification_from_mpp, scale_of
 
 
@@ -194,6 +195,58 @@ def test_the_table_overrides_single_slides_whatever_the_case_of_their_ids(tmp_pa
     assert said("tumor_002") == (40, "mpp", 0.25, "table")
     assert said("tumor_003") == (10, "table", 0.243, "file")
     assert said("tumor_004") == (40, "objective", 0.243, "file")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Slide_ID, Base_Mag\na,20\n",
+        "slide_id,BASE_MAG,MPP\nA.tif,20,\n",
+        "slide_id,base_mag\n/data/images/a.svs,20\n",
+    ],
+)
+def test_the_table_is_read_as_a_spreadsheet_or_a_listing_of_files_writes_it(tmp_path, text):
+    table = tmp_path / "scales.csv"
+    table.write_text(text)
+    file = {"openslide.objective-power": "40"}
+    assert scale_of("a", file, ScaleOptions(scale_table=str(table))).base_magnification == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("slide_id,base_magnification,mpp_x\na,20,0.5\n", "unknown column 'base_magnification'"),
+        ("slide_id;base_mag;mpp\na;20;0.5\n", "unknown column 'slide_id;base_mag;mpp'"),
+        ("slide_id,mpp,MPP\na,0.5,0.25\n", "the column mpp twice"),
+        ("base_mag,mpp\n20,0.5\n", "no column slide_id"),
+        ("slide_id\na\n", "no column base_mag or mpp"),
+        ("", "no column slide_id"),
+    ],
+)
+def test_a_table_without_its_columns_is_refused_and_does_not_pass_for_one_that_corrects_nothing(
+    tmp_path, text, said
+):
+    table = tmp_path / "scales.csv"
+    table.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        scale_of("a", {}, ScaleOptions(scale_table=str(table)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_is_read_once_for_all_slides_and_anew_when_it_changes(tmp_path, monkeypatch):
+    table = tmp_path / "scales.csv"
+    table.write_text("slide_id,base_mag\na,20\nb,10\n")
+    options = ScaleOptions(scale_table=str(table))
+    reads = []
+    read = scale.read_scale_table
+    monkeypatch.setattr(scale, "read_scale_table", lambda path: reads.append(path) or read(path))
+    assert [scale_of(name, {}, options).base_magnification for name in "abc"] == [20, 10, 40]
+    assert len(reads) == 1
+    table.write_text("slide_id,base_mag\na,20\nb,10\nc,5\n")
+    assert scale_of("c", {}, options).base_magnification == 5
+    table.write_text("slide_id,base_mag\na,20\nb,10\nc,8\n")
+    os.utime(table, ns=(1, 1))
+    assert scale_of("c", {}, options).base_magnification == 8
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def slide_index(
 def sampled_index(
     context: dg.AssetExecutionContext, config: SamplingConfig, slide_index: list[dict[str, Any]]
 ) -> dg.MaterializeResult:
-    from wsi_assets.index import counts, counts_png, sample_index, slide_table
+    from wsi_assets.index import counts, counts_png, sample_index, slide_table, unknown_incomplete
 
     upstream = recorded_version(context.instance, "slide_index", context.partition_key)
     with clear_failures():
@@ -92,6 +92,7 @@ def sampled_index(
         made_from=upstream,
         metadata={
             **counts(sampled),
+            "incomplete_unknown": unknown_incomplete(slide_index, config),
             "counts_by_slide": table(slide_table(sampled)),
             "counts_picture": picture(counts_png(slide_index, sampled), "patches by slide"),
         },
