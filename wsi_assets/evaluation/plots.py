@@ -142,6 +142,9 @@ def training_png(epochs: Sequence[Mapping[str, Any]]) -> bytes:
         left.plot(
             number[best], validation[best], "*", color=GREEN, ms=14, mec="white", label="best", zorder=5
         )
+    losses = np.array([_number(row.get(f"{part}_loss")) for part in ("train", "val") for row in epochs])
+    if (losses > 0).all() and losses.max() > 20 * losses.min():
+        left.set_yscale("log")  # one early loss would otherwise flatten all the others
     left.legend(frameon=False, fontsize=8)
     return png_of(figure)
 

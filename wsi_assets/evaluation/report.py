@@ -52,6 +52,7 @@ class ReportContext:
         counts: rows of the index: one a slide, any columns.
         split: rows of the training and validation split, any columns.
         split_notes: sentences about the split, e.g. that it had to be by slide.
+        warnings: one line each on what is wrong with what the figures rest on; a reader sees them first.
         epochs: rows with the columns of ``epoch_losses.csv``.
         left_out: slide id -> why it is not part of this level.
         quarantined: rows of patches that could not be read.
@@ -68,6 +69,7 @@ class ReportContext:
     counts: Sequence[Mapping[str, Any]] | None = None
     split: Sequence[Mapping[str, Any]] | None = None
     split_notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
     epochs: Sequence[Mapping[str, Any]] | None = None
     left_out: Mapping[str, str] | None = None
     quarantined: Sequence[Mapping[str, Any]] | None = None
@@ -141,7 +143,8 @@ def _charts(evaluation: Evaluation, context: ReportContext) -> dict[str, bytes]:
     if parts and evaluation.patch.patches:
         probs = np.concatenate([part.probs[part.seen] for part in parts])
         labels = np.concatenate([part.is_tumor[part.seen] for part in parts])
-        marked = [point for point in (evaluation.patch.at_default, evaluation.patch.at_validation) if point]
+        points = (evaluation.patch.at_default, evaluation.patch.at_validation)
+        marked = list({point.threshold: point for point in points if point}.values())
         if evaluation.patch.roc_auc.value is not None:
             charts["roc"] = plots.roc_and_precision_png(labels, probs, marked)
         charts["calibration"] = plots.calibration_png(evaluation.patch.calibration, labels, probs)

@@ -95,7 +95,8 @@ def outline_picture(slide: SlideEvaluation, view: View) -> np.ndarray:
 def overlay_picture(slide: SlideEvaluation, view: View, threshold: float) -> np.ndarray:
     """The heatmap over the slide in grey, with outline, colour bar, scale bar and the stronger detections.
 
-    The grey keeps the stain from mixing with the colours; the more probable a cell, the less it lets through.
+    The grey keeps the stain from mixing with the colours; the more probable a cell, the less it lets through,
+    but none so much that it looks like tissue that was not evaluated.
     """
     from matplotlib import colormaps
 
@@ -150,7 +151,7 @@ def _cells(heatmap, colors) -> tuple[np.ndarray, tuple[float, float, float, floa
     """RGBA picture of the cells and its level-0 extent (left, right, bottom, top), as imshow has it."""
     probability = np.nan_to_num(heatmap.probability)
     image = colors(probability)
-    image[..., 3] = np.where(np.isfinite(heatmap.probability), 0.12 + 0.68 * probability, 0)
+    image[..., 3] = np.where(np.isfinite(heatmap.probability), 0.35 + 0.45 * probability, 0)
     left, top, right, bottom = heatmap.bounds
     if heatmap.cell >= heatmap.step:
         return image, (left, right, bottom, top)

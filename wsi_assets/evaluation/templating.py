@@ -45,7 +45,7 @@ def duration(seconds: float | None) -> str:
 
 
 def cell(value: Any) -> str:
-    """Any table cell: integers with separators, floats with three digits or more, nothing as a dash."""
+    """Any table cell: integers with separators, floats with what a reader needs, nothing as a dash."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -55,7 +55,9 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         if 0 < abs(value) < 0.001:  # a learning rate of 0.0001 is not 0.000
             return f"{value:.3g}"
-        return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+        if abs(value) >= 1:  # a magnification of 20 is not 20.000
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:.3f}"
     return str(value)
 
 

@@ -56,6 +56,8 @@ CSV_NAME = "epoch_losses.csv"
 _INCIDENTAL = ("num_workers", "save_interval", "device")
 # Counted up when the same options come to mean another training, so that no run continues one of before.
 _REVISION = 2
+FEW_VALIDATING = 20
+"""Tumour patches below which what is chosen on the validation part is told to rest on little."""
 FEW_STEPS = 100
 """A training that patience ends before this many steps has hardly begun, and its notes say so."""
 
@@ -164,6 +166,11 @@ class _Run:
                 f"{seen_tumor / len(self.positions):.0%} of what training sees, so a batch has fewer normal "
                 "patches than it would keep; a higher normal_per_tumor, or a lower aug_factor or ohem_ratio, "
                 "gives it a choice"
+            )
+        if self.counts["val_tumor"] < FEW_VALIDATING:
+            self.notes.append(
+                f"Only {self.counts['val_tumor']} tumour patches validate: the best epoch and the threshold "
+                "are chosen on little"
             )
         if options.weights == "none":
             self.notes.append("Trained from random weights; weights=imagenet usually gives a better model")

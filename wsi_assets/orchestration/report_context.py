@@ -10,6 +10,7 @@ import dagster as dg
 
 from wsi_assets.orchestration import catalog
 from wsi_assets.orchestration.lineage import recorded_metadata
+from wsi_assets.orchestration.verdicts import failed_checks
 
 if TYPE_CHECKING:
     from wsi_assets.evaluation import Evaluation, Figure, ReportContext
@@ -48,6 +49,7 @@ def report_context(instance: dg.DagsterInstance, level: str) -> LevelContext:
         counts=counts,
         split=training.get("split"),
         split_notes=tuple(training.get("notes", ())),
+        warnings=tuple(failed_checks(instance, level, above)),
         epochs=training.get("epoch_table"),
         left_out=index.get("left_out"),
         quarantined=store.get("quarantine"),
