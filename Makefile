@@ -22,8 +22,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## make a small cohort and run the whole pipeline on it
 	$(BIN)/wsi-assets demo --home $(DEMO_HOME)
 
-ui: $(READY) ## open the Dagster UI on the current folder's home
-	$(BIN)/wsi-assets ui
+ui: $(READY) ## open the Dagster UI on ./storage, or on the demo as long as there is none
+	$(BIN)/wsi-assets ui $$(test -n "$$WSI_STORAGE_DIR" -o -d storage -o ! -d $(DEMO_HOME) || echo --home $(DEMO_HOME))
 
 test: lint ## lint and run the tests
 	$(BIN)/python -m pytest -m "not trial" -n 2 --dist loadfile --no-loadscope-reorder

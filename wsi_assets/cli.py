@@ -6,6 +6,8 @@ Nothing heavy is imported before a command needs it, so that ``--help`` answers 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +21,32 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
-OK, FAILED, LEFT_OUT = 0, 1, 2
-"""Exit statuses, also when several things happened: a failure outweighs a slide that was left out."""
+OK, FAILED, LEFT_OUT, USAGE = 0, 1, 2, 64
+"""Exit statuses, also when several things happened: a failure outweighs a slide that was left out.
+
+A command line that is not understood ends with the system's EX_USAGE: click's own 2 means slides left out."""
+
+
+@contextmanager
+def _usage_status() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        error.exit_code = USAGE
+        raise
 
 
 class OneLineErrors(click.Group):
     """Shows a user's mistake as one line; anything else is a bug and keeps its traceback."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _usage_status():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _usage_status():
+                return super().invoke(ctx)
         except WsiAssetsError as error:
             told = error
         except Exception as error:
@@ -69,6 +87,9 @@ def folders(command: Any) -> Any:
 )
 @click.option("--config", "config_file", type=click.Path(dir_okay=False), help="YAML file of parameters.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set one parameter; repeatable.")
+@click.option(
+    "--outlines-gone", is_flag=True, help="All outlines are gone, and for good: their slides are normal now."
+)
 def run(
     levels: tuple[int, ...],
     upto: str,
@@ -78,10 +99,12 @@ def run(
     backend: str | None,
     config_file: str | None,
     pairs: tuple[str, ...],
+    outlines_gone: bool,
 ) -> None:
     """Register the slides, then make what is missing or out of date, level by level.
 
-    Exit status: 0 when all is well, 2 when it finished but left slides out, 1 when it failed.
+    Exit status: 0 when it finished, also if checks failed, 2 when it finished but left slides out, 1 when it
+    failed, 64 when the command line is not understood.
     """
     from wsi_assets.console import run_and_report
     from wsi_assets.orchestration.config import build_configs, parse_settings, read_config_file
@@ -89,7 +112,7 @@ def run(
     values = read_config_file(config_file) if config_file else {}
     configs = build_configs({**values, **parse_settings(list(pairs))})
     settings = _settings(images, annotations, storage, backend)
-    sys.exit(run_and_report(settings, configs, list(dict.fromkeys(levels)), upto))
+    sys.exit(run_and_report(settings, configs, list(dict.fromkeys(levels)), upto, outlines_gone))
 
 
 @main.command()
@@ -129,7 +152,7 @@ def retire(slide_id: str, images: Path | None, annotations: Path | None, storage
 @main.command()
 @click.option("--level", type=int, required=True, help="The level whose patches are checked.")
 @click.option("--fraction", type=float, default=0.01, show_default=True, help="Share to check; 1 is all.")
-@click.option("--seed", type=int, default=42, show_default=True, help="Seed of the sample.")
+@click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of the sample.")
 @folders
 def verify(
     level: int,
@@ -153,8 +176,21 @@ def verify(
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to serve on; this machine only."
 )
-@click.option("--port", default=3000, show_default=True, help="Port of the Dagster UI.")
-@click.option("--mlflow-port", default=5000, show_default=True, help="Port of the MLflow pages; 0 for none.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Port of the Dagster UI."
+)
+@click.option(
+    "--mlflow-port",
+    type=click.IntRange(0, 65535),
+    default=5000,
+    show_default=True,
+    help="Port of the MLflow pages; 0 for none.",
+)
+@click.option(
+    "--home",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Show what `demo` made in this folder, whatever the variables say.",
+)
 def ui(
     images: Path | None,
     annotations: Path | None,
@@ -162,11 +198,19 @@ def ui(
     host: str,
     port: int,
     mlflow_port: int,
+    home: Path | None,
 ) -> None:
     """Open the Dagster UI, its daemon and the MLflow pages on this folder's home."""
+    from wsi_assets.orchestration.home import shut_in
     from wsi_assets.orchestration.servers import serve
 
-    sys.exit(serve(_settings(images, annotations, storage, None), host, port, mlflow_port))
+    if home is None:
+        settings = _settings(images, annotations, storage, None)
+    elif images or annotations or storage:
+        raise click.UsageError("--home already says where slides, outlines and storage are")
+    else:
+        settings = shut_in(home)
+    sys.exit(serve(settings, host, port, mlflow_port))
 
 
 def _settings(

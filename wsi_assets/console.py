@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,17 +25,28 @@ from rich.progress import (
 from rich.table import Table
 
 from wsi_assets.cli import FAILED, LEFT_OUT, OK
+from wsi_assets.errors import EvaluationError
 
 if TYPE_CHECKING:
     import dagster as dg
 
+    from wsi_assets.orchestration.doctor import SlideHealth
     from wsi_assets.orchestration.runner import LevelOutcome, SlidesOutcome
     from wsi_assets.orchestration.settings import Settings
 
 console = Console(highlight=False)
 
+WIDE = 1000
+"""Columns that are enough for any table."""
 
-def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels: list[int], upto: str) -> int:
+
+def run_and_report(
+    settings: Settings,
+    configs: Mapping[str, dg.Config],
+    levels: list[int],
+    upto: str,
+    outlines_gone: bool = False,
+) -> int:
     """Run slides and levels, print what was made, what was left out and why; returns the exit status."""
     from wsi_assets.orchestration.dead_runs import fail_dead_runs, free_slots
     from wsi_assets.orchestration.home import open_instance
@@ -47,10 +60,15 @@ def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels:
         # A run that was killed would hold the pool that this one needs.
         fail_dead_runs(instance, lambda line: _print_notices([line]))
         free_slots(instance)
-        runner = Runner(instance, settings, configs, bars)
-        slides = runner.run_slides()
+        runner = Runner(instance, settings, configs, bars, lambda line: _print_notices([line]))
+        slides = runner.run_slides(outlines_gone=outlines_gone)
         outcomes = [runner.run_level(level, upto) for level in levels]
-        compared = runner.compare_levels() if any("evaluation" in o.made for o in outcomes) else {}
+        compared, incomparable = {}, None
+        if any("evaluation" in outcome.made for outcome in outcomes):
+            try:
+                compared = runner.compare_levels()
+            except EvaluationError as error:
+                incomparable = error
     _print_slides(slides)
     for outcome in outcomes:
         _print_level(outcome, settings.storage_dir)
@@ -61,10 +79,14 @@ def run_and_report(settings: Settings, configs: Mapping[str, dg.Config], levels:
             console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
     if compared:
         console.print(f"\nAll evaluated levels side by side: {compared['path']}", soft_wrap=True)
+        for level, reason in compared.get("left_out", {}).items():
+            console.print(f"  not level {level}: {reason}", style="yellow", soft_wrap=True, markup=False)
+    if incomparable:
+        console.print(f"\nerror: {incomparable}", style="red", soft_wrap=True, markup=False)
     console.print(
         f"\nEverything is in {settings.storage_dir} ({time.monotonic() - started:.0f} s).", soft_wrap=True
     )
-    if any(outcome.failure for outcome in outcomes):
+    if incomparable or any(outcome.failure for outcome in outcomes):
         return FAILED
     return LEFT_OUT if left_out else OK
 
@@ -73,24 +95,31 @@ def run_demo(home: Path) -> int:
     """Make the demo cohort in ``home`` and take one level through the whole graph."""
     from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, make_cohort
     from wsi_assets.orchestration.config import build_configs
-    from wsi_assets.orchestration.settings import Settings
+    from wsi_assets.orchestration.home import shut_in
 
     home = home.absolute()
     with _bars() as bars:
         make_cohort(home, progress=bars)
-    settings = Settings.from_environment({}, home=home)
+    settings = shut_in(home)
     status = run_and_report(settings, build_configs(DEMO_PARAMETERS), [DEMO_LEVEL], "evaluation")
     report = settings.storage_dir / f"level_{DEMO_LEVEL}" / "report" / "report.html"
     console.print("\n[bold]Where to look next[/bold]")
     console.print(f"  the report      {report}", soft_wrap=True)
-    console.print(f"  the graph       cd {shlex.quote(str(home))} && wsi-assets ui", soft_wrap=True)
-    console.print("  your own slides wsi-assets run --level 0 --images DIR --annotations DIR", soft_wrap=True)
+    # The environment may not be activated: `make demo` does without.
+    program = (
+        "wsi-assets" if shutil.which("wsi-assets") else str(Path(sys.executable).with_name("wsi-assets"))
+    )
+    for what, arguments in (
+        ("the graph      ", ["ui", "--home", str(home)]),
+        ("your own slides", ["run", "--level", "0", "--images", "DIR", "--annotations", "DIR"]),
+    ):
+        console.print(f"  {what} {shlex.join([program, *arguments])}", soft_wrap=True, markup=False)
     return status
 
 
 def examine_slides(settings: Settings) -> int:
     """Print one row a slide and a line for each problem; returns 1 if there is any."""
-    from wsi_assets.orchestration.doctor import examine
+    from wsi_assets.orchestration.doctor import examine, misnamed
     from wsi_assets.slides import find_slides
 
     listing = find_slides(settings.images_dir, settings.annotations_dir)
@@ -100,20 +129,18 @@ def examine_slides(settings: Settings) -> int:
             bars(done, len(listing.slides), "looking at slides")
             rows.append(examine(slide))
         bars(len(listing.slides), len(listing.slides), "looking at slides")
-    table = Table(box=SIMPLE_HEAD)
-    # What does not fit is folded, never cut: an id without its end is nobody's.
-    table.add_column("slide", overflow="fold", no_wrap=True)
-    for column in ("format", "size (px)", "levels", "mag. (from)", "mpp", "tissue", "outlines"):
-        table.add_column(column, overflow="fold")
+    doubted = misnamed(listing.slides, listing.notices)
     for row in rows:
-        table.add_row(*row.cells(), style="red" if row.problems else None)
-    console.print(table)
+        for notice in doubted.get(row.slide_id, []):
+            row.problems.append(f"{notice}; did you mean {row.slide_id}? Then rename it")
+    _print_health(rows)
     for row in rows:
         for problem in row.problems:
             console.print(f"problem: {row.slide_id}: {problem}", style="red", soft_wrap=True, markup=False)
     for name, reason in listing.left_out.items():
         console.print(f"left out: {name}: {reason}", style="red", soft_wrap=True, markup=False)
-    _print_notices(listing.notices)
+    told = {notice for notices in doubted.values() for notice in notices}
+    _print_notices(notice for notice in listing.notices if notice not in told)
     faulty = sum(bool(row.problems) for row in rows) + len(listing.left_out)
     console.print(
         f"{len(rows)} slides, {faulty} with a problem" if rows else f"no slides in {settings.images_dir}"
@@ -144,10 +171,13 @@ def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -
     from wsi_assets.files import read_plain_pickle
     from wsi_assets.orchestration.io_managers.patch_stores import current_store
     from wsi_assets.orchestration.layout import StorageLayout
+    from wsi_assets.orchestration.resources.library import SlideLibrary
     from wsi_assets.patches import open_store, verify_store
 
     layout = StorageLayout(settings.storage_dir)
-    entries = read_plain_pickle(layout.level_artefact("sampled_index", level))
+    entries = SlideLibrary.of(settings).at_home(
+        read_plain_pickle(layout.level_artefact("sampled_index", level))
+    )
     with open_store(current_store(layout, level)) as store, _bars() as bars:
         report = verify_store(store, entries, fraction, seed, progress=bars)
     for key, problem in report.problems:
@@ -181,6 +211,32 @@ def _bars() -> Iterator[Any]:
         yield listen
 
 
+def _page() -> Console:
+    """Where tables go: a file has no width of its own, and in the 80 columns it is given words are folded."""
+    return console if console.is_terminal else Console(highlight=False, width=WIDE)
+
+
+def _print_health(rows: Sequence[SlideHealth]) -> None:
+    """A row a slide; a terminal that is too narrow goes without the columns that matter least."""
+    from wsi_assets.orchestration.doctor import COLUMNS, LEAST_FIRST
+
+    page = _page()
+    for dropped in range(len(LEAST_FIRST) + 1):
+        columns = [column for column in COLUMNS if column not in LEAST_FIRST[:dropped]]
+        table = Table(box=SIMPLE_HEAD)
+        for column in columns:
+            # What does not fit even so is folded, never cut: an id without its end is nobody's.
+            table.add_column(column, overflow="fold", no_wrap=column == "slide")
+        for row in rows:
+            table.add_row(*row.cells(columns), style="red" if row.problems else None)
+        if page.measure(table, options=page.options.update(max_width=WIDE)).maximum <= page.width:
+            break
+    page.print(table)
+    if dropped:
+        missing = ", ".join(LEAST_FIRST[:dropped])
+        _print_notices([f"the terminal is too narrow for {missing}; a wider one, or a file, shows all"])
+
+
 def _print_slides(slides: SlidesOutcome) -> None:
     console.print(
         f"slides: {len(slides.made)} made, {len(slides.up_to_date)} up to date, "
@@ -206,7 +262,7 @@ def _print_level(outcome: LevelOutcome, storage: Path) -> None:
         # Below the storage folder, which the last line names.
         path = str(shown.get("path", "")).removeprefix(f"{storage}/")
         table.add_row(asset, status, _summary(asset, shown), path)
-    console.print(table)
+    _page().print(table)
     if outcome.failure:
         console.print(
             f"error: level {outcome.level}: {outcome.failure}", style="red", soft_wrap=True, markup=False

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from wsi_assets import console
+from wsi_assets.cli import USAGE, main
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.config import build_configs
+from wsi_assets.orchestration.home import prepare_home
 from wsi_assets.orchestration.runner import LevelOutcome
 from wsi_assets.orchestration.settings import Settings
 
@@ -30,19 +34,106 @@ def test_an_annotation_without_a_slide_is_told_and_fails_nothing(home, capsys):
     assert "1 slides, 0 with a problem" in said
 
 
-def test_on_a_narrow_terminal_ids_are_whole_and_every_problem_is_one_line(
-    home, real_data, capsys, monkeypatch
-):
-    monkeypatch.setattr(console, "console", Console(width=80, highlight=False))
+@pytest.fixture
+def mixed(home, real_data):
+    """A slide of one level, one of five, and one that does not read."""
     for name in ("unreadable.svs", "tumor_001_padded.tif"):
         shutil.copy(real_data / "slides" / name, home / "images")
-    assert console.examine_slides(Settings.from_environment({}, home=home)) == console.FAILED
+    return Settings.from_environment({}, home=home)
+
+
+def test_a_narrow_terminal_goes_without_columns_and_folds_no_word(mixed, capsys, monkeypatch):
+    terminal = Console(width=80, highlight=False, force_terminal=True, color_system=None)
+    monkeypatch.setattr(console, "console", terminal)
+    assert console.examine_slides(mixed) == console.FAILED
     said = capsys.readouterr().out
-    assert {"CMU-1-Small-Region", "unreadable", "tumor_001_padded"} < set(said.split())
-    assert said.count("…") == 1  # of the downsamples 1, 2 … 16; nothing else is cut
+    (padded,) = [line for line in said.splitlines() if "tumor_001_padded" in line]
+    assert padded.split() == ["tumor_001_padded", "3072", "x", "7168", "0-4", "40", "(base_mag)", "none"]
+    assert "…" not in said
+    assert "note: the terminal is too narrow for downsamples, format, tissue" in said
     (problem,) = [line for line in said.splitlines() if line.startswith("problem:")]
     assert "unreadable: does not read" in problem
     assert problem.endswith("copy or scan it again")
+
+
+def test_a_file_has_every_column_and_a_line_a_slide(mixed, capsys, monkeypatch):
+    monkeypatch.setattr(console, "console", Console(width=80, highlight=False))
+    assert console.examine_slides(mixed) == console.FAILED
+    said = capsys.readouterr().out
+    assert "too narrow" not in said
+    for slide, facts in {
+        "CMU-1-Small-Region": ("aperio", "2220 x 2967", " 0 ", "20 (objective)", "0.499"),
+        "tumor_001_padded": ("generic-tiff", "3072 x 7168", "0-4", "1, 2 … 16", "40 (base_mag)", "unknown"),
+        "unreadable": ("aperio, does not read",),
+    }.items():
+        (line,) = [line for line in said.splitlines() if line.split()[:1] == [slide]]
+        assert all(fact in line for fact in facts)
+
+
+def test_an_outline_whose_name_is_nearly_a_slide_s_is_a_problem_of_that_slide(home, capsys):
+    outline = home / "annotations/CMU-1_Small-Region.xml"
+    outline.write_text("<ASAP_Annotations/>")
+    assert console.examine_slides(Settings.from_environment({}, home=home)) == console.FAILED
+    said = capsys.readouterr().out
+    assert (
+        f"problem: CMU-1-Small-Region: annotation without a slide: {outline}; "
+        "did you mean CMU-1-Small-Region?" in said
+    )
+    assert "note:" not in said
+    assert "1 slides, 1 with a problem" in said
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """The variables of somebody who has a home, folders and an MLflow server already."""
+    folders = {name: str(tmp_path / "lab" / name) for name in ("DAGSTER_HOME", "WSI_STORAGE_DIR")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WSI_")}
+    monkeypatch.setattr(os, "environ", {**kept, **folders, "MLFLOW_TRACKING_URI": "http://lab"})
+    return tmp_path / "lab"
+
+
+def test_the_demo_keeps_to_its_folder_whatever_the_variables_name(lab, tmp_path, capsys, monkeypatch):
+    def run_and_report(settings, *_):
+        prepare_home(settings)
+        return console.OK
+
+    monkeypatch.setattr("wsi_assets.demo.make_cohort", lambda home, progress: None)
+    monkeypatch.setattr(console, "run_and_report", run_and_report)
+    demo = tmp_path / "demo"
+    assert console.run_demo(demo) == console.OK
+    assert os.environ["DAGSTER_HOME"] == str(demo / "storage/dagster_home")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    assert not lab.exists()
+    assert f"wsi-assets ui --home {demo}\n" in capsys.readouterr().out
+
+
+def test_the_ui_of_the_demo_shows_the_demo_whatever_the_variables_name(lab, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("wsi_assets.orchestration.servers.serve", lambda settings, *_: shown.append(settings))
+    assert CliRunner().invoke(main, ["ui", "--home", str(tmp_path)]).exit_code == 0
+    assert shown == [Settings.from_environment({}, home=tmp_path)]
+    assert not {"DAGSTER_HOME", "WSI_STORAGE_DIR", "MLFLOW_TRACKING_URI"} & os.environ.keys()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--nothing",
+        "nothing",
+        "run",
+        "run --level one",
+        "ui --port 99999",
+        "ui --port -1",
+        "ui --mlflow-port 70000",
+        "ui --home nowhere",
+        "ui --home . --images .",
+        "verify --level 0 --seed -5",
+    ],
+)
+def test_a_command_line_that_is_not_understood_does_not_end_as_one_that_left_slides_out(line):
+    result = CliRunner().invoke(main, line.split())
+    assert result.exit_code == USAGE
+    assert "Error: " in result.output
 
 
 @pytest.mark.parametrize(("level", "upto"), [(12, "evaluation"), (0, "training")])
@@ -62,9 +153,19 @@ def test_a_slide_that_is_left_out_is_named_and_fails(home, capsys):
 
 
 def test_on_a_narrow_terminal_the_report_s_path_can_be_copied(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(console, "console", Console(width=80, highlight=False))
+    terminal = Console(width=80, highlight=False, force_terminal=True, color_system=None)
+    monkeypatch.setattr(console, "console", terminal)
     storage = tmp_path / ("a folder with a long name " * 4) / "storage"
     page = storage / "level_4/report/report.html"
     outcome = LevelOutcome(4, made=["evaluation"], metadata={"evaluation": {"path": str(page)}})
     console._print_level(outcome, storage)
     assert f"report: {page}\n" in capsys.readouterr().out
+
+
+def test_in_a_file_no_word_of_a_level_s_table_is_folded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "console", Console(width=80, highlight=False))
+    made = {"path": str(tmp_path / "level_4/report/report.html"), "roc_auc": 0.98, "average_precision": 0.97}
+    console._print_level(LevelOutcome(4, made=["evaluation"], metadata={"evaluation": made}), tmp_path)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "│ evaluation" in line]
+    assert "roc_auc 0.980, average_precision 0.970" in row
+    assert "level_4/report/report.html" in row

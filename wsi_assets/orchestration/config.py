@@ -110,7 +110,13 @@ def read_config_file(path: str) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, *_UNREADABLE) as error:
+    except FileNotFoundError as error:
+        raise ConfigError("does not exist", path=path, remedy="Check the path") from error
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read ({error.strerror})", path=path, remedy="Check its permissions"
+        ) from error
+    except _UNREADABLE as error:
         raise ConfigError(f"cannot be read ({error!s:.200})", path=path) from error
     if not isinstance(content, dict):
         raise ConfigError(
@@ -139,7 +145,7 @@ def build_configs(values: Mapping[str, Any]) -> dict[str, dg.Config]:
         takers = [asset] if dot else list(ASSET_CONFIG)
         takers = [a for a in takers if a in ASSET_CONFIG and field in ASSET_CONFIG[a].model_fields]
         if not takers:
-            raise ConfigError(f"there is no parameter {_short(name)}", remedy=_suggestion(field))
+            raise ConfigError(f"there is no parameter {_short(name)}", remedy=_suggestion(name))
         for taker in takers:
             chosen[taker][field] = value
     return {asset: _validated(asset, given) for asset, given in chosen.items()}
@@ -169,10 +175,22 @@ def _short(value: Any) -> str:
         return "a number"
 
 
-def _suggestion(field: str) -> str:
-    known = sorted({name for config in ASSET_CONFIG.values() for name in config.model_fields})
-    close = difflib.get_close_matches(field, known, n=1)
-    return f"Did you mean {close[0]!r}?" if close else "The README lists every parameter"
+def _suggestion(name: str) -> str:
+    asset, dot, field = name.rpartition(".")
+    takers = {asset: sorted(config.model_fields) for asset, config in ASSET_CONFIG.items()}
+    known = sorted({name for names in takers.values() for name in names})
+    # What the user's own asset has comes first: it is the more likely to be meant.
+    close = [
+        *difflib.get_close_matches(field, takers.get(asset, []), n=1),
+        *difflib.get_close_matches(field, known, n=1),
+    ]
+    if not close:
+        return "The README lists every parameter"
+    if not dot:
+        return f"Did you mean {close[0]!r}?"
+    owners = [owner for owner, names in takers.items() if close[0] in names]
+    owner = difflib.get_close_matches(asset, owners, n=1, cutoff=0.0)[0]
+    return f"Did you mean '{owner}.{close[0]}'?"
 
 
 def _number(value: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,26 @@ from wsi_assets.orchestration.config import AnnotationConfig, TissueConfig
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile
+
+COLUMNS = {
+    "slide": "slide_id",
+    "format": "format",
+    "size (px)": "size",
+    "levels": "levels",
+    "downsamples": "downsamples",
+    "mag. (from)": "magnification",
+    "mpp": "mpp",
+    "tissue": "tissue",
+    "outlines": "annotation",
+}
+"""Heading -> what of :class:`SlideHealth` stands below it."""
+
+LEAST_FIRST = ("downsamples", "format", "tissue", "mpp", "mag. (from)", "size (px)")
+"""Columns in the order in which a narrow terminal goes without them."""
+
+_STRAY = "annotation without a slide: "
+_ALIKE = 0.7
+"""Similarity from which two names are one with a slip of the pen."""
 
 
 @dataclass
@@ -20,23 +43,15 @@ class SlideHealth:
     format: str = "does not open"
     size: str = ""
     levels: str = ""
+    downsamples: str = ""
     magnification: str = ""
     mpp: str = ""
     tissue: str = ""
     annotation: str = "none"
     problems: list[str] = field(default_factory=list)
 
-    def cells(self) -> list[str]:
-        return [
-            self.slide_id,
-            self.format,
-            self.size,
-            self.levels,
-            self.magnification,
-            self.mpp,
-            self.tissue,
-            self.annotation,
-        ]
+    def cells(self, columns: Iterable[str]) -> list[str]:
+        return [getattr(self, COLUMNS[column]) for column in columns]
 
 
 def examine(slide: SlideFile) -> SlideHealth:
@@ -52,7 +67,9 @@ def examine(slide: SlideFile) -> SlideHealth:
             first, scale = reader.levels[0], reader.scale
             health.format = reader.vendor
             health.size = f"{first.width} x {first.height}"
-            health.levels = _levels([level.downsample for level in reader.levels])
+            last = reader.levels[-1].index
+            health.levels = f"0-{last}" if last else "0"
+            health.downsamples = _downsamples([level.downsample for level in reader.levels])
             health.magnification = f"{scale.base_magnification:g} ({scale.magnification_source})"
             health.mpp = "unknown" if scale.mpp is None else f"{scale.mpp:.4g}"
             tissue = find_tissue(reader, options, fingerprint="")
@@ -75,9 +92,30 @@ def examine(slide: SlideFile) -> SlideHealth:
     return health
 
 
-def _levels(downsamples: list[float]) -> str:
-    """The true downsamples; a long run of halvings by its ends."""
-    halved = downsamples == [2.0**k for k in range(len(downsamples))]
-    if halved and len(downsamples) > 4:
-        return f"1, 2 … {downsamples[-1]:g}"
-    return ", ".join(f"{downsample:g}" for downsample in downsamples)
+def misnamed(slides: Iterable[SlideFile], notices: Iterable[str]) -> dict[str, list[str]]:
+    """Notices of annotations without a slide, by the slide without an annotation that is likely meant.
+
+    A name that differs in its numbers is another slide's: outlines of a whole cohort beside some of its
+    slides are no mistake.
+    """
+    from wsi_assets.slides import folded, slide_id_of
+
+    without = {folded(slide.slide_id): slide.slide_id for slide in slides if slide.annotation_path is None}
+    found: dict[str, list[str]] = {}
+    for notice in notices:
+        if notice.startswith(_STRAY):
+            name = folded(slide_id_of(notice.removeprefix(_STRAY)))
+            alike = [slide_id for slide_id in without if _numbers(slide_id) == _numbers(name)]
+            for close in difflib.get_close_matches(name, alike, n=1, cutoff=_ALIKE):
+                found.setdefault(without[close], []).append(notice)
+    return found
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"[0-9]+", name)]
+
+
+def _downsamples(downsamples: list[float]) -> str:
+    """By how much each level is smaller than level 0; of many the first two and the last."""
+    shown = [f"{downsample:g}" for downsample in downsamples]
+    return f"{shown[0]}, {shown[1]} … {shown[-1]}" if len(shown) > 4 else ", ".join(shown)

@@ -38,6 +38,18 @@ def prepare_home(settings: Settings) -> Path:
     return home
 
 
+def shut_in(home: Path) -> Settings:
+    """The settings of a folder that is a world of its own, such as the demo's, and nothing of any other.
+
+    From here on this process, and what it starts, knows no ``WSI_*`` variable, no ``DAGSTER_HOME`` and no
+    MLflow server: the demo's slides must not get into the records of a lab's own.
+    """
+    for name in list(os.environ):
+        if name.startswith("WSI_") or name in ("DAGSTER_HOME", "MLFLOW_TRACKING_URI"):
+            del os.environ[name]
+    return Settings.from_environment({}, home=home)
+
+
 def open_instance(settings: Settings) -> dg.DagsterInstance:
     """The instance of the prepared home."""
     prepare_home(settings)

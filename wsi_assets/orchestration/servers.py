@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
 
-from wsi_assets.errors import ConfigError
+from wsi_assets.errors import ConfigError, SlideError
 from wsi_assets.files import disk_fault
 from wsi_assets.orchestration.dead_runs import fail_dead_runs, free_slots
 from wsi_assets.orchestration.home import prepare_home
 from wsi_assets.orchestration.layout import StorageLayout
 from wsi_assets.orchestration.reserve import Reserve
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.slides import find_slides
 
 DEFINITIONS = ["-m", "wsi_assets.definitions"]
 STOP_WITHIN_SECONDS = 10
@@ -42,19 +45,21 @@ WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """MLflow's server would start eight more processes for jobs that nothing here gives it."""
 
 
+SAY: Callable[[str], None] = partial(print, flush=True)
+"""Prints at once, also into a file, where a server's lines would otherwise wait for its end."""
+
+
 def serve(
-    settings: Settings, host: str, port: int, mlflow_port: int, tell: Callable[[str], None] = print
+    settings: Settings, host: str, port: int, mlflow_port: int, tell: Callable[[str], None] = SAY
 ) -> int:
     """Serve until interrupted; returns the exit status.
 
     Raises:
-        ConfigError: a port is taken.
+        ConfigError: the host cannot be served on, or a port is taken or given twice.
     """
-    home = prepare_home(settings)
     commands = server_commands(settings, host, port, mlflow_port)
-    for name, taken in (("--port", port), ("--mlflow-port", mlflow_port)):
-        if taken and not _is_free(host, taken):
-            raise ConfigError(f"port {taken} is in use", remedy=f"Choose another with {name}")
+    check_ports(host, {"--port": port, **({"--mlflow-port": mlflow_port} if "mlflow" in commands else {})})
+    home = prepare_home(settings)
     # Not `logs`: Dagster empties a folder of that name.
     logs = home / "server_logs"
     logs.mkdir(exist_ok=True)
@@ -71,7 +76,10 @@ def serve(
             tell(f"Dagster UI:  http://{host}:{port}")
             if "mlflow" in commands:
                 tell(f"MLflow:      http://{host}:{mlflow_port}")
-            tell(f"Logs:        {logs}\nStop with Ctrl-C.")
+            tell(f"Logs:        {logs}")
+            for line in slides_watched(settings):
+                tell(line)
+            tell("Stop with Ctrl-C.")
             return _watch(servers, reserve, instance, tell)
         finally:
             _stop([server.process for server in servers if server.process is not None])
@@ -134,14 +142,44 @@ def server_commands(settings: Settings, host: str, port: int, mlflow_port: int) 
     return commands
 
 
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+def check_ports(host: str, ports: Mapping[str, int]) -> None:
+    """Make sure that each port, by the option that gives it, can be served on.
+
+    Raises:
+        ConfigError: two are the same, one is in use, or the host is not this machine's.
+    """
+    if len(set(ports.values())) < len(ports):
+        raise ConfigError(
+            f"{' and '.join(ports)} are both {next(iter(ports.values()))}", remedy="Change one of them"
+        )
+    for option, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except TypeError as error:  # e.g. a name too long to be coded
+                raise ConfigError(f"--host {host!r} is no name of a host") from error
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise ConfigError(
+                        f"port {port} is in use", remedy=f"Choose another with {option}"
+                    ) from error
+                raise ConfigError(
+                    f"cannot serve on host {host}, port {port} ({error.strerror})",
+                    remedy="Give --host an address of this machine, and ports that you may use",
+                ) from error
+
+
+def slides_watched(settings: Settings) -> list[str]:
+    """What is watched, in a line, and a warning if there is nothing to see: a disk may be mounted later."""
+    told = f"Slides:      {settings.images_dir}"
+    later = f"Looked at again every {settings.look_every_seconds} s"
+    try:
+        slides = find_slides(settings.images_dir, settings.annotations_dir).slides
+    except (SlideError, OSError) as error:
+        return [told, f"warning: {error}. {later}"]
+    told += f" ({len(slides)} slides)"
+    return [told] if slides else [told, f"warning: there is no slide in {settings.images_dir}. {later}"]
 
 
 def _watch(
@@ -160,6 +198,7 @@ def _watch(
                 next_sweep = time.monotonic() + LOOK_FOR_DEAD_RUNS_SECONDS
             time.sleep(0.5)
     except KeyboardInterrupt:
+        tell("Stopping …")
         return 0
 
 

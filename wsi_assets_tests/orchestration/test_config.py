@@ -48,6 +48,10 @@ def test_numbers_are_read_as_people_write_them():
         ({"lr": "fast"}, "lr='fast'"),
         ({"label_rule": "most"}, "label_rule"),
         ({"no_asset.lr": 1}, "no_asset.lr"),
+        ({"slideindex.patch_size": 2}, "Did you mean 'slide_index.patch_size'"),
+        ({"slide_index.max_epochs": 2}, "Did you mean 'trained_model.max_epochs'"),
+        ({"slide_index.patchsize": 2}, "Did you mean 'slide_index.patch_size'"),
+        ({"nothing_like_it": 2}, "The README lists every parameter"),
     ],
 )
 def test_a_wrong_parameter_is_one_clear_line(values, says):
@@ -90,6 +94,11 @@ def test_a_config_file_that_is_none_is_one_clear_line(tmp_path, content):
         file.write_text(content)
     with pytest.raises(ConfigError, match=r"run\.yaml"):
         read_config_file(str(file))
+
+
+def test_a_config_file_that_is_missing_is_told_as_every_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"run\.yaml: does not exist"):
+        read_config_file(str(tmp_path / "run.yaml"))
 
 
 def test_the_run_configuration_gives_each_asset_its_parameters():

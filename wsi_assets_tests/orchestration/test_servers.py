@@ -1,10 +1,11 @@
-"""Servers come back when they are killed and give up when they cannot; a full disk leaves room to say so."""
+"""Servers come back when they are killed and give up when they cannot; what is wrong at the start is told."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections import namedtuple
@@ -14,9 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_assets.orchestration import reserve
+from wsi_assets.errors import ConfigError
+from wsi_assets.orchestration import reserve, servers
 from wsi_assets.orchestration.reserve import Reserve, give_up_if_full, is_low
-from wsi_assets.orchestration.servers import MOST_STOPS, WITHIN_SECONDS, Server, stops_too_often
+from wsi_assets.orchestration.servers import (
+    MOST_STOPS,
+    WITHIN_SECONDS,
+    Server,
+    check_ports,
+    slides_watched,
+    stops_too_often,
+)
+from wsi_assets.orchestration.settings import Settings
+from wsi_assets_tests.ports import free_port
 
 MIB = 1 << 20
 
@@ -71,6 +82,60 @@ def test_servers_end_with_a_parent_that_is_killed(tmp_path):
     gone, alive = psutil.wait_procs([server], timeout=60)
     assert gone
     assert not alive
+
+
+def test_only_a_port_that_is_taken_is_called_so():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} is in use. Choose another with --mlflow-port"):
+            check_ports("127.0.0.1", {"--port": free_port(), "--mlflow-port": port})
+    check_ports("127.0.0.1", {"--port": free_port()})
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [("192.0.2.1", "cannot serve on host 192.0.2.1, port"), ("ü" * 70, "is no name of a host")],
+)
+def test_a_host_that_is_not_this_machine_is_one_clear_line(host, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        check_ports(host, {"--port": free_port()})
+    assert "in use" not in str(caught.value)
+
+
+def test_two_servers_do_not_share_a_port():
+    with pytest.raises(ConfigError, match="--port and --mlflow-port are both 3000"):
+        check_ports("127.0.0.1", {"--port": 3000, "--mlflow-port": 3000})
+
+
+def test_what_is_wrong_with_the_ports_is_told_before_anything_is_made(tmp_path):
+    with pytest.raises(ConfigError, match="are both"):
+        servers.serve(Settings.from_environment({}, home=tmp_path), "127.0.0.1", 3000, 3000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_that_is_watched_is_told_and_how_many_slides_it_holds(tmp_path):
+    settings = Settings.from_environment({}, home=tmp_path)
+    missing = slides_watched(settings)
+    assert missing[0] == f"Slides:      {tmp_path / 'images'}"
+    assert missing[1].startswith(f"warning: {tmp_path / 'images'}: does not exist")
+    (tmp_path / "images").mkdir()
+    empty = slides_watched(settings)
+    assert empty[0].endswith("(0 slides)")
+    assert empty[1].startswith(f"warning: there is no slide in {tmp_path / 'images'}")
+    (tmp_path / "images/a.tif").write_bytes(b"x")
+    assert slides_watched(settings) == [f"Slides:      {tmp_path / 'images'} (1 slides)"]
+
+
+def test_that_an_interrupt_was_heard_is_told_before_servers_take_their_time(tmp_path):
+    class Interrupted:
+        def look(self):
+            raise KeyboardInterrupt
+
+    told = []
+    assert servers._watch([], Interrupted(), None, told.append) == 0
+    assert told == ["Stopping …"]
 
 
 @given(free=st.integers(0, 1 << 40), size=st.integers(1, 1 << 30))
