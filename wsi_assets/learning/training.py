@@ -159,7 +159,10 @@ class _Run:
         )
         self.workers = usable_workers(options.num_workers)
         if self.workers < options.num_workers:
-            self.notes.append(f"{self.workers} of {options.num_workers} reading threads: one a core")
+            self.notes.append(
+                f"Patches were read by {self.workers} threads, one a core, not by num_workers="
+                f"{options.num_workers}"
+            )
         if options.use_ohem and options.ohem_ratio * seen_tumor >= self.counts["seen_normal"]:
             self.notes.append(
                 "Hard example mining leaves out hardly a patch: tumour is "

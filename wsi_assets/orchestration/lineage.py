@@ -22,7 +22,7 @@ MADE_FROM_TAG = "wsi_assets/made_from"
 """On a slide asset: fingerprint of the file it was made from, to tell a slide replaced since."""
 
 CODE_VERSIONS = {
-    "tissue_regions": "1",
+    "tissue_regions": "2",
     "annotation_regions": "2",
     "slide_index": "3",
     "sampled_index": "1",

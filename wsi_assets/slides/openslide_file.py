@@ -18,7 +18,7 @@ import openslide
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.naming import SLIDE_SUFFIXES
 from wsi_assets.slides.reaching import reached
-from wsi_assets.slides.tiff_lengths import longest_part
+from wsi_assets.slides.tiff_lengths import is_cut_short, longest_part
 
 _CACHE_BYTES = 96 << 20
 _MOST_TILE_PIXELS = 1 << 26
@@ -132,11 +132,10 @@ class OpenSlideFile:
                 handle = openslide.OpenSlide(self._entry)
             except openslide.OpenSlideUnsupportedFormatError as error:
                 _check_reads(self._entry)
-                fault = (
-                    "is empty (0 bytes)"
-                    if self._entry.stat().st_size == 0
-                    else "is not a slide OpenSlide knows"
-                )
+                size = self._entry.stat().st_size
+                if is_cut_short(self._entry):
+                    self._refuse(f"is a TIFF that ends, after {size} bytes, before all its parts are listed")
+                fault = "is empty (0 bytes)" if size == 0 else "is not a slide OpenSlide knows"
                 raise SlideError(
                     fault,
                     path=self.path,

@@ -1,4 +1,4 @@
-"""The longest tile or strip that a TIFF's directories name. Nothing is decoded, nothing judged."""
+"""What a TIFF's directories say of its lengths. Nothing is decoded, nothing judged."""
 
 from __future__ import annotations
 
@@ -22,29 +22,48 @@ def longest_part(path: Path) -> int:
         OSError: the file does not read.
     """
     with path.open("rb") as stream:
-        size = stream.seek(0, 2)
-        stream.seek(0)
-        head = stream.read(16)
-        order = {b"II": "<", b"MM": ">"}.get(head[:2])
-        if order is None or len(head) < 16:
-            return 0
-        (version,) = struct.unpack_from(order + "H", head, 2)
-        if version not in (42, 43):
-            return 0
-        return _longest(stream, size, order, version == 43, head)
+        head = _head(stream)
+        return 0 if head is None else _followed(stream, *head)[0]
 
 
-def _longest(stream: BinaryIO, size: int, order: str, big: bool, head: bytes) -> int:
+def is_cut_short(path: Path) -> bool:
+    """Whether a TIFF or BigTIFF ends before one of its directories does, as a copy that was cut off may.
+
+    Raises:
+        OSError: the file does not read.
+    """
+    with path.open("rb") as stream:
+        head = _head(stream)
+        return head is not None and _followed(stream, *head)[1]
+
+
+def _head(stream: BinaryIO) -> tuple[int, str, bool, int] | None:
+    """Bytes of the file, byte order, whether it is a BigTIFF, place of its first directory; or None."""
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    head = stream.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if order is None or len(head) < 16:
+        return None
+    (version,) = struct.unpack_from(order + "H", head, 2)
+    if version not in (42, 43):
+        return None
+    big = version == 43
+    (first,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
+    return size, order, big, first
+
+
+def _followed(stream: BinaryIO, size: int, order: str, big: bool, first: int) -> tuple[int, bool]:
+    """The longest part that directories name, and whether they lead beyond the file's end."""
     counts, entry, place = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
     each = struct.Struct(order + entry)
-    (at,) = struct.unpack_from(order + place, head, 8 if big else 4)
-    longest, seen = 0, set()
+    at, longest, seen = first, 0, set()
     while 0 < at < size and at not in seen and len(seen) < _MOST_DIRECTORIES:
         seen.add(at)
         stream.seek(at)
         number = stream.read(struct.calcsize(order + counts))
         if len(number) < struct.calcsize(order + counts):
-            break
+            return longest, True
         (entries,) = struct.unpack(order + counts, number)
         table = stream.read(min(entries * each.size, size))
         for tag, kind, count, value in each.iter_unpack(table[: len(table) // each.size * each.size]):
@@ -54,9 +73,9 @@ def _longest(stream: BinaryIO, size: int, order: str, big: bool, head: bytes) ->
         stream.seek(at + len(number) + entries * each.size)
         following = stream.read(struct.calcsize(order + place))
         if len(following) < struct.calcsize(order + place):
-            break
+            return longest, True
         (at,) = struct.unpack(order + place, following)
-    return longest
+    return longest, at >= size
 
 
 def _values(

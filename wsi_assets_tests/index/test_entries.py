@@ -198,13 +198,22 @@ def test_a_slide_without_patches_stays_in_the_index_with_a_reason():
         (tissue_of("speck", speck), None, None),
         (tissue_of("black", nothing, threshold=None), None, None),
         (tissue_of("tiny", np.ones((16, 16), bool)), None, None),
+        (tissue_of("whole", FULL), None, None),
     ]
     index = index_level(slides, 0, IndexOptions())
-    assert [len(entry["patches"]) for entry in index.entries] == [0, 0, 0, 0]
+    assert [bool(entry["patches"]) for entry in index.entries] == [False, False, False, False, True]
     assert "no tissue" in index.empty["glass"]
     assert "no patch reaches 50% tissue" in index.empty["speck"]
     assert "no data" in index.empty["black"]
     assert "smaller than a patch" in index.empty["tiny"]
+
+
+def test_a_level_at_which_no_slide_has_a_patch_is_an_error_that_says_why():
+    slides = [(tissue_of(name, np.ones((16, 16), bool)), None, None) for name in ("a", "b")]
+    with pytest.raises(
+        SlideIndexError, match=r"no slide has a patch of 256 .* at level 0: a: .*smaller.*1 more"
+    ):
+        index_level(slides, 0, IndexOptions())
 
 
 def test_slides_of_another_magnification_are_left_out_where_the_user_says_so():

@@ -134,6 +134,14 @@ def test_a_slide_stained_half_as_strongly_keeps_its_tissue(tumor_001):
     assert dice(mask_of(pale), mask_of(plain)) > 0.95
 
 
+def test_glass_that_the_scanner_made_pure_white_costs_no_pale_tissue(tumor_001):
+    plain = reduce(tumor_001)
+    mask = mask_of(plain)
+    white = np.where(mask[..., None], plain, 255).astype(np.uint8)
+    assert dice(mask_of(white), mask) > 0.97
+    assert mask_of(white).sum() > 0.97 * mask.sum()
+
+
 def test_glass_with_its_edges_and_crosses_alone_holds_no_tissue(tumor_001):
     assert mask_of(reduce(tumor_001[5300:6700, 100:2900])).sum() == 0
     assert mask_of(reduce(tumor_001[0:800])).mean() < 0.005

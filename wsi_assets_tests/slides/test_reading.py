@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from wsi_assets.errors import SlideError
 from wsi_assets.slides import open_slide
 from wsi_assets.slides.openslide_file import OpenSlideFile, whole_start
+from wsi_assets.slides.tiff_lengths import is_cut_short
 from wsi_assets_tests.slides.made import halved, padded, picture, write_pyramid
 
 
@@ -335,3 +336,16 @@ def test_what_is_known_of_a_slide_is_plain(real_data):
     assert plain["vendor"] == "generic-tiff"
     assert plain["scale"]["magnification_source"] == "base_mag"
     assert pickle.loads(pickle.dumps(plain)) == plain
+
+
+@pytest.mark.parametrize("name", ["tumor_001_padded.tif", "CMU-1-Small-Region.svs"])
+def test_a_slide_whose_copy_was_cut_off_is_called_so(real_data, tmp_path, name):
+    whole, cut = real_data / "slides" / name, tmp_path / name
+    cut.write_bytes(whole.read_bytes()[:300_000])
+    with (
+        pytest.raises(SlideError, match=r"TIFF that ends, after 300000 bytes.*cut short"),
+        open_slide(cut) as slide,
+    ):
+        slide.levels  # noqa: B018
+    assert is_cut_short(cut)
+    assert not is_cut_short(whole)
