@@ -14,6 +14,9 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 
+FORMAT = 3
+"""Version of what a store holds; a store of another version is built again, not reused."""
+
 MOST_PIXELS = 1 << 14
 """A patch's side above which a store is not believed."""
 
@@ -40,12 +43,16 @@ class Contents:
     labels: np.ndarray
     origins: np.ndarray
 
-    def check(self) -> None:
+    def check(self, path: Path) -> None:
         """See that the parts fit each other, for a store that may be damaged.
 
         Raises:
+            UnusableStoreError: it is of another version.
             ValueError: they do not.
         """
+        version = self.info.get("format") if isinstance(self.info, dict) else None
+        if isinstance(version, int) and version != FORMAT:
+            raise of_other_version(path, version)
         info, count = self.info, len(self.keys)
         numbers = {
             "level": int,
@@ -207,6 +214,15 @@ def incomplete(path: Path) -> StoreError:
     """The error of a store whose build did not finish."""
     return UnusableStoreError(
         "is half-built: its build has not finished", path=path, remedy="Run the build again; it continues"
+    )
+
+
+def of_other_version(path: Path, version: int) -> StoreError:
+    """The error of a store that an older or newer version of this package wrote."""
+    return UnusableStoreError(
+        f"is of format {version}, and this version of wsi-assets writes {FORMAT}",
+        path=path,
+        remedy="Build it again: run the level, or materialize its patch_store",
     )
 
 

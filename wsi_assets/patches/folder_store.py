@@ -57,7 +57,10 @@ class FolderShelf:
                 labels=np.array([int(row[1]) for row in rows], np.uint8),
                 origins=np.array(origins, np.int32).reshape(-1, 3),
             )
-            self.contents.check()
+            self.contents.check(path)
+        except StoreError:
+            self.close()
+            raise
         except FileNotFoundError as error:
             self.close()
             raise incomplete(path) from error

@@ -43,7 +43,7 @@ class Hdf5Shelf(AppendedShelf):
                 # Another program may have left the file with any end; we append at multiples of 8.
                 self.grows = self.end % 8 == 0
                 self.places = _places(file["images"], self.end)
-            self.contents.check()
+            self.contents.check(path)
         except StoreError:
             self.close()
             raise

@@ -54,7 +54,7 @@ class LmdbShelf(AppendedShelf):
                 labels=_array(named[_LABELS]),
                 origins=_array(named[_ORIGINS]),
             )
-            self.contents.check()
+            self.contents.check(path)
             rows = [places[key.encode()] for key in self.contents.keys]
             self.places = np.array(rows, np.int64).reshape(-1, 2)
             # LMDB itself keeps small values among the keys, and its pages may have another size.

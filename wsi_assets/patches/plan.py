@@ -14,11 +14,8 @@ import numpy as np
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import digest
-from wsi_assets.patches.contract import MOST_PIXELS
+from wsi_assets.patches.contract import FORMAT, MOST_PIXELS
 from wsi_assets.patches.options import Backend, ExtractionOptions
-
-FORMAT = 3
-"""Version of what a store holds; a store of another version is built again, not reused."""
 
 PART_PIXELS = 256 * 256 * 256
 """Pixels of the patches one task reads: 48 MiB decoded, whatever the slide's width."""

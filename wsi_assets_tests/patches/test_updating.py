@@ -277,3 +277,13 @@ def test_a_store_replaced_while_it_is_opened_is_never_half_of_each(entries, back
         with open_store(path) as store:
             assert (store.keys, store.get(0).tobytes()) == old
     assert not later.exists()
+
+
+def test_a_store_of_another_version_is_called_so_and_built_again(entries, backend, tmp_path, monkeypatch):
+    path = tmp_path / STORE_NAMES[backend]
+    monkeypatch.setattr("wsi_assets.patches.plan.FORMAT", 2)
+    build_store(plan_patches(entries[2:], ONE), path, backend)
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match=r"is of format 2, and this version .* writes 3.*Build it again"):
+        open_store(path)
+    assert build_store(plan_patches(entries[2:], ONE), path, backend).decoded == 48
