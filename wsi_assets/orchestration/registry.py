@@ -148,15 +148,21 @@ def observation(sighting: Sighting) -> dg.AssetObservation:
 
 
 def register(
-    instance: dg.DagsterInstance, slides: Iterable[SlideFile], warn: Callable[[str], None]
+    instance: dg.DagsterInstance,
+    slides: Iterable[SlideFile],
+    warn: Callable[[str], None],
+    known: Mapping[str, Sighting] | None = None,
 ) -> dict[str, Sighting]:
     """Add partitions of new slides, report what is new or changed, and return what is known of each.
 
     A file that cannot be read at all is told to ``warn`` and keeps its partition, so that the failure shows.
+
+    Args:
+        known: what was last reported of the slides, if it was asked for already.
     """
     slides = {slide.slide_id: slide for slide in slides}
     instance.add_dynamic_partitions(SLIDES.name, sorted(slides))
-    known = known_sightings(instance, sorted(slides))
+    known = dict(known_sightings(instance, sorted(slides)) if known is None else known)
     for slide_id, slide in slides.items():
         try:
             seen = quick_look(slide)

@@ -122,10 +122,11 @@ class Runner:
         """
         outcome = SlidesOutcome()
         listing = self.library.look()
-        self._doubt(listing, outlines_gone)
+        known = known_sightings(self.instance, [slide.slide_id for slide in listing.slides])
+        self._doubt(listing, {} if outlines_gone else known)
         outcome.left_out.update(listing.left_out)
         outcome.notices = list(listing.notices)
-        known = register(self.instance, listing.slides, lambda line: None)
+        known = register(self.instance, listing.slides, lambda line: None, known)
         versions = {asset: recorded(self.instance, asset, known) for asset in catalog.SLIDE_ASSETS}
         for done, (slide_id, sighting) in enumerate(sorted(known.items())):
             self.progress(done, len(known), "slides: tissue and outlines")
@@ -191,15 +192,14 @@ class Runner:
         metadata = record.asset_materialization.metadata if record else {}
         return {name: value.value for name, value in metadata.items()}
 
-    def _doubt(self, listing: SlideListing, outlines_gone: bool) -> None:
+    def _doubt(self, listing: SlideListing, known: Mapping[str, Sighting]) -> None:
         slides = [slide.slide_id for slide in listing.slides]
         registered = self.instance.get_dynamic_partitions(SLIDES.name)
         outlined = [slide.slide_id for slide in listing.slides if slide.annotation_path]
-        known = {} if outlines_gone else known_sightings(self.instance, slides)
         doubt = not_believable(slides, outlined, registered, known.values())
         if doubt:
             raise SlideError(doubt, path=self.settings.images_dir)
-        if not slides:
+        if not slides and not listing.left_out:
             raise SlideError(
                 "holds no slides",
                 path=self.settings.images_dir,
