@@ -165,7 +165,9 @@ def _lesions(
     if geometry is None:
         return None
     x0, y0, x1, y1 = geometry.bounds
-    height, width = (int(side / 2**options.froc_level) for side in (y1 - y0, x1 - x0))
+    if size is not None:  # what lies outside the slide is cut off
+        x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, size[1]), min(y1, size[0])
+    height, width = (int(max(side, 0) / 2**options.froc_level) for side in (y1 - y0, x1 - x0))
     if height * width > LARGEST_MASK:
         raise EvaluationError(
             f"the lesions of slide {slide_id} span {height} x {width} pixels at froc_level "

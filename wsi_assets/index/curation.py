@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _SQUARES = 4
 """Squares each way into which looks are summed to tell most pairs apart."""
-_TEST_ALONE = re.compile(r"(?<![a-z])test(?![a-z])", re.IGNORECASE)
-LEAST_ACROSS = 2
-"""Mask pixels across a patch; a patch of 256 at level 0 has as many with the usual working level, 7."""
+_TEST_MEANT = re.compile(r"(?<![a-z])test(?!is|es|ic)", re.IGNORECASE)
+LEAST_ACROSS = 1.5
+"""Mask pixels across a patch; a patch of 256 at level 0 has 2 with the usual working level, 7."""
 
 
 class Finding(NamedTuple):
@@ -200,16 +200,16 @@ def duplicate_slides(slides: Sequence[TissueRegions], tolerance: float = 4.0) ->
     return sorted(findings)
 
 
-def test_in_a_longer_word(slide_ids: Iterable[str]) -> list[Finding]:
+def longer_word_holds_test(slide_ids: Iterable[str]) -> list[Finding]:
     """Test slides that are so by a longer word only: in*test*ine and *test*is are organs."""
     return [
         Finding(
-            "test_in_a_longer_word",
+            "longer_word_holds_test",
             slide_id,
             "is kept for testing because a longer word in its name holds 'test'; rename it if it is to train",
         )
         for slide_id in sorted(slide_ids)
-        if is_test_slide(slide_id) and not _TEST_ALONE.search(slide_id)
+        if is_test_slide(slide_id) and not _TEST_MEANT.search(slide_id)
     ]
 
 

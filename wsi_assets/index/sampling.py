@@ -44,19 +44,11 @@ def sample_index(entries: list[dict[str, Any]], options: SamplingOptions) -> lis
     against: its slides keep all their normal patches, up to ``max_normal_per_slide``.
 
     Raises:
-        ConfigError: the list of incompletely annotated slides cannot be read, or names no slide of the index.
+        ConfigError: the list of incompletely annotated slides cannot be read.
         SlideIndexError: the entries are not those of an index.
     """
     incomplete = incomplete_slides(options.incomplete_slides)
     try:
-        unknown = unknown_incomplete(entries, options)
-        if unknown and entries and len(unknown) == len(incomplete):
-            raise ConfigError(
-                f"none of the {len(unknown)} incompletely annotated slides, e.g. {unknown[0]!r:.60}, is a "
-                "slide of the index",
-                path=options.incomplete_slides,
-                remedy="Write one slide id a line and nothing else, or leave incomplete_slides unset",
-            )
         return _sampled(entries, options, incomplete)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise SlideIndexError(f"is not an index ({error!r:.200})", remedy="Make the index again") from error

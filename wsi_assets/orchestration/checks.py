@@ -104,6 +104,12 @@ def slide_index_gates(
             "The slides to learn from hold tumour and normal patches. With one class only the store is still "
             "made; training then stops with a clear error.",
         ),
+        _spec(
+            "sampled_index",
+            "incomplete_slides_known",
+            "Every slide of the list of incompletely annotated ones is in the index: a mistyped one would "
+            "give normal patches.",
+        ),
     ],
 )
 def sampled_index_gates(
@@ -117,6 +123,17 @@ def sampled_index_gates(
             True,
         ),
         "training_has_both_classes": (partial(gates.has_both_classes, sampled, _is_test), False),
+        "incomplete_slides_known": (
+            partial(
+                gates.nothing_found,
+                dict.fromkeys(
+                    level.metadata("sampled_index").get("incomplete_unknown", ()),
+                    "is in the list of incompletely annotated slides and not in this index",
+                ),
+                "every listed slide is in the index",
+            ),
+            False,
+        ),
     }
     yield from _judge(judged)
 

@@ -11,10 +11,10 @@ CURATION = {
     "outlines_outside": "No annotation reaches outside its slide: another slide's, or not in level-0 pixels.",
     "outlines_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
     "tissue_share_out_of_range": "No slide is nearly all tissue or nearly none: a threshold that went wrong.",
-    "tissue_mask_too_coarse": "Patches of every slide are at least two pixels of its tissue mask wide.",
+    "tissue_mask_too_coarse": "Patches of every slide are more than a pixel of its tissue mask wide.",
     "mixed_magnifications": "All slides of the level have about the same magnification.",
     "duplicate_slides": "No slide is in the folder under two names.",
-    "test_in_a_longer_word": "No slide is a test slide by chance, as those of an intestine or a testis are.",
+    "longer_word_holds_test": "No slide is a test slide by chance, as those of an intestine or a testis are.",
 }
 """Check -> what is true when it passes."""
 
@@ -43,7 +43,7 @@ def curate(
         *curation.no_tumor_patches(entries),
         *curation.tissue_mask_too_coarse(entries),
         *curation.mixed_magnifications(entries),
-        *curation.test_in_a_longer_word(ids),
+        *curation.longer_word_holds_test(ids),
     ]
     light = []
     for slide_id in ids:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wsi_assets.slides.naming import slide_id_of
+
 LONGEST_TEXT = 2000
 """Verdicts are stored with every evaluation; ten thousand slides by name are not read by anyone."""
 
@@ -63,19 +65,22 @@ def sample_is_of_index(
 ) -> Verdict:
     """Whether the sample takes its patches and labels from the index, all of them on test slides.
 
+    Slides are compared by their ids: their folder may have moved between the two.
+
     Args:
         is_test: slide path -> whether it is a test slide.
     """
     faults = {}
-    chosen = {entry["slide_path"]: entry["patches"] for entry in sampled}
+    chosen = {slide_id_of(entry["slide_path"]): entry["patches"] for entry in sampled}
     for entry in index:
+        slide_id = slide_id_of(entry["slide_path"])
         whole = {tuple(patch) for patch in entry["patches"]}
-        part = {tuple(patch) for patch in chosen.pop(entry["slide_path"], [])}
+        part = {tuple(patch) for patch in chosen.pop(slide_id, [])}
         if not part <= whole:
-            faults[entry["slide_path"]] = f"{len(part - whole)} patches are not in the index"
+            faults[slide_id] = f"{len(part - whole)} patches are not in the index"
         elif is_test(entry["slide_path"]) and part != whole:
-            faults[entry["slide_path"]] = f"a test slide, and {len(whole - part)} of its patches are left out"
-    faults.update({path: "is not in the index" for path, patches in chosen.items() if patches})
+            faults[slide_id] = f"a test slide, and {len(whole - part)} of its patches are left out"
+    faults.update({slide_id: "is not in the index" for slide_id, patches in chosen.items() if patches})
     return nothing_found(faults, "every patch is of the index, test slides are whole")
 
 

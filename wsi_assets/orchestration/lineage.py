@@ -112,7 +112,7 @@ def first_out_of_date(
 
     Args:
         chain: asset names, each made from the one before.
-        recorded: asset -> the version it has now, None where it was never made or its files are gone.
+        recorded: asset -> the version it has now, None where it was never made.
         expected: (asset, version of the one before) -> the version it would get if it were made now.
     """
     before = None
@@ -196,11 +196,11 @@ def recorded_metadata(instance: dg.DagsterInstance, asset: str, partition: str) 
     return _latest(instance.fetch_materializations, asset, [partition], take).get(partition, {})
 
 
-def runs_that_made(instance: dg.DagsterInstance, level: str, assets: Iterable[str]) -> dict[str, str]:
-    """Asset -> id of the run of its latest materialization of a level; never made ones are absent."""
+def times_made(instance: dg.DagsterInstance, level: str, assets: Iterable[str]) -> dict[str, float]:
+    """Asset -> when it was last made at a level, seconds since 1970; never made ones are absent."""
     fetch = instance.fetch_materializations
-    found = {asset: _latest(fetch, asset, [level], lambda record: record.run_id) for asset in assets}
-    return {asset: run_id[level] for asset, run_id in found.items() if run_id}
+    found = {asset: _latest(fetch, asset, [level], lambda record: record.timestamp) for asset in assets}
+    return {asset: time[level] for asset, time in found.items() if time}
 
 
 def latest_observations(

@@ -7,7 +7,7 @@ Every run is a normal Dagster run of the instance, so the UI shows it. What is o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from wsi_assets.orchestration.lineage import (
     first_out_of_date,
     recorded,
     recorded_metadata,
+    recorded_version,
     version_of,
 )
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
@@ -159,12 +160,8 @@ class Runner:
         outcome = LevelOutcome(level)
         started = time.monotonic()
         usable, outcome.left_out = slide_states(self.instance, self.library.look())
-        stale_from = first_out_of_date(
-            chain, {asset: self._current(asset, level) for asset in chain}, self._expected(level, usable)
-        )
-        cut = len(chain) if stale_from is None else chain.index(stale_from)
-        outcome.up_to_date = list(chain[:cut])
-        to_make = list(chain[cut:])
+        to_make = self._to_make(level, chain, usable)
+        outcome.up_to_date = [asset for asset in chain if asset not in to_make]
         for line in self._changes(level, to_make):
             self.tell(line)
         outcome.failure = self._hopeless(to_make)
@@ -242,9 +239,19 @@ class Runner:
             return str(error)
         return None
 
-    def _current(self, asset: str, level: int) -> str | None:
-        latest = recorded(self.instance, asset, [str(level)]).get(str(level))
-        return latest.version if latest and self.layout.is_made(asset, level) else None
+    def _to_make(self, level: int, chain: Sequence[str], usable: dict[str, list[str]]) -> list[str]:
+        """What is out of date, and what is not there any more.
+
+        Of the same inputs the same is made again, so nothing below a store that was deleted has to follow;
+        but for a model, which a GPU does not train twice to the last digit.
+        """
+        versions = {asset: recorded_version(self.instance, asset, str(level)) for asset in chain}
+        stale_from = first_out_of_date(chain, versions, self._expected(level, usable))
+        cut = len(chain) if stale_from is None else chain.index(stale_from)
+        gone = {asset for asset in chain if not self.layout.is_made(asset, level)}
+        if "trained_model" in gone:
+            cut = min(cut, chain.index("trained_model"))
+        return [asset for at, asset in enumerate(chain) if at >= cut or asset in gone]
 
     def _expected(self, level: int, usable: dict[str, list[str]]) -> Callable[[str, str | None], str]:
         def expected(asset: str, before: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What the checks said of a level's assets when these were made."""
+"""What the checks last said of a level's assets as they are now, whichever run asked them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,35 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from wsi_assets.orchestration.lineage import runs_that_made
+from wsi_assets.orchestration.lineage import times_made
+
+LOOKED_BACK = 100
+"""Latest evaluations of a check, over all levels, among which a level's own is looked for."""
 
 
 def failed_checks(instance: dg.DagsterInstance, level: str, assets: Iterable[str]) -> list[str]:
-    """One line for each check of a level's assets that failed in the run that made the asset as it is now."""
-    verdicts: dict[str, list[dg.AssetCheckEvaluation]] = {}
+    """One line for each check of a level's assets that failed when it was last evaluated.
+
+    What was said of an asset before it was made again does not count.
+    """
+    from wsi_assets.orchestration.checks import ALL_CHECKS
+
+    made = times_made(instance, level, assets)
+    keys = [key for definition in ALL_CHECKS for key in definition.check_keys]
     lines = []
-    for asset, run_id in runs_that_made(instance, level, assets).items():
-        if run_id not in verdicts:
-            events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
-            verdicts[run_id] = [event.dagster_event.asset_check_evaluation_data for event in events]
-        lines += [
-            f"{asset} {verdict.check_name}: {verdict.description or 'failed'}"
-            for verdict in verdicts[run_id]
-            if verdict.asset_key.to_user_string() == asset and not verdict.passed
-        ]
+    for asset, since in made.items():
+        for key in (key for key in keys if key.asset_key == dg.AssetKey(asset)):
+            verdict = _latest(instance, key, level, since)
+            if verdict is not None and not verdict.passed:
+                lines.append(f"{asset} {verdict.check_name}: {verdict.description or 'failed'}")
     return lines
+
+
+def _latest(
+    instance: dg.DagsterInstance, key: dg.AssetCheckKey, level: str, since: float
+) -> dg.AssetCheckEvaluation | None:
+    """The latest evaluation of a check at a level after ``since``, seconds since 1970."""
+    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=LOOKED_BACK):
+        if record.partition == level and record.evaluation is not None and record.event.timestamp >= since:
+            return record.evaluation
+    return None

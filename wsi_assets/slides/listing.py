@@ -13,8 +13,6 @@ from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, folded, slide_id_of
 from wsi_assets.slides.reaching import reached
 
-_KNOWN = SLIDE_SUFFIXES | ANNOTATION_SUFFIXES
-
 LONGEST_ID = 240
 """Bytes of a slide's id, so that a patch's file, named by id and number, has a name file systems take."""
 
@@ -75,11 +73,7 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
             slides.append(SlideFile(slide_id, paths[0], annotations[0] if annotations else None))
     notices = [f"annotation without a slide: {path}" for paths in notes.values() for path in paths]
     for path in strays:
-        why = f"it lies in the folder of a DICOM slide: {path}. Move it out"
-        if folded(slide_id_of(path)) in found:
-            notices.append(f"slide file is not used, {why}")
-        else:
-            left_out[_shown(slide_id_of(path))] = _shown(why)
+        notices.append(f"slide file in the folder of a DICOM slide is not used: {path}. Move it if it is one")
     notices += _unused(beside, {folded(slide.slide_id) for slide in slides if slide.annotation_path is None})
     return SlideListing(
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
@@ -187,8 +181,8 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         folders[:] = sorted(one for one in folders if not one.startswith("."))
         files = [one for one in files if not one.startswith(".")]
         for one in files:
-            # os.walk takes a link to a folder that cannot be reached for a file.
-            if Path(one).suffix.lower() not in _KNOWN and _is_link(place / one):
+            # os.walk takes a link to a folder that cannot be reached for a file; by its name it may be one.
+            if not Path(one).suffix and _is_link(place / one):
                 reached(place / one)
         yield place, folders, files
 

@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import shapely
 
 from wsi_assets.errors import EvaluationError, SlideError
 from wsi_assets.evaluation import (
@@ -347,6 +349,14 @@ def test_metrics_that_are_none_are_refused(tmp_path):
         read_metrics(tmp_path / "metrics.json")
     with pytest.raises(EvaluationError, match="version"):
         compare([{"format": 99}])
+
+
+def test_an_outline_far_off_its_slide_costs_no_evaluation():
+    entries, regions = cohort()
+    stray = regions["test_001_node_1"].geometry.union(shapely.box(6e5, 6e5, 6.01e5, 6.01e5))
+    regions["test_001_node_1"] = replace(regions["test_001_node_1"], geometry=shapely.MultiPolygon(stray))
+    sizes = dict.fromkeys(regions, (20_000, 20_000))
+    assert evaluate(entries, tumor_regions=regions, options=FAST, sizes=sizes).froc.lesions == 2
 
 
 def test_a_level_whose_metrics_are_none_is_left_out_and_the_others_are_compared(tmp_path):

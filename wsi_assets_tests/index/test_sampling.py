@@ -173,21 +173,6 @@ def test_incompletely_annotated_slides_may_be_listed_by_their_files(tmp_path, li
     assert (tumor["tumor"], tumor["normal"]) == (20, 0)
 
 
-def test_a_list_that_names_no_slide_is_refused_and_does_not_pass_for_one_without_slides(tmp_path):
-    """Unseen, what nobody outlined on those slides is learnt as normal."""
-    listed = tmp_path / "incomplete.csv"
-    listed.write_text("slide_id,status\ntumor_015,partial\n")
-    options = SamplingOptions(incomplete_slides=str(listed))
-    entries = [entry_of("normal_001", 0, 200), entry_of("tumor_015", 20, 500)]
-    with pytest.raises(ConfigError, match="none of the 2 incompletely annotated slides") as caught:
-        sample_index(entries, options)
-    assert str(caught.value).startswith(f"{listed}: ")
-    assert "\n" not in str(caught.value)
-    listed.write_text("# every slide is outlined\n")
-    assert counts(sample_index(entries, options))["normal"] == 20
-    assert sample_index(entries, SamplingOptions(incomplete_slides="camelyon16"))
-
-
 def test_listed_slides_that_are_not_in_the_index_are_told(tmp_path):
     listed = tmp_path / "incomplete.txt"
     listed.write_text("tumor_051\nTumor_015\n")

@@ -31,6 +31,11 @@ def test_a_sample_of_the_index_passes():
     assert gates.sample_is_of_index(INDEX, sampled, is_test).passed
 
 
+def test_a_sample_from_before_the_slides_moved_is_of_the_index_all_the_same():
+    moved = [{**one, "slide_path": f"moved/{one['slide_path']}"} for one in INDEX]
+    assert gates.sample_is_of_index(moved, INDEX, is_test).passed
+
+
 @pytest.mark.parametrize(
     ("sampled", "named"),
     [

@@ -74,6 +74,8 @@ def test_a_store_that_was_deleted_is_made_again(home):
     shutil.rmtree(home.store)
     assert home.run()[1].made == ["patch_store"]
     assert home.store.is_dir()
+    home.folder.joinpath(f"storage/level_{LEVEL}/index_level_{LEVEL}.pkl").unlink()
+    assert home.run()[1].made == ["slide_index"], "what is below is of the same index still"
     (home.store.parent / "patch_store.json").write_text("{}")
     assert home.run()[1].made == ["patch_store"]
 
@@ -124,6 +126,22 @@ def test_checks_that_failed_are_told_again_when_nothing_is_made(home):
     assert second.made == []
     assert second.failed_checks == first.failed_checks
     assert any("slide_index" in line for line in second.failed_checks)
+
+
+def test_what_a_check_said_last_is_told_until_the_asset_is_made_again(home):
+    told = home.run()[1].failed_checks
+    said_later = dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey("slide_index"),
+        check_name="fits_its_level",
+        passed=False,
+        metadata={},
+        description="shifted",
+        partition=str(LEVEL),
+    )
+    home.instance.report_runless_asset_event(said_later)
+    assert sorted(home.run()[1].failed_checks) == sorted([*told, "slide_index fits_its_level: shifted"])
+    home.folder.joinpath(f"storage/level_{LEVEL}/index_level_{LEVEL}.pkl").unlink()
+    assert home.run()[1].failed_checks == told
 
 
 def test_an_artefact_is_of_what_it_read_and_not_of_what_came_meanwhile(home, monkeypatch):

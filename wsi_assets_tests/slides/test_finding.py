@@ -258,16 +258,15 @@ def test_a_slide_that_may_not_be_read_is_not_called_an_unknown_format(images, mo
             open_slide(images / name)
 
 
-def test_a_slide_of_another_format_in_a_dicom_folder_is_left_out_by_name(images):
-    touch(images, "case1/x.dcm", "case1/a.svs", "case1/sub/b.tif", "case1/sub/y.dcm", "case1/c.svs", "c.svs")
+def test_a_slide_of_another_format_in_a_dicom_folder_is_told(images):
+    touch(images, "case1/x.dcm", "case1/a.svs", "case1/sub/a.svs", "case1/sub/y.dcm", "case2/x.dcm", "c.svs")
     listing = find_slides(images)
-    assert [slide.slide_id for slide in listing.slides] == ["c", "case1"]
-    assert listing.left_out == {
-        "a": f"it lies in the folder of a DICOM slide: {images}/case1/a.svs. Move it out",
-        "b": f"it lies in the folder of a DICOM slide: {images}/case1/sub/b.tif. Move it out",
-    }
-    (notice,) = listing.notices
-    assert f"{images}/case1/c.svs" in notice
+    assert [slide.slide_id for slide in listing.slides] == ["c", "case1", "case2"]
+    assert listing.left_out == {}
+    assert [notice.split(": ")[1].split(". ")[0] for notice in listing.notices] == [
+        f"{images}/case1/a.svs",
+        f"{images}/case1/sub/a.svs",
+    ]
 
 
 def test_an_annotation_without_a_slide_costs_no_slide_and_is_told(images, annotations):

@@ -212,6 +212,12 @@ def test_the_table_is_read_as_a_spreadsheet_or_a_listing_of_files_writes_it(tmp_
     assert scale_of("a", file, ScaleOptions(scale_table=str(table))).base_magnification == 20
 
 
+def test_columns_of_other_things_are_nobodys_concern(tmp_path):
+    table = tmp_path / "scales.csv"
+    table.write_text("slide_id,base_mag,scanner,,\na,20,Aperio,,\n")  # as spreadsheets write it
+    assert scale_of("a", {}, ScaleOptions(scale_table=str(table))).base_magnification == 20
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -46,17 +46,21 @@ class SlideLibrary(dg.ConfigurableResource):
     def at_home(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Index entries with their slides' present paths: the folder may have moved since they were made.
 
-        A slide that is not found keeps the path it had, so that whoever reads it says what is missing.
+        A slide that is not found keeps the path it had, so that whoever reads it says what is missing; a
+        damaged entry stays as it is, for whoever checks it.
         """
         try:
             listing = self._listing or self.look()
         except SlideError:
             return list(entries)
         paths = {slide.slide_id: str(slide.path) for slide in listing.slides}
-        return [
-            {**entry, "slide_path": paths.get(slide_id_of(entry["slide_path"]), entry["slide_path"])}
-            for entry in entries
-        ]
+
+        def found(entry: dict[str, Any]) -> dict[str, Any]:
+            path = entry.get("slide_path") if isinstance(entry, dict) else None
+            here = paths.get(slide_id_of(path)) if isinstance(path, str) else None
+            return entry if here is None else {**entry, "slide_path": here}
+
+        return list(map(found, entries))
 
     def slide(self, slide_id: str) -> SlideFile:
         """The file of one slide; the folders are listed once a run.
