@@ -70,6 +70,8 @@ def _followed(stream: BinaryIO, size: int, order: str, big: bool, first: int) ->
             if tag in (_STRIP_LENGTHS, _TILE_LENGTHS) and kind in _UNSIGNED:
                 lengths = _values(stream, size, order, kind, count, value, place)
                 longest = max(longest, int(lengths.max(initial=0)))
+        if entries * each.size > size:
+            return longest, True
         stream.seek(at + len(number) + entries * each.size)
         following = stream.read(struct.calcsize(order + place))
         if len(following) < struct.calcsize(order + place):

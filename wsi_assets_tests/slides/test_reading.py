@@ -349,3 +349,14 @@ def test_a_slide_whose_copy_was_cut_off_is_called_so(real_data, tmp_path, name):
         slide.levels  # noqa: B018
     assert is_cut_short(cut)
     assert not is_cut_short(whole)
+
+
+def test_a_directory_of_impossibly_many_entries_leads_nowhere(tmp_path):
+    damaged = tmp_path / "damaged.tif"
+    head = (
+        b"II" + (43).to_bytes(2, "little") + (8).to_bytes(2, "little") + bytes(2) + (16).to_bytes(8, "little")
+    )
+    damaged.write_bytes(head + b"\xff" * 64)
+    assert is_cut_short(damaged)
+    with pytest.raises(SlideError, match="cut short"), open_slide(damaged) as slide:
+        slide.levels  # noqa: B018
