@@ -131,7 +131,7 @@ def index_level(
             generator keeps only one slide's masks in memory.
 
     Raises:
-        SlideIndexError: there is no slide, none of them has the level, or none has a patch there.
+        SlideIndexError: there are slides and none of them has the level, or there is no slide.
     """
     entries: list[Entry] = []
     left_out: dict[str, str] = {}
@@ -153,13 +153,6 @@ def index_level(
             if left_out
             else f"there is no slide to index at level {level}",
             remedy="Choose a level that exists" if left_out else "Add slides, or look why none could be read",
-        )
-    if len(empty) == len(entries):
-        slide_id, why = min(empty.items())
-        raise SlideIndexError(
-            f"no slide has a patch of {options.patch_size} pixels at level {level}: {slide_id}: {why}"
-            + (f", and {len(empty) - 1} more" if len(empty) > 1 else ""),
-            remedy="Choose a lower level or a smaller patch_size, or look at the tissue that was found",
         )
     entries.sort(key=lambda entry: slide_id_of(entry["slide_path"]))
     patients = patients_of((slide_id_of(entry["slide_path"]) for entry in entries), options.patient_pattern)

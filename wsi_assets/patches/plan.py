@@ -166,7 +166,10 @@ def plan_patches(entries: Sequence[Mapping[str, Any]], options: ExtractionOption
             "the index mixes levels, patch sizes or strides", remedy="Make it again with one set of options"
         )
     if first == 0:
-        raise SlideIndexError("the index has no patches", remedy="Check tissue detection and sampling")
+        raise SlideIndexError(
+            "the index has no patches",
+            remedy="See why in left_out of slide_index; often a lower level, or a smaller patch_size, helps",
+        )
     level, size, stride = geometry.pop()
     return PatchPlan(tuple(slides), options, level, size, stride)
 

@@ -208,14 +208,6 @@ def test_a_slide_without_patches_stays_in_the_index_with_a_reason():
     assert "smaller than a patch" in index.empty["tiny"]
 
 
-def test_a_level_at_which_no_slide_has_a_patch_is_an_error_that_says_why():
-    slides = [(tissue_of(name, np.ones((16, 16), bool)), None, None) for name in ("a", "b")]
-    with pytest.raises(
-        SlideIndexError, match=r"no slide has a patch of 256 .* at level 0: a: .*smaller.*1 more"
-    ):
-        index_level(slides, 0, IndexOptions())
-
-
 def test_slides_of_another_magnification_are_left_out_where_the_user_says_so():
     slides = [
         (tissue_of(name, FULL, base=base), None, None)
