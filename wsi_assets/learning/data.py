@@ -44,8 +44,12 @@ def shuffled_batches(positions: np.ndarray, batch_size: int, *, seed: int, epoch
     batch statistics. Only where that is the price does a batch hold one patch more than ``batch_size``.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(positions))
-    batches = max(1, min(-(-len(positions) // batch_size), len(positions) // 2))
-    return np.array_split(positions[order], batches)
+    return np.array_split(positions[order], batch_count(len(positions), batch_size))
+
+
+def batch_count(patches: int, batch_size: int) -> int:
+    """How many batches an epoch of so many patches has; the smallest holds ``patches // batches``."""
+    return max(1, min(-(-patches // batch_size), patches // 2))
 
 
 def ordered_batches(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:

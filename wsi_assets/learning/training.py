@@ -22,7 +22,13 @@ from wsi_assets.files import digest
 from wsi_assets.learning.augmentation import stream_seed
 from wsi_assets.learning.backbones import build_model
 from wsi_assets.learning.checkpoints import CheckpointFolder, best_payload, publish
-from wsi_assets.learning.data import BatchReader, epoch_positions, ordered_batches, shuffled_batches
+from wsi_assets.learning.data import (
+    BatchReader,
+    batch_count,
+    epoch_positions,
+    ordered_batches,
+    shuffled_batches,
+)
 from wsi_assets.learning.devices import (
     clear_compiler_errors,
     clear_memory_errors,
@@ -235,7 +241,7 @@ class _Run:
             precision=self.precision,
             class_weights=weights,
             tumor_share=self.counts["seen_tumor"] / len(self.positions),
-            steps_per_epoch=len(shuffled_batches(self.positions, options.batch_size, seed=0, epoch=0)),
+            steps_per_epoch=batch_count(len(self.positions), options.batch_size),
             group=self.group,
         )
 
@@ -372,7 +378,7 @@ def _content_of(weights: str) -> str | None:
 def _check_parts(patches: int, batch_size: int, device: torch.device, group: Group) -> None:
     """Refuse batches that leave a process less than its layers need: statistics of one patch are none."""
     least = 2 if device.type == "cpu" and group.size > 1 else 1
-    smallest = min(map(len, shuffled_batches(np.arange(patches), batch_size, seed=0, epoch=0)))
+    smallest = patches // batch_count(patches, batch_size)
     if smallest < least * group.size:
         raise ModelError(
             f"batches of {smallest} patches are too small for {group.size} processes",

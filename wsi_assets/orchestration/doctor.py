@@ -30,7 +30,6 @@ COLUMNS = {
 LEAST_FIRST = ("downsamples", "format", "tissue", "mpp", "mag. (from)", "size (px)")
 """Columns in the order in which a narrow terminal goes without them."""
 
-_STRAY = "annotation without a slide: "
 _ALIKE = 0.7
 """Similarity from which two names are one with a slip of the pen."""
 
@@ -99,12 +98,13 @@ def misnamed(slides: Iterable[SlideFile], notices: Iterable[str]) -> dict[str, l
     slides are no mistake.
     """
     from wsi_assets.slides import folded, slide_id_of
+    from wsi_assets.slides.listing import WITHOUT_SLIDE
 
     without = {folded(slide.slide_id): slide.slide_id for slide in slides if slide.annotation_path is None}
     found: dict[str, list[str]] = {}
     for notice in notices:
-        if notice.startswith(_STRAY):
-            name = folded(slide_id_of(notice.removeprefix(_STRAY)))
+        if notice.startswith(WITHOUT_SLIDE):
+            name = folded(slide_id_of(notice.removeprefix(WITHOUT_SLIDE)))
             alike = [slide_id for slide_id in without if _numbers(slide_id) == _numbers(name)]
             for close in difflib.get_close_matches(name, alike, n=1, cutoff=_ALIKE):
                 found.setdefault(without[close], []).append(notice)

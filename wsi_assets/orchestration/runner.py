@@ -18,11 +18,12 @@ from wsi_assets.orchestration import catalog
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.config import parameters, run_config
 from wsi_assets.orchestration.layout import StorageLayout
+from wsi_assets.orchestration.level_state import recorded_level
 from wsi_assets.orchestration.lineage import (
+    Recorded,
     first_out_of_date,
     recorded,
     recorded_metadata,
-    recorded_version,
     version_of,
 )
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
@@ -160,9 +161,10 @@ class Runner:
         outcome = LevelOutcome(level)
         started = time.monotonic()
         usable, outcome.left_out = slide_states(self.instance, self.library.look())
-        to_make = self._to_make(level, chain, usable)
+        made = recorded_level(self.instance, str(level))
+        to_make = self._to_make(level, chain, made, usable)
         outcome.up_to_date = [asset for asset in chain if asset not in to_make]
-        for line in self._changes(level, to_make):
+        for line in self._changes(level, to_make, made):
             self.tell(line)
         outcome.failure = self._hopeless(to_make)
         if to_make and outcome.failure is None:
@@ -211,17 +213,14 @@ class Runner:
         outline = version_of("annotation_regions", parameters(self.configs["annotation_regions"]), made_from)
         return {"tissue_regions": tissue, "annotation_regions": outline}
 
-    def _changes(self, level: int, to_make: list[str]) -> Iterator[str]:
+    def _changes(self, level: int, to_make: list[str], made: Mapping[str, Recorded]) -> Iterator[str]:
         """What was made with other parameters than it is made with now: often one that was left out."""
-        for asset in to_make:
-            before = recorded(self.instance, asset, [str(level)]).get(str(level))
-            now = parameters(self.configs[asset])
-            if before is None:
-                continue
+        for asset in (asset for asset in to_make if asset in made):
+            before = made[asset].parameters
             differs = [
-                f"{name} from {before.parameters[name]} to {value}"
-                for name, value in now.items()
-                if name in before.parameters and before.parameters[name] != value
+                f"{name} from {before[name]} to {value}"
+                for name, value in parameters(self.configs[asset]).items()
+                if name in before and before[name] != value
             ]
             if differs:
                 yield f"level {level}: {asset} is made again, with {', '.join(differs)}"
@@ -239,13 +238,15 @@ class Runner:
             return str(error)
         return None
 
-    def _to_make(self, level: int, chain: Sequence[str], usable: dict[str, list[str]]) -> list[str]:
+    def _to_make(
+        self, level: int, chain: Sequence[str], made: Mapping[str, Recorded], usable: dict[str, list[str]]
+    ) -> list[str]:
         """What is out of date, and what is not there any more.
 
         Of the same inputs the same is made again, so nothing below a store that was deleted has to follow;
         but for a model, which a GPU does not train twice to the last digit.
         """
-        versions = {asset: recorded_version(self.instance, asset, str(level)) for asset in chain}
+        versions = {asset: latest.version for asset, latest in made.items()}
         stale_from = first_out_of_date(chain, versions, self._expected(level, usable))
         cut = len(chain) if stale_from is None else chain.index(stale_from)
         gone = {asset for asset in chain if not self.layout.is_made(asset, level)}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+from wsi_assets.orchestration.checks import ALL_CHECKS
 from wsi_assets.orchestration.lineage import times_made
 
 LOOKED_BACK = 100
@@ -17,8 +18,6 @@ def failed_checks(instance: dg.DagsterInstance, level: str, assets: Iterable[str
 
     What was said of an asset before it was made again does not count.
     """
-    from wsi_assets.orchestration.checks import ALL_CHECKS
-
     made = times_made(instance, level, assets)
     keys = [key for definition in ALL_CHECKS for key in definition.check_keys]
     lines = []

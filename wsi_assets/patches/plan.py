@@ -20,7 +20,6 @@ from wsi_assets.patches.options import Backend, ExtractionOptions
 PART_PIXELS = 256 * 256 * 256
 """Pixels of the patches one task reads: 48 MiB decoded, whatever the slide's width."""
 
-
 MOST_COORDINATE = 2**31 - 1
 """What fits a store's int32 columns; slides are far smaller."""
 

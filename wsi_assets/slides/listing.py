@@ -13,6 +13,9 @@ from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, folded, slide_id_of
 from wsi_assets.slides.reaching import reached
 
+WITHOUT_SLIDE = "annotation without a slide: "
+"""How the notice of such an annotation begins; its path follows."""
+
 LONGEST_ID = 240
 """Bytes of a slide's id, so that a patch's file, named by id and number, has a name file systems take."""
 
@@ -50,9 +53,9 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
 
     Left out: slides that share an id or are compared as one, a slide with two annotations (it cannot be known
     which is meant), an id that cannot be a partition key, several .dcm files directly in ``images_dir``, a
-    link to nothing or to where nothing can be reached, a slide of another format in the folder of a DICOM
-    slide. An annotation without a slide is a notice, and so are annotations beside their slides that are not
-    looked for there.
+    link to nothing or to where nothing can be reached. An annotation without a slide is a notice, and so are
+    annotations beside their slides that are not looked for there, and slide files of another format in the
+    folder of a DICOM slide.
 
     Raises:
         SlideError: a folder is missing, cannot be reached or does not list; that is never "no slides".
@@ -71,9 +74,11 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
             left_out[_shown(slide_id)] = _shown(why)
         else:
             slides.append(SlideFile(slide_id, paths[0], annotations[0] if annotations else None))
-    notices = [f"annotation without a slide: {path}" for paths in notes.values() for path in paths]
-    for path in strays:
-        notices.append(f"slide file in the folder of a DICOM slide is not used: {path}. Move it if it is one")
+    notices = [f"{WITHOUT_SLIDE}{path}" for paths in notes.values() for path in paths]
+    notices += [
+        f"slide file in the folder of a DICOM slide is not used: {path}. Move it if it is one"
+        for path in strays
+    ]
     notices += _unused(beside, {folded(slide.slide_id) for slide in slides if slide.annotation_path is None})
     return SlideListing(
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
@@ -131,8 +136,11 @@ def _shown(text: str) -> str:
 def _slides_under(
     folder: Path, left_out: dict[str, str], beside: list[Path], strays: list[Path]
 ) -> Iterator[Path]:
-    """Slides below a folder; annotations that lie among them are added to ``beside``, slides of another
-    format in a DICOM slide's folder to ``strays``."""
+    """Slides below a folder.
+
+    Annotations that lie among them are added to ``beside``, slides of another format in a DICOM slide's
+    folder to ``strays``.
+    """
     within: set[Path] = set()
     for place, folders, files in _walk(folder):
         suffixes = {name: Path(name).suffix.lower() for name in files}
