@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_assets.errors import ConfigError, SlideIndexError
-from wsi_assets.slides import folded, is_test_slide, slide_id_of
+from wsi_assets.slides import is_test_slide, normalize_id, slide_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -85,7 +85,7 @@ def normal_quotas(
             continue
         positive = sum(patch[2] for patch in entry["patches"])
         tumor += positive
-        barred = folded(slide_id) in incomplete
+        barred = normalize_id(slide_id) in incomplete
         available[slide_id] = 0 if barred else len(entry["patches"]) - positive
     total = round(options.normal_per_tumor * tumor) if tumor else sum(available.values())
     return apportion(available, total, options.max_normal_per_slide)
@@ -144,7 +144,7 @@ def ranks(slide_id: str, yx: NDArray[np.int64], seed: int) -> NDArray[np.uint64]
 
 
 def incomplete_slides(source: str | Path | None) -> frozenset[str]:
-    """Ids, folded, of slides whose tumour is not fully outlined.
+    """Normalized ids of slides whose tumour is not fully outlined.
 
     Args:
         source: a file with one id, or slide file, a line and comments after ``#``; ``camelyon16`` for the
@@ -166,12 +166,12 @@ def incomplete_slides(source: str | Path | None) -> frozenset[str]:
                 path=source,
                 remedy="Give a text file with one slide id a line, or 'camelyon16'",
             ) from error
-    ids = (folded(slide_id_of(line.split("#", 1)[0].strip())) for line in text.splitlines())
+    ids = (normalize_id(slide_id_of(line.split("#", 1)[0].strip())) for line in text.splitlines())
     return frozenset(slide_id for slide_id in ids if slide_id)
 
 
 def unknown_incomplete(entries: list[dict[str, Any]], options: SamplingOptions) -> list[str]:
-    """Ids, folded, in the user's own list of incompletely annotated slides that are no slide of the index.
+    """Normalized ids in the user's own list of incompletely annotated slides that are no slide of the index.
 
     Such an id may be mistyped, and the slide that was meant then gives normal patches. The list that comes
     with the package is of a whole challenge, of which a cohort may hold any part: none of it is told.
@@ -181,7 +181,7 @@ def unknown_incomplete(entries: list[dict[str, Any]], options: SamplingOptions) 
     """
     if options.incomplete_slides is None or _is_shipped(options.incomplete_slides):
         return []
-    known = {folded(slide_id_of(entry["slide_path"])) for entry in entries}
+    known = {normalize_id(slide_id_of(entry["slide_path"])) for entry in entries}
     return sorted(incomplete_slides(options.incomplete_slides) - known)
 
 
