@@ -12,7 +12,6 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-import tifffile
 from PIL import Image
 
 from wsi_assets.errors import SlideError
