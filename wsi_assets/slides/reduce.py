@@ -48,13 +48,16 @@ def area_mean(
         # The same average, several times as fast.
         means = cv2.resize(pixels, area.shape[::-1], interpolation=cv2.INTER_AREA)
         return means, np.zeros(area.shape, bool)
-    valid = (~no_data).astype(np.uint8)
     colors = pixels[np.ix_(_middles(rows), _middles(cols))]
-    known = _sums(valid, rows, cols)
+    known = area
+    if no_data.any():
+        valid = (~no_data).astype(np.uint8)
+        known = _sums(valid, rows, cols)
+        pixels = cv2.bitwise_and(pixels, pixels, mask=valid)
     seen = known > 1e-3
     if seen.any():
-        totals = _sums(cv2.bitwise_and(pixels, pixels, mask=valid), rows, cols)
-        colors[seen] = np.rint(totals[seen] / known[seen][:, None])
+        means = _sums(pixels, rows, cols)[seen] / known[seen][:, None]
+        colors[seen] = np.rint(means)
     colors[area <= 1e-6] = 255
     return colors, known <= area / 2
 
@@ -90,15 +93,15 @@ def _middles(edges: np.ndarray) -> np.ndarray:
 def _sums(values: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     """Sums of uint8 (h, w) or (h, w, n) over cells, from a summed-area table."""
     table = cv2.integral(values, sdepth=cv2.CV_32S)
-    below = _at(table, rows)
-    across = np.moveaxis(_at(np.moveaxis(below[1:] - below[:-1], 1, 0), cols), 0, 1)
-    return np.diff(across, axis=1)
+    return _between(_between(table, rows, axis=0), cols, axis=1)
 
 
-def _at(table: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Running sums at edges, which may lie within a pixel: there a sum rises evenly."""
+def _between(table: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
+    """Differences of running sums between edges; within a pixel a sum rises evenly."""
     whole = edges.astype(int)
-    part = (edges - whole).reshape(-1, *[1] * (table.ndim - 1))
-    if not part.any():
-        return table[whole]
-    return table[whole] + part * (table[np.minimum(whole + 1, len(table) - 1)] - table[whole])
+    at = np.take(table, whole, axis)
+    part = edges - whole
+    if part.any():
+        rise = np.take(table, np.minimum(whole + 1, table.shape[axis] - 1), axis) - at
+        at = at + rise * part.reshape(-1, *[1] * (table.ndim - 1 - axis))
+    return np.diff(at, axis=axis)
