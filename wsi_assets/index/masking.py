@@ -1,7 +1,8 @@
 """Separate tissue from glass in one coarse RGB image.
 
-The feature is *chroma*, the spread ``max(R, G, B) - min(R, G, B)`` after the glass was balanced to neutral: stains are colored; glass, coverslip edges, grey or black padding and black
-registration crosses are not, at any brightness. (Saturation divides by brightness and so turns the noise of
+The feature is *chroma*, the spread ``max(R, G, B) - min(R, G, B)`` after the glass was
+balanced to neutral: stains are colored; glass, coverslip edges, grey or black padding and black registration
+crosses are not, at any brightness. (Saturation divides by brightness and so turns the noise of
 dark pixels into color.) Otsu's threshold is taken on the square root of chroma, which keeps a few strongly
 stained spots from pulling it above pale tissue. It is then held between two bounds: Otsu always splits, also
 a slide that is glass only (the lower bound then finds no tissue in noise) or tissue only (the upper one then

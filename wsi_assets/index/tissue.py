@@ -41,7 +41,8 @@ class TissueRegions:
     times ``work_downsample``, as (y, x). ``threshold`` is in grey levels of chroma, 0 to 255; None if the
     slide holds no data. ``tissue_share`` is tissue over data pixels, ``data_share`` data over all pixels,
     both 0 to 1. ``thumbnail`` is the slide as RGB bytes, ``THUMBNAIL_SIDE`` pixels each way,
-    white where there is no tissue; by it the same slide under two names is found. ``config`` holds the options used.
+    white where there is no tissue; by it the same slide under two names is found. ``config`` holds the
+    options used.
     """
 
     slide_id: str

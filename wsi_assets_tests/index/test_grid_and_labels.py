@@ -165,4 +165,4 @@ def test_the_peer_patches_get_their_published_tumor_cover_and_labels(real_data):
         labels = is_tumor("any", 0.5, shares, geometry, corners, 256)
         assert labels.tolist() == [row["label"] == "1" for row in rows]
         centers = is_tumor("center", 0.5, shares, geometry, corners, 256)
-        assert centers.tolist() == [row["center_in_tumor"] == "1" for row in rows]
+        assert centers.tolist() == [row["centre_in_tumour"] == "1" for row in rows]
