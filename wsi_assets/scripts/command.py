@@ -6,10 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import pydantic
-import yaml
 
 from wsi_assets.errors import ConfigError, WsiAssetsError, one_line
 from wsi_assets.files import disk_fault
@@ -37,9 +36,12 @@ def add_options(
     group = to.add_argument_group(f"{kind.__name__}")
     for name, field in kind.model_fields.items():
         if name not in without:
+            optional = type(None) in get_args(field.annotation)
             group.add_argument(
                 f"--{name}",
-                type=_value,
+                # Numbers and choices stay text: pydantic reads them.
+                type=_none_or_text if optional else str,
+                nargs="*" if get_origin(field.annotation) is list else None,
                 metavar="VALUE",
                 default=defaults.get(name, field.get_default(call_default_factory=True)),
                 help=(field.description or "").replace("%", "%%"),
@@ -115,16 +117,5 @@ def warn(line: object) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
-def _value(text: str) -> Any:
-    """An argument as YAML reads it: a number, true, false, none or a list, else text."""
-    if text.lower() == "none":
-        return None
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    # YAML 1.1 reads 1e-3 as text.
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return text
+def _none_or_text(text: str) -> str | None:
+    return None if text.lower() == "none" else text
