@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -144,16 +143,6 @@ class SlideReader:
         """
         base = self.levels[0]
         return self.reduced(max(1.0, base.width / max_side, base.height / max_side)).pixels
-
-    def to_plain(self) -> dict[str, Any]:
-        """What is known without reading pixels, in plain types."""
-        return {
-            "path": str(self.path),
-            "slide_id": self.slide_id,
-            "vendor": self.vendor,
-            "levels": [vars(level).copy() for level in self.levels],
-            "scale": vars(self.scale).copy(),
-        }
 
     def close(self) -> None:
         """Let go of the file; a later read opens it again."""

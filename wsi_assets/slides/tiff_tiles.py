@@ -6,6 +6,7 @@ Only levels whose pixels are the same as OpenSlide's are read so; OpenSlide read
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -25,7 +26,8 @@ _COLORSPACES = {2: "RGB", 6: "YCBCR"}
 """TIFF's photometric interpretation -> the color space of its JPEG data."""
 _ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
 """The segment of a JPEG file that names its color space, up to the last byte, which is one of these."""
-_TRANSFORMS = {"RGB": 0, "YCBCR": 1}
+_TRANSFORMS = {0: "RGB", 1: "YCBCR"}
+_START_OF_SCAN = b"\xff\xda"
 
 
 class TileLevel:
@@ -124,7 +126,7 @@ class TileLevel:
         named = _named_colorspace(segments)
         if named is None:
             # Without a marker libraries guess.
-            segments = _ADOBE + bytes([_TRANSFORMS[self._colorspace]]) + segments
+            segments = _ADOBE + (b"\1" if self._colorspace == "YCBCR" else b"\0") + segments
         return data[:2] + segments if named in (None, self._colorspace) else None
 
     def close(self) -> None:
@@ -251,19 +253,15 @@ def _page_of(level: int, size: tuple[int, int], slide: OpenSlideFile) -> tifffil
 
 
 def _named_colorspace(segments: bytes) -> str | None:
-    """The color space that JPEG data, after its first two bytes, names to every library; None if none.
+    """The color space that JPEG data names to every library, None if none.
 
     JFIF's marker always means YCbCr; Adobe's says it (Adobe Technical Note 5116).
     """
-    named, at = None, 0
-    while at + 4 <= len(segments) and segments[at] == 0xFF and segments[at + 1] != 0xDA:  # start of scan
-        body = segments[at + 4 : at + 2 + int.from_bytes(segments[at + 2 : at + 4], "big")]
-        if segments[at + 1] == 0xE0 and body.startswith(b"JFIF\0"):
-            return "YCBCR"
-        if segments[at + 1] == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
-            named = next((name for name, value in _TRANSFORMS.items() if value == body[11]), "another")
-        at += 4 + len(body)
-    return named
+    header = segments.partition(_START_OF_SCAN)[0]
+    if re.search(rb"\xff\xe0..JFIF\0", header, re.DOTALL):
+        return "YCBCR"
+    adobe = re.search(rb"\xff\xee..Adobe.{6}(.)", header, re.DOTALL)
+    return _TRANSFORMS.get(adobe[1][0], "another") if adobe else None
 
 
 def _is_suspect(data: bytes, tile: np.ndarray) -> bool:

@@ -308,14 +308,14 @@ def test_whole_tiles_of_real_slides_are_kept_and_decode_to_openslides_pixels(nam
     path = real_data / name
     with openslide.OpenSlide(path) as slide:
         wide, high = slide.dimensions
-    row = entry(path, grid(high, wide, size)[:40], size)
+    index = {path.stem: entry(path, grid(high, wide, size)[:40], size)}
     options = ExtractionOptions(codec="jpeg", extraction_workers=1)
-    build_store(plan_patches([row], options), tmp_path / "patches_lmdb", "lmdb")
+    build_store(plan_patches(index, options), tmp_path / "patches_lmdb", "lmdb")
     with open_store(tmp_path / "patches_lmdb") as store:
         assert len(store) >= 1
-        for index, (_, y, x) in enumerate(store.origins):
+        for number, (_, y, x) in enumerate(store.origins):
             pixels = openslide_pixels(path, 0, y, x, size)
-            assert all(np.array_equal(d, pixels) for d in decoded_by_everyone(store.encoded(index), size))
-        report = verify_store(store, [row], 1.0)
+            assert all(np.array_equal(d, pixels) for d in decoded_by_everyone(store.encoded(number), size))
+        report = verify_store(store, index, 1.0)
         assert report.ok
         assert report.worst_difference == 0.0

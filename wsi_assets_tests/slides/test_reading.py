@@ -327,16 +327,6 @@ def test_a_level_that_is_not_there_is_refused(real_data):
                 slide.read_region(level, 0, 0, 10, 10)
 
 
-def test_what_is_known_of_a_slide_is_plain(real_data):
-    with open_slide(real_data / "slides/tumor_001_padded.tif") as slide:
-        plain = slide.to_plain()
-    assert plain["levels"][2] == {"index": 2, "width": 768, "height": 1792, "downsample": 4.0}
-    assert plain["slide_id"] == "tumor_001_padded"
-    assert plain["vendor"] == "generic-tiff"
-    assert plain["scale"]["magnification_source"] == "base_mag"
-    assert pickle.loads(pickle.dumps(plain)) == plain
-
-
 @pytest.mark.parametrize("name", ["tumor_001_padded.tif", "CMU-1-Small-Region.svs"])
 def test_a_slide_whose_copy_was_cut_off_is_said_to_be(real_data, tmp_path, name):
     whole, cut = real_data / "slides" / name, tmp_path / name
