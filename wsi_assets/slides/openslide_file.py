@@ -27,7 +27,6 @@ _MAX_TILE_PIXELS = 1 << 26
 _MIN_TILE_BYTES = 6
 _MAX_TIFF_PAGES = 1000
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_LENGTH_TAGS = {279, 325}
 _TILE_TABLES = {"generic-tiff", "aperio", "philips"}
 _SUBPIXEL = 1 / 512
 _MAX_BACK = 256
@@ -66,7 +65,17 @@ class OpenSlideFile:
         Raises:
             SlideError: the file cannot be read.
         """
-        return _tiff_pages(self._entry)
+        pages: list[tifffile.TiffPage] = []
+        if _is_tiff(self._entry):
+            # The end is an IndexError; a damaged page may be any other.
+            with contextlib.suppress(Exception), tifffile.TiffFile(self._entry) as file:
+                # One by one: the pages before a damaged one count, and damage may link pages in a circle.
+                while len(pages) < _MAX_TIFF_PAGES:
+                    page = file.pages[len(pages)]
+                    if {*map(type, page.dataoffsets), *map(type, page.databytecounts)} - {int}:
+                        break
+                    pages.append(page)
+        return pages
 
     def read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """A window inside the level: uint8 (h, w, 3) RGB, and bool (h, w) where it has pixels; else white.
@@ -118,18 +127,36 @@ class OpenSlideFile:
                 self._refuse(f"has tiles of {wide} x {high} pixels at level {level}")
             if wide and high:
                 listed += -(-width // wide) * -(-height // high)
-        if self.vendor in _TILE_TABLES and listed * _MIN_TILE_BYTES > self._entry.stat().st_size:
+        if self.vendor in _TILE_TABLES and listed * _MIN_TILE_BYTES > self._size():
             self._refuse(f"is too short to list its {listed} tiles")
 
     def _check_lengths(self) -> None:
         """Refuse a TIFF with a tile longer than the file: OpenSlide takes memory for all of it, as above."""
         # Hamamatsu writes lengths in its own way.
         if self.vendor != "hamamatsu":
-            size = self._entry.stat().st_size
-            longest = _longest_part(self.tiff_pages)
+            size = self._size()
+            # Where the tag is missing tifffile makes up a length.
+            listed = (page.databytecounts for page in self.tiff_pages if 279 in page.tags or 325 in page.tags)
+            longest = max(chain(*listed), default=0)
             if longest > size:
                 self._refuse(f"lists a tile of {longest} bytes, more than the {size} of the whole file")
         self._lengths_checked = True
+
+    def _size(self) -> int:
+        found = stat_or_none(self._entry)
+        return found.st_size if found else 0
+
+    def _refusal(self, error: Exception) -> SlideError:
+        """Why OpenSlide does not open the file."""
+        remedy = "Copy it again, convert it to a tiled TIFF, or take it out of the images folder"
+        if not isinstance(error, openslide.OpenSlideUnsupportedFormatError):
+            return SlideError(f"does not open ({one_line(error)})", path=self.path, remedy=remedy)
+        size = self._size()
+        parts = chain(*(zip(page.dataoffsets, page.databytecounts, strict=False) for page in self.tiff_pages))
+        if _is_tiff(self._entry) and (not self.tiff_pages or any(sum(part) > size for part in parts)):
+            self._refuse(f"is a TIFF that ends, after {size} bytes, before its pages do")
+        fault = "is empty (0 bytes)" if size == 0 else "is not a slide OpenSlide knows"
+        return SlideError(fault, path=self.path, remedy=remedy)
 
     def _refuse(self, fault: str) -> NoReturn:
         raise SlideError(
@@ -140,23 +167,8 @@ class OpenSlideFile:
         if self._handle is None:
             try:
                 handle = openslide.OpenSlide(self._entry)
-            except openslide.OpenSlideUnsupportedFormatError as error:
-                _check_reads(self._entry)
-                size = self._entry.stat().st_size
-                if _is_cut_short(self._entry, size):
-                    self._refuse(f"is a TIFF that ends, after {size} bytes, before its pages do")
-                fault = "is empty (0 bytes)" if size == 0 else "is not a slide OpenSlide knows"
-                raise SlideError(
-                    fault,
-                    path=self.path,
-                    remedy="Copy it again, convert it to a tiled TIFF, or take it out of the images folder",
-                ) from error
             except (openslide.OpenSlideError, OSError) as error:
-                raise SlideError(
-                    f"does not open ({one_line(error)})",
-                    path=self.path,
-                    remedy="Copy it again, convert it, or take it out of the images folder",
-                ) from error
+                raise self._refusal(error) from error
             handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
             self._handle = handle
         return self._handle
@@ -239,35 +251,7 @@ def _check_reads(path: Path) -> None:
         ) from error
 
 
-def _tiff_pages(path: Path) -> list[tifffile.TiffPage]:
-    _check_reads(path)
-    pages: list[tifffile.TiffPage] = []
-    if _is_tiff(path):
-        # The end is an IndexError; a damaged page may be any other.
-        with contextlib.suppress(Exception), tifffile.TiffFile(path) as file:
-            # One by one: the pages before a damaged one count, and damage may link pages in a circle.
-            while len(pages) < _MAX_TIFF_PAGES:
-                page = file.pages[len(pages)]
-                if {*map(type, page.dataoffsets), *map(type, page.databytecounts)} - {int}:
-                    break
-                pages.append(page)
-    return pages
-
-
 def _is_tiff(path: Path) -> bool:
+    _check_reads(path)
     with path.open("rb") as stream:
         return stream.read(4) in _TIFF_STARTS
-
-
-def _is_cut_short(path: Path, size: int) -> bool:
-    """Whether a file is a TIFF whose first page or some page's data lies beyond its end."""
-    pages = _tiff_pages(path)
-    parts = (zip(page.dataoffsets, page.databytecounts, strict=False) for page in pages)
-    return _is_tiff(path) and (not pages or any(sum(part) > size for part in chain(*parts)))
-
-
-def _longest_part(pages: list[tifffile.TiffPage]) -> int:
-    """Bytes of the longest tile or strip, as far as pages list them."""
-    # Where the tag is missing tifffile makes up a length.
-    listed = (page.databytecounts for page in pages if any(tag in page.tags for tag in _LENGTH_TAGS))
-    return max(chain(*listed), default=0)

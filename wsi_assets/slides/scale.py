@@ -156,45 +156,38 @@ def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
         ConfigError: the file is missing, has not the columns it should, repeats a slide or holds an odd
             number.
     """
-    remedy = "Write a CSV with the columns slide_id, base_mag, mpp; leave a cell empty to override nothing"
+
+    def refused(fault: str) -> ConfigError:
+        remedy = (
+            "Write a CSV with the columns slide_id, base_mag, mpp; leave a cell empty to override nothing"
+        )
+        return ConfigError(f"scale_table {fault}", path=path, remedy=remedy)
+
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames or ()]
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(
-            f"scale_table cannot be read ({one_line(error)})", path=path, remedy=remedy
-        ) from error
+        raise refused(f"cannot be read ({one_line(error)})") from error
     bounds = {"base_mag": (1.0, 200.0), "mpp": MPP_RANGE}
-    fault = _header_fault(names, bounds)
-    if fault:
-        raise ConfigError(f"scale_table {fault}", path=path, remedy=remedy)
+    if fault := _header_fault(names, bounds):
+        raise refused(fault)
     table: dict[str, dict[str, float]] = {}
     for line, row in enumerate(rows, start=2):
         slide_id = normalize_id(slide_id_of((row.get("slide_id") or "").strip()))
-        if not slide_id or slide_id in table or None in row:
-            fault = (
-                "no slide_id"
-                if not slide_id
-                else f"{slide_id:.60} twice"
-                if slide_id in table
-                else "extra cells"
-            )
-            raise ConfigError(f"scale_table has {fault} in line {line}", path=path, remedy=remedy)
-        table[slide_id] = {}
-        for name, (low, high) in bounds.items():
-            text = (row.get(name) or "").strip()
-            value = _number(text)
-            if text and (value is None or not low <= value <= high):
-                raise ConfigError(
-                    f"scale_table has {name} {text!r:.60} in line {line}, "
-                    f"not a number from {low:g} to {high:g}",
-                    path=path,
-                    remedy=remedy,
+        if not slide_id or slide_id in table:
+            raise refused(f"has {f'{slide_id:.60} twice' if slide_id else 'no slide_id'} in line {line}")
+        if None in row:
+            raise refused(f"has extra cells in line {line}")
+        filled = {name: text.strip() for name in bounds if (text := row.get(name) or "").strip()}
+        table[slide_id] = {name: _number(text) for name, text in filled.items()}
+        for name, value in table[slide_id].items():
+            low, high = bounds[name]
+            if value is None or not low <= value <= high:
+                raise refused(
+                    f"has {name} {filled[name]!r:.60} in line {line}, not a number from {low:g} to {high:g}"
                 )
-            if value is not None:
-                table[slide_id][name] = value
     return table
 
 

@@ -5,6 +5,7 @@ Only levels whose pixels are the same as OpenSlide's are read so; OpenSlide read
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -150,7 +151,7 @@ class TileLevel:
             if min(start, length) > 0
         ]
         # The heaviest tile holds the most detail, where decoders differ; the first has the edge rules.
-        for number in {*written[:1], *sorted(written, key=self._lengths.__getitem__)[-1:]}:
+        for number in {written[0], max(written, key=self._lengths.__getitem__)} if written else ():
             place = divmod(number, self.cols)
             try:
                 tile, pixels = self.read_tile(*place), self._read_by_openslide(*place)
@@ -215,27 +216,28 @@ def open_tiles(
         IndexError: there is no such level.
     """
     used = slide or OpenSlideFile(Path(path))
-    size = used.sizes[level]
-    try:
-        page = _page_of(level, size, used)
-    except Exception:  # whatever tifffile makes of a damaged file that OpenSlide opens, OpenSlide serves it
-        page = None
-    if page is not None:
-        tiles = TileLevel(level, page, used, owns_slide=slide is None)
-        if verified or tiles.same_as_openslide():
-            return tiles
-        tiles.close()
-    elif slide is None:
-        used.close()
+    if not 0 <= level < len(used.sizes):
+        raise IndexError(f"{path} has levels 0 to {len(used.sizes) - 1}, not {level}")
+    tiles = None
+    # Whatever tifffile makes of a damaged file that OpenSlide opens, OpenSlide serves it.
+    with contextlib.suppress(Exception):
+        page = _page_of(level, used)
+        if page is not None:
+            tiles = TileLevel(level, page, used, owns_slide=slide is None)
+    if tiles is not None and (verified or tiles.same_as_openslide()):
+        return tiles
+    for opened in (tiles, None if slide else used):
+        if opened is not None:
+            opened.close()
     return None
 
 
-def _page_of(level: int, size: tuple[int, int], slide: OpenSlideFile) -> tifffile.TiffPage | None:
+def _page_of(level: int, slide: OpenSlideFile) -> tifffile.TiffPage | None:
     """The TIFF page of a level, if it holds plain JPEG in a layout that OpenSlide reads tile by tile."""
     pages = sorted((page for page in slide.tiff_pages if page.is_tiled), key=lambda page: -page.imagewidth)
     if slide.vendor not in _VENDORS or len(pages) != len(slide.sizes):
         return None
-    page, (width, height) = pages[level], size
+    page, (width, height) = pages[level], slide.sizes[level]
     wide, high = page.tilewidth, page.tilelength
     fits = (
         page.compression == _JPEG
