@@ -13,7 +13,7 @@ import numpy as np
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index.masking import tissue_mask
-from wsi_assets.slides import Level, Scale, reduce_mean
+from wsi_assets.slides import Level, Scale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -142,6 +142,8 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         SlideError: the slide does not read.
         SlideIndexError: the working level is too fine for a slide of this size, or for the memory there is.
     """
+    from wsi_assets.slides import reduce_mean
+
     base = reader.levels[0]
     level = work_level_for(base.height, base.width, options)
     rows, columns = (-(-side // 2**level) for side in (base.height, base.width))
