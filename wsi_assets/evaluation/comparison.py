@@ -1,11 +1,7 @@
-"""Levels side by side: which magnification to use is the question users ask.
-
-It reads what evaluations left in their ``metrics.json``; nothing is evaluated again.
-"""
+"""Levels side by side, from the ``metrics.json`` of each: which magnification to use."""
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,16 +9,17 @@ from typing import Any
 
 from wsi_assets.errors import EvaluationError
 from wsi_assets.evaluation.evaluation import FORMAT
+from wsi_assets.evaluation.report import data_uri, render
 from wsi_assets.files import write_json
 
-FIGURES = {
+METRICS = {
     "slide_auc": ("Slide AUC", ("slide", "auc_top_mean")),
     "froc_official": ("FROC, official", ("froc", "official_score")),
     "froc_corrected": ("FROC, corrected", ("froc", "corrected_score")),
     "patch_auc": ("Patch AUC", ("patch", "overall", "roc_auc")),
     "average_precision": ("Average precision", ("patch", "overall", "average_precision")),
-    "sensitivity": ("Sensitivity", ("patch", "overall", "at_default_threshold", "sensitivity")),
-    "specificity": ("Specificity", ("patch", "overall", "at_default_threshold", "specificity")),
+    "sensitivity": ("Sensitivity", ("patch", "overall", "at_default", "sensitivity")),
+    "specificity": ("Specificity", ("patch", "overall", "at_default", "specificity")),
     "brier": ("Brier score", ("patch", "overall", "brier")),
 }
 """Column -> its name for a reader, and where ``metrics.json`` has it."""
@@ -31,7 +28,7 @@ DRAWN = ("slide_auc", "froc_corrected", "patch_auc", "sensitivity", "specificity
 
 
 def compare(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row a level, highest magnification first: counts, time, and every figure in its plain form.
+    """A row a level, highest magnification first: counts, time, and every metric in its plain form.
 
     Args:
         metrics: contents of several levels' ``metrics.json``.
@@ -45,7 +42,7 @@ def compare(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise EvaluationError(
             f"metrics.json of a level lacks what an evaluation writes ({error!r})",
-            remedy="Materialize evaluation again for the levels to compare",
+            remedy="Make evaluation again for the levels to compare",
         ) from error
     return rows
 
@@ -59,14 +56,12 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise EvaluationError(
-            "does not exist", path=path, remedy="Materialize evaluation for its level"
-        ) from error
+        raise EvaluationError("does not exist", path=path, remedy="Make evaluation for its level") from error
     except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(
             f"is not readable as metrics ({error})",
             path=path,
-            remedy="Materialize evaluation for its level again",
+            remedy="Make evaluation for its level again",
         ) from error
 
 
@@ -94,8 +89,6 @@ def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], 
 
 def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) -> Path:
     """Write ``comparison.html``, one self-contained page, ``comparison.png`` and ``comparison.json``."""
-    from wsi_assets.evaluation.templating import environment
-
     rows = compare(metrics)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -103,15 +96,12 @@ def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) 
     if picture:
         (out / "comparison.png").write_bytes(picture)
     write_json(out / "comparison.json", rows)
-    html = (
-        environment()
-        .get_template("comparison.html.j2")
-        .render(
-            rows=rows,
-            names={key: name for key, (name, _) in FIGURES.items()},
-            same_slides=len({(row["slides"], row["patients"]) for row in rows}) <= 1,
-            picture=base64.b64encode(picture).decode("ascii") if picture else None,
-        )
+    html = render(
+        "comparison.html.j2",
+        rows=rows,
+        names={key: name for key, (name, _) in METRICS.items()},
+        same_slides=len({(row["slides"], row["patients"]) for row in rows}) <= 1,
+        picture=data_uri(picture, "png") if picture else None,
     )
     path = out / "comparison.html"
     path.write_text(html, encoding="utf-8")
@@ -119,10 +109,10 @@ def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) 
 
 
 def comparison_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Dots and 95 % intervals of the main figures, a row a level, as PNG; ``rows`` from :func:`compare`."""
+    """Dots and 95 % intervals of the main metrics, a row a level, as PNG; ``rows`` from :func:`compare`."""
     from wsi_assets.evaluation.plots import intervals_png
 
-    panels = {FIGURES[key][0]: [row["figures"][key] for row in rows] for key in DRAWN}
+    panels = {METRICS[key][0]: [row["metrics"][key] for row in rows] for key in DRAWN}
     return intervals_png([level_name(row) for row in rows], panels)
 
 
@@ -136,7 +126,7 @@ def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
     if metrics.get("format") != FORMAT:
         raise EvaluationError(
             f"metrics of version {metrics.get('format')!r:.40}, not {FORMAT}",
-            remedy="Materialize evaluation again for the levels to compare",
+            remedy="Make evaluation again for the levels to compare",
         )
     context, overall, slide = metrics.get("context", {}), metrics["patch"]["overall"], metrics["slide"]
     seconds = context.get("seconds") or {}
@@ -153,11 +143,11 @@ def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "lesions": _count(metrics["froc"]["lesions"]),
         "left_out": len(context.get("left_out") or {}),
         "seconds": sum(map(_count, seconds.values())) if seconds else None,
-        "figures": {key: _figure(metrics, place) for key, (_, place) in FIGURES.items()},
+        "metrics": {key: _metric(metrics, place) for key, (_, place) in METRICS.items()},
     }
 
 
-def _figure(metrics: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
+def _metric(metrics: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
     value: Any = metrics
     for name in place:
         value = value[name]
