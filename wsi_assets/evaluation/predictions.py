@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wsi_assets.errors import EvaluationError
+from wsi_assets.index.slide_index import partial_tumor
 
 NEEDED = ("slide_path", "label", "level", "patches", "probs")
 
@@ -89,7 +90,7 @@ def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
         y=patches[:, 0],
         x=patches[:, 1],
         is_tumor=patches[:, 2].astype(bool),
-        partial=_partial(entry, patches[:, 2].astype(bool)),
+        partial=partial_tumor(entry),
         probs=probs,
         patch_size=int(entry.get("patch_size") or stride),
         stride=stride,
@@ -103,11 +104,3 @@ def _grid_step(patches: np.ndarray) -> int:
     """The largest step that all places (n, 2) of patches share."""
     places = patches[:, :2]
     return int(np.gcd.reduce((places - places.min(0, initial=0)).ravel(), initial=0)) or 256
-
-
-def _partial(entry: Mapping[str, Any], is_tumor: np.ndarray) -> np.ndarray:
-    """(n,) bool: under the label rule "fraction", patches with tumor below the threshold."""
-    fraction = entry.get("tumor_fraction")
-    if (entry.get("config") or {}).get("label_rule") != "fraction" or fraction is None:
-        return np.zeros(len(is_tumor), bool)
-    return ~is_tumor & (np.asarray(fraction, float) > 0)

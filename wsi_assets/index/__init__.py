@@ -17,7 +17,16 @@ __getattr__, __dir__, __all__ = exports(
         "curation": ("Finding",),
         "pictures": ("counts_png", "overlay_jpeg"),
         "labels": ("tumor_fractions",),
-        "entries": ("Entry", "LevelIndex", "index_level", "index_slide"),
+        "entries": ("LevelIndex", "index_level", "index_slide"),
+        "slide_index": (
+            "Entry",
+            "Index",
+            "check_index",
+            "is_test",
+            "load_index",
+            "partial_tumor",
+            "save_index",
+        ),
         "sampling": ("counts", "incomplete_slides", "sample_index", "slide_table", "unknown_incomplete"),
     },
 )

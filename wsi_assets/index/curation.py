@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import shapely
 
+from wsi_assets.index.slide_index import Index, is_test
 from wsi_assets.index.tissue import LOOK_SIDE
-from wsi_assets.slides import is_test_slide, slide_id_of
+from wsi_assets.slides.naming import DEFAULT_TEST_PATTERN
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
@@ -49,11 +50,10 @@ def outlines_missing(slides: Iterable[tuple[str, str | None]]) -> list[Finding]:
     ]
 
 
-def no_tumor_patches(entries: Iterable[dict[str, Any]]) -> list[Finding]:
+def no_tumor_patches(index: Index) -> list[Finding]:
     """Slides with an annotation, or named a tumour slide, without a single tumour patch in the index."""
     findings = []
-    for entry in entries:
-        slide_id = slide_id_of(entry["slide_path"])
+    for slide_id, entry in index.items():
         expected = entry["annotation_path"] is not None or _is_named_tumor(slide_id)
         if expected and not any(patch[2] for patch in entry["patches"]):
             most = max(entry["tumor_fraction"], default=0.0)
@@ -121,28 +121,28 @@ def tissue_share_out_of_range(
     return findings
 
 
-def mixed_magnifications(entries: Sequence[dict[str, Any]], tolerance: float = 0.1) -> list[Finding]:
+def mixed_magnifications(index: Index, tolerance: float = 0.1) -> list[Finding]:
     """Slides whose magnification differs from the level's median by more than ``tolerance`` of it."""
-    if not entries:
+    if not index:
         return []
-    usual = statistics.median_low(entry["magnification"] for entry in entries)
+    usual = statistics.median_low(entry["magnification"] for entry in index.values())
     return [
         Finding(
             "mixed_magnifications",
-            slide_id_of(entry["slide_path"]),
+            slide_id,
             f"magnification {entry['magnification']:.4g} at level {entry['level']}, where the median slide "
             f"has {usual:.4g}",
         )
-        for entry in entries
+        for slide_id, entry in index.items()
         if abs(entry["magnification"] / usual - 1) > tolerance
     ]
 
 
-def tissue_mask_too_coarse(entries: Iterable[dict[str, Any]]) -> list[Finding]:
+def tissue_mask_too_coarse(index: Index) -> list[Finding]:
     """Slides whose patches are under ``LEAST_ACROSS`` pixels of the tissue mask wide, which hardly tells them
     apart."""
     findings = []
-    for entry in entries:
+    for slide_id, entry in index.items():
         side = entry["patch_size"] * entry["downsample"]
         across = side / 2 ** entry["work_level"]
         if across < LEAST_ACROSS:
@@ -151,7 +151,7 @@ def tissue_mask_too_coarse(entries: Iterable[dict[str, Any]]) -> list[Finding]:
                 f"a patch of {entry['patch_size']} at level {entry['level']} is {across:.2g} times "
                 f"as wide as a pixel of the tissue mask, expected {LEAST_ACROSS}: set work_level to {fitting}"
             )
-            findings.append(Finding("tissue_mask_too_coarse", slide_id_of(entry["slide_path"]), message))
+            findings.append(Finding("tissue_mask_too_coarse", slide_id, message))
     return findings
 
 
@@ -200,16 +200,22 @@ def duplicate_slides(slides: Sequence[TissueRegions], tolerance: float = 4.0) ->
     return sorted(findings)
 
 
-def longer_word_holds_test(slide_ids: Iterable[str]) -> list[Finding]:
-    """Test slides that are so by a longer word only: in*test*ine and *test*is are organs."""
+def longer_word_holds_test(index: Index) -> list[Finding]:
+    """Test slides that are so by a longer word only: in*test*ine and *test*is are organs.
+
+    A ``test_pattern`` of the user's own is taken as meant.
+    """
     return [
         Finding(
             "longer_word_holds_test",
             slide_id,
-            "is kept for testing because a longer word in its name holds 'test'; rename it if it is to train",
+            "is kept for testing because a longer word in its name holds 'test'; set test_pattern if it "
+            "is to train",
         )
-        for slide_id in sorted(slide_ids)
-        if is_test_slide(slide_id) and not _TEST_MEANT.search(slide_id)
+        for slide_id, entry in index.items()
+        if entry["config"].get("test_pattern", DEFAULT_TEST_PATTERN) == DEFAULT_TEST_PATTERN
+        and is_test(slide_id, entry)
+        and not _TEST_MEANT.search(slide_id)
     ]
 
 

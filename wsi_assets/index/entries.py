@@ -10,14 +10,15 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index.labels import is_tumor, to_level, tumor_fractions
 from wsi_assets.index.patch_grid import mask_fractions, starts
-from wsi_assets.slides import patient_of, patients_of, slide_id_of
+from wsi_assets.index.slide_index import Entry, Index
+from wsi_assets.slides import patient_of, patients_of
 
 if TYPE_CHECKING:
     import shapely
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from wsi_assets.index.options import IndexOptions
     from wsi_assets.index.tissue import TissueRegions
     from wsi_assets.slides import Level
-
-Entry = dict[str, Any]
-"""One slide of an index: plain types only, so that its pickle loads anywhere."""
 
 MOST_PLACES = 1 << 28
 """Places on a slide's tissue that are looked at for a patch, some 20 s of work."""
@@ -43,11 +41,10 @@ _BAND = 1 << 20
 class LevelIndex:
     """The index of a level.
 
-    ``entries`` are sorted by slide id. ``left_out`` tells of each slide without an entry why; ``empty`` of
-    each slide whose entry holds no patch.
+    ``left_out`` says of each slide without an entry why; ``empty`` of each slide whose entry holds no patch.
     """
 
-    entries: list[Entry]
+    index: Index
     left_out: dict[str, str] = field(default_factory=dict)
     empty: dict[str, str] = field(default_factory=dict)
 
@@ -95,13 +92,12 @@ def index_slide(
     if geometry is not None and len(rows):
         corners = np.stack([ys[rows], xs[columns]], axis=1)
         labels = is_tumor(options.label_rule, options.tumor_threshold, tumor_share, geometry, corners, size)
-    flags = labels.astype(int).tolist()
-    slide_id = slide_id_of(tissue.slide_path)
+    flags = labels.tolist()
     scale = tissue.scale
     seen_ys, seen_xs = ((corner * to_work).astype(np.int64) for corner in (ys, xs))
     return {
         "slide_path": str(tissue.slide_path),
-        "label": patient_of(slide_id, options.patient_pattern),
+        "label": patient_of(tissue.slide_id, options.patient_pattern),
         "annotation_path": None if annotation_path is None else str(annotation_path),
         "level": int(level),
         "work_level": int(tissue.work_level),
@@ -133,7 +129,7 @@ def index_level(
     Raises:
         SlideIndexError: there are slides and none of them has the level, or there is no slide.
     """
-    entries: list[Entry] = []
+    entries: Index = {}
     left_out: dict[str, str] = {}
     empty: dict[str, str] = {}
     known: set[int] = set()
@@ -144,7 +140,7 @@ def index_level(
             left_out[tissue.slide_id] = f"has no level {level} ({_levels_text(tissue.levels)})"
             continue
         entry = index_slide(tissue, tumor, level, options, annotation_path)
-        entries.append(entry)
+        entries[tissue.slide_id] = entry
         if not entry["patches"]:
             empty[tissue.slide_id] = _why_empty(tissue, target, options)
     if not entries:
@@ -154,22 +150,21 @@ def index_level(
             else f"there is no slide to index at level {level}",
             remedy="Choose a level that exists" if left_out else "Add slides, or look why none could be read",
         )
-    entries.sort(key=lambda entry: slide_id_of(entry["slide_path"]))
-    patients = patients_of((slide_id_of(entry["slide_path"]) for entry in entries), options.patient_pattern)
-    for entry in entries:
-        entry["label"] = patients[slide_id_of(entry["slide_path"])]
+    index = dict(sorted(entries.items()))
+    patients = patients_of(index, options.patient_pattern)
+    for slide_id, entry in index.items():
+        entry["label"] = patients[slide_id]
     if options.magnification_tolerance is not None:
         # The lower of two middle values, so that the yardstick is a magnification that some slide has.
-        usual = statistics.median_low(entry["magnification"] for entry in entries)
-        for entry in entries:
+        usual = statistics.median_low(entry["magnification"] for entry in index.values())
+        for slide_id, entry in index.items():
             if abs(entry["magnification"] / usual - 1) > options.magnification_tolerance:
-                slide_id = slide_id_of(entry["slide_path"])
                 empty.pop(slide_id, None)
                 left_out[slide_id] = (
                     f"its magnification is {entry['magnification']:.4g}, the level's median {usual:.4g}"
                 )
-        entries = [entry for entry in entries if slide_id_of(entry["slide_path"]) not in left_out]
-    return LevelIndex(entries, dict(sorted(left_out.items())), dict(sorted(empty.items())))
+        index = {slide_id: entry for slide_id, entry in index.items() if slide_id not in left_out}
+    return LevelIndex(index, dict(sorted(left_out.items())), dict(sorted(empty.items())))
 
 
 def _near_tissue(
@@ -230,8 +225,8 @@ def _triples(
     xs: NDArray[np.int64],
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],
-    flags: list[int],
-) -> list[tuple[int, int, int]]:
+    flags: list[bool],
+) -> list[tuple[int, int, bool]]:
     """(y, x, is_tumor) of each patch; the patches of a row or column share one int, which saves memory."""
     y, x = (np.array(values.tolist(), object)[at] for values, at in ((ys, rows), (xs, columns)))
     return list(zip(y.tolist(), x.tolist(), flags, strict=True))

@@ -7,18 +7,19 @@ each line has a casing so that it shows on pale and on dark tissue.
 from __future__ import annotations
 
 import io
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 
+from wsi_assets.drawing import scale_bar
 from wsi_assets.index.sampling import slide_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wsi_assets.annotations import TumorRegions
+    from wsi_assets.index.slide_index import Index
     from wsi_assets.index.tissue import TissueRegions
     from wsi_assets.slides import SlideReader
 
@@ -93,31 +94,15 @@ def overlay(
     return np.vstack([picture, _legend(width, share, [name for name, there in shown if there], bar)])
 
 
-def scale_bar(width: float, mpp: float | None, share: float) -> tuple[float, str]:
-    """Length in level-0 pixels, and label, of a round scale bar of at most ``share`` of ``width``.
-
-    Args:
-        width: of what is shown, level-0 pixels.
-        mpp: level-0 pixel size in um; None if unknown, the bar is then in pixels.
-    """
-    unit = mpp or 1.0
-    most = share * width * unit
-    power = 10.0 ** math.floor(math.log10(most))
-    value = max(step * power for step in (1, 2, 5) if step * power <= most)
-    if not mpp:
-        return value, f"{value:,.0f} px of level 0"
-    return value / unit, f"{value / 1000:g} mm" if value >= 1000 else f"{value:g} µm"
-
-
-def counts_png(entries: list[dict[str, Any]], sampled: list[dict[str, Any]] | None = None) -> bytes:
-    """Patches per slide of a level as a PNG: tumour and normal, and what sampling kept of them.
+def counts_png(index: Index, sampled: Index | None = None) -> bytes:
+    """Patches per slide of a level as a PNG: tumor and normal, and what sampling kept of them.
 
     Every slide is one bar, most patches first; beyond 60 slides the bars lose their names.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = sorted(slide_table(entries), key=lambda row: (-row["patches"], row["slide"]))
+    rows = sorted(slide_table(index), key=lambda row: (-row["patches"], row["slide"]))
     kept = {row["slide"]: row for row in slide_table(sampled)} if sampled is not None else None
     named = len(rows) <= 60
     high = 1.2 + (0.2 * max(len(rows), 3) if named else 6.0)
@@ -130,9 +115,11 @@ def counts_png(entries: list[dict[str, Any]], sampled: list[dict[str, Any]] | No
     edges = np.ravel([places - 0.5, places + 0.5], order="F")
     for ax, (title, table) in zip(axes, panels, strict=True):
         left = np.zeros(len(rows))
-        for kind, color in (("tumor", "#D55E00"), ("normal", "#56B4E9")):
+        for kind, color in (("tumor", "#D55E00"), ("normal", "#56B4E9"), ("partial", "#999999")):
             values = np.array([table[row["slide"]][kind] if row["slide"] in table else 0 for row in rows])
-            total = f"{'tumour' if kind == 'tumor' else kind} ({values.sum():,})"
+            if kind == "partial" and not values.any():
+                continue
+            total = f"{kind} ({values.sum():,})"
             if named:
                 ax.barh(places, values, left=left, color=color, height=0.8, label=total)
             else:
@@ -140,7 +127,7 @@ def counts_png(entries: list[dict[str, Any]], sampled: list[dict[str, Any]] | No
                 sides = (np.repeat(at, 2) for at in (left, left + values))
                 ax.fill_betweenx(edges, *sides, color=color, linewidth=0, label=total)
             left = left + values
-        level = f"level {entries[0]['level']}, " if entries else ""
+        level = next((f"level {entry['level']}, " for entry in index.values()), "")
         ax.set_title(f"{level}{title}", fontsize=9, pad=20)
         ax.set_xlim(left=0)
         ax.set_xlabel("patches", fontsize=8)

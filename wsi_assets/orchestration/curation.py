@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 CURATION = {
@@ -19,9 +19,7 @@ CURATION = {
 """Check -> what is true when it passes."""
 
 
-def curate(
-    entries: Sequence[dict[str, Any]], load: Callable[[str, str], Any]
-) -> dict[str, list[tuple[str, str]]]:
+def curate(index: dict[str, Any], load: Callable[[str, str], Any]) -> dict[str, list[tuple[str, str]]]:
     """Check -> (slide id, finding) over the slides of a level's index.
 
     Args:
@@ -33,20 +31,16 @@ def curate(
 
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions, curation
-    from wsi_assets.slides import slide_id_of
 
-    ids = [slide_id_of(entry["slide_path"]) for entry in entries]
     findings = [
-        *curation.outlines_missing(
-            (slide_id, entry["annotation_path"]) for slide_id, entry in zip(ids, entries, strict=True)
-        ),
-        *curation.no_tumor_patches(entries),
-        *curation.tissue_mask_too_coarse(entries),
-        *curation.mixed_magnifications(entries),
-        *curation.longer_word_holds_test(ids),
+        *curation.outlines_missing((slide_id, entry["annotation_path"]) for slide_id, entry in index.items()),
+        *curation.no_tumor_patches(index),
+        *curation.tissue_mask_too_coarse(index),
+        *curation.mixed_magnifications(index),
+        *curation.longer_word_holds_test(index),
     ]
     light = []
-    for slide_id in ids:
+    for slide_id in index:
         tissue = TissueRegions.from_plain(load("tissue_regions", slide_id))
         stored = load("annotation_regions", slide_id)["regions"]
         pair = (tissue, None if stored is None else TumorRegions.from_plain(stored))

@@ -5,10 +5,10 @@ Keys, order and the content digest are decided here. Reading slides and writing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import digest
 from wsi_assets.patches.contract import FORMAT, MOST_PIXELS
 from wsi_assets.patches.options import Backend, ExtractionOptions
+
+if TYPE_CHECKING:
+    from wsi_assets.index import Index
 
 PART_PIXELS = 256 * 256 * 256
 """Pixels of the patches one task reads: 48 MiB decoded, whatever the slide's width."""
@@ -115,22 +118,21 @@ class PatchPlan:
         return digest(self.content(backend), self.stride, slides)
 
 
-def plan_patches(entries: Sequence[Mapping[str, Any]], options: ExtractionOptions) -> PatchPlan:
-    """Plan the patches of an index's entries, in their order.
+def plan_patches(index: Index, options: ExtractionOptions) -> PatchPlan:
+    """Plan the patches of an index, in its order.
 
     Raises:
-        SlideIndexError: no patches, mixed levels or patch sizes, a slide twice, or a field missing.
+        SlideIndexError: no index, no patches, mixed levels or patch sizes, or a field missing.
     """
-    from wsi_assets.slides.naming import slide_id_of
+    from wsi_assets.index.slide_index import check_index
 
     slides: list[SlidePlan] = []
     geometry: set[tuple[int, int, int]] = set()
     first = 0
-    for entry in entries:
+    for slide_id, entry in check_index(index).items():
         path = ""
         try:
             path = str(entry["slide_path"])
-            slide_id = slide_id_of(path)
             size = int(entry["patch_size"])
             geometry.add((int(entry["level"]), size, int(entry.get("stride") or size)))
             rows = np.array(entry["patches"], dtype=np.int64).reshape(-1, 3)
@@ -156,10 +158,6 @@ def plan_patches(entries: Sequence[Mapping[str, Any]], options: ExtractionOption
             )
         )
         first += len(rows)
-    ids = [slide.slide_id for slide in slides]
-    if len(set(ids)) < len(ids):
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        raise SlideIndexError(f"the index has slides twice: {', '.join(twice[:5])}", remedy="Make it again")
     if len(geometry) > 1:
         raise SlideIndexError(
             "the index mixes levels, patch sizes or strides", remedy="Make it again with one set of options"

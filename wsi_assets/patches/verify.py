@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class VerifyReport:
 
 def verify_store(
     store: PatchStore,
-    entries: Sequence[Mapping[str, Any]],
+    index: Mapping[str, Mapping[str, Any]],
     fraction: float = 0.01,
     seed: int = 42,
     *,
@@ -50,20 +50,18 @@ def verify_store(
     within :data:`JPEG_TOLERANCE`, what its codec makes of the slide's pixels.
 
     Args:
-        entries: index entries with the slides' paths.
+        index: slide id -> its entry, which has the path of the slide.
         fraction: share of patches to check, 0 to 1; at least one is checked, 1.0 checks all.
 
     Raises:
         StoreError: the fraction is out of range.
     """
-    from wsi_assets.slides.naming import slide_id_of
-
     if not 0.0 <= fraction <= 1.0:
         raise StoreError(f"a fraction of {fraction} cannot be checked", remedy="Give one between 0 and 1")
     total = len(store)
     count = min(total, max(1, round(total * fraction)))
     chosen = np.sort(np.random.default_rng(seed).choice(total, count, replace=False)) if total else []
-    paths = {slide_id_of(entry["slide_path"]): entry["slide_path"] for entry in entries}
+    paths = {slide_id: entry["slide_path"] for slide_id, entry in index.items()}
     slide_ids, coords, keys = store.slide_ids, store.coords, store.keys
     problems: list[tuple[str, str]] = []
     worst = 0.0

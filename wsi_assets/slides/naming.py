@@ -34,6 +34,10 @@ DEFAULT_PATIENT_PATTERN = r"^(.*?)(?:_node_\d+)?$"
 """Group 1 is the patient: ``patient_004_node_4`` and ``patient_004_node_2`` are one, others are their own."""
 
 
+DEFAULT_TEST_PATTERN = "test"
+"""A slide whose id holds it, in any case, is a test slide."""
+
+
 def slide_id_of(path: str | Path) -> str:
     """The id of a slide: its file name without the ending; for a DICOM folder the folder's whole name.
 
@@ -105,6 +109,16 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).lower()
 
 
-def is_test_slide(slide_id: str) -> bool:
-    """Whether a slide is kept for testing: "test" occurs in its id, in any case."""
-    return "test" in slide_id.lower()
+def is_test_slide(slide_id: str, pattern: str = DEFAULT_TEST_PATTERN) -> bool:
+    """Whether a slide is kept for testing: ``pattern`` is found in its id, in any case.
+
+    Raises:
+        ConfigError: the pattern is no regular expression.
+    """
+    try:
+        return re.search(pattern, slide_id, re.IGNORECASE) is not None
+    except re.error as error:
+        raise ConfigError(
+            f"test_pattern {pattern!r} is no regular expression ({error})",
+            remedy="Use one that is found in the ids of test slides, such as test",
+        ) from error

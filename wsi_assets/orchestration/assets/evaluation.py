@@ -46,7 +46,7 @@ def evaluation(
     config: EvaluationConfig,
     library: SlideLibrary,
     tracking: ModelTracking,
-    test_predictions: list[dict[str, Any]],
+    test_predictions: dict[str, Any],
     tissue_regions: LazyPickles,
     annotation_regions: LazyPickles,
 ) -> dg.MaterializeResult:
@@ -62,6 +62,7 @@ def evaluation(
             tumor_regions=_outlines(test_predictions, annotation_regions),
             options=config,
             validation_threshold=about.validation_threshold,
+            incomplete_slides=_incomplete(test_predictions),
             sizes=_sizes(test_predictions, tissue_regions),
             progress=progress,
         )
@@ -101,7 +102,7 @@ def level_comparison(evaluation: dict[str, Path]) -> dg.MaterializeResult:
         files = {level: folder / "metrics.json" for level, folder in evaluation.items()}
         metrics, left_out = read_levels(files)
         rows = compare(metrics)
-    shown = [{"level": row["level"], **{k: f["value"] for k, f in row["figures"].items()}} for row in rows]
+    shown = [{"level": row["level"], **{k: f["value"] for k, f in row["metrics"].items()}} for row in rows]
     return dg.MaterializeResult(
         value=Report(partial(write_comparison, metrics)),
         metadata={
@@ -112,26 +113,31 @@ def level_comparison(evaluation: dict[str, Path]) -> dg.MaterializeResult:
     )
 
 
-def _sizes(predictions: list[dict[str, Any]], tissue_regions: LazyPickles) -> dict[str, tuple[int, int]]:
+def _incomplete(predictions: dict[str, Any]) -> set[str]:
+    """Slides of the list of incompletely annotated ones that the index was sampled with."""
+    from wsi_assets.index import incomplete_slides
+
+    lists = {entry.get("config", {}).get("incomplete_slides") for entry in predictions.values()}
+    return {slide_id for source in lists for slide_id in incomplete_slides(source)}
+
+
+def _sizes(predictions: dict[str, Any], tissue_regions: LazyPickles) -> dict[str, tuple[int, int]]:
     """Slide id -> (height, width) of level 0."""
     from wsi_assets.index import TissueRegions
-    from wsi_assets.slides import slide_id_of
 
     sizes = {}
-    for slide_id in (slide_id_of(entry["slide_path"]) for entry in predictions):
+    for slide_id in predictions:
         if slide_id in tissue_regions:
             whole = TissueRegions.from_plain(tissue_regions[slide_id]).levels[0]
             sizes[slide_id] = (whole.height, whole.width)
     return sizes
 
 
-def _outlines(predictions: list[dict[str, Any]], annotation_regions: LazyPickles) -> dict[str, Any]:
+def _outlines(predictions: dict[str, Any], annotation_regions: LazyPickles) -> dict[str, Any]:
     from wsi_assets.annotations import TumorRegions
-    from wsi_assets.slides import slide_id_of
 
     outlines = {}
-    for entry in predictions:
-        slide_id = slide_id_of(entry["slide_path"])
+    for slide_id in predictions:
         stored = annotation_regions[slide_id]["regions"] if slide_id in annotation_regions else None
         outlines[slide_id] = None if stored is None else TumorRegions.from_plain(stored)
     return outlines
