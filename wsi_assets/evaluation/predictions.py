@@ -72,6 +72,7 @@ def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
     try:
         patches = np.asarray(entry["patches"], dtype=np.int64).reshape(-1, 3)
         probs = np.asarray(entry["probs"], dtype=np.float64).reshape(-1)
+        partial = partial_tumor(entry)
     except (TypeError, ValueError) as error:
         raise EvaluationError(f"slide {slide_id} has damaged patches ({error})", remedy=_AGAIN) from error
     if len(patches) != len(probs):
@@ -90,7 +91,7 @@ def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
         y=patches[:, 0],
         x=patches[:, 1],
         is_tumor=patches[:, 2].astype(bool),
-        partial=partial_tumor(entry),
+        partial=partial,
         probs=probs,
         patch_size=int(entry.get("patch_size") or stride),
         stride=stride,

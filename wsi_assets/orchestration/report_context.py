@@ -106,9 +106,13 @@ def confusion_rows(outcome: Evaluation) -> list[dict[str, Any]]:
     point = outcome.patch.at_default
     if point is None:
         return []
+    rows = {
+        "tumor": (point.true_positives, point.false_negatives),
+        "normal": (point.false_positives, point.true_negatives),
+    }
     return [
-        {"truth": "tumor", "predicted tumor": point.true_positives, "predicted normal": point.false_negatives},
-        {"truth": "normal", "predicted tumor": point.false_positives, "predicted normal": point.true_negatives},
+        {"truth": truth, "predicted tumor": tumor, "predicted normal": normal}
+        for truth, (tumor, normal) in rows.items()
     ]
 
 
