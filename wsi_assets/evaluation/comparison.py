@@ -25,6 +25,7 @@ METRICS = {
 """Column -> its name for a reader, and where ``metrics.json`` has it."""
 
 DRAWN = ("slide_auc", "froc_corrected", "patch_auc", "sensitivity", "specificity")
+_AGAIN = "Make evaluation again for this level"
 
 
 def compare(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -38,13 +39,11 @@ def compare(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     try:
         rows = [_row(one) for one in metrics]
-        rows.sort(key=lambda row: (row["level"] is None, row["level"] or 0))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise EvaluationError(
-            f"metrics.json of a level lacks what an evaluation writes ({error!r})",
-            remedy="Make evaluation again for the levels to compare",
+            f"metrics.json of a level lacks what an evaluation writes ({error!r})", remedy=_AGAIN
         ) from error
-    return rows
+    return sorted(rows, key=lambda row: (row["level"] is None, row["level"] or 0))
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
@@ -55,14 +54,8 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EvaluationError("does not exist", path=path, remedy="Make evaluation for its level") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise EvaluationError(
-            f"is not readable as metrics ({error})",
-            path=path,
-            remedy="Make evaluation for its level again",
-        ) from error
+        raise EvaluationError(f"is not readable as metrics ({error})", path=path, remedy=_AGAIN) from error
 
 
 def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -112,37 +105,34 @@ def comparison_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Dots and 95 % intervals of the main metrics, a row a level, as PNG; ``rows`` from :func:`compare`."""
     from wsi_assets.evaluation.plots import intervals_png
 
-    panels = {METRICS[key][0]: [row["metrics"][key] for row in rows] for key in DRAWN}
-    return intervals_png([level_name(row) for row in rows], panels)
-
-
-def level_name(row: Mapping[str, Any]) -> str:
-    """A level as a reader knows it: "level 4 (2.5×)"."""
-    name = "level ?" if row["level"] is None else f"level {row['level']}"
-    return name if row["magnification"] is None else f"{name} ({row['magnification']:.3g}×)"
+    names = []
+    for row in rows:
+        zoom = "" if row["magnification"] is None else f" ({row['magnification']:.3g}×)"
+        names.append(f"level {'?' if row['level'] is None else row['level']}{zoom}")
+    return intervals_png(names, {METRICS[key][0]: [row["metrics"][key] for row in rows] for key in DRAWN})
 
 
 def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
     if metrics.get("format") != FORMAT:
-        raise EvaluationError(
-            f"metrics of version {metrics.get('format')!r:.40}, not {FORMAT}",
-            remedy="Make evaluation again for the levels to compare",
-        )
+        version = f"{metrics.get('format')!r:.40}"
+        raise EvaluationError(f"metrics of another version ({version}, not {FORMAT})", remedy=_AGAIN)
     context, overall, slide = metrics.get("context", {}), metrics["patch"]["overall"], metrics["slide"]
-    seconds = context.get("seconds") or {}
-    created = context.get("created")
+    seconds, created = context.get("seconds") or {}, context.get("created")
+    numbers = {
+        "level": context.get("level"),
+        "magnification": context.get("magnification"),
+        "slides": slide["slides"],
+        "tumor_slides": slide["tumor_slides"],
+        "patients": slide["patients"],
+        "patches": overall["patches"],
+        "tumor_patches": overall["tumor"],
+        "lesions": metrics["froc"]["lesions"],
+        "seconds": sum(map(_number, seconds.values())) if seconds else None,
+    }
     return {
-        "level": _number(context.get("level")),
-        "magnification": _number(context.get("magnification")),
+        **{name: _number(value) for name, value in numbers.items()},
         "created": created if created is None else str(created),
-        "slides": _count(slide["slides"]),
-        "tumor_slides": _count(slide["tumor_slides"]),
-        "patients": _count(slide["patients"]),
-        "patches": _count(overall["patches"]),
-        "tumor_patches": _count(overall["tumor"]),
-        "lesions": _count(metrics["froc"]["lesions"]),
         "left_out": len(context.get("left_out") or {}),
-        "seconds": sum(map(_count, seconds.values())) if seconds else None,
         "metrics": {key: _metric(metrics, place) for key, (_, place) in METRICS.items()},
     }
 
@@ -154,14 +144,12 @@ def _metric(metrics: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
         if value is None:
             return {"value": None, "low": None, "high": None, "reason": "no patch"}
     numbers = {name: _number(value[name]) for name in ("value", "low", "high")}
-    return {**value, **numbers, "reason": None if value["reason"] is None else str(value["reason"])}
+    return {**numbers, "reason": None if value["reason"] is None else str(value["reason"])}
 
 
 def _number(value: Any) -> float | int | None:
-    return value if value is None else _count(value)
-
-
-def _count(value: Any) -> float | int:
+    if value is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
         raise TypeError(f"{value!r:.40} is not a number to show")
     return value

@@ -17,6 +17,7 @@ from wsi_assets.evaluation.metrics import (
     Calibration,
     PatchMetrics,
     SlideMetrics,
+    SlideScore,
     patch_metrics,
     score_slide,
     slide_metrics,
@@ -44,14 +45,15 @@ NO_DOWNSAMPLE = "its prediction has no downsample, so its patches have no place 
 class SlideEvaluation:
     """What is known of one test slide.
 
-    ``geometry`` is the annotated tumor, shapely (x, y) in level-0 pixels, or None. ``incomplete``: not all
-    tumor is annotated, so its patches are in no pooled metric and ``patch`` is None. ``heatmap`` is None for
-    a slide without patches or without a known downsample.
+    ``geometry`` is the annotated tumor, shapely (x, y) in level-0 pixels, or None. ``patch`` is None where
+    the annotation is incomplete: its patches are in no metric. ``heatmap`` is None for a slide without
+    patches or without a known downsample.
     """
 
     predictions: SlidePredictions
     geometry: Any
     incomplete: bool
+    score: SlideScore
     patch: PatchMetrics | None
     heatmap: Heatmap | None
     detections: tuple[Detection, ...]
@@ -59,11 +61,6 @@ class SlideEvaluation:
     @property
     def slide_id(self) -> str:
         return self.predictions.slide_id
-
-    @property
-    def is_tumor(self) -> bool:
-        part = self.predictions
-        return self.geometry is not None or bool((part.is_tumor | part.partial).any())
 
 
 @dataclass(frozen=True)
@@ -134,28 +131,28 @@ def evaluate(
             memory. An empty dict is no error: every metric then says why it is missing.
     """
     began = time.monotonic()
-    options, regions, sizes = options or EvaluationOptions(), tumor_regions or {}, sizes or {}
+    options, sizes = options or EvaluationOptions(), sizes or {}
     settings = {"validation_threshold": validation_threshold, "calibration": Calibration.of(calibration)}
     incomplete = {folded(slide_id) for slide_id in incomplete_slides}
     read = read_predictions(predictions)
     slides, hits, left_out = [], [], {}
     for done, part in enumerate(read, start=1):
-        known = regions.get(part.slide_id)
-        slide = _slide(part, known, folded(part.slide_id) in incomplete, options, settings)
+        name, regions = part.slide_id, (tumor_regions or {}).get(part.slide_id)
+        geometry = None if regions is None or regions.geometry.is_empty else regions.geometry
+        slide = _slide(part, geometry, folded(name) in incomplete, options, settings)
         slides.append(slide)
         reason = _not_in_froc(slide)
         if reason:
-            left_out[part.slide_id] = reason
+            left_out[name] = reason
         else:
-            lesions = _lesions(part.slide_id, slide.geometry, options, sizes.get(part.slide_id))
-            hits.append(match(part.slide_id, part.patient, slide.detections, lesions))
+            lesions = _lesions(name, geometry, options, sizes.get(name))
+            hits.append(match(name, part.patient, slide.detections, lesions))
         progress(done, len(read), "evaluating slides")
-    scores = [score_slide(one.predictions, one.is_tumor, len(one.detections), options) for one in slides]
     return Evaluation(
         options=options,
         **settings,
         patch=_pooled([one.predictions for one in slides if not one.incomplete], options, settings),
-        slide=slide_metrics(scores, options),
+        slide=slide_metrics([one.score for one in slides], options),
         froc=froc(hits, options, left_out),
         slides=tuple(slides),
         notes=tuple(_notes(slides, left_out, options)),
@@ -165,34 +162,21 @@ def evaluate(
 
 def _slide(
     part: SlidePredictions,
-    regions: TumorRegions | None,
+    geometry: Any,
     incomplete: bool,
     options: EvaluationOptions,
     settings: Mapping[str, Any],
 ) -> SlideEvaluation:
     heatmap = heatmap_of(part)
+    found = find_detections(heatmap, options, part.mpp) if heatmap else ()
+    is_tumor = geometry is not None or bool((part.is_tumor | part.partial).any())
+    score = score_slide(part, is_tumor, len(found) if part.downsample else None, options)
     # One slide is one patient: its intervals resample square blocks of its tissue.
     side = part.stride * options.bootstrap_block
     block = (part.y // side) * (int(part.x.max(initial=0)) // side + 1) + part.x // side
-    patch = None
-    if not incomplete:
-        patch = patch_metrics(
-            part.probs,
-            part.is_tumor,
-            block,
-            options,
-            partial=part.partial,
-            unit="blocks of tissue",
-            **settings,
-        )
-    return SlideEvaluation(
-        predictions=part,
-        geometry=None if regions is None or regions.geometry.is_empty else regions.geometry,
-        incomplete=incomplete,
-        patch=patch,
-        heatmap=heatmap,
-        detections=find_detections(heatmap, options, part.mpp) if heatmap else (),
-    )
+    marks = {"partial": part.partial, "unit": "blocks of tissue", **settings}
+    patch = None if incomplete else patch_metrics(part.probs, part.is_tumor, block, options, **marks)
+    return SlideEvaluation(part, geometry, incomplete, score, patch, heatmap, found)
 
 
 def _pooled(
@@ -219,7 +203,7 @@ def _not_in_froc(slide: SlideEvaluation) -> str | None:
     """Why a slide's detections cannot be set against its lesions, None if they can."""
     if slide.incomplete:
         return INCOMPLETE
-    if slide.is_tumor and slide.geometry is None:
+    if slide.score.is_tumor and slide.geometry is None:
         return UNANNOTATED
     return NO_DOWNSAMPLE if slide.predictions.downsample is None else None
 

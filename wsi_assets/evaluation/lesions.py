@@ -59,36 +59,23 @@ def lesions_of_mask(
 
     Args:
         mpp: level-0 pixel size in um.
-        origin: (row, col) of the mask's first pixel in the slide's mask, where the mask is a window. A
-            window must hold a margin of :func:`margin` around the tumor, or end where the slide ends.
+        origin: (row, col) of the mask's first pixel, where it is a window of the slide's mask. A window holds
+            :func:`margin` around the tumor, or ends where the slide ends.
     """
     from scipy.ndimage import binary_fill_holes, distance_transform_edt, find_objects, label
 
     mask = np.asarray(mask, bool)
-    window, (top, left) = _window(mask, margin(mpp, level))
-    if not window.any():
-        return LesionMap(np.zeros((0, 0), np.int32), origin, 2**level, ())
-    near = distance_transform_edt(~window) < WIDENING_UM / (mpp * 2**level * 2)
+    if not mask.any():
+        return LesionMap(np.zeros(mask.shape, np.int32), origin, 2**level, ())
+    near = distance_transform_edt(~mask) < WIDENING_UM / (mpp * 2**level * 2)
     labels, _ = label(binary_fill_holes(near), structure=np.ones((3, 3), int))
-    origin = (origin[0] + top, origin[1] + left)
     lesions = []
     for number, (rows, cols) in enumerate(find_objects(labels), start=1):
         inside = labels[rows, cols] == number
         axis = major_axis(inside)
-        lesions.append(
-            Lesion(
-                label=number,
-                area=int(inside.sum()),
-                major_axis=axis,
-                box=(
-                    origin[0] + rows.start,
-                    origin[1] + cols.start,
-                    origin[0] + rows.stop,
-                    origin[1] + cols.stop,
-                ),
-                itc=axis < ITC_UM / (mpp * 2**level),
-            )
-        )
+        top, left = origin[0] + rows.start, origin[1] + cols.start
+        box = (top, left, top + inside.shape[0], left + inside.shape[1])
+        lesions.append(Lesion(number, int(inside.sum()), axis, box, axis < ITC_UM / (mpp * 2**level)))
     return LesionMap(labels.astype(np.int32), origin, 2**level, tuple(lesions))
 
 
@@ -154,12 +141,3 @@ def major_axis(mask: np.ndarray) -> float:
     row, col = rows - rows.mean(), cols - cols.mean()
     yy, xx, xy = (row * row).mean(), (col * col).mean(), (row * col).mean()
     return float(4 * math.sqrt((yy + xx) / 2 + math.sqrt(4 * xy**2 + (yy - xx) ** 2) / 2))
-
-
-def _window(mask: np.ndarray, pad: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The part of ``mask`` that holds its tumor and ``pad`` pixels around, and where it begins."""
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return mask[:0, :0], (0, 0)
-    top, left = max(rows[0] - pad, 0), max(cols[0] - pad, 0)
-    return mask[top : rows[-1] + pad + 1, left : cols[-1] + pad + 1], (int(top), int(left))

@@ -247,7 +247,10 @@ def _calibration_curve(
 
 @dataclass(frozen=True)
 class SlideScore:
-    """One slide's truth and scores; the scores are None when none of its patches has a probability."""
+    """One slide's truth and scores; the scores are None when none of its patches has a probability.
+
+    ``detections`` is None where patches have no place on level 0.
+    """
 
     slide_id: str
     patient: str
@@ -257,7 +260,7 @@ class SlideScore:
     quarantined: int
     maximum: float | None
     top_mean: float | None
-    detections: int
+    detections: int | None
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,7 @@ class SlideMetrics:
 
 
 def score_slide(
-    slide: SlidePredictions, is_tumor: bool, detections: int, options: EvaluationOptions
+    slide: SlidePredictions, is_tumor: bool, detections: int | None, options: EvaluationOptions
 ) -> SlideScore:
     """The scores of one slide; see the module's docstring for the two."""
     probs = np.sort(slide.probs[slide.seen])[::-1]

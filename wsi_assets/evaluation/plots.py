@@ -90,6 +90,7 @@ def calibration_png(
     right.hist(probs[~labels], edges, color=BLUE, alpha=0.55, label="normal patches")
     right.hist(probs[labels], edges, histtype="step", lw=2, color=ORANGE, label="tumor patches")
     right.set_yscale("symlog", linthresh=10)
+    right.set_ylim(top=6 * right.get_ylim()[1])  # room for the legend
     right.yaxis.set_major_formatter("{x:,.0f}")
     right.set(xlim=(0, 1), xlabel="Predicted probability (raw)", ylabel="Patches (log above 10)")
     right.set_title("Probabilities by truth", fontsize=10)
@@ -207,35 +208,31 @@ def view_of(slide: SlideEvaluation, reader: SlideReader | None, side: int, reaso
     mpp = slide.predictions.mpp
     parts = [slide.heatmap.bounds] if slide.heatmap else []
     parts += [slide.geometry.bounds] if slide.geometry is not None else []
+    box = np.array([0.0, 0.0, 1.0, 1.0])
+    if parts:
+        box = np.concatenate([np.min(parts, 0)[:2], np.max(parts, 0)[2:]])
+        box += np.array([-1, -1, 1, 1]) * MARGIN * max(box[2:] - box[:2])
     if reader is None:
-        box = _grown(parts) if parts else (0.0, 0.0, 1.0, 1.0)
-        return View(box, None, mpp, reason)
-    base = reader.levels[0]
-    whole = (0.0, 0.0, float(base.width), float(base.height))
-    box = _clipped(_grown(parts), whole) if parts else whole
-    shown = max(box[2] - box[0], box[3] - box[1])
+        return View(tuple(box.tolist()), None, mpp, reason)
+    whole = np.array([reader.levels[0].width, reader.levels[0].height] * 2)
+    box = np.clip(box, 0, whole)
+    if not parts or (box[2:] <= box[:2]).any():  # nothing of it lies on the slide
+        box = whole * [0, 0, 1, 1]
     try:
-        pixels = reader.thumbnail(min(math.ceil(side * max(whole) / shown), LARGEST_THUMBNAIL))
+        side = math.ceil(side * whole.max() / max(box[2:] - box[:2]))
+        pixels = reader.thumbnail(min(side, LARGEST_THUMBNAIL))
     except SlideError as error:
-        return View(box, None, mpp, str(error))
-    scale_x, scale_y = pixels.shape[1] / base.width, pixels.shape[0] / base.height
-    rows = slice(int(box[1] * scale_y), max(math.ceil(box[3] * scale_y), 1))
-    cols = slice(int(box[0] * scale_x), max(math.ceil(box[2] * scale_x), 1))
+        return View(tuple(box.tolist()), None, mpp, str(error))
+    scale = np.array([pixels.shape[1], pixels.shape[0]] * 2) / whole
+    x0, y0 = (box * scale).astype(int)[:2]
+    x1, y1 = np.clip(np.ceil(box * scale).astype(int), 1, [pixels.shape[1], pixels.shape[0]] * 2)[2:]
     # The box follows the whole pixels that were cut, so that what is drawn over them does not shift.
-    box = (
-        cols.start / scale_x,
-        rows.start / scale_y,
-        min(cols.stop, pixels.shape[1]) / scale_x,
-        min(rows.stop, pixels.shape[0]) / scale_y,
-    )
-    return View(box, pixels[rows, cols], mpp)
+    return View(tuple((np.array([x0, y0, x1, y1]) / scale).tolist()), pixels[y0:y1, x0:x1], mpp)
 
 
 def annotation_picture(slide: SlideEvaluation, view: View) -> np.ndarray:
     """The slide with the pathologist's annotation and a scale bar, uint8 (h, w, 3) RGB."""
-    canvas, axes = _canvas(view, bar=False)
-    if view.pixels is not None:
-        _show(axes, view.pixels, view)
+    canvas, axes = _canvas(view, view.pixels)
     _draw_annotation(axes, slide.geometry)
     _draw_scale_bar(axes, view)
     return canvas_pixels(canvas, DPI)
@@ -249,15 +246,14 @@ def overlay_picture(slide: SlideEvaluation, view: View, threshold: float) -> np.
     """
     from matplotlib import colormaps
 
-    canvas, axes = _canvas(view, bar=True)
-    colors = colormaps["viridis"]
+    grey = None
     if view.pixels is not None:
-        grey = view.pixels @ np.array([0.299, 0.587, 0.114])
-        _show(axes, np.repeat(grey[..., None], 3, axis=2).astype(np.uint8), view)
+        grey = np.repeat((view.pixels @ [0.299, 0.587, 0.114])[..., None], 3, axis=2).astype(np.uint8)
+    canvas, axes = _canvas(view, grey, strip=BAR_STRIP)
+    colors = colormaps["viridis"]
     if slide.heatmap is not None:
         image, extent = _cells(slide.heatmap, colors)
         axes.imshow(image, extent=extent, interpolation="nearest", zorder=2)
-    _frame(axes, view)
     _draw_annotation(axes, slide.geometry)
     # Weaker peaks are in the detections file; drawn here they would hide what they point at.
     strong = [found for found in slide.detections if found.probability >= threshold]
@@ -286,18 +282,17 @@ def _cells(heatmap, colors) -> tuple[np.ndarray, tuple[float, float, float, floa
     return image, (left, left + cols * heatmap.step, top + rows * heatmap.step, top)
 
 
-def _canvas(view: View, *, bar: bool):
-    """Canvas and axes; the slide has the same size in inches with and without the strip for a color bar."""
-    width, height = view.box[2] - view.box[0], view.box[3] - view.box[1]
-    inches = LONGER_SIDE / max(width, height)
-    width, height = max(width * inches, 1.8), max(height * inches, 1.2)
-    strip = BAR_STRIP if bar else 0.0
+def _canvas(view: View, pixels: np.ndarray | None, strip: float = 0.0):
+    """Canvas and axes over ``pixels``; the slide's size in inches does not depend on the strip below it."""
+    x0, y0, x1, y1 = view.box
+    inches = LONGER_SIDE / max(x1 - x0, y1 - y0)
+    width, height = max((x1 - x0) * inches, 1.8), max((y1 - y0) * inches, 1.2)
     canvas = new_canvas(width, height + strip, layout="none")
     axes = canvas.add_axes((0, strip / (height + strip), 1, height / (height + strip)))
-    axes.set_facecolor("#f2f2f2")
-    axes.set(xticks=[], yticks=[])
+    axes.set(xticks=[], yticks=[], xlim=(x0, x1), ylim=(y1, y0), aspect="equal", facecolor="#f2f2f2")
     axes.spines[:].set_color("#bbbbbb")
-    _frame(axes, view)
+    if pixels is not None:
+        axes.imshow(pixels, extent=(x0, x1, y1, y0), interpolation="antialiased", zorder=1)
     return canvas, axes
 
 
@@ -311,17 +306,6 @@ def _draw_color_bar(canvas, colors) -> None:
     place.tick_params(labelsize=8, pad=1)
 
 
-def _frame(axes, view: View) -> None:
-    x0, y0, x1, y1 = view.box
-    axes.set(xlim=(x0, x1), ylim=(y1, y0), aspect="equal")
-
-
-def _show(axes, pixels: np.ndarray, view: View) -> None:
-    x0, y0, x1, y1 = view.box
-    axes.imshow(pixels, extent=(x0, x1, y1, y0), interpolation="antialiased", zorder=1)
-    _frame(axes, view)
-
-
 def _draw_annotation(axes, geometry) -> None:
     import shapely
 
@@ -331,8 +315,8 @@ def _draw_annotation(axes, geometry) -> None:
         for ring in (polygon.exterior, *polygon.interiors):
             points = shapely.get_coordinates(ring)
             # Black within white is seen on stain, on glass and on every color of the map.
-            axes.plot(points[:, 0], points[:, 1], color="white", lw=2.6, zorder=4, solid_joinstyle="round")
-            axes.plot(points[:, 0], points[:, 1], color=INK, lw=1.2, zorder=5, solid_joinstyle="round")
+            for color, width, order in (("white", 2.6, 4), (INK, 1.2, 5)):
+                axes.plot(*points.T, color=color, lw=width, zorder=order, solid_joinstyle="round")
 
 
 def _draw_scale_bar(axes, view: View) -> None:
@@ -348,15 +332,3 @@ def _draw_scale_bar(axes, view: View) -> None:
     axes.text(
         left, base - 1.8 * thick, text, ha="left", va="bottom", fontsize=10, color=INK, zorder=9, bbox=plate
     )
-
-
-def _grown(parts: Sequence[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:
-    boxes = np.array(parts)
-    x0, y0 = boxes[:, :2].min(0)
-    x1, y1 = boxes[:, 2:].max(0)
-    pad = MARGIN * max(x1 - x0, y1 - y0)
-    return float(x0 - pad), float(y0 - pad), float(x1 + pad), float(y1 + pad)
-
-
-def _clipped(box, whole) -> tuple[float, float, float, float]:
-    return max(box[0], whole[0]), max(box[1], whole[1]), min(box[2], whole[2]), min(box[3], whole[3])
