@@ -183,20 +183,14 @@ def _pooled(
     parts: Sequence[SlidePredictions], options: EvaluationOptions, settings: Mapping[str, Any]
 ) -> PatchMetrics:
     """Metrics of the patches of all ``parts``, with intervals over patients."""
-    patients = sorted({part.patient for part in parts})
+    _, patient = np.unique([part.patient for part in parts], return_inverse=True)
 
     def all_of(name: str) -> np.ndarray:
         return np.concatenate([np.zeros(0, bool), *(getattr(part, name) for part in parts)])
 
-    groups = np.repeat([patients.index(part.patient) for part in parts], [len(part.y) for part in parts])
-    return patch_metrics(
-        all_of("probs"),
-        all_of("is_tumor"),
-        groups.astype(int),
-        options,
-        partial=all_of("partial"),
-        **settings,
-    )
+    groups = np.repeat(patient, [len(part.y) for part in parts])
+    probs, is_tumor, partial = all_of("probs"), all_of("is_tumor"), all_of("partial")
+    return patch_metrics(probs, is_tumor, groups, options, partial=partial, **settings)
 
 
 def _not_in_froc(slide: SlideEvaluation) -> str | None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_assets.drawing import jpeg_of, png_of
+from wsi_assets.drawing import jpeg_of, png_of, shrunk
 from wsi_assets.errors import SlideError
 from wsi_assets.evaluation import plots
 from wsi_assets.evaluation.evaluation import NO_DOWNSAMPLE, Evaluation, SlideEvaluation
@@ -223,20 +223,18 @@ def _slide_page(
         for patch in worst if reader is not None else ():
             try:
                 region = reader.read_region(part.level, patch.y, patch.x, part.patch_size, part.patch_size)
-                pictures[patch] = data_uri(jpeg_of(region.pixels, PATCH_SIDE), "jpeg")
+                pictures[patch] = data_uri(jpeg_of(shrunk(region.pixels, PATCH_SIDE)), "jpeg")
             except SlideError as error:
                 reason = str(error)
-    overlay = plots.overlay_picture(slide, view, evaluation.options.prediction_threshold)
+    shown = {"annotation": plots.annotation_picture(slide, view)}
     if part.downsample:
-        (out / "heatmaps" / f"{name}.png").write_bytes(png_of(overlay))
-    shown = {"annotation": plots.annotation_picture(slide, view), "overlay": overlay}
-    page: dict[str, Any] = {key: data_uri(jpeg_of(pixels), "jpeg") for key, pixels in shown.items()}
-    page["thumbnail"] = None
+        shown["overlay"] = plots.overlay_picture(slide, view, evaluation.options.prediction_threshold)
+        (out / "heatmaps" / f"{name}.png").write_bytes(png_of(shown["overlay"]))
     if view.pixels is not None:
-        page["thumbnail"] = data_uri(jpeg_of(view.pixels, THUMBNAIL_SIDE), "jpeg")
-    page |= {"slide": slide, "reason": view.reason or reason}
-    page["no_heatmap"] = None if part.downsample else NO_DOWNSAMPLE
-    return page, pictures
+        shown["thumbnail"] = shrunk(view.pixels, THUMBNAIL_SIDE)
+    page: dict[str, Any] = {key: data_uri(jpeg_of(pixels), "jpeg") for key, pixels in shown.items()}
+    no_heatmap = None if part.downsample else NO_DOWNSAMPLE
+    return page | {"slide": slide, "reason": view.reason or reason, "no_heatmap": no_heatmap}, pictures
 
 
 def render(template: str, **values: Any) -> str:

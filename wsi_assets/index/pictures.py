@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
-from wsi_assets.drawing import scale_bar
+from wsi_assets.drawing import jpeg_of, scale_bar
 from wsi_assets.index.sampling import slide_table
 
 if TYPE_CHECKING:
@@ -44,13 +44,10 @@ def overlay_jpeg(
     Raises:
         SlideError: the slide does not read.
     """
-    import cv2
-
     picture = overlay(reader, tissue, tumor, max_side=max_side)
     while True:
         for quality in (88, 80, 70, 60):
-            options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-            data = cv2.imencode(".jpg", picture[..., ::-1], options)[1].tobytes()
+            data = jpeg_of(picture, quality)
             if len(data) <= max_bytes:
                 return data
         if max_side <= 120:
