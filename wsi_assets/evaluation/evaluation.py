@@ -110,13 +110,12 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the predictions of the test slides.
 
-    A slide with an annotation or a tumor patch is a tumor slide. FROC leaves out slides with tumor patches
-    and no annotation, and those without a ``downsample``. Partial patches, which are neither class, count in
-    the heatmap and the slide scores, and in no patch metric.
+    The specification's keys are enough for patch and slide metrics. A slide with an annotation or a tumor
+    patch is a tumor slide. FROC leaves out slides with tumor patches and no annotation, and those without a
+    ``downsample``. Partial patches, which are neither class, count in heatmap and slide scores only.
 
     Args:
-        predictions: slide id -> index entry with ``probs``; a nan is a patch that could not be read. The
-            specification's keys are enough for patch and slide metrics.
+        predictions: slide id -> index entry with ``probs``, nan for a patch that could not be read.
         tumor_regions: slide id -> annotation; absent, None or empty for none.
         validation_threshold: the threshold on raw probabilities chosen on validation patches, if one was.
         calibration: ``{"temperature": ..., "bias": ...}`` of the model: calibrated logit = logit(p) /

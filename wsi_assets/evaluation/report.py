@@ -49,8 +49,8 @@ class ReportContext:
         split_notes: sentences about the split, e.g. that it had to be by slide.
         warnings: one line each on what is wrong with what the metrics rest on; a reader sees them first.
         epochs: rows with the columns of ``epoch_losses.csv``.
-        cross_validation: ``folds``, rows of numbers, with ``mean`` and ``spread`` (standard deviation) of their
-            metrics, as in ``cross_validation.json``; None if there was none.
+        cross_validation: ``folds``, rows of numbers, with ``mean`` and ``spread`` (standard deviation) of the
+            rows, as in ``cross_validation.json``; None if there was none.
         left_out: slide id -> why it is not part of this level.
         quarantined: rows of patches that could not be read.
         audit: rows of repairs and skips of annotations.
