@@ -25,7 +25,7 @@ from wsi_assets.evaluation.metrics import (
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import Predictions, SlidePredictions, read_predictions
 from wsi_assets.progress import Progress, silent
-from wsi_assets.slides.naming import folded
+from wsi_assets.slides.naming import normalize_id
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
@@ -132,13 +132,13 @@ def evaluate(
     began = time.monotonic()
     options, sizes = options or EvaluationOptions(), sizes or {}
     settings = {"validation_threshold": validation_threshold, "calibration": Calibration.of(calibration)}
-    incomplete = {folded(slide_id) for slide_id in incomplete_slides}
+    incomplete = {normalize_id(slide_id) for slide_id in incomplete_slides}
     read = read_predictions(predictions)
     slides, hits, left_out = [], [], {}
     for done, part in enumerate(read, start=1):
         name, regions = part.slide_id, (tumor_regions or {}).get(part.slide_id)
         geometry = None if regions is None or regions.geometry.is_empty else regions.geometry
-        slide = _slide(part, geometry, folded(name) in incomplete, options, settings)
+        slide = _slide(part, geometry, normalize_id(name) in incomplete, options, settings)
         slides.append(slide)
         reason = _not_in_froc(slide)
         if reason:
