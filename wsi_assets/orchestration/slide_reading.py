@@ -61,8 +61,8 @@ def read_outlines(
     from wsi_assets.slides import fingerprint, open_slide
 
     contents = None if outline is None else fingerprint(outline)
-    regions = None if outline is None else read_annotation(outline, options)
     found = TissueRegions.from_plain(tissue)
+    regions = None if outline is None else read_annotation(outline, options, bounds=found.bounds)
     with open_slide(path) as reader:
         overlay = overlay_jpeg(reader, found, regions)
         large = overlay_jpeg(reader, found, regions, max_side=2400, max_bytes=2_000_000)

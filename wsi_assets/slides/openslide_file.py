@@ -30,13 +30,22 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TILE_TABLES = {"generic-tiff", "aperio", "philips"}
 _SUBPIXEL = 1 / 512
 _MAX_BACK = 256
+_BLOCK = 1024
+_KEPT_BLOCKS = 16
+_ANY_PAGE_IS_A_LEVEL = {"generic-tiff", "aperio"}
+"""Formats of which OpenSlide takes any tiled page for a level, a macro or label picture too."""
 
 
 class OpenSlideFile:
     """An open slide.
 
-    ``vendor``; ``properties``; ``sizes``: (width, height) of each level as stored; ``downsamples``: what
-    OpenSlide reports, which is right only for placing its own reads.
+    Attributes:
+        vendor, properties: OpenSlide's name for the format, and what the file says of itself.
+        sizes: (width, height) of each level as stored, without pictures that are no levels and with those
+            that a TIFF keeps below its first page (SubIFDs, as OME-TIFF does), which OpenSlide does not see.
+        downsamples: what OpenSlide reports, which is right only for placing its own reads.
+        bounds: (x, y, width, height) of the scanned area in level-0 pixels; None if that is all.
+        notices: a line on each level that was left out.
 
     Raises:
         SlideError: the path is no slide that opens.
@@ -47,16 +56,52 @@ class OpenSlideFile:
         self._entry = _entry_of(path)
         self._handle: openslide.OpenSlide | None = None
         self._lengths_checked = False
+        self._blocks = lru_cache(_KEPT_BLOCKS)(self._read_block)
         handle = self._open()
         self.properties: Mapping[str, str] = _readable(handle.properties)
         self.vendor = self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
-        self.sizes: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
-        self.downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
+        sizes, downsamples = tuple(handle.level_dimensions), tuple(handle.level_downsamples)
         try:
-            self._check_tiles()
+            self._check_tiles(sizes)
+            self._sub_pages = self._find_sub_pages(sizes)
         except SlideError:
             self.close()
             raise
+        numbers, self.notices = self._true_levels(sizes)
+        below = [(page.imagewidth, page.imagelength) for page in self._sub_pages]
+        self._numbers: tuple[int | None, ...] = (*numbers, *[None] * len(below))
+        self.sizes: tuple[tuple[int, int], ...] = (*(sizes[number] for number in numbers), *below)
+        width, height = sizes[0]
+        self.downsamples: tuple[float, ...] = (
+            *(downsamples[number] for number in numbers),
+            *((width / w + height / h) / 2 for w, h in below),
+        )
+        self.bounds = _bounds_of(self.properties, sizes[0])
+
+    def has_level(self, level: int) -> bool:
+        """Whether OpenSlide itself has the level."""
+        return self._numbers[level] is not None
+
+    def page_of(self, level: int) -> tifffile.TiffPage | None:
+        """The TIFF page that holds a level as one grid of tiles, None if there is none.
+
+        Raises:
+            SlideError: the file cannot be read.
+        """
+        if not self.has_level(level):
+            return self._sub_pages[level - len(self.sizes)]
+        if self.vendor not in _TILE_TABLES:
+            return None
+        width, height = self.sizes[level]
+        # Philips' pages are larger than the level, by less than a tile.
+        fits = (
+            page
+            for page in self.tiff_pages
+            if page.is_tiled
+            and 0 <= page.imagewidth - width < (page.tilewidth if self.vendor == "philips" else 1)
+            and 0 <= page.imagelength - height < (page.tilelength if self.vendor == "philips" else 1)
+        )
+        return next(fits, None)
 
     @cached_property
     def tiff_pages(self) -> list[tifffile.TiffPage]:
@@ -82,7 +127,9 @@ class OpenSlideFile:
 
         OpenSlide places a window by level-0 coordinates over its own downsample and blends neighbours where
         that quotient is not whole. So the window is read from the nearest place above and left of it where
-        the quotient is whole, and cropped.
+        the quotient is whole, and cropped. Of a level that has too few such places it is put together from
+        blocks at fixed places, so that a pixel does not depend on the window; those not at a whole quotient
+        are blended by the ``0.5 / downsample`` pixels at most that OpenSlide allows no better.
 
         Raises:
             SlideError: the read fails. The handle, which OpenSlide then refuses to use, is opened again by
@@ -90,11 +137,42 @@ class OpenSlideFile:
         """
         if not self._lengths_checked:
             self._check_lengths()
+        if not self.has_level(level):
+            return self._read_sub_page(level, y, x, height, width)
+        if not blends(self.downsamples[level], max(self.sizes[level])):
+            return self._read_from_whole(level, y, x, height, width)
+        pixels, present = np.empty((height, width, 3), np.uint8), np.empty((height, width), bool)
+        for top in range(y // _BLOCK * _BLOCK, y + height, _BLOCK):
+            for left in range(x // _BLOCK * _BLOCK, x + width, _BLOCK):
+                block, there = self._blocks(level, top, left)
+                y0, y1 = max(y, top), min(y + height, top + block.shape[0])
+                x0, x1 = max(x, left), min(x + width, left + block.shape[1])
+                target = slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)
+                source = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+                pixels[target], present[target] = block[source], there[source]
+        return pixels, present
+
+    def close(self) -> None:
+        """Let go of the file; a later read opens it again."""
+        self._blocks.cache_clear()
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+    def _read_block(self, level: int, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
+        width, height = self.sizes[level]
+        return self._read_from_whole(level, top, left, min(_BLOCK, height - top), min(_BLOCK, width - left))
+
+    def _read_from_whole(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         downsample = self.downsamples[level]
         top, y0 = whole_start(y, downsample)
         left, x0 = whole_start(x, downsample)
         try:
-            image = self._open().read_region((x0, y0), level, (x - left + width, y - top + height))
+            image = self._open().read_region(
+                (x0, y0), self._numbers[level], (x - left + width, y - top + height)
+            )
         except openslide.OpenSlideError as error:
             self.close()
             raise SlideError(
@@ -105,27 +183,66 @@ class OpenSlideFile:
         rgba = np.asarray(image)[y - top :, x - left :]
         return _over_white(rgba)
 
-    def close(self) -> None:
-        """Let go of the file; a later read opens it again."""
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
+    def _read_sub_page(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        from wsi_assets.slides.tiff_tiles import open_tiles
 
-    def _check_tiles(self) -> None:
+        with open_tiles(self.path, level, self) as tiles:
+            return tiles.read_window(y, x, height, width)
+
+    def _find_sub_pages(self, sizes: tuple[tuple[int, int], ...]) -> list[tifffile.TiffPage]:
+        """Pages below the first one of a TIFF that are levels and can be read, the largest first."""
+        if self.vendor != "generic-tiff" or len(sizes) > 1:
+            return []
+        from wsi_assets.slides.tiff_tiles import is_plain
+
+        found: list[tifffile.TiffPage] = []
+        with contextlib.suppress(Exception):  # whatever tifffile makes of damage: OpenSlide's level remains
+            first = next(page for page in self.tiff_pages if (page.imagewidth, page.imagelength) == sizes[0])
+            with tifffile.TiffFile(self._entry) as file:
+                below = list(file.pages[self.tiff_pages.index(first)].pages or ())
+            below.sort(key=lambda page: -page.imagewidth)
+            for page in below:
+                size = page.imagewidth, page.imagelength
+                if page.is_tiled and is_plain(page, self.vendor) and _is_reduction(sizes[0], size, (1, 1)):
+                    found.append(page)
+        return found
+
+    def _true_levels(self, sizes: tuple[tuple[int, int], ...]) -> tuple[list[int], tuple[str, ...]]:
+        """OpenSlide's numbers of the levels, and a line on each picture that is none."""
+        if self.vendor not in _ANY_PAGE_IS_A_LEVEL:
+            return [*range(len(sizes))], ()
+        numbers, lines = [], []
+        for number, size in enumerate(sizes):
+            tile = self._tile_of(number)
+            if _is_reduction(sizes[0], size, tile):
+                numbers.append(number)
+            else:
+                lines.append(
+                    f"a picture of {size[0]} x {size[1]} pixels in the file is no level: it is no reduction "
+                    f"of {sizes[0][0]} x {sizes[0][1]} pixels, but perhaps a macro or label"
+                )
+        return numbers, tuple(lines)
+
+    def _tile_of(self, number: int) -> tuple[int, int]:
+        width, height = (
+            self.properties.get(f"openslide.level[{number}].tile-{side}") for side in ("width", "height")
+        )
+        return int(width or 1), int(height or 1)
+
+    def _check_tiles(self, sizes: tuple[tuple[int, int], ...]) -> None:
         """Refuse tiles that cannot be: OpenSlide takes memory for one before it reads it, ending the process
         where there is none; and a damaged width can claim more glass than anybody waits for.
 
         A TIFF lists each tile's place and length, in six bytes at the least, also of tiles never written.
         """
         listed = 0
-        for level, (width, height) in enumerate(self.sizes):
-            named = (
-                self.properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")
-            )
-            wide, high = (int(side or 0) for side in named)
+        for number, (width, height) in enumerate(sizes):
+            wide, high = self._tile_of(number)
             if wide * high > _MAX_TILE_PIXELS:
-                self._refuse(f"has tiles of {wide} x {high} pixels at level {level}")
-            if wide and high:
+                self._refuse(f"has tiles of {wide} x {high} pixels at level {number}")
+            if wide * high > 1:
                 listed += -(-width // wide) * -(-height // high)
         if self.vendor in _TILE_TABLES and listed * _MIN_TILE_BYTES > self._size():
             self._refuse(f"is too short to list its {listed} tiles")
@@ -201,6 +318,42 @@ def whole_start(position: int, downsample: float) -> tuple[int, int]:
     return best[1:]
 
 
+def is_whole_start(position: int, downsample: float) -> bool:
+    """Whether OpenSlide can read from this pixel of a level on without blending."""
+    start, base = whole_start(position, downsample)
+    return start == position and abs(base / downsample - start) < _SUBPIXEL
+
+
+@lru_cache(maxsize=4096)
+def blends(downsample: float, side: int) -> bool:
+    """Whether OpenSlide blends pixels of a level of this side, wherever a read of some of them begins."""
+    for position in range(0, side, _MAX_BACK):
+        start, base = whole_start(position, downsample)
+        if abs(base / downsample - start) >= _SUBPIXEL:
+            return True
+    return False
+
+
+def _is_reduction(base: tuple[int, int], size: tuple[int, int], tile: tuple[int, int]) -> bool:
+    """Whether (width, height) is ``base`` over one downsample, to within a pixel or padding to tiles."""
+    least, most = [], []
+    for whole, side, unit in zip(base, size, tile, strict=True):
+        padding = unit if unit > 1 and side % unit == 0 else 1
+        least.append(whole / (side + 1))
+        most.append(whole / max(side - padding, 0.5))
+    return max(least) <= min(most)
+
+
+def _bounds_of(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    try:
+        x, y, width, height = (
+            int(float(properties[f"openslide.bounds-{name}"])) for name in ("x", "y", "width", "height")
+        )
+    except (KeyError, ValueError, OverflowError):
+        return None
+    return None if (x, y, width, height) == (0, 0, *size) else (x, y, width, height)
+
+
 def _over_white(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     alpha = rgba[..., 3]
     present = alpha > 0
@@ -216,6 +369,10 @@ def _entry_of(path: Path) -> Path:
     found = stat_or_none(path)
     if found is None:
         raise SlideError("does not exist", path=path, remedy="Check the path, or that its disk is mounted")
+    if not stat.S_ISDIR(found.st_mode) and not stat.S_ISREG(found.st_mode):
+        raise SlideError(
+            "is a pipe, socket or device, no file", path=path, remedy="Take it out of the images folder"
+        )
     if stat.S_ISDIR(found.st_mode):
         try:
             members = sorted(

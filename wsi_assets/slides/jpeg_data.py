@@ -1,0 +1,75 @@
+"""JPEG data as TIFF tiles hold it: whether it is whole, and its color space. Bytes in, facts out."""
+
+from __future__ import annotations
+
+import re
+
+ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
+"""The segment of a JPEG file that names its color space, up to the last byte, which is one of these."""
+
+_TRANSFORMS = {0: "RGB", 1: "YCBCR"}
+_START_OF_SCAN = b"\xff\xda"
+_END = b"\xff\xd9"
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""A marker that cannot be within a scan: there FF is stuffed (FF 00), fills, or begins a restart."""
+_ZEROS = bytes(64)
+_AFTER = 16
+
+
+def hole_in(data: bytes, tables: bytes | None = None) -> str | None:
+    """What shows that the data of one picture was lost in copying, though decoders take it; None if nothing.
+
+    Decoders go on where a hole of zeros begins: zero bits are codes, and the rest becomes a wrong picture
+    without an error. 64 zero bytes in a scan are never a picture unless the all-zero code of every AC table
+    ends a block (flat areas, under tables made for them). A scan without its end marker was cut.
+
+    Args:
+        tables: the tables of an abbreviated stream.
+    """
+    start = data.find(_START_OF_SCAN)
+    if start < 0:
+        return "it has no picture"
+    if data.find(_END, start) < 0:
+        return "it has no end"
+    if _ZEROS in data[start:] and not _zeros_are_flat((tables or b"") + data[:start]):
+        end = data.find(_END, start)
+        if data.find(_ZEROS, start) < end:
+            return "it has a hole of zeros"
+    return None
+
+
+def ends_early(data: bytes) -> bool:
+    """Whether the first scan may end before the data does: a suspicion, for a strict decoder to judge.
+
+    True also of data with several scans (progressive) or with filler after its end.
+    """
+    start = data.find(_START_OF_SCAN)
+    marker = _MARKER.search(data, start + 2)
+    return marker is None or marker[0] != _END or marker.end() < len(data) - _AFTER
+
+
+def named_colorspace(segments: bytes) -> str | None:
+    """The color space that JPEG data names to every library, None if none.
+
+    JFIF's marker always means YCbCr; Adobe's says it (Adobe Technical Note 5116).
+    """
+    header = segments.partition(_START_OF_SCAN)[0]
+    if re.search(rb"\xff\xe0..JFIF\0", header, re.DOTALL):
+        return "YCBCR"
+    adobe = re.search(rb"\xff\xee..Adobe.{6}(.)", header, re.DOTALL)
+    return _TRANSFORMS.get(adobe[1][0], "another") if adobe else None
+
+
+def _zeros_are_flat(header: bytes) -> bool:
+    """Whether the code of zero bits alone ends a block in every AC table: its first symbol then is 0."""
+    found = False
+    for match in re.finditer(rb"\xff\xc4(..)", header, re.DOTALL):
+        at, end = match.end(), match.start() + 2 + int.from_bytes(match[1], "big")
+        while at + 17 <= min(end, len(header)):
+            count = sum(header[at + 1 : at + 17])
+            if header[at] >> 4 == 1 and count:
+                found = True
+                if header[at + 17 : at + 18] != b"\0":
+                    return False
+            at += 17 + count
+    return found
