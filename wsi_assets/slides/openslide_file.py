@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import numpy as np
@@ -16,6 +17,7 @@ import openslide
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.dicom import volume_files
 from wsi_assets.slides.listing import stat_or_none
 from wsi_assets.slides.naming import SLIDE_SUFFIXES
 
@@ -32,6 +34,8 @@ _SUBPIXEL = 1 / 512
 _MAX_BACK = 256
 _BLOCK = 1024
 _KEPT_BLOCKS = 16
+_MOST_AT_ONCE = 4096 - _MAX_BACK
+"""OpenSlide reads 4096 pixels at a time, and begins the next at a level-0 pixel that it rounds."""
 _ANY_PAGE_IS_A_LEVEL = {"generic-tiff", "aperio"}
 """Formats of which OpenSlide takes any tiled page for a level, a macro or label picture too."""
 
@@ -55,6 +59,8 @@ class OpenSlideFile:
         self.path = path
         self._entry = _entry_of(path)
         self._handle: openslide.OpenSlide | None = None
+        self._alone: dict[int, openslide.OpenSlide | None] = {}
+        self._folder: TemporaryDirectory | None = None
         self._lengths_checked = False
         self._blocks = lru_cache(_KEPT_BLOCKS)(self._read_block)
         handle = self._open()
@@ -127,9 +133,10 @@ class OpenSlideFile:
 
         OpenSlide places a window by level-0 coordinates over its own downsample and blends neighbours where
         that quotient is not whole. So the window is read from the nearest place above and left of it where
-        the quotient is whole, and cropped. Of a level that has too few such places it is put together from
-        blocks at fixed places, so that a pixel does not depend on the window; those not at a whole quotient
-        are blended by the ``0.5 / downsample`` pixels at most that OpenSlide allows no better.
+        the quotient is whole, and cropped. A DICOM level that has too few such places is opened as a slide of
+        its own, where every place is whole. Of such a level of another format (TIFF has its tiles) the window
+        is put together from blocks at fixed places, so that at least a pixel does not depend on the window;
+        those not at a whole quotient are blended by ``0.5 / downsample`` pixels at most.
 
         Raises:
             SlideError: the read fails. The handle, which OpenSlide then refuses to use, is opened again by
@@ -139,8 +146,13 @@ class OpenSlideFile:
             self._check_lengths()
         if not self.has_level(level):
             return self._read_sub_page(level, y, x, height, width)
-        if not blends(self.downsamples[level], max(self.sizes[level])):
-            return self._read_from_whole(level, y, x, height, width)
+        downsample = self.downsamples[level]
+        if blends(downsample, max(self.sizes[level])):
+            alone = self._open_alone(level)
+            if alone is not None:
+                return self._read_by(alone, level, 0, 1.0, y, x, height, width)
+        elif max(height, width) <= _MOST_AT_ONCE or downsample.is_integer():
+            return self._read_by(self._open(), level, self._numbers[level], downsample, y, x, height, width)
         pixels, present = np.empty((height, width, 3), np.uint8), np.empty((height, width), bool)
         for top in range(y // _BLOCK * _BLOCK, y + height, _BLOCK):
             for left in range(x // _BLOCK * _BLOCK, x + width, _BLOCK):
@@ -155,24 +167,38 @@ class OpenSlideFile:
     def close(self) -> None:
         """Let go of the file; a later read opens it again."""
         self._blocks.cache_clear()
+        for alone in self._alone.values():
+            if alone is not None:
+                alone.close()
+        self._alone.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
         if self._handle is not None:
             self._handle.close()
             self._handle = None
 
     def _read_block(self, level: int, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
         width, height = self.sizes[level]
-        return self._read_from_whole(level, top, left, min(_BLOCK, height - top), min(_BLOCK, width - left))
+        high, wide = min(_BLOCK, height - top), min(_BLOCK, width - left)
+        number, downsample = self._numbers[level], self.downsamples[level]
+        return self._read_by(self._open(), level, number, downsample, top, left, high, wide)
 
-    def _read_from_whole(
-        self, level: int, y: int, x: int, height: int, width: int
+    def _read_by(
+        self,
+        handle: openslide.OpenSlide,
+        level: int,
+        number: int,
+        downsample: float,
+        y: int,
+        x: int,
+        height: int,
+        width: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        downsample = self.downsamples[level]
         top, y0 = whole_start(y, downsample)
         left, x0 = whole_start(x, downsample)
         try:
-            image = self._open().read_region(
-                (x0, y0), self._numbers[level], (x - left + width, y - top + height)
-            )
+            image = handle.read_region((x0, y0), number, (x - left + width, y - top + height))
         except openslide.OpenSlideError as error:
             self.close()
             raise SlideError(
@@ -182,6 +208,31 @@ class OpenSlideFile:
             ) from error
         rgba = np.asarray(image)[y - top :, x - left :]
         return _over_white(rgba)
+
+    def _open_alone(self, level: int) -> openslide.OpenSlide | None:
+        """A level of a DICOM slide as a slide of its own; None if it cannot be had so."""
+        if self.vendor == "dicom" and level not in self._alone:
+            self._alone[level] = None
+            with contextlib.suppress(OSError, StopIteration, openslide.OpenSlideError):
+                series = self.properties.get("dicom.SeriesInstanceUID")
+                file = next(
+                    file
+                    for file in volume_files(_members(self._entry.parent))
+                    if (file.series, file.size) == (series, self.sizes[level])
+                )
+                # OpenSlide takes all files of a series that lie beside the one it is given, and opens the
+                # file by its path for each read.
+                self._folder = self._folder or TemporaryDirectory(prefix="dicom-level-")
+                place = Path(self._folder.name, str(level), "level.dcm")
+                place.parent.mkdir()
+                place.symlink_to(file.path.absolute())
+                handle = openslide.OpenSlide(place)
+                if handle.level_dimensions == (self.sizes[level],):
+                    handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+                    self._alone[level] = handle
+                else:
+                    handle.close()
+        return self._alone.get(level)
 
     def _read_sub_page(
         self, level: int, y: int, x: int, height: int, width: int
@@ -375,14 +426,19 @@ def _entry_of(path: Path) -> Path:
         )
     if stat.S_ISDIR(found.st_mode):
         try:
-            members = sorted(
-                file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")
-            )
+            members = _members(path)
+            volumes = volume_files(members)
         except OSError as error:
             raise SlideError(
-                f"cannot be listed ({error.strerror})", path=path, remedy="Check its permissions"
+                f"cannot be read ({error.strerror})", path=path, remedy="Check its permissions"
             ) from error
-        for member in members:
+        if len({file.series for file in volumes}) > 1:
+            raise SlideError(
+                f"holds {len({file.series for file in volumes})} DICOM series, so more than one slide",
+                path=path,
+                remedy="Give each series a folder of its own",
+            )
+        for member in [*(file.path for file in volumes), *members]:
             if openslide.OpenSlide.detect_format(member) == "dicom":
                 return member
         for member in members:
@@ -393,6 +449,11 @@ def _entry_of(path: Path) -> Path:
             remedy=f"Name a file ({' '.join(sorted(SLIDE_SUFFIXES))}) or a folder of .dcm files",
         )
     return path
+
+
+def _members(folder: Path) -> list[Path]:
+    """The regular files of a folder, hidden ones excepted, by name."""
+    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
 
 
 def _check_reads(path: Path) -> None:
