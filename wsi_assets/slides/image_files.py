@@ -81,8 +81,9 @@ class ImageFiles:
             self.unread.append((place.name, place, why))
             folders.clear()
             return
-        if not files and not folders and place.suffix.lower() in SLIDE_SUFFIXES and place != self.root:
-            self.unread.append((place.stem, place, "is an empty folder. Copy the slide again"))
+        named = place.suffix.lower() in SLIDE_SUFFIXES and place != self.root and not folders
+        if named and not SLIDE_SUFFIXES & set(suffixes.values()):
+            self.unread.append((place.stem, place, "is a folder without a slide. Copy the slide again"))
         hamamatsu = {".vms", ".vmu"} & set(suffixes.values())
         for name, suffix in suffixes.items():
             if not (hamamatsu and suffix in {".jpg", ".opt"}):
@@ -141,7 +142,7 @@ def passed_over(paths: list[Path], what: str) -> list[str]:
         return []
     endings = Counter(path.suffix.lower() or "no ending" for path in paths)
     said = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items())[:8])
-    return [f"{len(paths)} files are {what} and are passed over: {said}, e.g. {paths[0]}"]
+    return [f"files that are {what} are passed over: {said}, e.g. {paths[0]}"]
 
 
 def content_of(path: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import stat
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
@@ -18,6 +19,7 @@ import tifffile
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.dicom import volume_files
+from wsi_assets.slides.jpeg_data import hole_in
 from wsi_assets.slides.listing import stat_or_none
 from wsi_assets.slides.naming import SLIDE_SUFFIXES
 
@@ -32,6 +34,7 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TILE_TABLES = {"generic-tiff", "aperio", "philips"}
 _SUBPIXEL = 1 / 512
 _MAX_BACK = 256
+_JPEG = 7
 _BLOCK = 1024
 _KEPT_BLOCKS = 16
 _MOST_AT_ONCE = 4096 - _MAX_BACK
@@ -59,6 +62,8 @@ class OpenSlideFile:
         self.path = path
         self._entry = _entry_of(path)
         self._handle: openslide.OpenSlide | None = None
+        self._jpeg_pages: dict[int, tifffile.TiffPage | None] = {}
+        self._sound: set[tuple[int, int]] = set()
         self._alone: dict[int, openslide.OpenSlide | None] = {}
         self._folder: TemporaryDirectory | None = None
         self._lengths_checked = False
@@ -146,6 +151,7 @@ class OpenSlideFile:
             self._check_lengths()
         if not self.has_level(level):
             return self._read_sub_page(level, y, x, height, width)
+        self._check_holes(level, y, x, height, width)
         downsample = self.downsamples[level]
         if blends(downsample, max(self.sizes[level])):
             alone = self._open_alone(level)
@@ -310,6 +316,37 @@ class OpenSlideFile:
                 self._refuse(f"lists a tile of {longest} bytes, more than the {size} of the whole file")
         self._lengths_checked = True
 
+    def _check_holes(self, level: int, y: int, x: int, height: int, width: int) -> None:
+        """Refuse a window over a JPEG tile with a hole, of which OpenSlide makes a wrong picture."""
+        page = self._jpeg_page(level)
+        if page is None:
+            return
+        high, wide, across = page.tilelength, page.tilewidth, -(-page.imagewidth // page.tilewidth)
+        with self._entry.open("rb", buffering=0) as stream:
+            for row in range(y // high, (y + height - 1) // high + 1):
+                for col in range(x // wide, (x + width - 1) // wide + 1):
+                    number = row * across + col
+                    offset, length = page.dataoffsets[number], page.databytecounts[number]
+                    if (level, number) in self._sound or min(offset, length) <= 0:
+                        continue
+                    if hole := hole_in(os.pread(stream.fileno(), length, offset), page.jpegtables):
+                        raise SlideError(
+                            f"tile at row {row}, column {col} of level {level} is damaged ({hole})",
+                            path=self.path,
+                            remedy="Copy or scan the slide again",
+                        )
+                    self._sound.add((level, number))
+
+    def _jpeg_page(self, level: int) -> tifffile.TiffPage | None:
+        if level not in self._jpeg_pages:
+            page = self.page_of(level)
+            tiles = 0
+            if page is not None:
+                tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
+            known = page is not None and page.compression == _JPEG and len(page.dataoffsets) == tiles
+            self._jpeg_pages[level] = page if known else None
+        return self._jpeg_pages[level]
+
     def _size(self) -> int:
         found = stat_or_none(self._entry)
         return found.st_size if found else 0
@@ -323,8 +360,25 @@ class OpenSlideFile:
         parts = chain(*(zip(page.dataoffsets, page.databytecounts, strict=False) for page in self.tiff_pages))
         if _is_tiff(self._entry) and (not self.tiff_pages or any(sum(part) > size for part in parts)):
             self._refuse(f"is a TIFF that ends, after {size} bytes, before its pages do")
+        if odd := self._odd_picture():
+            return SlideError(
+                f"holds a tiled picture of {odd[0]} x {odd[1]} pixels that is no reduction of its first "
+                "page, perhaps a macro or label, for which OpenSlide refuses the file",
+                path=self.path,
+                remedy="Write the slide again without that picture",
+            )
         fault = "is empty (0 bytes)" if size == 0 else "is not a slide OpenSlide knows"
         return SlideError(fault, path=self.path, remedy=remedy)
+
+    def _odd_picture(self) -> tuple[int, int] | None:
+        """(width, height) of a tiled page of a TIFF that is no level of its first page, None without one."""
+        tiled = [page for page in self.tiff_pages if page.is_tiled]
+        sizes = [(page.imagewidth, page.imagelength) for page in tiled]
+        tiles = [(page.tilewidth, page.tilelength) for page in tiled]
+        odd = (
+            size for size, tile in zip(sizes, tiles, strict=True) if not _is_reduction(sizes[0], size, tile)
+        )
+        return next(odd, None)
 
     def _refuse(self, fault: str) -> NoReturn:
         raise SlideError(
@@ -378,11 +432,9 @@ def is_whole_start(position: int, downsample: float) -> bool:
 @lru_cache(maxsize=4096)
 def blends(downsample: float, side: int) -> bool:
     """Whether OpenSlide blends pixels of a level of this side, wherever a read of some of them begins."""
-    for position in range(0, side, _MAX_BACK):
-        start, base = whole_start(position, downsample)
-        if abs(base / downsample - start) >= _SUBPIXEL:
-            return True
-    return False
+    starts = np.arange(side)
+    whole = starts[np.abs(np.rint(starts * downsample) / downsample - starts) < _SUBPIXEL]
+    return bool(np.diff(whole, append=side).max(initial=0) > _MAX_BACK)
 
 
 def _is_reduction(base: tuple[int, int], size: tuple[int, int], tile: tuple[int, int]) -> bool:
