@@ -67,7 +67,7 @@ def _bounded(path: Path, is_xml: bool, stream: IO[bytes]) -> IO[bytes]:
 def _check_size(path: Path, is_xml: bool, size: int) -> None:
     most = _most(is_xml)
     if size > most:
-        raise damaged(path, f"has over {most // 2**20} MB, more than any annotations need")
+        raise damaged(path, f"has {size / 2**20:.0f} MB, more than any annotations need ({most // 2**20})")
 
 
 def _most(is_xml: bool) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
 ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
 """The segment of a JPEG file that names its color space, up to the last byte, which is one of these."""
 
@@ -12,6 +14,8 @@ _START_OF_SCAN = b"\xff\xda"
 _END = b"\xff\xd9"
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """A marker that cannot be within a scan: there FF is stuffed (FF 00), fills, or begins a restart."""
+_BASELINE = re.compile(rb"\xff[\xc0\xc1]\0")
+_RESTARTS = b"\xff\xdd"
 _ZEROS = bytes(64)
 _AFTER = 16
 
@@ -20,20 +24,21 @@ def hole_in(data: bytes, tables: bytes | None = None) -> str | None:
     """What shows that the data of one picture was lost in copying, though decoders take it; None if nothing.
 
     Decoders go on where a hole of zeros begins: zero bits are codes, and the rest becomes a wrong picture
-    without an error. 64 zero bytes in a scan are never a picture unless the all-zero code of every AC table
-    ends a block (flat areas, under tables made for them). A scan without its end marker was cut.
+    without an error. In a baseline scan 64 zero bytes are never a picture unless the all-zero code of every
+    AC table ends a block (flat areas, under tables made for them). A scan without its end marker was cut.
 
     Args:
         tables: the tables of an abbreviated stream.
     """
     start = data.find(_START_OF_SCAN)
-    if start < 0:
-        return "it has no picture"
-    if data.find(_END, start) < 0:
-        return "it has no end"
-    if _ZEROS in data[start:] and not _zeros_are_flat((tables or b"") + data[:start]):
-        end = data.find(_END, start)
-        if data.find(_ZEROS, start) < end:
+    end = data.rfind(_END, max(start, 0))
+    if start < 0 or end < 0:
+        return "it has no picture" if start < 0 else "it has no end"
+    # Words first: a search by bytes takes a tenth of the decoder's time.
+    words = np.frombuffer(data, np.uint64, len(data) // 8)
+    if not words.all() and 0 <= data.find(_ZEROS, start) < end:
+        header = (tables or b"") + data[:start]
+        if _BASELINE.search(header) and not _zeros_are_flat(header):
             return "it has a hole of zeros"
     return None
 
@@ -41,9 +46,14 @@ def hole_in(data: bytes, tables: bytes | None = None) -> str | None:
 def ends_early(data: bytes) -> bool:
     """Whether the first scan may end before the data does: a suspicion, for a strict decoder to judge.
 
-    True also of data with several scans (progressive) or with filler after its end.
+    True also of data with filler after its end. Decoders that lose their way leave the last block mid-grey,
+    unless restart markers lead them back; so only with those the scan is searched for other markers.
     """
     start = data.find(_START_OF_SCAN)
+    if data.rfind(_END, max(start, 0)) < len(data) - _AFTER:
+        return True
+    if _RESTARTS not in data[: max(start, 0)]:
+        return False
     marker = _MARKER.search(data, start + 2)
     return marker is None or marker[0] != _END or marker.end() < len(data) - _AFTER
 

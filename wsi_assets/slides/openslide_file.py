@@ -13,13 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
+import imagecodecs
 import numpy as np
 import openslide
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.dicom import volume_files
-from wsi_assets.slides.jpeg_data import hole_in
+from wsi_assets.slides.jpeg_data import ends_early, hole_in
 from wsi_assets.slides.listing import stat_or_none
 from wsi_assets.slides.naming import SLIDE_SUFFIXES
 
@@ -329,9 +330,9 @@ class OpenSlideFile:
                     offset, length = page.dataoffsets[number], page.databytecounts[number]
                     if (level, number) in self._sound or min(offset, length) <= 0:
                         continue
-                    if hole := hole_in(os.pread(stream.fileno(), length, offset), page.jpegtables):
+                    if fault := _jpeg_fault(os.pread(stream.fileno(), length, offset), page.jpegtables):
                         raise SlideError(
-                            f"tile at row {row}, column {col} of level {level} is damaged ({hole})",
+                            f"tile at row {row}, column {col} of level {level} is damaged ({fault})",
                             path=self.path,
                             remedy="Copy or scan the slide again",
                         )
@@ -394,6 +395,19 @@ class OpenSlideFile:
             handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
             self._handle = handle
         return self._handle
+
+
+def _jpeg_fault(data: bytes, tables: bytes | None) -> str | None:
+    """Why JPEG data is no whole picture, although OpenSlide may take it for one; None if it is."""
+    fault = hole_in(data, tables)
+    if fault or not ends_early(data):
+        return fault
+    try:
+        pixels = imagecodecs.jpeg8_decode(data, tables=tables)
+    except Exception as error:  # the codec's error types differ between its versions
+        return one_line(error)
+    # The decoder leaves what is missing mid-grey, the last block above all.
+    return "it ends early" if (pixels[-8:, -8:] == 128).all() else None
 
 
 def _readable(properties: Mapping[str, str]) -> dict[str, str]:

@@ -75,6 +75,8 @@ class TileLevel:
         try:
             return self._decode_jpeg(row, col, data) if self._is_jpeg else self._decode(row, col, data)
         except Exception as error:  # the codecs' error types differ between their versions
+            if isinstance(error, SlideError) and "damaged" in error.fault:
+                raise
             fault = error.fault if isinstance(error, SlideError) else one_line(error)
             raise self._damaged(row, col, fault) from error
 
@@ -166,7 +168,7 @@ class TileLevel:
 
     def _decode_jpeg(self, row: int, col: int, data: bytes) -> np.ndarray:
         if hole := hole_in(data, self._tables):
-            raise self._damaged(row, col, hole)
+            raise ValueError(hole)
         # TiffPage.decode would take as much memory as damaged data claims; ``out`` refuses another size.
         tile = imagecodecs.jpeg8_decode(
             data,
@@ -179,7 +181,7 @@ class TileLevel:
         if ends_early(data) or (tile[-8:, -8:] == 128).all():
             if not self._slide.has_level(self.index):
                 if ends_early(data):
-                    raise self._damaged(row, col, "it ends early")
+                    raise ValueError("it ends early")
             else:
                 self._read_by_openslide(row, col)  # refuses what the decoder here only warns of
         return tile
@@ -187,7 +189,7 @@ class TileLevel:
     def _decode(self, row: int, col: int, data: bytes) -> np.ndarray:
         """A tile of another compression than JPEG, by tifffile; OpenSlide's colors of Aperio's YCbCr."""
         if self._page.compression in _JPEG_2000:
-            self._check_codestream(row, col, data)
+            self._check_codestream(data)
         number = self._number(row, col)
         pixels = np.asarray(self._page.decode(data, number)[0])[0]
         tile = np.zeros((self.tile_height, self.tile_width, 3), np.uint8)
@@ -196,16 +198,16 @@ class TileLevel:
         tile[: pixels.shape[0], : pixels.shape[1]] = pixels
         return tile
 
-    def _check_codestream(self, row: int, col: int, data: bytes) -> None:
+    def _check_codestream(self, data: bytes) -> None:
         """Refuse JPEG 2000 data of another size, before it takes memory, and data that lost its end."""
         wide, high, left, top = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
         if not data.startswith(_CODESTREAM) or (wide - left, high - top) != (
             self.tile_width,
             self.tile_height,
         ):
-            raise self._damaged(row, col, "it is no JPEG 2000 picture of the tile's size")
+            raise ValueError("it is no JPEG 2000 picture of the tile's size")
         if data.endswith(bytes(16)) and b"\xff\xd9" not in data[-64:]:
-            raise self._damaged(row, col, "it has no end")
+            raise ValueError("it has no end")
 
     def _read_bytes(self, row: int, col: int) -> bytes | None:
         number = self._number(row, col)
