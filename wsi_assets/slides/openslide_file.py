@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import stat
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
@@ -36,6 +37,10 @@ _TILE_TABLES = {"generic-tiff", "aperio", "philips"}
 _SUBPIXEL = 1 / 512
 _MAX_BACK = 256
 _JPEG = 7
+_PAGE_NAME, _X_RESOLUTION, _RESOLUTION_UNIT = 285, 282, 296
+_PER_CM = {2: 1 / 2.54, 3: 1.0}
+_SAME_SCALE = 2.0
+_OTHER_PICTURES = re.compile(r"\b(label|macro|overview|thumbnail)\b", re.IGNORECASE)
 _BLOCK = 1024
 _KEPT_BLOCKS = 16
 _MOST_AT_ONCE = 4096 - _MAX_BACK
@@ -271,17 +276,43 @@ class OpenSlideFile:
         """OpenSlide's numbers of the levels, and a line on each picture that is none."""
         if self.vendor not in _ANY_PAGE_IS_A_LEVEL:
             return [*range(len(sizes))], ()
+        tiles = [self._tile_of(number) for number in range(len(sizes))]
+        # A writer that pads to whole tiles pads every level.
+        pads = all(
+            size[i] % tile[i] == 0 for size, tile in zip(sizes[1:], tiles[1:], strict=True) for i in (0, 1)
+        )
         numbers, lines = [], []
         for number, size in enumerate(sizes):
-            tile = self._tile_of(number)
-            if _is_reduction(sizes[0], size, tile):
+            why = None
+            if not _is_reduction(sizes[0], size, tiles[number] if pads else (1, 1)):
+                width, height = sizes[0]
+                why = f"it is no reduction of {width} x {height} pixels, but perhaps a macro or label"
+            elif number:
+                why = self._named_otherwise(sizes[0], size)
+            if why is None:
                 numbers.append(number)
             else:
-                lines.append(
-                    f"a picture of {size[0]} x {size[1]} pixels in the file is no level: it is no reduction "
-                    f"of {sizes[0][0]} x {sizes[0][1]} pixels, but perhaps a macro or label"
-                )
+                lines.append(f"a picture of {size[0]} x {size[1]} pixels in the file is no level: {why}")
         return numbers, tuple(lines)
+
+    def _named_otherwise(self, base: tuple[int, int], size: tuple[int, int]) -> str | None:
+        """What the TIFF page of a level says of it that makes it none: its name, or its resolution."""
+        pages = {(page.imagewidth, page.imagelength): page for page in reversed(self.tiff_pages)}
+        page, first = pages.get(size), pages.get(base)
+        if page is None or first is None or size == base:
+            return None
+        # Fields behind the first | may hold anybody's words.
+        text = f"{page.description.partition('|')[0]} {page.tags.valueof(_PAGE_NAME, '')}"
+        named = None if "<" in text else _OTHER_PICTURES.search(text)
+        if named:
+            return f"the file calls it {named[0].lower()}"
+        fine, coarse = _resolution(first), _resolution(page)
+        # Many writers give all levels the resolution of the first, or none.
+        if fine and coarse and fine > coarse * 1.01:
+            ratio, downsample = fine / coarse, base[0] / size[0]
+            if not 1 / _SAME_SCALE < ratio / downsample < _SAME_SCALE:
+                return f"by its resolution its pixels are {ratio:.3g} times as large as those of level 0"
+        return None
 
     def _tile_of(self, number: int) -> tuple[int, int]:
         width, height = (
@@ -408,6 +439,15 @@ def _jpeg_fault(data: bytes, tables: bytes | None) -> str | None:
         return one_line(error)
     # The decoder leaves what is missing mid-grey, the last block above all.
     return "it ends early" if (pixels[-8:, -8:] == 128).all() else None
+
+
+def _resolution(page: tifffile.TiffPage) -> float | None:
+    """Pixels per cm of a TIFF page, None if it does not say."""
+    number = page.tags.valueof(_X_RESOLUTION)
+    unit = _PER_CM.get(page.tags.valueof(_RESOLUTION_UNIT, 0))
+    if unit is None or not isinstance(number, tuple) or min(number) <= 0:
+        return None
+    return number[0] / number[1] * unit
 
 
 def _readable(properties: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import tifffile
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.openslide_file import OpenSlideFile, blends
-from wsi_assets.slides.tiff_tiles import open_tiles
+from wsi_assets.slides.tiff_tiles import is_ycbcr, open_tiles, rgb_of
 
 
 class ReferenceReader:
@@ -80,7 +80,8 @@ class ReferenceReader:
                         raise SlideError(
                             f"does not read ({one_line(error)})", path=self._slide.path
                         ) from error
-                    _paste(pixels, np.asarray(tile)[0], place[2] - y, place[3] - x)
+                    tile = np.asarray(tile)[0]
+                    _paste(pixels, rgb_of(tile) if is_ycbcr(page) else tile, place[2] - y, place[3] - x)
         return pixels
 
 

@@ -193,8 +193,8 @@ class TileLevel:
         number = self._number(row, col)
         pixels = np.asarray(self._page.decode(data, number)[0])[0]
         tile = np.zeros((self.tile_height, self.tile_width, 3), np.uint8)
-        if _JPEG_2000.get(self._page.compression):
-            pixels = _rgb_of(pixels)
+        if is_ycbcr(self._page):
+            pixels = rgb_of(pixels)
         tile[: pixels.shape[0], : pixels.shape[1]] = pixels
         return tile
 
@@ -297,7 +297,12 @@ def is_plain(page: tifffile.TiffPage, vendor: str) -> bool:
     )
 
 
-def _rgb_of(ycbcr: np.ndarray) -> np.ndarray:
+def is_ycbcr(page: tifffile.TiffPage) -> bool:
+    """Whether a page's JPEG 2000 data holds YCbCr, which no decoder knows of."""
+    return _JPEG_2000.get(page.compression, False)
+
+
+def rgb_of(ycbcr: np.ndarray) -> np.ndarray:
     """RGB of YCbCr by OpenSlide's rounding, uint8 (h, w, 3)."""
     y, cb, cr = (ycbcr[..., i].astype(np.int32) - (128 if i else 0) for i in range(3))
     red = y + np.rint(1.402 * cr).astype(np.int32)
