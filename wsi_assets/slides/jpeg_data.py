@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+import imagecodecs
 import numpy as np
+
+from wsi_assets.errors import one_line
 
 ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
 """The segment of a JPEG file that names its color space, up to the last byte, which is one of these."""
@@ -41,6 +44,22 @@ def hole_in(data: bytes, tables: bytes | None = None) -> str | None:
         if _BASELINE.search(header) and not _zeros_are_flat(header):
             return "it has a hole of zeros"
     return None
+
+
+def fault_of(data: bytes, tables: bytes | None) -> str | None:
+    """Why JPEG data is no whole picture, although decoders may take it for one; None if it is.
+
+    Decodes where :func:`ends_early` is not enough to say.
+    """
+    fault = hole_in(data, tables)
+    if fault or not ends_early(data):
+        return fault
+    try:
+        pixels = imagecodecs.jpeg8_decode(data, tables=tables)
+    except Exception as error:  # the codec's error types differ between its versions
+        return one_line(error)
+    # What is missing is left mid-grey, the last block above all.
+    return "it ends early" if (pixels[-8:, -8:] == 128).all() else None
 
 
 def ends_early(data: bytes) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import stat
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
@@ -14,14 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
-import imagecodecs
 import numpy as np
 import openslide
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.dicom import volume_files
-from wsi_assets.slides.jpeg_data import ends_early, hole_in
+from wsi_assets.slides.jpeg_data import fault_of
+from wsi_assets.slides.levels import Size, odd_picture, reductions_to, size_of, true_levels
 from wsi_assets.slides.listing import stat_or_none
 from wsi_assets.slides.naming import SLIDE_SUFFIXES
 
@@ -37,10 +36,6 @@ _TILE_TABLES = {"generic-tiff", "aperio", "philips"}
 _SUBPIXEL = 1 / 512
 _MAX_BACK = 256
 _JPEG = 7
-_PAGE_NAME, _X_RESOLUTION, _RESOLUTION_UNIT = 285, 282, 296
-_PER_CM = {2: 1 / 2.54, 3: 1.0}
-_SAME_SCALE = 2.0
-_OTHER_PICTURES = re.compile(r"\b(label|macro|overview|thumbnail)\b", re.IGNORECASE)
 _BLOCK = 1024
 _KEPT_BLOCKS = 16
 _MOST_AT_ONCE = 4096 - _MAX_BACK
@@ -84,10 +79,12 @@ class OpenSlideFile:
         except SlideError:
             self.close()
             raise
-        numbers, self.notices = self._true_levels(sizes)
-        below = [(page.imagewidth, page.imagelength) for page in self._sub_pages]
+        numbers, self.notices = [*range(len(sizes))], ()
+        if self.vendor in _ANY_PAGE_IS_A_LEVEL and len(sizes) > 1:
+            numbers, self.notices = true_levels(sizes, self._tile_of, self.tiff_pages)
+        below = [size_of(page) for page in self._sub_pages]
         self._numbers: tuple[int | None, ...] = (*numbers, *[None] * len(below))
-        self.sizes: tuple[tuple[int, int], ...] = (*(sizes[number] for number in numbers), *below)
+        self.sizes: tuple[Size, ...] = (*(sizes[number] for number in numbers), *below)
         width, height = sizes[0]
         self.downsamples: tuple[float, ...] = (
             *(downsamples[number] for number in numbers),
@@ -254,65 +251,19 @@ class OpenSlideFile:
         with open_tiles(self.path, level, self) as tiles:
             return tiles.read_window(y, x, height, width)
 
-    def _find_sub_pages(self, sizes: tuple[tuple[int, int], ...]) -> list[tifffile.TiffPage]:
+    def _find_sub_pages(self, sizes: tuple[Size, ...]) -> list[tifffile.TiffPage]:
         """Pages below the first one of a TIFF that are levels and can be read, the largest first."""
         if self.vendor != "generic-tiff" or len(sizes) > 1:
             return []
         from wsi_assets.slides.tiff_tiles import is_plain
 
-        found: list[tifffile.TiffPage] = []
         with contextlib.suppress(Exception):  # whatever tifffile makes of damage: OpenSlide's level remains
-            first = next(page for page in self.tiff_pages if (page.imagewidth, page.imagelength) == sizes[0])
+            first = [size_of(page) for page in self.tiff_pages].index(sizes[0])
             with tifffile.TiffFile(self._entry) as file:
-                below = list(file.pages[self.tiff_pages.index(first)].pages or ())
-            below.sort(key=lambda page: -page.imagewidth)
-            for page in below:
-                size = page.imagewidth, page.imagelength
-                if page.is_tiled and is_plain(page, self.vendor) and _is_reduction(sizes[0], size, (1, 1)):
-                    found.append(page)
-        return found
-
-    def _true_levels(self, sizes: tuple[tuple[int, int], ...]) -> tuple[list[int], tuple[str, ...]]:
-        """OpenSlide's numbers of the levels, and a line on each picture that is none."""
-        if self.vendor not in _ANY_PAGE_IS_A_LEVEL:
-            return [*range(len(sizes))], ()
-        tiles = [self._tile_of(number) for number in range(len(sizes))]
-        # A writer that pads to whole tiles pads every level.
-        pads = all(
-            size[i] % tile[i] == 0 for size, tile in zip(sizes[1:], tiles[1:], strict=True) for i in (0, 1)
-        )
-        numbers, lines = [], []
-        for number, size in enumerate(sizes):
-            why = None
-            if not _is_reduction(sizes[0], size, tiles[number] if pads else (1, 1)):
-                width, height = sizes[0]
-                why = f"it is no reduction of {width} x {height} pixels, but perhaps a macro or label"
-            elif number:
-                why = self._named_otherwise(sizes[0], size)
-            if why is None:
-                numbers.append(number)
-            else:
-                lines.append(f"a picture of {size[0]} x {size[1]} pixels in the file is no level: {why}")
-        return numbers, tuple(lines)
-
-    def _named_otherwise(self, base: tuple[int, int], size: tuple[int, int]) -> str | None:
-        """What the TIFF page of a level says of it that makes it none: its name, or its resolution."""
-        pages = {(page.imagewidth, page.imagelength): page for page in reversed(self.tiff_pages)}
-        page, first = pages.get(size), pages.get(base)
-        if page is None or first is None or size == base:
-            return None
-        # Fields behind the first | may hold anybody's words.
-        text = f"{page.description.partition('|')[0]} {page.tags.valueof(_PAGE_NAME, '')}"
-        named = None if "<" in text else _OTHER_PICTURES.search(text)
-        if named:
-            return f"the file calls it {named[0].lower()}"
-        fine, coarse = _resolution(first), _resolution(page)
-        # Many writers give all levels the resolution of the first, or none.
-        if fine and coarse and fine > coarse * 1.01:
-            ratio, downsample = fine / coarse, base[0] / size[0]
-            if not 1 / _SAME_SCALE < ratio / downsample < _SAME_SCALE:
-                return f"by its resolution its pixels are {ratio:.3g} times as large as those of level 0"
-        return None
+                below = [page for page in file.pages[first].pages or () if page.is_tiled]
+            below = [page for page in below if reductions_to(sizes[0], size_of(page))]
+            return sorted((page for page in below if is_plain(page, self.vendor)), key=size_of, reverse=True)
+        return []
 
     def _tile_of(self, number: int) -> tuple[int, int]:
         width, height = (
@@ -320,7 +271,7 @@ class OpenSlideFile:
         )
         return int(width or 1), int(height or 1)
 
-    def _check_tiles(self, sizes: tuple[tuple[int, int], ...]) -> None:
+    def _check_tiles(self, sizes: tuple[Size, ...]) -> None:
         """Refuse tiles that cannot be: OpenSlide takes memory for one before it reads it, ending the process
         where there is none; and a damaged width can claim more glass than anybody waits for.
 
@@ -361,7 +312,7 @@ class OpenSlideFile:
                     offset, length = page.dataoffsets[number], page.databytecounts[number]
                     if (level, number) in self._sound or min(offset, length) <= 0:
                         continue
-                    if fault := _jpeg_fault(os.pread(stream.fileno(), length, offset), page.jpegtables):
+                    if fault := fault_of(os.pread(stream.fileno(), length, offset), page.jpegtables):
                         raise SlideError(
                             f"tile at row {row}, column {col} of level {level} is damaged ({fault})",
                             path=self.path,
@@ -392,7 +343,7 @@ class OpenSlideFile:
         parts = chain(*(zip(page.dataoffsets, page.databytecounts, strict=False) for page in self.tiff_pages))
         if _is_tiff(self._entry) and (not self.tiff_pages or any(sum(part) > size for part in parts)):
             self._refuse(f"is a TIFF that ends, after {size} bytes, before its pages do")
-        if odd := self._odd_picture():
+        if odd := odd_picture(self.tiff_pages):
             return SlideError(
                 f"holds a tiled picture of {odd[0]} x {odd[1]} pixels that is no reduction of its first "
                 "page, perhaps a macro or label, for which OpenSlide refuses the file",
@@ -401,16 +352,6 @@ class OpenSlideFile:
             )
         fault = "is empty (0 bytes)" if size == 0 else "is not a slide OpenSlide knows"
         return SlideError(fault, path=self.path, remedy=remedy)
-
-    def _odd_picture(self) -> tuple[int, int] | None:
-        """(width, height) of a tiled page of a TIFF that is no level of its first page, None without one."""
-        tiled = [page for page in self.tiff_pages if page.is_tiled]
-        sizes = [(page.imagewidth, page.imagelength) for page in tiled]
-        tiles = [(page.tilewidth, page.tilelength) for page in tiled]
-        odd = (
-            size for size, tile in zip(sizes, tiles, strict=True) if not _is_reduction(sizes[0], size, tile)
-        )
-        return next(odd, None)
 
     def _refuse(self, fault: str) -> NoReturn:
         raise SlideError(
@@ -426,28 +367,6 @@ class OpenSlideFile:
             handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
             self._handle = handle
         return self._handle
-
-
-def _jpeg_fault(data: bytes, tables: bytes | None) -> str | None:
-    """Why JPEG data is no whole picture, although OpenSlide may take it for one; None if it is."""
-    fault = hole_in(data, tables)
-    if fault or not ends_early(data):
-        return fault
-    try:
-        pixels = imagecodecs.jpeg8_decode(data, tables=tables)
-    except Exception as error:  # the codec's error types differ between its versions
-        return one_line(error)
-    # The decoder leaves what is missing mid-grey, the last block above all.
-    return "it ends early" if (pixels[-8:, -8:] == 128).all() else None
-
-
-def _resolution(page: tifffile.TiffPage) -> float | None:
-    """Pixels per cm of a TIFF page, None if it does not say."""
-    number = page.tags.valueof(_X_RESOLUTION)
-    unit = _PER_CM.get(page.tags.valueof(_RESOLUTION_UNIT, 0))
-    if unit is None or not isinstance(number, tuple) or min(number) <= 0:
-        return None
-    return number[0] / number[1] * unit
 
 
 def _readable(properties: Mapping[str, str]) -> dict[str, str]:
@@ -489,16 +408,6 @@ def blends(downsample: float, side: int) -> bool:
     starts = np.arange(side)
     whole = starts[np.abs(np.rint(starts * downsample) / downsample - starts) < _SUBPIXEL]
     return bool(np.diff(whole, append=side).max(initial=0) > _MAX_BACK)
-
-
-def _is_reduction(base: tuple[int, int], size: tuple[int, int], tile: tuple[int, int]) -> bool:
-    """Whether (width, height) is ``base`` over one downsample, to within a pixel or padding to tiles."""
-    least, most = [], []
-    for whole, side, unit in zip(base, size, tile, strict=True):
-        padding = unit if unit > 1 and side % unit == 0 else 1
-        least.append(whole / (side + 1))
-        most.append(whole / max(side - padding, 0.5))
-    return max(least) <= min(most)
 
 
 def _bounds_of(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
