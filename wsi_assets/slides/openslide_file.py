@@ -150,18 +150,15 @@ class OpenSlideFile:
             SlideError: the read fails. The handle, which OpenSlide then refuses to use, is opened again by
                 the next read, so that one bad place does not take the slide with it.
         """
-        if not self._lengths_checked:
-            self._check_lengths()
         if not self.has_level(level):
             return self._read_sub_page(level, y, x, height, width)
-        self._check_holes(level, y, x, height, width)
         downsample = self.downsamples[level]
         if blends(downsample, max(self.sizes[level])):
             alone = self._open_alone(level)
             if alone is not None:
                 return self._read_by(alone, level, 0, 1.0, y, x, height, width)
         elif max(height, width) <= _MOST_AT_ONCE or downsample.is_integer():
-            return self._read_by(self._open(), level, self._numbers[level], downsample, y, x, height, width)
+            return self.read_at_once(level, y, x, height, width)
         pixels, present = np.empty((height, width, 3), np.uint8), np.empty((height, width), bool)
         for top in range(y // _BLOCK * _BLOCK, y + height, _BLOCK):
             for left in range(x // _BLOCK * _BLOCK, x + width, _BLOCK):
@@ -172,6 +169,16 @@ class OpenSlideFile:
                 source = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
                 pixels[target], present[target] = block[source], there[source]
         return pixels, present
+
+    def read_at_once(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`read`, by one read of OpenSlide's, blended or not (:func:`is_whole_start`)."""
+        if not self._lengths_checked:
+            self._check_lengths()
+        self._check_holes(level, y, x, height, width)
+        number, downsample = self._numbers[level], self.downsamples[level]
+        return self._read_by(self._open(), level, number, downsample, y, x, height, width)
 
     def close(self) -> None:
         """Let go of the file; a later read opens it again."""
@@ -190,8 +197,7 @@ class OpenSlideFile:
     def _read_block(self, level: int, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
         width, height = self.sizes[level]
         high, wide = min(_BLOCK, height - top), min(_BLOCK, width - left)
-        number, downsample = self._numbers[level], self.downsamples[level]
-        return self._read_by(self._open(), level, number, downsample, top, left, high, wide)
+        return self.read_at_once(level, top, left, high, wide)
 
     def _read_by(
         self,

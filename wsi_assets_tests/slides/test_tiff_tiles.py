@@ -238,10 +238,10 @@ def test_only_the_level_asked_for_is_compared_and_none_if_it_was_before(tmp_path
     image = picture(600, 500)
     path = write_pyramid(tmp_path / "s.tif", [halved(image, k) for k in range(3)])
     compared = []
-    original = OpenSlideFile.read
+    original = OpenSlideFile.read_at_once
     monkeypatch.setattr(
         OpenSlideFile,
-        "read",
+        "read_at_once",
         lambda self, level, *rest: compared.append(level) or original(self, level, *rest),
     )
     open_tiles(path, 1).close()
@@ -253,10 +253,10 @@ def test_only_the_level_asked_for_is_compared_and_none_if_it_was_before(tmp_path
 
 def test_a_level_whose_pixels_differ_from_openslides_is_left_to_it(tmp_path, monkeypatch):
     path = write_pyramid(tmp_path / "s.tif", [picture(300, 300)])
-    original = OpenSlideFile.read
+    original = OpenSlideFile.read_at_once
     monkeypatch.setattr(
         OpenSlideFile,
-        "read",
+        "read_at_once",
         lambda self, *window: (original(self, *window)[0] ^ 1, original(self, *window)[1]),
     )
     assert open_tiles(path, 0) is None
