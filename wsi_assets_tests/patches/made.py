@@ -12,11 +12,11 @@ import numpy as np
 import tifffile
 
 from wsi_assets.patches import ExtractionOptions
-from wsi_assets.slides import fingerprint
+from wsi_assets.slides import fingerprint, slide_id_of
 
 TILE = 512
 
-ONE = ExtractionOptions(codec="qoi", extraction_workers=1)
+ONE = ExtractionOptions(codec="png", extraction_workers=1)
 """Lossless, and all in this process."""
 
 
@@ -100,15 +100,15 @@ def write_mosaic_slide(
     return path
 
 
-def grid(height: int, width: int, size: int, stride: int | None = None) -> list[tuple[int, int, int]]:
-    """Every whole patch, row by row; every third is called tumour."""
+def grid(height: int, width: int, size: int, stride: int | None = None) -> list[tuple[int, int, bool]]:
+    """Every whole patch, row by row; every third is tumor."""
     stride = stride or size
     places = [(y, x) for y in range(0, height - size + 1, stride) for x in range(0, width - size + 1, stride)]
-    return [(y, x, int(i % 3 == 0)) for i, (y, x) in enumerate(places)]
+    return [(y, x, i % 3 == 0) for i, (y, x) in enumerate(places)]
 
 
 def entry(
-    path: Path, patches: Sequence[tuple[int, int, int]], size: int, *, level: int = 0, **fields: Any
+    path: Path, patches: Sequence[tuple[int, int, bool]], size: int, *, level: int = 0, **fields: Any
 ) -> dict[str, Any]:
     """An index entry of plain values."""
     return {
@@ -128,3 +128,8 @@ def entry(
         "config": {},
         **fields,
     }
+
+
+def index_of(*entries: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The slide index of entries, by the names of their files."""
+    return {slide_id_of(entry["slide_path"]): entry for entry in entries}
