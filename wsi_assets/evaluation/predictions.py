@@ -5,15 +5,14 @@ No metric belongs here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from wsi_assets.errors import EvaluationError
-from wsi_assets.slides.naming import slide_id_of
+from wsi_assets.errors import EvaluationError, SlideIndexError
+from wsi_assets.index.slide_index import check_index
 
 _NEEDED = ("slide_path", "label", "level", "patches", "patch_size", "stride", "downsample", "probs")
 
@@ -51,29 +50,27 @@ class SlidePredictions:
         return int(np.isnan(self.probs).sum())
 
 
-def read_predictions(entries: Sequence[Mapping[str, Any]]) -> list[SlidePredictions]:
-    """The slides of ``entries``, sorted by id.
+def read_predictions(predictions: Mapping[str, Mapping[str, Any]]) -> list[SlidePredictions]:
+    """The slides of the test index, sorted by id.
 
     Raises:
-        EvaluationError: an entry lacks a field, its probabilities do not fit its patches or are no
-            probabilities, or two entries are of one slide.
+        EvaluationError: it is no index, an entry lacks a field, or its probabilities do not fit its patches
+            or are no probabilities.
     """
-    slides = [_read_entry(entry) for entry in entries]
-    slides.sort(key=lambda slide: slide.slide_id)
-    for one, other in pairwise(slides):
-        if one.slide_id == other.slide_id:
-            raise EvaluationError(f"the predictions hold slide {one.slide_id} twice", remedy=_AGAIN)
-    return slides
+    try:
+        check_index(predictions)
+    except SlideIndexError as error:
+        raise EvaluationError(error.fault, remedy=_AGAIN) from error
+    return [_read_entry(slide_id, predictions[slide_id]) for slide_id in sorted(predictions)]
 
 
 _AGAIN = "Materialize test_predictions again"
 
 
-def _read_entry(entry: Mapping[str, Any]) -> SlidePredictions:
+def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
     missing = [name for name in _NEEDED if name not in entry]
     if missing:
         raise EvaluationError(f"a prediction lacks {', '.join(missing)}", remedy=_AGAIN)
-    slide_id = slide_id_of(entry["slide_path"])
     patches = np.asarray(entry["patches"], dtype=np.int64).reshape(-1, 3)
     probs = np.asarray(entry["probs"], dtype=np.float64).reshape(-1)
     if len(patches) != len(probs):

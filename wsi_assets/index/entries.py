@@ -1,8 +1,4 @@
-"""The slide index: for each slide of a level, its patches with labels, as plain Python values.
-
-Works on tissue masks and outlines already found; reads no slide. Which of the patches are learnt from is
-decided in :mod:`sampling`.
-"""
+"""Make the slide index of a level: the patches of each slide with their labels, as plain Python values."""
 
 from __future__ import annotations
 
@@ -10,14 +6,15 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index.labels import is_tumor, to_level, tumor_fractions
 from wsi_assets.index.patch_grid import mask_fractions, starts
-from wsi_assets.slides import patient_of, patients_of, slide_id_of
+from wsi_assets.index.slide_index import Entry, Index
+from wsi_assets.slides import patient_of, patients_of
 
 if TYPE_CHECKING:
     import shapely
@@ -28,11 +25,8 @@ if TYPE_CHECKING:
     from wsi_assets.index.tissue import TissueRegions
     from wsi_assets.slides import Level
 
-Entry = dict[str, Any]
-"""One slide of an index: plain types only, so that its pickle loads anywhere."""
-
 MOST_PLACES = 1 << 28
-"""Places on a slide's tissue that are looked at for a patch, some 20 s of work."""
+"""Places on a slide's tissue that are tried for a patch, some 20 s of work."""
 MOST_PATCHES = 1 << 24
 """Patches of a slide's entry, which takes some 250 bytes for each."""
 _BAND = 1 << 20
@@ -43,11 +37,10 @@ _BAND = 1 << 20
 class LevelIndex:
     """The index of a level.
 
-    ``entries`` are sorted by slide id. ``left_out`` tells of each slide without an entry why; ``empty`` of
-    each slide whose entry holds no patch.
+    ``left_out`` says of each slide without an entry why; ``empty`` of each slide whose entry holds no patch.
     """
 
-    entries: list[Entry]
+    index: Index
     left_out: dict[str, str] = field(default_factory=dict)
     empty: dict[str, str] = field(default_factory=dict)
 
@@ -63,9 +56,10 @@ def index_slide(
 
     Returns:
         The entry. ``patches`` are (y, x, is_tumor), top-left corners in pixels of the target level, row by
-        row; ``visualisation_coords`` the same corners as (row, col, is_tumor) in working-level pixels,
-        rounded down; ``mpp`` is of the target level, micrometres a pixel, or None; ``label`` is the patient
-        as this id spells it, and :func:`index_level` brings all slides to one spelling.
+        row; ``visualisation_coords`` the same corners as (row, col, is_tumor) in pixels of the tissue mask,
+        each ``work_downsample`` level-0 pixels wide, rounded down; ``mpp`` is of the target level,
+        micrometres a pixel, or None; ``label`` is the patient as this id spells it, and :func:`index_level`
+        brings all slides to one spelling.
 
     Raises:
         SlideIndexError: the slide has no such level, or the stride is too small for a slide of its size.
@@ -95,16 +89,16 @@ def index_slide(
     if geometry is not None and len(rows):
         corners = np.stack([ys[rows], xs[columns]], axis=1)
         labels = is_tumor(options.label_rule, options.tumor_threshold, tumor_share, geometry, corners, size)
-    flags = labels.astype(int).tolist()
-    slide_id = slide_id_of(tissue.slide_path)
+    flags = labels.tolist()
     scale = tissue.scale
     seen_ys, seen_xs = ((corner * to_work).astype(np.int64) for corner in (ys, xs))
     return {
         "slide_path": str(tissue.slide_path),
-        "label": patient_of(slide_id, options.patient_pattern),
+        "label": patient_of(tissue.slide_id, options.patient_pattern),
         "annotation_path": None if annotation_path is None else str(annotation_path),
         "level": int(level),
         "work_level": int(tissue.work_level),
+        "work_downsample": float(tissue.work_downsample),
         "magnification": float(scale.magnification(target.downsample)),
         "visualisation_coords": _triples(seen_ys, seen_xs, rows, columns, flags),
         "patches": _triples(ys, xs, rows, columns, flags),
@@ -127,13 +121,13 @@ def index_level(
     """Index every slide that has the level; the others are named, with the reason.
 
     Args:
-        slides: (tissue, tumour outlines or None, annotation path or None) of each slide; consumed once, so a
+        slides: (tissue, tumor regions or None, annotation path or None) of each slide; consumed once, so a
             generator keeps only one slide's masks in memory.
 
     Raises:
         SlideIndexError: there are slides and none of them has the level, or there is no slide.
     """
-    entries: list[Entry] = []
+    entries: Index = {}
     left_out: dict[str, str] = {}
     empty: dict[str, str] = {}
     known: set[int] = set()
@@ -144,7 +138,7 @@ def index_level(
             left_out[tissue.slide_id] = f"has no level {level} ({_levels_text(tissue.levels)})"
             continue
         entry = index_slide(tissue, tumor, level, options, annotation_path)
-        entries.append(entry)
+        entries[tissue.slide_id] = entry
         if not entry["patches"]:
             empty[tissue.slide_id] = _why_empty(tissue, target, options)
     if not entries:
@@ -152,24 +146,23 @@ def index_level(
             f"no slide has level {level} ({len(left_out)} slides; levels that exist: {_ranges(known)})"
             if left_out
             else f"there is no slide to index at level {level}",
-            remedy="Choose a level that exists" if left_out else "Add slides, or look why none could be read",
+            remedy="Choose a level that exists" if left_out else "Add slides, or see why none could be read",
         )
-    entries.sort(key=lambda entry: slide_id_of(entry["slide_path"]))
-    patients = patients_of((slide_id_of(entry["slide_path"]) for entry in entries), options.patient_pattern)
-    for entry in entries:
-        entry["label"] = patients[slide_id_of(entry["slide_path"])]
+    index = dict(sorted(entries.items()))
+    patients = patients_of(index, options.patient_pattern)
+    for slide_id, entry in index.items():
+        entry["label"] = patients[slide_id]
     if options.magnification_tolerance is not None:
         # The lower of two middle values, so that the yardstick is a magnification that some slide has.
-        usual = statistics.median_low(entry["magnification"] for entry in entries)
-        for entry in entries:
+        usual = statistics.median_low(entry["magnification"] for entry in index.values())
+        for slide_id, entry in index.items():
             if abs(entry["magnification"] / usual - 1) > options.magnification_tolerance:
-                slide_id = slide_id_of(entry["slide_path"])
                 empty.pop(slide_id, None)
                 left_out[slide_id] = (
                     f"its magnification is {entry['magnification']:.4g}, the level's median {usual:.4g}"
                 )
-        entries = [entry for entry in entries if slide_id_of(entry["slide_path"]) not in left_out]
-    return LevelIndex(entries, dict(sorted(left_out.items())), dict(sorted(empty.items())))
+        index = {slide_id: entry for slide_id, entry in index.items() if slide_id not in left_out}
+    return LevelIndex(index, dict(sorted(left_out.items())), dict(sorted(empty.items())))
 
 
 def _near_tissue(
@@ -196,7 +189,7 @@ def _on_tissue(
     options: IndexOptions,
 ) -> tuple[NDArray, ...]:
     """The patches of ``ys`` x ``xs`` with enough tissue, row by row: their rows, columns, tissue shares and
-    tumour shares, each (n,); it ends early with more than ``MOST_PATCHES``.
+    tumor shares, each (n,); it ends early with more than ``MOST_PATCHES``.
 
     Worked on in bands of rows, so that memory follows the patches that are kept and not those tried.
     """
@@ -230,8 +223,8 @@ def _triples(
     xs: NDArray[np.int64],
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],
-    flags: list[int],
-) -> list[tuple[int, int, int]]:
+    flags: list[bool],
+) -> list[tuple[int, int, bool]]:
     """(y, x, is_tumor) of each patch; the patches of a row or column share one int, which saves memory."""
     y, x = (np.array(values.tolist(), object)[at] for values, at in ((ys, rows), (xs, columns)))
     return list(zip(y.tolist(), x.tolist(), flags, strict=True))

@@ -9,11 +9,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wsi_assets.slides.naming import DEFAULT_PATIENT_PATTERN
+from wsi_assets.slides.naming import DEFAULT_PATIENT_PATTERN, DEFAULT_TEST_PATTERN
 
 
 class TissueOptions(BaseModel):
-    """How tissue is told from glass."""
+    """How tissue is separated from glass."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -62,21 +62,27 @@ class IndexOptions(BaseModel):
         description="Distance of patch corners, pixels of the target level; the patch size if not given.",
     )
     min_tissue: float = Field(
-        default=0.5, ge=0.0, le=1.0, description="Least share of a patch's area that is tissue, 0 to 1."
+        default=0.2, ge=0.0, le=1.0, description="Least share of a patch's area that is tissue, 0 to 1."
     )
     label_rule: Literal["fraction", "center", "any"] = Field(
-        default="fraction",
-        description="A patch is tumour by its tumour share (fraction), its centre, or any tumour at all.",
+        default="any",
+        description="A patch is tumor if it holds any tumor, if its center is tumor (center), or if its "
+        "tumor share reaches tumor_threshold (fraction); under fraction, patches with less tumor are neither "
+        "class and not trained on.",
     )
     tumor_threshold: float = Field(
         default=0.5,
         gt=0.0,
         le=1.0,
-        description="Least tumour share of a tumour patch under the rule 'fraction', 0 to 1.",
+        description="Least tumor share of a tumor patch under the rule 'fraction', 0 to 1.",
     )
     patient_pattern: str = Field(
         default=DEFAULT_PATIENT_PATTERN,
         description="Regular expression whose first group, in a slide id, is the patient.",
+    )
+    test_pattern: str = Field(
+        default=DEFAULT_TEST_PATTERN,
+        description="Regular expression found, in any case, in the ids of test slides and of no others.",
     )
     magnification_tolerance: float | None = Field(
         default=None,
@@ -90,17 +96,18 @@ class SamplingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    normal_per_tumor: float = Field(
-        default=1.0,
+    normal_per_tumor: float | None = Field(
+        default=20.0,
         ge=0.0,
-        description="Normal patches kept for each tumour patch, over all training slides.",
+        description="Normal patches kept for each tumor patch, over all training slides and spread equally "
+        "over them; none keeps all of them.",
     )
     max_normal_per_slide: int | None = Field(
         default=None, ge=0, description="Most normal patches kept from one slide; no limit if not given."
     )
     incomplete_slides: str | None = Field(
         default=None,
-        description="File of slide ids whose tumour is not fully outlined, one a line, or 'camelyon16'; "
+        description="File of slide ids whose tumor is not fully annotated, one a line, or 'camelyon16'; "
         "they give no normal patches.",
     )
     seed: int = Field(default=42, ge=0, description="Seed of every random choice.")

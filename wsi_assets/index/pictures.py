@@ -1,6 +1,6 @@
-"""Pictures of a slide's tissue and outlines, and of how many patches each slide of a level gives.
+"""Pictures of a slide's tissue and annotations, and of how many patches each slide of a level gives.
 
-Drawing only. Colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by colour-blind readers too;
+Colors are Okabe and Ito's (jfly.uni-koeln.de/color), which color-blind readers tell apart;
 each line has a casing so that it shows on pale and on dark tissue.
 """
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wsi_assets.annotations import TumorRegions
+    from wsi_assets.index.slide_index import Index
     from wsi_assets.index.tissue import TissueRegions
     from wsi_assets.slides import SlideReader
 
-COLORS = {"tissue": (0, 158, 115), "tumour": (240, 228, 66), "excluded": (86, 180, 233)}
-"""RGB of each outline."""
+COLORS = {"tissue": (0, 158, 115), "tumor": (240, 228, 66), "excluded": (86, 180, 233)}
+"""RGB of each line."""
 _INK = (40, 40, 40)
 
 
@@ -35,7 +36,7 @@ def overlay_jpeg(
     max_side: int = 720,
     max_bytes: int = 60_000,
 ) -> bytes:
-    """A slide with its outlines as a JPEG of at most ``max_bytes``, small enough to be kept in an event log.
+    """A slide with its tissue and annotations as a JPEG of at most ``max_bytes``, for an event log.
 
     Args:
         max_side: longest side of the slide's picture, pixels; less if the bytes demand it.
@@ -61,7 +62,7 @@ def overlay_jpeg(
 def overlay(
     reader: SlideReader, tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
 ) -> NDArray[np.uint8]:
-    """Draw tissue, tumour and excluded outlines, a legend and a scale bar: (h, w, 3) RGB.
+    """Draw the borders of tissue, tumor and excluded areas, a legend and a scale bar: (h, w, 3) RGB.
 
     Raises:
         SlideError: the slide does not read.
@@ -81,7 +82,7 @@ def overlay(
     _stroke(picture, contours, COLORS["tissue"], line, casing=False)
     shown = [("tissue", True)]
     if tumor is not None:
-        for name, geometry in (("excluded", tumor.excluded), ("tumour", tumor.geometry)):
+        for name, geometry in (("excluded", tumor.excluded), ("tumor", tumor.geometry)):
             _stroke(picture, _rings(geometry, downsample), COLORS[name], line, casing=True)
             shown.insert(1, (name, not geometry.is_empty))
     else:
@@ -109,15 +110,15 @@ def scale_bar(width: float, mpp: float | None, share: float) -> tuple[float, str
     return value / unit, f"{value / 1000:g} mm" if value >= 1000 else f"{value:g} µm"
 
 
-def counts_png(entries: list[dict[str, Any]], sampled: list[dict[str, Any]] | None = None) -> bytes:
-    """Patches per slide of a level as a PNG: tumour and normal, and what sampling kept of them.
+def counts_png(index: Index, sampled: Index | None = None) -> bytes:
+    """Patches per slide of a level as a PNG: tumor and normal, and what sampling kept of them.
 
     Every slide is one bar, most patches first; beyond 60 slides the bars lose their names.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = sorted(slide_table(entries), key=lambda row: (-row["patches"], row["slide"]))
+    rows = sorted(slide_table(index), key=lambda row: (-row["patches"], row["slide"]))
     kept = {row["slide"]: row for row in slide_table(sampled)} if sampled is not None else None
     named = len(rows) <= 60
     high = 1.2 + (0.2 * max(len(rows), 3) if named else 6.0)
@@ -130,17 +131,19 @@ def counts_png(entries: list[dict[str, Any]], sampled: list[dict[str, Any]] | No
     edges = np.ravel([places - 0.5, places + 0.5], order="F")
     for ax, (title, table) in zip(axes, panels, strict=True):
         left = np.zeros(len(rows))
-        for kind, color in (("tumor", "#D55E00"), ("normal", "#56B4E9")):
+        for kind, color in (("tumor", "#D55E00"), ("normal", "#56B4E9"), ("partial", "#999999")):
             values = np.array([table[row["slide"]][kind] if row["slide"] in table else 0 for row in rows])
-            total = f"{'tumour' if kind == 'tumor' else kind} ({values.sum():,})"
+            if kind == "partial" and not values.any():
+                continue
+            total = f"{kind} ({values.sum():,})"
             if named:
                 ax.barh(places, values, left=left, color=color, height=0.8, label=total)
             else:
-                # One outline for all slides: of 10,000, bars of their own took 25 s and 400 MB.
+                # One polygon for all slides: 10,000 single bars took 25 s and 400 MB.
                 sides = (np.repeat(at, 2) for at in (left, left + values))
                 ax.fill_betweenx(edges, *sides, color=color, linewidth=0, label=total)
             left = left + values
-        level = f"level {entries[0]['level']}, " if entries else ""
+        level = next((f"level {entry['level']}, " for entry in index.values()), "")
         ax.set_title(f"{level}{title}", fontsize=9, pad=20)
         ax.set_xlim(left=0)
         ax.set_xlabel("patches", fontsize=8)
@@ -173,12 +176,12 @@ def _stroke(
 
     if casing:
         cv2.drawContours(picture, contours, -1, _INK, line + 2, cv2.LINE_AA)
-    # Not antialiased: a line of one pixel keeps its colour.
+    # Not antialiased: a line of one pixel keeps its color.
     cv2.drawContours(picture, contours, -1, color, line, cv2.LINE_8)
 
 
 def _legend(width: int, title: str, names: list[str], bar: tuple[int, str]) -> NDArray[np.uint8]:
-    """The strip under a picture: title, a swatch for each outline drawn, the scale bar; wrapped to width."""
+    """The strip under a picture: title, a swatch for each kind of line, the scale bar; wrapped to width."""
     import cv2
 
     size = min(max(width / 1000, 0.36), 1.0)

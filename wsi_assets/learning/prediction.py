@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from wsi_assets.errors import ModelError, StoreError
+from wsi_assets.index.slide_index import check_index, is_test
 from wsi_assets.learning.augmentation import dihedral
 from wsi_assets.learning.checkpoints import LoadedModel, PatchClassifier, load_model
 from wsi_assets.learning.data import BatchReader, ordered_batches
@@ -23,28 +24,28 @@ from wsi_assets.learning.devices import (
 )
 from wsi_assets.learning.options import PredictionOptions
 from wsi_assets.progress import Progress, silent
-from wsi_assets.slides.naming import is_test_slide, slide_id_of
 
 if TYPE_CHECKING:
+    from wsi_assets.index import Index
     from wsi_assets.patches import PatchStore
 
 
 def predict(
     store: PatchStore,
-    test_entries: list[dict[str, Any]],
+    index: Index,
     checkpoint: str | Path | LoadedModel,
     options: PredictionOptions | None = None,
     *,
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
+) -> Index:
     """The test slides' index entries with ``probs`` and ``preds`` in the order of ``patches``.
 
     Patches are read in batches that run on over slide borders, so memory holds a few batches whatever the
     slides' sizes, and small slides cost no more than large ones.
 
     Args:
-        test_entries: all entries of the sampled index, in its order (a patch's key counts over all slides);
-            the entries of slides that are not test slides are only counted.
+        index: the whole sampled index (a patch's key counts over all slides); slides that are not test slides
+            are only counted.
         checkpoint: ``best.pt``, or the model loaded from it, which is then moved to the chosen device.
 
     Returns:
@@ -61,22 +62,23 @@ def predict(
     check_fits(loaded, store.info, store.path)
     quarantined = quarantined_keys(store.info)
     slides = [
-        (entry, _positions(entry, first, store, quarantined)) for entry, first in _test_slides(test_entries)
+        (slide_id, entry, _positions(slide_id, entry, first, store, quarantined))
+        for slide_id, entry, first in _test_slides(check_index(index))
     ]
     if not slides:
-        return []
-    positions = np.concatenate([found for _, found in slides])
+        return {}
+    positions = np.concatenate([found for _, _, found in slides])
     probabilities = np.full(len(positions), np.nan)
     present = np.flatnonzero(positions >= 0)
     probabilities[present] = patch_probabilities(
         loaded.classifier(), store, positions[present], options, progress
     )
-    results, start = [], 0
-    for entry, found in slides:
+    results, start = {}, 0
+    for slide_id, entry, found in slides:
         probs = probabilities[start : start + len(found)]
         start += len(found)
         preds = np.where(np.isnan(probs), -1, probs >= options.prediction_threshold).astype(int)
-        results.append({**entry, "probs": probs.tolist(), "preds": preds.tolist()})
+        results[slide_id] = {**entry, "probs": probs.tolist(), "preds": preds.tolist()}
     return results
 
 
@@ -131,20 +133,21 @@ def _tumor(classifier: PatchClassifier, patches: torch.Tensor, tta: bool) -> tor
     return torch.stack([classifier(view)[:, 1] for view in views]).mean(dim=0)
 
 
-def _test_slides(entries: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each test slide's entry and the count of its first patch."""
+def _test_slides(index: Index) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Each test slide's id and entry, and the count of its first patch."""
     count = 0
-    for entry in entries:
-        if is_test_slide(slide_id_of(entry["slide_path"])):
-            yield entry, count
+    for slide_id, entry in index.items():
+        if is_test(slide_id, entry):
+            yield slide_id, entry, count
         count += len(entry["patches"])
 
 
-def _positions(entry: dict[str, Any], first: int, store: PatchStore, quarantined: set[str]) -> np.ndarray:
+def _positions(
+    slide_id: str, entry: dict[str, Any], first: int, store: PatchStore, quarantined: set[str]
+) -> np.ndarray:
     """Store positions of a slide's patches in order, -1 for quarantined ones."""
     from wsi_assets.patches import patch_key
 
-    slide_id = slide_id_of(entry["slide_path"])
     places = np.array(entry["patches"], dtype=np.int64).reshape(-1, 3)[:, :2]
     positions = np.empty(len(places), dtype=np.int64)
     for i in range(len(positions)):

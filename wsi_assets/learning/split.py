@@ -15,7 +15,7 @@ import numpy as np
 
 from wsi_assets.errors import ModelError
 from wsi_assets.learning.options import TrainingOptions
-from wsi_assets.slides.naming import DEFAULT_PATIENT_PATTERN, is_test_slide, patients_of
+from wsi_assets.slides.naming import DEFAULT_PATIENT_PATTERN, DEFAULT_TEST_PATTERN, is_test_slide, patients_of
 
 ENUMERATED_GROUPS = 10
 """Up to this many patients every possible split is looked at; beyond, seeded draws are repaired."""
@@ -52,6 +52,7 @@ def split_patches(
     labels: Sequence[int] | np.ndarray,
     options: TrainingOptions,
     patient_pattern: str = DEFAULT_PATIENT_PATTERN,
+    test_pattern: str = DEFAULT_TEST_PATTERN,
 ) -> Split:
     """Split the patches outside test slides into a training and a validation part.
 
@@ -72,7 +73,7 @@ def split_patches(
     labels = np.asarray(labels).astype(np.int64)
     slides = np.asarray(slide_ids, dtype=object)
     known = patients_of(slide_ids, patient_pattern)
-    test = np.array([is_test_slide(slide) for slide in slides], dtype=bool)
+    test = np.array([is_test_slide(slide, test_pattern) for slide in slides], dtype=bool)
     usable = np.flatnonzero(~test)
     tumor, normal = int(labels[usable].sum()), int((labels[usable] == 0).sum())
     if min(tumor, normal) < 2:

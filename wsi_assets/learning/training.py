@@ -52,7 +52,7 @@ from wsi_assets.learning.records import EpochRecord, TrainingResult, write_csv
 from wsi_assets.learning.scores import confusion, roc_auc, youden_threshold
 from wsi_assets.learning.split import Split, split_patches
 from wsi_assets.progress import Progress, silent
-from wsi_assets.slides.naming import DEFAULT_PATIENT_PATTERN
+from wsi_assets.slides.naming import DEFAULT_PATIENT_PATTERN, DEFAULT_TEST_PATTERN
 
 if TYPE_CHECKING:
     from wsi_assets.patches import PatchStore
@@ -95,6 +95,7 @@ def train(
     out_dir: str | Path,
     *,
     patient_pattern: str = DEFAULT_PATIENT_PATTERN,
+    test_pattern: str = DEFAULT_TEST_PATTERN,
     progress: Progress = silent,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     resume: bool = True,
@@ -124,7 +125,9 @@ def train(
     out_dir = Path(out_dir)
     device = resolve_device(options.device)
     labels = np.asarray(store.labels).astype(np.int64)
-    split = split_patches([origin[0] for origin in store.origins], labels, options, patient_pattern)
+    split = split_patches(
+        [origin[0] for origin in store.origins], labels, options, patient_pattern, test_pattern
+    )
     group = process_group(device)
     with quiet_randomness(device), clear_memory_errors("batch_size"), clear_compiler_errors():
         run = _Run(store, options, out_dir, split, labels, device, group)

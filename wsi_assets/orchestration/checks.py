@@ -119,10 +119,10 @@ def sampled_index_gates(
     sampled = level.load("sampled_index")
     judged = {
         "sample_is_of_index": (
-            partial(gates.sample_is_of_index, level.load("slide_index"), sampled, _is_test),
+            partial(gates.sample_is_of_index, level.load("slide_index"), sampled),
             True,
         ),
-        "training_has_both_classes": (partial(gates.has_both_classes, sampled, _is_test), False),
+        "training_has_both_classes": (partial(gates.has_both_classes, sampled), False),
         "incomplete_slides_known": (
             partial(
                 gates.nothing_found,
@@ -238,10 +238,8 @@ def trained_model_gates(
 def evaluation_gates(
     context: dg.AssetCheckExecutionContext, storage: Storage, library: SlideLibrary
 ) -> Iterator[dg.AssetCheckResult]:
-    from wsi_assets.slides import slide_id_of
-
     level = LevelState(context.instance, storage.layout, library, _level_of(context))
-    predicted = [slide_id_of(entry["slide_path"]) for entry in level.load("test_predictions")]
+    predicted = list(level.load("test_predictions"))
     folder = level.layout.level_artefact("evaluation", level.level)
     judged: dict[str, tuple[Gate, bool]] = {
         "report_is_complete": (partial(gates.report_is_complete, folder, predicted), False),
@@ -286,12 +284,6 @@ def _level_of(context: dg.AssetCheckExecutionContext) -> str:
     return context.op_execution_context.partition_key
 
 
-def _is_test(slide_path: str) -> bool:
-    from wsi_assets.slides import is_test_slide, slide_id_of
-
-    return is_test_slide(slide_id_of(slide_path))
-
-
 def _made_alike(instance: dg.DagsterInstance) -> Verdict:
     slides = instance.get_dynamic_partitions(SLIDES.name)
     made = {asset: recorded(instance, asset, slides) for asset in catalog.SLIDE_ASSETS}
@@ -302,7 +294,7 @@ def _made_alike(instance: dg.DagsterInstance) -> Verdict:
     )
 
 
-def _pixels(store: Any, sampled: list[dict[str, Any]]) -> Verdict:
+def _pixels(store: Any, sampled: dict[str, Any]) -> Verdict:
     from wsi_assets.patches import verify_store
 
     report = verify_store(store, sampled, min(1.0, PIXELS_CHECKED / max(1, len(store))))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 CURATION = {
-    "outlines_missing": "No slide is a tumour slide by its name and lacks an annotation.",
+    "annotation_missing": "No slide is a tumour slide by its name and lacks an annotation.",
     "no_tumor_patches": "Every slide with an annotation gave at least one tumour patch at this level.",
-    "outlines_outside": "No annotation reaches outside its slide: another slide's, or not in level-0 pixels.",
-    "outlines_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
+    "annotation_outside": "No annotation reaches outside its slide: another slide's, or not in level-0 pixels.",
+    "annotation_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
     "tissue_share_out_of_range": "No slide is nearly all tissue or nearly none: a threshold that went wrong.",
     "tissue_mask_too_coarse": "Patches of every slide are more than a pixel of its tissue mask wide.",
     "mixed_magnifications": "All slides of the level have about the same magnification.",
@@ -19,9 +19,7 @@ CURATION = {
 """Check -> what is true when it passes."""
 
 
-def curate(
-    entries: Sequence[dict[str, Any]], load: Callable[[str, str], Any]
-) -> dict[str, list[tuple[str, str]]]:
+def curate(index: dict[str, Any], load: Callable[[str, str], Any]) -> dict[str, list[tuple[str, str]]]:
     """Check -> (slide id, finding) over the slides of a level's index.
 
     Args:
@@ -33,25 +31,23 @@ def curate(
 
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions, curation
-    from wsi_assets.slides import slide_id_of
 
-    ids = [slide_id_of(entry["slide_path"]) for entry in entries]
     findings = [
-        *curation.outlines_missing(
-            (slide_id, entry["annotation_path"]) for slide_id, entry in zip(ids, entries, strict=True)
+        *curation.annotation_missing(
+            (slide_id, entry["annotation_path"]) for slide_id, entry in index.items()
         ),
-        *curation.no_tumor_patches(entries),
-        *curation.tissue_mask_too_coarse(entries),
-        *curation.mixed_magnifications(entries),
-        *curation.longer_word_holds_test(ids),
+        *curation.no_tumor_patches(index),
+        *curation.tissue_mask_too_coarse(index),
+        *curation.mixed_magnifications(index),
+        *curation.longer_word_holds_test(index),
     ]
     light = []
-    for slide_id in ids:
+    for slide_id in index:
         tissue = TissueRegions.from_plain(load("tissue_regions", slide_id))
         stored = load("annotation_regions", slide_id)["regions"]
         pair = (tissue, None if stored is None else TumorRegions.from_plain(stored))
-        findings += curation.outlines_outside([pair])
-        findings += curation.outlines_off_tissue([pair])
+        findings += curation.annotation_outside([pair])
+        findings += curation.annotation_off_tissue([pair])
         findings += curation.tissue_share_out_of_range([tissue])
         # Of a mask only whether it holds tissue matters from here on; ten thousand whole ones do not fit.
         light.append(replace(tissue, mask=np.full((1, 1), bool(tissue.mask.any()))))

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from wsi_assets.slides.naming import slide_id_of
 
 LONGEST_TEXT = 2000
 """Verdicts are stored with every evaluation; ten thousand slides by name are not read by anyone."""
@@ -59,36 +57,31 @@ def made_alike(parameters: Mapping[str, Mapping[str, Any]]) -> Verdict:
 
 
 def sample_is_of_index(
-    index: Sequence[Mapping[str, Any]],
-    sampled: Sequence[Mapping[str, Any]],
-    is_test: Callable[[str], bool],
+    index: Mapping[str, Mapping[str, Any]], sampled: Mapping[str, Mapping[str, Any]]
 ) -> Verdict:
-    """Whether the sample takes its patches and labels from the index, all of them on test slides.
+    """Whether the sample takes its patches and labels from the index, all of them on test slides."""
+    from wsi_assets.index import is_test
 
-    Slides are compared by their ids: their folder may have moved between the two.
-
-    Args:
-        is_test: slide path -> whether it is a test slide.
-    """
     faults = {}
-    chosen = {slide_id_of(entry["slide_path"]): entry["patches"] for entry in sampled}
-    for entry in index:
-        slide_id = slide_id_of(entry["slide_path"])
+    chosen = {slide_id: entry["patches"] for slide_id, entry in sampled.items()}
+    for slide_id, entry in index.items():
         whole = {tuple(patch) for patch in entry["patches"]}
         part = {tuple(patch) for patch in chosen.pop(slide_id, [])}
         if not part <= whole:
             faults[slide_id] = f"{len(part - whole)} patches are not in the index"
-        elif is_test(entry["slide_path"]) and part != whole:
+        elif is_test(slide_id, entry) and part != whole:
             faults[slide_id] = f"a test slide, and {len(whole - part)} of its patches are left out"
     faults.update({slide_id: "is not in the index" for slide_id, patches in chosen.items() if patches})
     return nothing_found(faults, "every patch is of the index, test slides are whole")
 
 
-def has_both_classes(sampled: Sequence[Mapping[str, Any]], is_test: Callable[[str], bool]) -> Verdict:
-    """Whether the slides to learn from hold tumour and normal patches."""
+def has_both_classes(sampled: Mapping[str, Mapping[str, Any]]) -> Verdict:
+    """Whether the slides to learn from hold tumor and normal patches."""
+    from wsi_assets.index import is_test
+
     tumor = normal = 0
-    for entry in sampled:
-        if not is_test(entry["slide_path"]):
+    for slide_id, entry in sampled.items():
+        if not is_test(slide_id, entry):
             labels = sum(patch[2] for patch in entry["patches"])
             tumor += labels
             normal += len(entry["patches"]) - labels

@@ -43,7 +43,7 @@ class LevelState:
         """Metadata of the asset's latest materialization."""
         return recorded_metadata(self.instance, asset, self.level)
 
-    def load(self, asset: str) -> list[dict[str, Any]]:
+    def load(self, asset: str) -> dict[str, Any]:
         """The stored entries of ``slide_index``, ``sampled_index`` or ``test_predictions``."""
         return read_plain_pickle(self.layout.level_artefact(asset, self.level))
 

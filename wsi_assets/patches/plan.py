@@ -124,10 +124,12 @@ def plan_patches(
     Raises:
         SlideIndexError: no patches, mixed levels or patch sizes, or an entry is damaged.
     """
+    from wsi_assets.index.slide_index import check_index
+
     slides: list[SlidePlan] = []
     geometry: set[tuple[int, int, int]] = set()
     first = 0
-    for slide_id, entry in index.items():
+    for slide_id, entry in check_index(index).items():
         slide, shape = _slide_plan(slide_id, entry, first, patch_size)
         slides.append(slide)
         geometry.add(shape)

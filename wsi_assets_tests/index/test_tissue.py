@@ -7,15 +7,13 @@ import json
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import read_plain_pickle, write_plain_pickle
 from wsi_assets.index import TissueOptions, TissueRegions, find_tissue
 from wsi_assets.index.masking import otsu, tissue_mask
-from wsi_assets.index.tissue import averaged, work_level_for
+from wsi_assets.index.tissue import work_level_for
 from wsi_assets.slides import Level, open_slide
 from wsi_assets_tests.index.fakes import ArraySlide
 from wsi_assets_tests.slides.made import halved, padded, write_pyramid
@@ -48,7 +46,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * (one & other).sum() / (one.sum() + other.sum())
 
 
-def test_tumor_001_crosses_glass_and_unscanned_area_are_not_tissue_and_its_tumour_is(real_data):
+def test_tumor_001_crosses_glass_and_unscanned_area_are_not_tissue_and_its_tumor_is(real_data):
     with open_slide(real_data / "slides" / "tumor_001_level5.tif") as slide:
         tissue = find_tissue(slide, OPTIONS, "f")
     full = cv2.resize(tissue.mask.astype(np.uint8), (3072, 7168), interpolation=cv2.INTER_NEAREST)
@@ -64,20 +62,20 @@ def test_tumor_001_crosses_glass_and_unscanned_area_are_not_tissue_and_its_tumou
 
 @pytest.mark.parametrize("amount", [256, 2048])
 @pytest.mark.parametrize(
-    "colour",
+    "color",
     [(0, 0, 0), (255, 255, 255), (128, 128, 128), (200, 200, 200), (230, 230, 232), (254, 254, 254), None],
     ids=["black", "white", "mid grey", "light grey", "tinted grey", "CAMELYON padding", "transparent"],
 )
-def test_padding_of_any_colour_leaves_the_mask_as_it_was(tumor_001, colour, amount):
+def test_padding_of_any_color_leaves_the_mask_as_it_was(tumor_001, color, amount):
     plain = mask_of(reduce(tumor_001))
     height, width = tumor_001.shape[:2]
     padded = np.empty((height + 2 * amount, width + amount, 3), np.uint8)
-    padded[:] = colour or (255, 255, 255)
+    padded[:] = color or (255, 255, 255)
     padded[amount : amount + height, :width] = tumor_001
     no_data = np.ones((padded.shape[0] // SCALE, padded.shape[1] // SCALE), bool)
     rows = slice(amount // SCALE, amount // SCALE + plain.shape[0])
     no_data[rows, : plain.shape[1]] = False
-    if colour is not None:
+    if color is not None:
         no_data[:] = False
     mask = mask_of(reduce(padded), no_data)
     assert dice(mask[rows, : plain.shape[1]], plain) > 0.98
@@ -106,11 +104,11 @@ def unpadded(cropped, tmp_path_factory):
 
 
 @pytest.mark.parametrize("missing", [frozenset(), {(7, 5), (2, 5), (7, 0)}], ids=["all", "missing"])
-@pytest.mark.parametrize("colour", [0, 128, 240, 254, 255])
+@pytest.mark.parametrize("color", [0, 128, 240, 254, 255])
 def test_a_pyramid_padded_like_the_older_release_gives_the_mask_it_had(
-    cropped, unpadded, tmp_path, colour, missing
+    cropped, unpadded, tmp_path, color, missing
 ):
-    levels = [padded(level, 512, colour) for level in cropped]
+    levels = [padded(level, 512, color) for level in cropped]
     path = write_pyramid(tmp_path / "s.tif", levels, tile=512, missing=missing)
     with open_slide(path) as slide:
         assert [level.downsample for level in slide.levels] == [1, 2, 4, 8, 16]
@@ -159,10 +157,10 @@ def test_a_noisy_empty_scan_holds_no_tissue():
     assert mask_of(noise).sum() == 0
 
 
-@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255)])
-def test_a_slide_without_data_has_no_threshold_and_no_tissue(colour):
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255)])
+def test_a_slide_without_data_has_no_threshold_and_no_tissue(color):
     pixels = np.empty((300, 300, 3), np.uint8)
-    pixels[:] = colour
+    pixels[:] = color
     mask, threshold = tissue_mask(pixels, np.zeros((300, 300), bool), OPTIONS)
     assert threshold is None
     assert not mask.any()
@@ -211,30 +209,6 @@ def test_the_cohort_slides_have_the_tissue_they_were_composed_of(real_data):
             tissue = find_tissue(slide, OPTIONS, "f")
             area = slide.levels[0].width * slide.levels[0].height
         assert tissue.tissue_share == pytest.approx(len(truth[path.stem]) * 256**2 / area, rel=0.08)
-
-
-@given(
-    height=st.integers(1, 40),
-    width=st.integers(1, 40),
-    factor=st.sampled_from([1, 2, 4]),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=60, deadline=None)
-def test_averaging_leaves_no_data_out_and_keeps_whole_and_partial_blocks(height, width, factor, seed):
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
-    no_data = rng.random((height, width)) < rng.choice([0, 0.5, 1])
-    small, missing = averaged(pixels, no_data, factor)
-    assert small.shape[:2] == missing.shape == (-(-height // factor), -(-width // factor))
-    for row, column in np.ndindex(missing.shape):
-        block = np.s_[row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]
-        known = pixels[block][~no_data[block]]
-        if factor == 1:
-            assert missing[row, column] == no_data[row, column]
-            continue
-        assert missing[row, column] == (no_data[block].mean() >= 0.5)
-        expected = (255, 255, 255) if missing[row, column] else known.mean(axis=0)
-        assert np.abs(small[row, column] - np.array(expected)).max() <= 0.51
 
 
 def test_tissue_survives_as_a_pickle_of_plain_types(tmp_path):

@@ -46,7 +46,7 @@ def evaluation(
     config: EvaluationConfig,
     library: SlideLibrary,
     tracking: ModelTracking,
-    test_predictions: list[dict[str, Any]],
+    test_predictions: dict[str, Any],
     tissue_regions: LazyPickles,
     annotation_regions: LazyPickles,
 ) -> dg.MaterializeResult:
@@ -112,26 +112,23 @@ def level_comparison(evaluation: dict[str, Path]) -> dg.MaterializeResult:
     )
 
 
-def _sizes(predictions: list[dict[str, Any]], tissue_regions: LazyPickles) -> dict[str, tuple[int, int]]:
+def _sizes(predictions: dict[str, Any], tissue_regions: LazyPickles) -> dict[str, tuple[int, int]]:
     """Slide id -> (height, width) of level 0."""
     from wsi_assets.index import TissueRegions
-    from wsi_assets.slides import slide_id_of
 
     sizes = {}
-    for slide_id in (slide_id_of(entry["slide_path"]) for entry in predictions):
+    for slide_id in predictions:
         if slide_id in tissue_regions:
             whole = TissueRegions.from_plain(tissue_regions[slide_id]).levels[0]
             sizes[slide_id] = (whole.height, whole.width)
     return sizes
 
 
-def _outlines(predictions: list[dict[str, Any]], annotation_regions: LazyPickles) -> dict[str, Any]:
+def _outlines(predictions: dict[str, Any], annotation_regions: LazyPickles) -> dict[str, Any]:
     from wsi_assets.annotations import TumorRegions
-    from wsi_assets.slides import slide_id_of
 
     outlines = {}
-    for entry in predictions:
-        slide_id = slide_id_of(entry["slide_path"])
+    for slide_id in predictions:
         stored = annotation_regions[slide_id]["regions"] if slide_id in annotation_regions else None
         outlines[slide_id] = None if stored is None else TumorRegions.from_plain(stored)
     return outlines

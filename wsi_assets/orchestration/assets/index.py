@@ -51,18 +51,18 @@ def slide_index(
         slides = _regions(paths, tissue_regions, annotation_regions)
         index = index_level(slides, level, config)
     left_out |= index.left_out | index.empty
-    context.log.info(f"{len(index.entries)} slides indexed, {len(left_out)} left out")
+    context.log.info(f"{len(index.index)} slides indexed, {len(left_out)} left out")
     return made(
         "slide_index",
-        index.entries,
+        index.index,
         config=config,
         made_from=[level, usable],
         metadata={
-            **counts(index.entries),
+            **counts(index.index),
             "left_out": left_out,
             "left_out_count": len(left_out),
-            "counts_by_slide": table(slide_table(index.entries)),
-            "counts_picture": picture(counts_png(index.entries), "patches by slide"),
+            "counts_by_slide": table(slide_table(index.index)),
+            "counts_picture": picture(counts_png(index.index), "patches by slide"),
         },
     )
 
@@ -74,11 +74,11 @@ def slide_index(
     kinds={"numpy", "pickle"},
     owners=catalog.OWNERS,
     code_version=CODE_VERSIONS["sampled_index"],
-    description="All tumour patches and a seeded, proportional choice of normal ones; test slides keep every "
+    description="All tumour patches and a seeded choice of normal ones; test slides keep every "
     "patch: `index_level_N_sampled.pkl`.",
 )
 def sampled_index(
-    context: dg.AssetExecutionContext, config: SamplingConfig, slide_index: list[dict[str, Any]]
+    context: dg.AssetExecutionContext, config: SamplingConfig, slide_index: dict[str, Any]
 ) -> dg.MaterializeResult:
     from wsi_assets.index import counts, counts_png, sample_index, slide_table, unknown_incomplete
 

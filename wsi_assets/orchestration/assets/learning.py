@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from wsi_assets.learning import EpochRecord
 
 
+def _patterns(index: dict[str, Any]) -> dict[str, str]:
+    config = next(iter(index.values()), {}).get("config", {})
+    return {name: config[name] for name in ("patient_pattern", "test_pattern") if name in config}
+
+
 @dg.asset(
     partitions_def=LEVELS,
     group_name=catalog.GROUP_LEARNING,
@@ -42,7 +47,7 @@ def trained_model(
     config: TrainingConfig,
     storage: Storage,
     tracking: ModelTracking,
-    sampled_index: list[dict[str, Any]],
+    sampled_index: dict[str, Any],
     patch_store: Any,
 ) -> dg.MaterializeResult:
     from wsi_assets.learning import train
@@ -65,7 +70,7 @@ def trained_model(
             patch_store,
             config,
             storage.layout.training_folder(level),
-            patient_pattern=sampled_index[0]["config"]["patient_pattern"],
+            **_patterns(sampled_index),
             progress=progress_to(context.log),
             on_epoch=on_epoch,
         )
@@ -95,7 +100,7 @@ def test_predictions(
     context: dg.AssetExecutionContext,
     config: PredictionConfig,
     tracking: ModelTracking,
-    sampled_index: list[dict[str, Any]],
+    sampled_index: dict[str, Any],
     patch_store: Any,
     trained_model: Path,
 ) -> dg.MaterializeResult:
@@ -107,7 +112,7 @@ def test_predictions(
         model = load_model(trained_model)
         threshold = model.val_threshold
         predictions = predict(patch_store, sampled_index, model, config, progress=progress_to(context.log))
-    predicted = [prediction for entry in predictions for prediction in entry["preds"]]
+    predicted = [prediction for entry in predictions.values() for prediction in entry["preds"]]
     counts = {
         "slides": len(predictions),
         "patches": len(predicted),

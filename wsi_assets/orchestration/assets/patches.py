@@ -29,7 +29,7 @@ def patch_store(
     config: ExtractionConfig,
     library: SlideLibrary,
     patch_io: dg.ResourceParam[PatchStoreIOManager],
-    sampled_index: list[dict[str, Any]],
+    sampled_index: dict[str, Any],
 ) -> dg.MaterializeResult:
     from wsi_assets.patches import plan_patches
 

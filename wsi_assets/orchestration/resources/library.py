@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from pydantic import PrivateAttr
 
 from wsi_assets.errors import SlideError
 from wsi_assets.orchestration.settings import Settings
-from wsi_assets.slides.naming import folded, slide_id_of
+from wsi_assets.slides.naming import normalize_id
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile, SlideListing
@@ -43,24 +42,24 @@ class SlideLibrary(dg.ConfigurableResource):
         self._listing = find_slides(Path(self.images_dir), annotations)
         return self._listing
 
-    def at_home(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Index entries with their slides' present paths: the folder may have moved since they were made.
+    def at_home(self, index: dict[str, Any]) -> dict[str, Any]:
+        """An index with its slides' present paths: the folder may have moved since they were made.
 
         A slide that is not found keeps the path it had, so that whoever reads it says what is missing; a
         damaged entry stays as it is, for whoever checks it.
         """
+        from wsi_assets.index import check_index
+
         try:
             listing = self._listing or self.look()
         except SlideError:
-            return list(entries)
+            return index
         paths = {slide.slide_id: str(slide.path) for slide in listing.slides}
 
-        def found(entry: dict[str, Any]) -> dict[str, Any]:
-            path = entry.get("slide_path") if isinstance(entry, dict) else None
-            here = paths.get(slide_id_of(path)) if isinstance(path, str) else None
-            return entry if here is None else {**entry, "slide_path": here}
-
-        return list(map(found, entries))
+        return {
+            slide_id: {**entry, "slide_path": paths[slide_id]} if slide_id in paths else entry
+            for slide_id, entry in check_index(index).items()
+        }
 
     def slide(self, slide_id: str) -> SlideFile:
         """The file of one slide; the folders are listed once a run.
@@ -73,7 +72,9 @@ class SlideLibrary(dg.ConfigurableResource):
             if slide.slide_id == slide_id:
                 return slide
         # Of ids that differ only by case one stands for all.
-        why = {folded(name): reason for name, reason in listing.left_out.items()}.get(folded(slide_id))
+        why = {normalize_id(name): reason for name, reason in listing.left_out.items()}.get(
+            normalize_id(slide_id)
+        )
         raise SlideError(
             f"slide {slide_id} is left out: {why}" if why else f"holds no slide {slide_id!r}",
             path=self.images_dir,

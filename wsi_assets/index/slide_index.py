@@ -1,0 +1,87 @@
+"""The slide index as a value: ``{slide_id: entry}`` in plain types, its pickle, and what an entry tells.
+
+An entry has at least ``slide_path`` and ``patches``, which is all that an index of another program may hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsi_assets.errors import SlideIndexError
+from wsi_assets.files import read_plain_pickle, write_plain_pickle
+from wsi_assets.slides.naming import DEFAULT_TEST_PATTERN, is_test_slide
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Entry = dict[str, Any]
+"""One slide of an index: plain types only, so that its pickle loads anywhere."""
+
+Index = dict[str, Entry]
+"""Slide id -> entry, in sorted order of the ids."""
+
+PER_PATCH = ("patches", "visualisation_coords", "tissue_fraction", "tumor_fraction")
+"""The keys of an entry that hold one value per patch, in the same order."""
+
+
+def load_index(path: str | Path) -> Index:
+    """Read an index pickle, of this package or of another program.
+
+    Raises:
+        SlideIndexError: the file cannot be read, would run code, or holds no index.
+    """
+    try:
+        return check_index(read_plain_pickle(path))
+    except SlideIndexError as error:
+        raise SlideIndexError(error.fault, path=path, remedy=error.remedy) from error
+
+
+def save_index(path: str | Path, index: Index) -> None:
+    """Write an index as a pickle of plain types, replacing what was there only when it is complete."""
+    write_plain_pickle(path, index)
+
+
+def check_index(index: Any) -> Index:
+    """Return ``index`` if it is one.
+
+    Raises:
+        SlideIndexError: it is something else, such as the list of an older version.
+    """
+    if isinstance(index, list):
+        raise SlideIndexError(
+            "is a list of slides, as another version wrote it; an index is a dict by slide id",
+            remedy="Make the index again: materialize slide_index and sampled_index, or run build_index",
+        )
+    if not isinstance(index, Mapping):
+        raise SlideIndexError(f"is a {type(index).__name__} and no index", remedy="Make the index again")
+    for slide_id, entry in index.items():
+        if not isinstance(slide_id, str) or not isinstance(entry, Mapping):
+            raise SlideIndexError(f"{slide_id!r:.60} is no slide of an index", remedy="Make the index again")
+        missing = [key for key in ("slide_path", "patches") if key not in entry]
+        if missing:
+            raise SlideIndexError(
+                f"slide {slide_id} lacks {' and '.join(missing)}", remedy="Make the index again"
+            )
+    return index
+
+
+def is_test(slide_id: str, entry: Mapping[str, Any]) -> bool:
+    """Whether a slide is kept for testing, by the ``test_pattern`` that its index was made with."""
+    return is_test_slide(slide_id, entry.get("config", {}).get("test_pattern", DEFAULT_TEST_PATTERN))
+
+
+def partial_tumor(entry: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Which patches hold tumor, but too little of it for the label rule ``fraction``: (n,).
+
+    They are neither tumor nor normal: not trained on, and reported apart in testing.
+    """
+    patches = entry["patches"]
+    fractions = entry.get("tumor_fraction")
+    if entry.get("config", {}).get("label_rule") != "fraction" or fractions is None:
+        return np.zeros(len(patches), bool)
+    labels = np.fromiter((patch[2] for patch in patches), bool, len(patches))
+    return (np.asarray(fractions, float) > 0) & ~labels
