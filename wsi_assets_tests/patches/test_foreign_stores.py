@@ -36,10 +36,12 @@ def image(pixels, suffix=".png"):
 
 
 def write_lmdb(path: Path, items, **options) -> Path:
-    with lmdb.open(str(path), map_size=1 << 28, **options) as environment:
-        with environment.begin(write=True) as change:
-            for key, value in items:
-                change.put(key if isinstance(key, bytes) else key.encode(), value)
+    with (
+        lmdb.open(str(path), map_size=1 << 28, **options) as environment,
+        environment.begin(write=True) as change,
+    ):
+        for key, value in items:
+            change.put(key if isinstance(key, bytes) else key.encode(), value)
     return path
 
 
