@@ -63,10 +63,12 @@ def write_mosaic_slide(
     tile: int = TILE,
     variants: int = 12,
     written: np.ndarray | None = None,
+    levels: int = 1,
 ) -> Path:
     """A slide of any size in no time: ``rows`` x ``columns`` tiles out of a few coded once.
 
     ``written``: bool (rows, columns), tiles that are False are missing, as scanners leave unscanned glass.
+    ``levels``: each has half the tiles of the one before, of other tissue.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     source = texture(tile, tile * variants, seed=rows * 7919 + columns)
@@ -80,23 +82,26 @@ def write_mosaic_slide(
         for i in range(variants)
     ]
 
-    def tiles():
-        for row in range(rows):
-            for column in range(columns):
+    def tiles(high: int, wide: int):
+        for row in range(high):
+            for column in range(wide):
                 here = written is None or written[row, column]
                 yield coded[(row * 5 + column) % variants] if here else b""
 
-    tifffile.imwrite(
-        path,
-        tiles(),
-        shape=(rows * tile, columns * tile, 3),
-        dtype=np.uint8,
-        tile=(tile, tile),
-        photometric="ycbcr",
-        compression="jpeg",
-        bigtiff=True,
-        metadata=None,
-    )
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for level in range(levels):
+            shape = tuple(max(1, side * tile >> level) for side in (rows, columns))
+            high, wide = (-(-side // tile) for side in shape)
+            file.write(
+                tiles(high, wide),
+                shape=(*shape, 3),
+                dtype=np.uint8,
+                tile=(tile, tile),
+                photometric="ycbcr",
+                compression="jpeg",
+                subfiletype=1 if level else 0,
+                metadata=None,
+            )
     return path
 
 
