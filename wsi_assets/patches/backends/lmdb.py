@@ -33,8 +33,8 @@ from wsi_assets.patches.codecs import codec_of, decode
 
 _INFO, _KEYS, _LABELS, _ORIGINS = b"__info__", b"__keys__", b"__labels__", b"__origins__"
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-_FIRST_MAP_SIZE = 64 << 20
-_COMMIT_BYTES = 32 << 20
+_FIRST_MAP_SIZE = 1 << 30
+_COMMIT_BYTES = 16 << 20
 
 
 class LmdbReader:
