@@ -94,7 +94,7 @@ def publish(staged: Path, path: Path) -> None:
                 new.rename(path)
     fsync(path.parent)
     if retired is not None:
-        _remove(retired)
+        remove(retired)
 
 
 def recover(path: str | Path) -> None:
@@ -106,12 +106,12 @@ def recover(path: str | Path) -> None:
     with _locked_folder(path.parent):
         if new.exists():
             if path.exists():
-                _remove(old)
+                remove(old)
                 path.rename(old)
             new.rename(path)
         elif old.exists() and not path.exists():
             old.rename(path)
-        _remove(old)
+        remove(old)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -219,7 +219,7 @@ def _staging(path: Path, *, folder: bool) -> Iterator[Path]:
         raise WsiAssetsError(fault.fault, path=path, remedy=fault.remedy) from error
     finally:
         if staged is not None:
-            _remove(staged)
+            remove(staged)
         if handle is not None:
             os.close(handle)
 
@@ -230,7 +230,7 @@ def _remove_if_left(path: Path) -> None:
     except OSError:
         return
     if handle is not None:
-        _remove(path)
+        remove(path)
         os.close(handle)
 
 
@@ -285,7 +285,8 @@ def _names_between_renames(path: Path) -> tuple[Path, Path]:
     return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

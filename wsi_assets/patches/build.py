@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from wsi_assets.errors import StoreError, WsiAssetsError, one_line
-from wsi_assets.files import digest, disk_fault, file_lock, publish, recover, size_of
+from wsi_assets.files import digest, disk_fault, file_lock, publish, recover, remove, size_of
 from wsi_assets.patches.backends.base import (
     FORMAT,
     UNKNOWN_LABEL,
@@ -36,15 +35,8 @@ from wsi_assets.progress import Progress, silent
 _WORTH_A_POOL = 512
 """Patches under which starting processes takes longer than it saves."""
 
-_VERSIONS = (
-    "wsi-assets",
-    "numpy",
-    "opencv-python",
-    "imagecodecs",
-    "tifffile",
-    "openslide-python",
-    "openslide-bin",
-)
+_PACKAGES = ("wsi-assets", "numpy", "opencv-python", "imagecodecs", "tifffile", "openslide-bin")
+"""Packages whose versions decide pixels and codes; a store says which it was made with."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +200,7 @@ def _building(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path.with_name(f".{path.name}.lock")):
             recover(path)
-            _remove(_staged(path))
+            remove(_staged(path))
             yield path
     except BlockingIOError as error:
         raise StoreError(
@@ -226,7 +218,7 @@ def _building(path: str | Path) -> Iterator[Path]:
         fault = disk_fault(error, path)
         if fault is None:
             raise
-        _remove(_staged(path))  # a full disk needs the space; the part files stay
+        remove(_staged(path))  # a full disk needs the space; the part files stay
         raise StoreError(fault.fault, path=path, remedy=fault.remedy) from error
 
 
@@ -240,26 +232,20 @@ def _extract(
 ) -> ExtractedPatches:
     started = time.perf_counter()
     fingerprints = [slide.fingerprint or fingerprint_now(slide.path) for slide in plan.slides]
-    old = _open_old(path, backend)
-    content = plan.content(backend)
-    try:
-        if old is not None and _is_current(old.metadata.info, plan, backend, fingerprints):
-            _remove(partial_folder(path))
+    with contextlib.closing(_AtHand(path, backend, plan)) as at_hand:
+        if at_hand.is_current(fingerprints):
+            remove(partial_folder(path))
             return ExtractedPatches(plan, path, backend, fingerprints, current=True)
-        folder = _parts_folder(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        known = Parts(folder, content).table, _table_of(old, content)
         missing = [
-            np.flatnonzero((_find(known, mark, slide.coords) < 0).all(axis=0))
+            np.flatnonzero((at_hand.find(mark, slide.coords) < 0).all(axis=0))
             for slide, mark in zip(plan.slides, fingerprints, strict=True)
         ]
-    finally:
-        if old is not None:
-            old.close()
-    tasks = _tasks(plan, content, fingerprints, missing)
     count = sum(map(len, missing))
     workers = workers or plan.options.extraction_workers or len(os.sched_getaffinity(0))
     pool = workers > 1 and count > _WORTH_A_POOL
+    tasks = _tasks(plan, plan.content(backend), fingerprints, missing)
+    folder = _parts_folder(path)
+    folder.mkdir(parents=True, exist_ok=True)
     lost: dict[int, str] = {}
     done = len(plan) - count
     for task, result in run_tasks(tasks, folder, executor, workers, pool):
@@ -289,43 +275,74 @@ def _tasks(
 def _write(extracted: ExtractedPatches, progress: Progress) -> BuildReport:
     started = time.perf_counter()
     plan, path, backend = extracted.plan, extracted.path, extracted.backend
-    old = _open_old(path, backend)
-    parts = Parts(_parts_folder(path), plan.content(backend))
     writer: StoreWriter | None = None
-    try:
-        if extracted.current and old is not None:
-            return _report(path, old.metadata.info, 0, extracted.seconds)
-        known = parts.table, _table_of(old, plan.content(backend))
-        found = np.concatenate(
-            [
-                _find(known, mark, slide.coords)
-                for slide, mark in zip(plan.slides, extracted.fingerprints, strict=True)
-            ],
-            axis=1,
-        )
-        metadata = _metadata(extracted, np.flatnonzero((found < 0).all(axis=0)))
-        writer = _writer(backend, path, len(plan), plan.patch_size)
-        keys = list(plan.keys())
+    with contextlib.closing(_AtHand(path, backend, plan)) as at_hand:
+        if extracted.current and at_hand.is_current(extracted.fingerprints):
+            return _report(path, at_hand.old.metadata.info, 0, extracted.seconds)
+        slides = zip(plan.slides, extracted.fingerprints, strict=True)
+        found = np.concatenate([at_hand.find(mark, slide.coords) for slide, mark in slides], axis=1)
+        metadata = _metadata(extracted, (found >= 0).any(axis=0))
+        keys, labels = list(plan.keys()), plan.labels.tolist()
         order = range(len(plan)) if backend != "lmdb" else sorted(range(len(plan)), key=keys.__getitem__)
-        for done, row in enumerate(order):
-            in_parts, in_old = found[:, row].tolist()
-            label = int(plan.labels[row])
-            if in_old >= 0:
-                writer.keep(row, keys[row], label, old, in_old)
-            elif in_parts >= 0:
-                writer.write(row, keys[row], label, parts.read(in_parts))
-            if done % 256 == 0:
-                progress(done, len(plan), "storing patches")
-        writer.finish(metadata)
-    finally:
-        parts.close()
-        for one in (writer, old):
-            if one is not None:
-                one.close()
+        try:
+            writer = _writer(backend, path, len(plan), plan.patch_size)
+            for done, row in enumerate(order):
+                in_old, in_parts = found[:, row].tolist()
+                if in_old >= 0:
+                    writer.keep(row, keys[row], labels[row], at_hand.old, in_old)
+                elif in_parts >= 0:
+                    writer.write(row, keys[row], labels[row], at_hand.parts.read(in_parts))
+                if done % 256 == 0:
+                    progress(done, len(plan), "storing patches")
+            writer.finish(metadata)
+        finally:
+            if writer is not None:
+                writer.close()
     _publish(path)
     progress(len(plan), len(plan), "storing patches")
     seconds = extracted.seconds + time.perf_counter() - started
     return _report(path, metadata.info, extracted.decoded, seconds)
+
+
+class _AtHand:
+    """Encoded patches that need not be read from slides: of the store there is, and of part files."""
+
+    def __init__(self, path: Path, backend: Backend, plan: PatchPlan):
+        self._plan, self._backend = plan, backend
+        content = plan.content(backend)
+        self.old = _open_old(path, backend)
+        self.parts = Parts(_parts_folder(path), content)
+        self._of_old = PatchTable()
+        metadata = None if self.old is None else self.old.metadata
+        if metadata is None or metadata.origins is None:
+            return
+        if any(metadata.info.get(name) != value for name, value in content.items()):
+            return
+        rows = np.flatnonzero(metadata.labels != UNKNOWN_LABEL)
+        slides = metadata.origins[rows, 0]
+        rows = rows[np.argsort(slides, kind="stable")]
+        borders = np.cumsum(np.bincount(slides, minlength=len(metadata.info["slides"])))
+        for slide, chosen in zip(metadata.info["slides"], np.split(rows, borders[:-1]), strict=True):
+            self._of_old.add(slide["fingerprint"], metadata.origins[chosen, 1:], chosen)
+
+    def find(self, fingerprint: str, coords: np.ndarray) -> np.ndarray:
+        """int64 (2, n): row in the old store and number in the parts of each patch, -1 where it is not."""
+        return np.stack([table.find(fingerprint, coords) for table in (self._of_old, self.parts.table)])
+
+    def is_current(self, fingerprints: list[str]) -> bool:
+        """Whether the old store is the plan's, and nothing is left to try again."""
+        info = {} if self.old is None else self.old.metadata.info
+        # An index without fingerprints does not say when a slide changed.
+        return (
+            info.get("plan_digest") == self._plan.digest(self._backend)
+            and not info["quarantined"]
+            and [slide["fingerprint"] for slide in info["slides"]] == fingerprints
+        )
+
+    def close(self) -> None:
+        self.parts.close()
+        if self.old is not None:
+            self.old.close()
 
 
 def _open_old(path: Path, backend: Backend) -> StoreReader | None:
@@ -348,54 +365,20 @@ def _open_old(path: Path, backend: Backend) -> StoreReader | None:
     raise StoreError(f"{what}, and is not overwritten", path=path, remedy="Move it away, or build elsewhere")
 
 
-def _is_current(info: dict[str, Any], plan: PatchPlan, backend: Backend, fingerprints: list[str]) -> bool:
-    """Whether the store is the plan's, and nothing is left to try again."""
-    # An index without fingerprints does not say when a slide changed.
-    return (
-        info.get("plan_digest") == plan.digest(backend)
-        and not info["quarantined"]
-        and [slide["fingerprint"] for slide in info["slides"]] == fingerprints
-    )
-
-
-def _table_of(old: StoreReader | None, content: dict[str, Any]) -> PatchTable:
-    """The old store's patches, if they are of the content asked for."""
-    table = PatchTable()
-    if old is None or old.metadata.origins is None:
-        return table
-    info, origins = old.metadata.info, old.metadata.origins
-    if any(info.get(name) != value for name, value in content.items()):
-        return table
-    readable = old.metadata.labels != UNKNOWN_LABEL
-    for number, slide in enumerate(info["slides"]):
-        rows = np.flatnonzero((origins[:, 0] == number) & readable)
-        if slide["fingerprint"] and len(rows):
-            table.add(slide["fingerprint"], origins[rows, 1:], rows)
-    return table
-
-
-def _find(known: tuple[PatchTable, PatchTable], fingerprint: str, coords: np.ndarray) -> np.ndarray:
-    """int64 (2, n): number of each patch in the part files and row in the old store, -1 where it is not."""
-    return np.stack([table.find(fingerprint, coords) for table in known])
-
-
-def _metadata(extracted: ExtractedPatches, missing: np.ndarray) -> StoreMetadata:
-    """What the store will hold; ``missing`` are the numbers in the plan of patches that nobody has.
+def _metadata(extracted: ExtractedPatches, readable: np.ndarray) -> StoreMetadata:
+    """What the store will hold; ``readable``: bool (n,), the patches of the plan that are at hand.
 
     Raises:
         StoreError: a patch that was extracted is gone.
     """
     plan, backend = extracted.plan, extracted.backend
-    gone = set(missing.tolist()) - extracted.lost.keys()
-    if gone:
-        raise StoreError(
-            f"{len(gone)} extracted patches are gone", path=extracted.path, remedy="Extract them again"
-        )
-    readable = np.ones(len(plan), bool)
-    readable[missing] = False
+    missing = np.flatnonzero(~readable).tolist()
+    if gone := set(missing) - extracted.lost.keys():
+        what = f"{len(gone)} extracted patches are gone"
+        raise StoreError(what, path=extracted.path, remedy="Extract them again")
     keys, labels, origins = list(plan.keys()), plan.labels, plan.origins
     quarantined = []
-    for row in missing.tolist():
+    for row in missing:
         number, y, x = origins[row].tolist()
         where = {"key": keys[row], "slide_id": plan.slides[number].slide_id, "y": y, "x": x}
         quarantined.append({**where, "reason": extracted.lost[row]})
@@ -414,7 +397,7 @@ def _metadata(extracted: ExtractedPatches, missing: np.ndarray) -> StoreMetadata
         **_counts(backend, labels[readable]),
         "stride": plan.stride,
         "plan_digest": asked,
-        "digest": digest(asked, missing.tolist(), extracted.fingerprints),
+        "digest": digest(asked, missing, extracted.fingerprints),
         "slides": slides,
         "quarantined": quarantined,
         "versions": _versions(),
@@ -446,21 +429,14 @@ def _writer(backend: Backend, path: Path, count: int | None, patch_size: int) ->
     else:
         from wsi_assets.patches.backends.image_folder import ImageFolderWriter as Writer
     staged = _staged(path)
-    _remove(staged)
+    remove(staged)
     staged.parent.mkdir(exist_ok=True)
     return Writer(staged, count, patch_size)
 
 
 def _publish(path: Path) -> None:
     publish(_staged(path), path)
-    _remove(partial_folder(path))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    remove(partial_folder(path))
 
 
 def _report(path: Path, info: dict[str, Any], decoded: int, seconds: float) -> BuildReport:
@@ -484,7 +460,7 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in _VERSIONS:
+    for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

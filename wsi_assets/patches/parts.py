@@ -58,7 +58,8 @@ class PatchTable:
 
     def add(self, fingerprint: str, coords: np.ndarray, numbers: np.ndarray) -> None:
         """Enter patches of a slide, before the first :meth:`find` of it."""
-        self._added[fingerprint].append((_codes(coords), numbers))
+        if len(numbers):
+            self._added[fingerprint].append((_codes(coords), numbers))
 
     def find(self, fingerprint: str, coords: np.ndarray) -> np.ndarray:
         """int64 (n,): the number of the patch at each (y, x) of ``coords``, -1 where none is known."""

@@ -175,21 +175,15 @@ class PatchReader:
     def _window(
         self, coords: np.ndarray, size: int, over: list[int], top: int, left: int, side: int
     ) -> _Block:
-        window = self._within(coords[over], size, top, left, side)
-        if window is None:
-            return _Block(over, top, left, None)
-        y0, x0, y1, x1 = window
-        return _Block(over, y0, x0, *self._slide.read(self.level, y0, x0, y1 - y0, x1 - x0))
-
-    def _within(
-        self, coords: np.ndarray, size: int, top: int, left: int, side: int
-    ) -> tuple[int, int, int, int] | None:
-        """What the patches need of a square of the level, half-open (y0, x0, y1, x1)."""
+        """What the patches ``over`` need of a square of the level."""
         width, height = self._slide.sizes[self.level]
-        y0, x0 = np.maximum(coords.min(axis=0), (top, left)).tolist()
-        y1, x1 = np.minimum(coords.max(axis=0) + size, (top + side, left + side)).tolist()
-        y0, x0, y1, x1 = max(0, y0), max(0, x0), min(height, y1), min(width, x1)
-        return (y0, x0, y1, x1) if y0 < y1 and x0 < x1 else None
+        corners = coords[over]
+        y0, x0 = np.maximum(corners.min(axis=0), (top, left)).clip(0).tolist()
+        y1, x1 = np.minimum(corners.max(axis=0) + size, (top + side, left + side)).tolist()
+        y1, x1 = min(height, y1), min(width, x1)
+        if y0 >= y1 or x0 >= x1:
+            return _Block(over, top, left, None)
+        return _Block(over, y0, x0, *self._slide.read(self.level, y0, x0, y1 - y0, x1 - x0))
 
 
 def tiles_are_openslides(path: str | Path, level: int) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import recover
-from wsi_assets.patches.backends.base import StoreReader, damaged, incomplete, replaced
+from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, damaged
 from wsi_assets.patches.codecs import decode
 
 STORE_NAMES = {"lmdb": "patches_lmdb", "hdf5": "patches.h5", "fs": "image_patches"}
@@ -171,7 +171,9 @@ class PatchStore:
                 digest = reader.metadata.info.get("digest")
                 if self._digest not in (None, digest):
                     reader.close()
-                    raise replaced(self.path)
+                    raise StoreError(
+                        "was built anew since this handle was made", path=self.path, remedy="Open it again"
+                    )
                 self._digest = digest
                 self._process, self._reader = os.getpid(), reader
             return self._reader
@@ -222,7 +224,11 @@ def _kind_of(path: Path) -> str:
             recover(path)
         if not path.exists():
             if partial_folder(path).exists():
-                raise incomplete(path)
+                raise UnusableStoreError(
+                    "is half-built: its build has not finished",
+                    path=path,
+                    remedy="Run the build again; it continues",
+                )
             raise StoreError("does not exist", path=path, remedy="Build the store first")
         if path.is_dir():
             if (path / "data.mdb").is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,25 +56,27 @@ class StoreMetadata:
         info, count = self.info, len(self.keys)
         version = info.get("format") if isinstance(info, dict) else None
         if isinstance(version, int) and version != FORMAT:
-            raise of_other_version(path, version)
+            raise UnusableStoreError(
+                f"is of format {version}, and this version of wsi-assets writes {FORMAT}",
+                path=path,
+                remedy="Build it again: run the level, or materialize its patch_store",
+            )
         kinds = {"patch_size": int, "codec": str, "digest": str, "backend": str, "quarantined": list}
         for name, kind in kinds.items():
             if not isinstance(info, dict) or type(info.get(name)) is not kind:
                 raise ValueError(f"metadata field {name!r} is missing or has the wrong type")
         if not 0 < info["patch_size"] <= MAX_PATCH_SIZE:
             raise ValueError(f"patch size {info['patch_size']}")
-        if self.labels.shape != (count,) or self.labels.dtype.kind not in "iu":
-            raise ValueError("keys and labels do not fit")
-        if self.origins is None:
-            return
-        slides = info.get("slides")
-        if not isinstance(slides, list) or not all(map(_is_slide, slides)):
-            raise ValueError("metadata field 'slides' is missing or damaged")
-        numbers = self.origins[:, 0] if self.origins.shape == (count, 3) else None
-        if numbers is None or self.origins.dtype.kind not in "iu":
-            raise ValueError("keys and origins do not fit")
-        if count and (numbers.min() < 0 or numbers.max() >= len(slides)):
-            raise ValueError("origins name slides that are not listed")
+        tables = [self.labels] if self.origins is None else [self.labels, self.origins]
+        shapes = [(count,), (count, 3)]
+        if any(a.dtype.kind not in "iu" or a.shape != b for a, b in zip(tables, shapes, strict=False)):
+            raise ValueError("keys, labels and origins do not fit")
+        if self.origins is not None:
+            slides = info.get("slides")
+            if not isinstance(slides, list) or not all(map(_is_slide, slides)):
+                raise ValueError("metadata field 'slides' is missing or damaged")
+            if count and (self.origins[:, 0].min() < 0 or self.origins[:, 0].max() >= len(slides)):
+                raise ValueError("origins name slides that are not listed")
 
 
 class StoreReader(Protocol):
@@ -133,37 +135,6 @@ def check_count(path: Path, found: int, listed: int) -> None:
 def foreign_info(backend: str, codec: str, patch_size: int) -> dict[str, Any]:
     """``info`` of a store that another program wrote."""
     return {"backend": backend, "codec": codec, "patch_size": patch_size, "quarantined": []}
-
-
-def unknown_labels(count: int) -> np.ndarray:
-    """Labels of patches whose class is not known."""
-    return np.full(count, UNKNOWN_LABEL, np.uint8)
-
-
-def plain_text(keys: Iterable[str]) -> bytes:
-    """Keys, one a line."""
-    return "".join(f"{key}\n" for key in keys).encode()
-
-
-def of_other_version(path: Path, version: int) -> StoreError:
-    """The error of a store that an older or newer version of this package wrote."""
-    return UnusableStoreError(
-        f"is of format {version}, and this version of wsi-assets writes {FORMAT}",
-        path=path,
-        remedy="Build it again: run the level, or materialize its patch_store",
-    )
-
-
-def incomplete(path: Path) -> StoreError:
-    """The error of a store whose build did not finish."""
-    return UnusableStoreError(
-        "is half-built: its build has not finished", path=path, remedy="Run the build again; it continues"
-    )
-
-
-def replaced(path: Path) -> StoreError:
-    """The error of a handle whose store is no longer the one at its path."""
-    return StoreError("was built anew since this handle was made", path=path, remedy="Open it again")
 
 
 def damaged(path: Path, why: object) -> StoreError:

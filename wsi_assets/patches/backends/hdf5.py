@@ -16,7 +16,6 @@ import numpy as np
 from wsi_assets.errors import StoreError
 from wsi_assets.files import fsync
 from wsi_assets.patches.backends.base import (
-    MAX_PATCH_SIZE,
     UNKNOWN_LABEL,
     StoreMetadata,
     StoreReader,
@@ -78,7 +77,7 @@ class Hdf5Reader:
     def _foreign(self) -> StoreMetadata:
         images = self._images
         size = images.shape[1] if images.ndim == 4 else 0
-        if images.shape[1:] != (size, size, 3) or not 0 < size <= MAX_PATCH_SIZE or images.dtype != np.uint8:
+        if images.shape[1:] != (size, size, 3) or not size or images.dtype != np.uint8:
             raise no_patch_store(
                 self.path, f"'images' is {images.dtype} {images.shape}, not uint8 (N, P, P, 3)"
             )

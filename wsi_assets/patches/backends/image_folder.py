@@ -16,7 +16,6 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.patches.backends.base import (
-    MAX_PATCH_SIZE,
     StoreMetadata,
     StoreReader,
     damaged,
@@ -75,12 +74,9 @@ class ImageFolderReader:
             raise no_patch_store(self.path, "its folders normal and tumor have no PNG or JPEG images")
         found.sort()
         value = self._read(found[0][2])
-        size = decode(value).shape[0]
-        if size > MAX_PATCH_SIZE:
-            raise no_patch_store(self.path, f"images of {size} pixels")
         keys = [Path(name).stem for name, _, _ in found]
         labels = np.array([label for _, label, _ in found], np.uint8)
-        info = foreign_info("fs", codec_of(value), size)
+        info = foreign_info("fs", codec_of(value), decode(value).shape[0])
         return [file for _, _, file in found], StoreMetadata(info, keys, labels, None)
 
     def read(self, row: int) -> bytes:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from tokenize import TokenError
 from typing import ClassVar
@@ -19,15 +21,13 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.patches.backends.base import (
-    MAX_PATCH_SIZE,
+    UNKNOWN_LABEL,
     StoreMetadata,
     StoreReader,
     check_count,
     damaged,
     foreign_info,
     no_patch_store,
-    plain_text,
-    unknown_labels,
 )
 from wsi_assets.patches.codecs import codec_of, decode
 
@@ -85,12 +85,10 @@ class LmdbReader:
             raise no_patch_store(
                 self.path, f"the value of {names[0][:80].decode(errors='replace')!r} is no PNG or JPEG image"
             )
-        size = decode(value).shape[0]
-        if size > MAX_PATCH_SIZE:
-            raise no_patch_store(self.path, f"images of {size} pixels")
         keys = [_without_suffix(name.decode(errors="replace")) for name in names]
-        info = foreign_info("lmdb", codec, size)
-        return names, StoreMetadata(info, keys, unknown_labels(len(keys)), None)
+        labels = np.full(len(keys), UNKNOWN_LABEL, np.uint8)
+        info = foreign_info("lmdb", codec, decode(value).shape[0])
+        return names, StoreMetadata(info, keys, labels, None)
 
     def read(self, row: int) -> bytes:
         """See :class:`StoreReader`."""
@@ -128,7 +126,7 @@ class LmdbWriter:
         self._file = path / "data.mdb"
         self._map_size = _FIRST_MAP_SIZE
         self._environment: lmdb.Environment | None = None
-        with _ErrorsOfTheDisk(self._file):
+        with _errors_of_the_disk(self._file):
             self._environment = lmdb.open(str(path), map_size=self._map_size, lock=False, sync=False)
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
@@ -145,12 +143,12 @@ class LmdbWriter:
     def finish(self, metadata: StoreMetadata) -> None:
         """See :class:`StoreWriter`."""
         self._put(_INFO, json.dumps(metadata.info, sort_keys=True).encode())
-        self._put(_KEYS, plain_text(metadata.keys))
+        self._put(_KEYS, "".join(f"{key}\n" for key in metadata.keys).encode())
         self._put(_LABELS, _npy(metadata.labels))
         if metadata.origins is not None:
             self._put(_ORIGINS, _npy(metadata.origins))
         self._commit()
-        with _ErrorsOfTheDisk(self._file):
+        with _errors_of_the_disk(self._file):
             self._environment.sync(True)
 
     def close(self) -> None:
@@ -166,7 +164,7 @@ class LmdbWriter:
 
     def _commit(self) -> None:
         # Commits are counted in bytes, not in time, so that equal contents make equal files.
-        with _ErrorsOfTheDisk(self._file):
+        with _errors_of_the_disk(self._file):
             while True:
                 try:
                     self._put_all()
@@ -185,28 +183,23 @@ class LmdbWriter:
                 last = max(last, name)
 
 
-class _ErrorsOfTheDisk:
-    """Turns LMDB's errors into OSErrors, whose errno says what is wrong with the disk."""
-
-    def __init__(self, file: Path):
-        self._file = file
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        if not isinstance(error, lmdb.Error) or isinstance(error, lmdb.MapFullError):
-            return
-        code = {lmdb.DiskError: errno.ENOSPC, lmdb.ReadonlyError: errno.EROFS}.get(kind)
-        code = code or getattr(error, "code", None) or 0
+@contextlib.contextmanager
+def _errors_of_the_disk(file: Path) -> Iterator[None]:
+    """Turn LMDB's errors into OSErrors, whose errno says what is wrong with the disk."""
+    try:
+        yield
+    except lmdb.Error as error:
+        code = {lmdb.DiskError: errno.ENOSPC, lmdb.ReadonlyError: errno.EROFS}.get(type(error))
+        code = code or getattr(error, "code", 0)
         if code == errno.EIO:
             # LMDB's word for a write that ended early, as on a full disk: a write of our own tells why.
-            with self._file.open("ab", buffering=0) as stream:
+            with file.open("ab", buffering=0) as stream:
                 for _ in range(8):
                     stream.write(bytes(1 << 20))
                 os.fsync(stream.fileno())
         if code > 0:
-            raise OSError(code, os.strerror(code), str(self._file)) from error
+            raise OSError(code, os.strerror(code), str(file)) from error
+        raise
 
 
 class _Environment:
@@ -285,8 +278,7 @@ os.register_at_fork(after_in_child=_Environment._after_fork)
 
 
 def _without_suffix(key: str) -> str:
-    stem, dot, suffix = key.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in _IMAGE_SUFFIXES else key
+    return key[: -len(suffix)] if (suffix := Path(key).suffix).lower() in _IMAGE_SUFFIXES else key
 
 
 def _npy(array: np.ndarray) -> bytes:
