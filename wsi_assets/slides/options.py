@@ -14,7 +14,7 @@ class ScaleOptions(BaseModel):
         default=40.0,
         ge=1.0,
         le=200.0,
-        description="Magnification of level 0 of a slide whose file names neither objective power nor mpp.",
+        description="Magnification of level 0 of a slide whose file tells neither objective power nor mpp.",
     )
     scale_table: str | None = Field(
         default=None,
