@@ -21,6 +21,7 @@ DEFAULT_PATCH_SIZE = 256
 """Side of the patches of an index that does not say."""
 
 _MAX_COORDINATE = 2**31 - 1
+_MAX_ID_BYTES = 200
 
 
 def patch_key(slide_id: str, count: int) -> str:
@@ -170,10 +171,10 @@ def _slide_plan(
             path=path,
             remedy="Make the index again",
         ) from error
-    if not isinstance(slide_id, str) or slide_id.startswith(("__", ".")) or "/" in slide_id:
+    if slide_id.startswith(("__", ".")) or "/" in slide_id or len(slide_id.encode()) > _MAX_ID_BYTES:
         raise SlideIndexError(
-            f"{slide_id!r} is no usable slide id: it may not begin with two underscores or a dot, or have a "
-            "slash",
+            f"{slide_id!r:.60} cannot name files and keys: too long, with a slash, or beginning with two "
+            "underscores or a dot",
             path=path,
             remedy="Rename the slide",
         )

@@ -86,6 +86,15 @@ def test_a_large_store_outgrows_its_first_map(entries, tmp_path, monkeypatch):
         assert verify_store(store, index_of(*entries), 1.0).ok
 
 
+@pytest.mark.parametrize("size", [100, 250, 500, 750, 1000, 2000])
+def test_a_store_is_whole_wherever_its_commits_fall(entries, size, tmp_path, monkeypatch):
+    monkeypatch.setattr("wsi_assets.patches.backends.lmdb._COMMIT_BYTES", size)
+    few = index_of({**entries[2], "patches": entries[2]["patches"][:5]})
+    build_store(plan_patches(few, ONE), tmp_path / "patches_lmdb", "lmdb")
+    with open_store(tmp_path / "patches_lmdb") as store:
+        assert verify_store(store, few, 1.0).ok
+
+
 def test_patches_at_hand_are_written_without_a_plan(backend, tmp_path):
     patches = [texture(64, 64, seed=seed) for seed in range(5)]
     path = tmp_path / STORE_NAMES[backend]
@@ -255,7 +264,9 @@ def test_a_second_build_of_the_same_store_gets_one_line(entries, backend, tmp_pa
     assert "\n" not in said[0]
 
 
-def test_a_full_disk_is_one_line_and_the_old_store_is_intact(entries, backend, tmp_path):
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -263,22 +274,35 @@ def test_a_full_disk_is_one_line_and_the_old_store_is_intact(entries, backend, t
     )
     if mounted.returncode:
         pytest.skip("mounting a small file system is not allowed here")
-    try:
-        path = disk / STORE_NAMES[backend]
-        few = [{**entries[2], "patches": entries[2]["patches"][:12]}]
-        build_store(plan_patches(index_of(*few), ONE), path, backend)
-        before = held(path)
-        with pytest.raises(StoreError, match="the disk is full") as error:
-            build_store(plan_patches(index_of(*entries), ONE), path, backend)
-        assert "\n" not in str(error.value)
-        assert held(path) == before
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        assert build_store(plan_patches(index_of(*entries), ONE), path, backend).patches == 208
-        fresh = tmp_path / "fresh" / path.name
-        build_store(plan_patches(index_of(*entries), ONE), fresh, backend)
-        assert is_the_same_store(path, fresh)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_a_full_disk_is_one_line_and_the_old_store_is_intact(entries, backend, small_disk, tmp_path):
+    path = small_disk / STORE_NAMES[backend]
+    few = [{**entries[2], "patches": entries[2]["patches"][:12]}]
+    build_store(plan_patches(index_of(*few), ONE), path, backend)
+    before = held(path)
+    with pytest.raises(StoreError, match="the disk is full") as error:
+        build_store(plan_patches(index_of(*entries), ONE), path, backend)
+    assert "\n" not in str(error.value)
+    assert held(path) == before
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert build_store(plan_patches(index_of(*entries), ONE), path, backend).patches == 208
+    fresh = tmp_path / "fresh" / path.name
+    build_store(plan_patches(index_of(*entries), ONE), fresh, backend)
+    assert is_the_same_store(path, fresh)
+
+
+def test_a_disk_that_fills_while_the_library_writes_is_one_line(backend, small_disk):
+    random = np.random.default_rng(0)
+    items = ((f"a_{n:06d}", random.integers(0, 255, (128, 128, 3), np.uint8), 0) for n in range(400))
+    with pytest.raises(StoreError, match="the disk is full") as error:
+        write_patches(small_disk / "store", backend, items, ONE)
+    assert "\n" not in str(error.value)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreError, match="Read-only"):
+        write_patches(small_disk / "store", backend, [], ONE)
 
 
 def test_a_worker_that_dies_is_one_line_and_the_next_build_continues(

@@ -167,20 +167,21 @@ class LmdbWriter:
         with _errors_of_the_disk(self._file):
             while True:
                 try:
-                    self._put_all()
+                    self._last = self._put_all()
                     break
                 except lmdb.MapFullError:
                     self._map_size *= 2
                     self._environment.set_mapsize(self._map_size)
-        self._last = max(self._last, *(name for name, _ in self._pending))
         self._pending, self._pending_bytes = [], 0
 
-    def _put_all(self) -> None:
+    def _put_all(self) -> bytes:
+        """Put what is pending in one transaction; the last of all names in order."""
+        last = self._last
         with self._environment.begin(write=True) as change:
-            last = self._last
             for name, value in self._pending:
                 change.put(name, value, append=name > last)
                 last = max(last, name)
+        return last
 
 
 @contextlib.contextmanager
