@@ -28,20 +28,21 @@ from wsi_assets.patches.codecs import encoder
 from wsi_assets.patches.extraction import ExtractTask, fingerprint_now, run_tasks
 from wsi_assets.patches.options import Backend, ExtractionOptions
 from wsi_assets.patches.parts import Parts, PatchTable
-from wsi_assets.patches.plan import PatchPlan, read_batches
+from wsi_assets.patches.plan import PatchPlan, patch_key, read_batches
 from wsi_assets.patches.store import open_reader, partial_folder
 from wsi_assets.progress import Progress, silent
 
 _WORTH_A_POOL = 512
 """Patches under which starting processes takes longer than it saves."""
 
+_QUARANTINE = ("key", "slide_id", "y", "x", "reason")
 _PACKAGES = ("wsi-assets", "numpy", "opencv-python", "imagecodecs", "tifffile", "openslide-bin")
 """Packages whose versions decide pixels and codes; a store says which it was made with."""
 
 
 @dataclass(frozen=True)
 class ExtractedPatches:
-    """What :func:`extract_patches` did; its patches wait in part files beside the future store.
+    """Patches of a plan on their way into a store: new ones wait in part files beside it.
 
     Attributes:
         fingerprints: of each slide of the plan; "" for one that does not read.
@@ -59,6 +60,36 @@ class ExtractedPatches:
     decoded: int = 0
     seconds: float = 0.0
     current: bool = False
+
+    @property
+    def labels(self) -> np.ndarray:
+        """uint8 (n,): 1 is tumor, of the patches that could be read."""
+        return np.delete(self.plan.labels, sorted(self.lost))
+
+    @property
+    def patches(self) -> int:
+        """How many patches the store will hold."""
+        return len(self.plan) - len(self.lost)
+
+    @property
+    def reused(self) -> int:
+        """How many of them come from an earlier build."""
+        return self.patches - self.decoded
+
+    @property
+    def quarantined(self) -> list[tuple[str, str, int, int, str]]:
+        """(key, slide id, y, x, reason) of each patch that could not be read."""
+        found = []
+        for row in sorted(self.lost):
+            number, y, x = self.plan.origins[row].tolist()
+            slide_id = self.plan.slides[number].slide_id
+            found.append((patch_key(slide_id, row), slide_id, y, x, self.lost[row]))
+        return found
+
+    @property
+    def digest(self) -> str:
+        """Identity of the store that comes of it: equal ones have equal keys, labels and patches."""
+        return digest(self.plan.digest(self.backend), sorted(self.lost), self.fingerprints)
 
 
 @dataclass(frozen=True)
@@ -288,9 +319,11 @@ def _write(extracted: ExtractedPatches, progress: Progress) -> BuildReport:
             writer = _writer(backend, path, len(plan), plan.patch_size)
             for done, row in enumerate(order):
                 in_old, in_parts = found[:, row].tolist()
+                if row in extracted.lost:
+                    continue
                 if in_old >= 0:
                     writer.keep(row, keys[row], labels[row], at_hand.old, in_old)
-                elif in_parts >= 0:
+                else:
                     writer.write(row, keys[row], labels[row], at_hand.parts.read(in_parts))
                 if done % 256 == 0:
                     progress(done, len(plan), "storing patches")
@@ -365,23 +398,19 @@ def _open_old(path: Path, backend: Backend) -> StoreReader | None:
     raise StoreError(f"{what}, and is not overwritten", path=path, remedy="Move it away, or build elsewhere")
 
 
-def _metadata(extracted: ExtractedPatches, readable: np.ndarray) -> StoreMetadata:
-    """What the store will hold; ``readable``: bool (n,), the patches of the plan that are at hand.
+def _metadata(extracted: ExtractedPatches, at_hand: np.ndarray) -> StoreMetadata:
+    """What the store will hold; ``at_hand``: bool (n,), the patches of the plan that there are.
 
     Raises:
         StoreError: a patch that was extracted is gone.
     """
     plan, backend = extracted.plan, extracted.backend
-    missing = np.flatnonzero(~readable).tolist()
-    if gone := set(missing) - extracted.lost.keys():
-        what = f"{len(gone)} extracted patches are gone"
+    readable = np.ones(len(plan), bool)
+    readable[list(extracted.lost)] = False
+    if gone := np.count_nonzero(readable & ~at_hand):
+        what = f"{gone} extracted patches are gone"
         raise StoreError(what, path=extracted.path, remedy="Extract them again")
     keys, labels, origins = list(plan.keys()), plan.labels, plan.origins
-    quarantined = []
-    for row in missing:
-        number, y, x = origins[row].tolist()
-        where = {"key": keys[row], "slide_id": plan.slides[number].slide_id, "y": y, "x": x}
-        quarantined.append({**where, "reason": extracted.lost[row]})
     slides = [
         {
             "slide_id": slide.slide_id,
@@ -391,15 +420,14 @@ def _metadata(extracted: ExtractedPatches, readable: np.ndarray) -> StoreMetadat
         }
         for slide, mark in zip(plan.slides, extracted.fingerprints, strict=True)
     ]
-    asked = plan.digest(backend)
     info = {
         **plan.content(backend),
-        **_counts(backend, labels[readable]),
+        **_counts(backend, extracted.labels),
         "stride": plan.stride,
-        "plan_digest": asked,
-        "digest": digest(asked, missing, extracted.fingerprints),
+        "plan_digest": plan.digest(backend),
+        "digest": extracted.digest,
         "slides": slides,
-        "quarantined": quarantined,
+        "quarantined": [dict(zip(_QUARANTINE, row, strict=True)) for row in extracted.quarantined],
         "versions": _versions(),
     }
     if backend == "hdf5":  # row is count
@@ -450,9 +478,7 @@ def _report(path: Path, info: dict[str, Any], decoded: int, seconds: float) -> B
         seconds=seconds,
         decoded=decoded,
         reused=info["patches"] - decoded,
-        quarantined=[
-            (row["key"], row["slide_id"], row["y"], row["x"], row["reason"]) for row in info["quarantined"]
-        ],
+        quarantined=[tuple(row[name] for name in _QUARANTINE) for row in info["quarantined"]],
     )
 
 

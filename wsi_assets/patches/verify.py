@@ -17,14 +17,14 @@ from wsi_assets.patches.store import PatchStore
 from wsi_assets.progress import Progress, silent
 
 JPEG_TOLERANCE = 1.0
-"""Mean grey levels by which a JPEG patch may differ from its slide's pixels put through JPEG again: 0 with
+"""Mean gray levels by which a JPEG patch may differ from its slide's pixels put through JPEG again: 0 with
 the same libraries, under 1 between versions of them, well above for any other place with tissue."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     """``checked`` of ``patches`` patches were read again; ``problems`` are (key, what is wrong);
-    ``worst_difference`` is the largest mean difference of a patch, in grey levels."""
+    ``worst_difference`` is the largest mean difference of a patch, in gray levels."""
 
     patches: int
     checked: int
@@ -132,7 +132,7 @@ def _difference(
         expected = again(expected)
     difference = float(np.abs(stored.astype(np.int16) - expected).mean())
     if difference > (0.0 if again is None else JPEG_TOLERANCE):
-        return difference, f"differs from its slide by {difference:.2f} grey levels"
+        return difference, f"differs from its slide by {difference:.2f} gray levels"
     return difference, None
 
 

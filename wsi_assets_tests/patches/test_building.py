@@ -68,8 +68,11 @@ def test_a_store_is_the_same_whether_it_is_built_in_one_step_or_two(entries, bac
     one, two = (tmp_path / name / STORE_NAMES[backend] for name in ("one", "two"))
     first = build_store(plan, one, backend)
     extracted = extract_patches(plan, two, backend)
+    assert (extracted.patches, extracted.decoded, extracted.reused, extracted.quarantined) == (208, 208, 0, [])
     assert not two.exists()
     second = write_store(extracted)
+    with open_store(two) as store:
+        assert store.info["digest"] == extracted.digest
     assert contents(one) == contents(two)
     assert (first.decoded, first.patches) == (second.decoded, second.patches) == (208, 208)
     assert only_the_store_is_left(two)

@@ -209,13 +209,13 @@ MARKS = {"RGB": b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0", "JFIF": b"\xff\xe0\0\x10
 
 
 def write_tiles(path, pixels, colors, mark=None, side=128):
-    """A slide of JPEG tiles whose colors are coded as ``colors`` and told by ``mark``, by none if empty."""
+    """A slide of JPEG tiles whose colors are coded as ``colors`` and named by ``mark``, by none if empty."""
     code = {
         "RGB": {"outcolorspace": "RGB"},
         "4:2:0": {"outcolorspace": "YCBCR", "subsampling": "420"},
         "4:4:4": {"outcolorspace": "YCBCR", "subsampling": "444"},
     }[colors]
-    told = MARKS["RGB" if colors == "RGB" else "JFIF"]
+    named = MARKS["RGB" if colors == "RGB" else "JFIF"]
 
     def tiles():
         for y in range(0, pixels.shape[0], side):
@@ -224,8 +224,8 @@ def write_tiles(path, pixels, colors, mark=None, side=128):
                 part = pixels[y : y + side, x : x + side]
                 tile[: part.shape[0], : part.shape[1]] = part
                 data = imagecodecs.jpeg8_encode(tile, level=85, colorspace="RGB", **code)
-                assert told in data
-                yield data if mark is None else data.replace(told, mark)
+                assert named in data
+                yield data if mark is None else data.replace(named, mark)
 
     tifffile.imwrite(
         path,

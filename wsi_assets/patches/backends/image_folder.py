@@ -1,6 +1,6 @@
 """PNG folder: ``normal/{key}.png`` and ``tumor/{key}.png``, an ImageFolder as torchvision reads it.
 
-``manifest.json`` and ``patches.csv`` beside the two folders are ours; ImageFolder looks at folders only.
+``manifest.json`` and ``patches.csv`` beside the two folders are ours; ImageFolder reads folders only.
 """
 
 from __future__ import annotations
