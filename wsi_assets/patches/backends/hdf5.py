@@ -101,7 +101,6 @@ class Hdf5Reader:
         return images.chunks == (1, *images.shape[1:]) and not filters
 
     def read(self, row: int) -> bytes:
-        """See :class:`StoreReader`."""
         try:
             if self._direct:
                 try:
@@ -113,11 +112,9 @@ class Hdf5Reader:
             raise damaged(self.path, error) from error
 
     def problems(self) -> list[str]:
-        """See :class:`StoreReader`; HDF5 has no checker."""
         return []
 
     def close(self) -> None:
-        """See :class:`StoreReader`."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -136,17 +133,14 @@ class Hdf5Writer:
         )
 
     def write(self, row: int, key: str, label: int, value: bytes) -> None:
-        """See :class:`StoreWriter`."""
         if row >= len(self._images):
             self._images.resize(row + 256, 0)
         self._images.id.write_direct_chunk((row, 0, 0, 0), value)
 
     def keep(self, row: int, key: str, label: int, old: StoreReader, old_row: int) -> None:
-        """See :class:`StoreWriter`."""
         self.write(row, key, label, old.read(old_row))
 
     def finish(self, metadata: StoreMetadata) -> None:
-        """See :class:`StoreWriter`."""
         if not self._fixed:
             self._images.resize(len(metadata.keys), 0)
         keys = [key.encode() for key in metadata.keys]
@@ -159,6 +153,5 @@ class Hdf5Writer:
         fsync(self._path)
 
     def close(self) -> None:
-        """See :class:`StoreWriter`."""
         with contextlib.suppress(*_ERRORS):  # what a full disk did not take is not written now either
             self._file.close()

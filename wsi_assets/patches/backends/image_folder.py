@@ -80,7 +80,6 @@ class ImageFolderReader:
         return [file for _, _, file in found], StoreMetadata(info, keys, labels, None)
 
     def read(self, row: int) -> bytes:
-        """See :class:`StoreReader`."""
         try:
             return self._read(self._files[row])
         except OSError as error:
@@ -95,15 +94,9 @@ class ImageFolderReader:
         return self.path / self._files[row]
 
     def problems(self) -> list[str]:
-        """See :class:`StoreReader`: files that are missing, or that nobody lists."""
-        listed = set(self._files)
-        here = {f"{name}/{file.name}" for name in CLASSES for file in (self.path / name).glob("*")}
-        return [f"{file} is missing" for file in sorted(listed - here)] + [
-            f"{file} is not in {_TABLE}" for file in sorted(here - listed)
-        ]
+        return [f"{file} is missing" for file in self._files if not (self.path / file).is_file()]
 
     def close(self) -> None:
-        """See :class:`StoreReader`."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -123,11 +116,9 @@ class ImageFolderWriter:
             (path / name).mkdir(parents=True)
 
     def write(self, row: int, key: str, label: int, value: bytes) -> None:
-        """See :class:`StoreWriter`."""
         (self._path / file_of(key, label)).write_bytes(value)
 
     def keep(self, row: int, key: str, label: int, old: StoreReader, old_row: int) -> None:
-        """See :class:`StoreWriter`."""
         source, target = old.file(old_row), self._path / file_of(key, label)
         try:
             os.link(source, target)
@@ -135,7 +126,6 @@ class ImageFolderWriter:
             shutil.copyfile(source, target)
 
     def finish(self, metadata: StoreMetadata) -> None:
-        """See :class:`StoreWriter`."""
         columns = [metadata.keys, metadata.labels.tolist()]
         header = ["key", "label"]
         if metadata.origins is not None:
@@ -152,7 +142,7 @@ class ImageFolderWriter:
         os.sync()  # a call a file would take longer than the files
 
     def close(self) -> None:
-        """See :class:`StoreWriter`; no file is open."""
+        pass
 
 
 def file_of(key: str, label: int) -> str:

@@ -91,7 +91,6 @@ class LmdbReader:
         return names, StoreMetadata(info, keys, labels, None)
 
     def read(self, row: int) -> bytes:
-        """See :class:`StoreReader`."""
         name = self._names[row]
         try:
             with self._environment.begin() as view:
@@ -103,7 +102,6 @@ class LmdbReader:
         return value
 
     def problems(self) -> list[str]:
-        """See :class:`StoreReader`."""
         try:
             from lmdb.verify import VerifyError, verify
         except ImportError:  # lmdb before 3.0
@@ -114,7 +112,6 @@ class LmdbReader:
             return [str(error)]
 
     def close(self) -> None:
-        """See :class:`StoreReader`."""
         self._environment.close()
 
 
@@ -133,15 +130,12 @@ class LmdbWriter:
         self._last = b""
 
     def write(self, row: int, key: str, label: int, value: bytes) -> None:
-        """See :class:`StoreWriter`."""
         self._put(key.encode(), value)
 
     def keep(self, row: int, key: str, label: int, old: StoreReader, old_row: int) -> None:
-        """See :class:`StoreWriter`."""
         self._put(key.encode(), old.read(old_row))
 
     def finish(self, metadata: StoreMetadata) -> None:
-        """See :class:`StoreWriter`."""
         self._put(_INFO, json.dumps(metadata.info, sort_keys=True).encode())
         self._put(_KEYS, "".join(f"{key}\n" for key in metadata.keys).encode())
         self._put(_LABELS, _npy(metadata.labels))
@@ -152,7 +146,6 @@ class LmdbWriter:
             self._environment.sync(True)
 
     def close(self) -> None:
-        """See :class:`StoreWriter`."""
         if self._environment is not None:
             self._environment.close()
 
