@@ -56,15 +56,15 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
     are coded, their annotations.
 
     Sub-folders are searched and links followed; names that begin with a full stop are passed over. A slide
-    is a file with an ending of a slide, or one of an unknown ending that OpenSlide opens; a folder with DICOM
-    files is one slide with the folder's name; the folder beside a .mrxs file is part of it. An annotation may
-    also be named by the slide's whole file name (``a.svs.geojson``), or without its ``.ome``.
+    is a file with an ending of a slide, or one that OpenSlide opens; a folder with DICOM files is one slide;
+    the folder beside a .mrxs file is part of it. An annotation may also be named by the slide's whole file
+    name (``a.svs.geojson``), or without its ``.ome``.
 
     A slide whose annotation cannot be read or is not surely its own is no normal slide. A file that is named
     as its annotation and is of another format is its annotation here, for whoever reads it to refuse.
 
-    Left out: slides that share an id or are compared as one, a slide with two annotations (it cannot be known
-    which is meant) or with one of nearly its name, an id that cannot be a partition key, several .dcm files
+    Left out: slides that share an id or are compared as one, a slide with two annotations or with one of
+    nearly its name, an id that cannot be a partition key, several .dcm files
     directly in ``images_dir``, a slide of a format that is not read, packed or half copied, a link to nothing
     or to where nothing can be reached, a pipe, socket or device (which may never answer).
 

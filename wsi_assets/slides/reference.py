@@ -41,11 +41,19 @@ class ReferenceReader:
         self._margin = 0 if direct else 128
 
     def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """A window inside the level, uint8 (h, w, 3) RGB; white where the slide has no pixels.
+        """A window of the level, uint8 (h, w, 3) RGB; white where the slide has no pixels.
 
         Raises:
             SlideError: it does not read.
         """
+        width_there, height_there = self._slide.sizes[self.level]
+        y0, x0, y1, x1 = max(0, y), max(0, x), min(height_there, y + height), min(width_there, x + width)
+        pixels = np.full((height, width, 3), 255, np.uint8)
+        if y0 < y1 and x0 < x1:
+            pixels[y0 - y : y1 - y, x0 - x : x1 - x] = self._inside(y0, x0, y1 - y0, x1 - x0)
+        return pixels
+
+    def _inside(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         if self._page is not None:
             return self._by_tifffile(self._page, y, x, height, width)
         top, left = max(0, y - self._margin), max(0, x - self._margin)
