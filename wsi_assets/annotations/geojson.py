@@ -1,7 +1,4 @@
-"""GeoJSON as QuPath writes it: (x, y) in level-0 pixels, the classification's name as the group.
-
-Belongs here: the file's grammar. Does not: what a group means, geometry.
-"""
+"""Read GeoJSON, as QuPath and other tools write it: (x, y) in level-0 pixels, the class as the group."""
 
 from __future__ import annotations
 
@@ -10,7 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wsi_assets.annotations.outlines import MAX_DEPTH, MAX_POINTS, Outline, as_ring, damaged, label, shown
+from wsi_assets.annotations.annotation import (
+    MAX_DEPTH,
+    MAX_POINTS,
+    Annotation,
+    as_ring,
+    damaged,
+    label,
+    shown,
+)
 
 _GEOMETRIES = {
     "Point",
@@ -33,8 +38,38 @@ _TYPES = {
 """A feature's id, as QuPath wrote it before 0.3, -> the type of its object, as later versions call it."""
 
 
-def read_geojson(path: Path) -> list[Outline]:
-    """Read a FeatureCollection, a Feature, a geometry or a list of these; one outline for each polygon.
+_CLASS_KEYS = (
+    "classification",  # QuPath
+    "class",  # GeoPandas
+    "class_name",
+    "className",
+    "label",  # large_image, HistomicsUI: {"value": name}
+    "category",
+    "group",
+    "terms",  # Cytomine
+    "term",
+)
+"""Properties that hold a feature's class, the first that has one counts; then ``type``, as in TIAToolbox."""
+
+_MOST_NAMES = 16
+"""Names a class may be derived from; QuPath's have two or three."""
+
+_SHAPES = {
+    "annotation",
+    "polygon",
+    "multipolygon",
+    "polyline",
+    "rectangle",
+    "ellipse",
+    "circle",
+    "point",
+    "line",
+}
+"""Values of ``type`` that say a shape and no class."""
+
+
+def read_geojson(path: Path) -> list[Annotation]:
+    """Read a FeatureCollection, a Feature, a geometry or a list of these; one annotation for each polygon.
 
     Raises:
         AnnotationError: the file is not JSON, not GeoJSON, truncated, or a coordinate is not a number.
@@ -56,7 +91,7 @@ class _Reader:
         self.path = path
         self.points = 0
 
-    def features(self, value: Any, depth: int) -> Iterator[Outline]:
+    def features(self, value: Any, depth: int) -> Iterator[Annotation]:
         if depth > MAX_DEPTH:
             raise damaged(self.path, f"nests features more than {MAX_DEPTH} deep")
         if isinstance(value, list):
@@ -77,12 +112,12 @@ class _Reader:
         else:
             raise damaged(self.path, "is not GeoJSON: it holds something that is no feature")
 
-    def geometry(self, value: Any, name: str, groups: tuple[str, ...], depth: int) -> Iterator[Outline]:
+    def geometry(self, value: Any, name: str, groups: tuple[str, ...], depth: int) -> Iterator[Annotation]:
         kind = value.get("type") if isinstance(value, dict) else None
         if depth > MAX_DEPTH:
             raise damaged(self.path, f"nests geometries more than {MAX_DEPTH} deep")
         if value is None:  # a feature without a place, which GeoJSON allows
-            yield Outline(label(name), groups, "no geometry", False, as_ring([], self.path, name))
+            yield Annotation(label(name), groups, "no geometry", False, as_ring([], self.path, name))
         elif kind == "Polygon":
             yield self._polygon(value.get("coordinates"), kind, name, groups)
         elif kind == "MultiPolygon":
@@ -92,15 +127,15 @@ class _Reader:
             for member in self._list(value.get("geometries"), "geometries"):
                 yield from self.geometry(member, name, groups, depth + 1)
         elif isinstance(kind, str) and kind in _GEOMETRIES:
-            yield Outline(label(name), groups, kind, False, as_ring([], self.path, name))
+            yield Annotation(label(name), groups, kind, False, as_ring([], self.path, name))
         else:
             raise damaged(self.path, f"feature {shown(name)} has a geometry of no known type")
 
-    def _polygon(self, rings: Any, kind: str, name: str, groups: tuple[str, ...]) -> Outline:
+    def _polygon(self, rings: Any, kind: str, name: str, groups: tuple[str, ...]) -> Annotation:
         shell, *holes = [self._ring(ring, name) for ring in self._list(rings, "coordinates")] or [
             as_ring([], self.path, name)
         ]
-        return Outline(label(name), groups, kind, True, shell, tuple(holes))
+        return Annotation(label(name), groups, kind, True, shell, tuple(holes))
 
     def _ring(self, value: Any, name: str) -> Any:
         positions = self._list(value, "coordinates")
@@ -120,9 +155,9 @@ class _Reader:
                     return float(x), float(y)
                 except OverflowError as error:
                     raise damaged(
-                        self.path, f"outline {shown(name)} has a coordinate beyond any slide"
+                        self.path, f"annotation {shown(name)} has a coordinate beyond any slide"
                     ) from error
-        raise damaged(self.path, f"outline {shown(name)} has a point that is not a pair of numbers")
+        raise damaged(self.path, f"annotation {shown(name)} has a point that is not a pair of numbers")
 
     def _list(self, value: Any, what: str) -> list:
         if not isinstance(value, list):
@@ -131,27 +166,31 @@ class _Reader:
 
 
 def _groups(feature: dict, properties: dict) -> tuple[str, ...]:
-    """The classification's full name, then the classes it is derived from: "Tumor: Positive", "Tumor".
+    """The class's full name, then the classes it is derived from: "Tumor: Positive", "Tumor".
 
     An object that QuPath detected (a cell, a tile) and nobody classified has its type for a group: it is no
-    drawn outline without a group.
+    drawn annotation without a group.
     """
-    classification = properties.get("classification")
-    if isinstance(classification, dict):
-        names = classification.get("names", classification.get("name"))
-    else:
-        names = classification
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        names = []
-    parts = [part for name in names for part in map(str.strip, label(name).split(":")) if part]
+    named = (_names(properties.get(key)) for key in _CLASS_KEYS)
+    parts = next(filter(None, named), [])
+    if not parts and str(properties.get("type", "")).strip().casefold() not in _SHAPES:
+        parts = _names(properties.get("type"))
     if not parts:
-        kind = _type(feature, properties)
+        kind = _object_type(feature, properties)
         return () if kind == "annotation" else (kind,)
     return tuple(": ".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
-def _type(feature: dict, properties: dict) -> str:
+def _names(value: Any) -> list[str]:
+    """The parts of a class's name, given as text, number, list of these, or object that holds one of them."""
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("names", "name", "value", "label") if value.get(key)), None)
+    items = value[:_MOST_NAMES] if isinstance(value, list) else [value]
+    texts = [str(item) for item in items if isinstance(item, (str, int)) and not isinstance(item, bool)]
+    return [part for text in texts for part in map(str.strip, label(text).split(":")) if part]
+
+
+def _object_type(feature: dict, properties: dict) -> str:
     """What kind of object QuPath says this is: from 0.4 on, in 0.3, and before; else an annotation."""
     said = (properties.get("objectType"), properties.get("object_type"), feature.get("id"))
     *named, written = (value.strip() if isinstance(value, str) else "" for value in said)

@@ -1,7 +1,8 @@
-"""What a group's name means. Only values: no geometry, no file is touched here."""
+"""Options: what the groups of annotations mean."""
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,28 +15,39 @@ class AnnotationOptions(BaseModel):
 
     tumor_groups: list[str] = Field(
         default=["_0", "_1", "Tumor", "metastases", "metastasis"],
-        description="Groups (ASAP) or classes (QuPath) whose outlines are tumour.",
+        description="Groups (ASAP) or classes (QuPath) whose annotations are tumor.",
     )
     exclusion_groups: list[str] = Field(
         default=["_2", "Exclusion", "negative", "normal"],
-        description="Groups or classes whose outlines are cut out of the tumour.",
+        description="Groups or classes whose annotations are cut out of the tumor.",
     )
-    ungrouped: Literal["tumor", "ignore"] = Field(
-        default="tumor", description="What an outline in no group counts as."
+    ungrouped: Literal["auto", "tumor", "ignore"] = Field(
+        default="auto",
+        description="What an annotation in no group counts as; auto is tumor in a file without any group, "
+        "and ignored, with a notice, in a file that has groups.",
     )
-    unknown_group: Literal["ignore", "tumor", "error"] = Field(
-        default="ignore",
-        description="What an outline of a group in neither list counts as; ignored ones are reported.",
+    unknown_group: Literal["auto", "ignore", "tumor", "error"] = Field(
+        default="auto",
+        description="What an annotation of a group in neither list counts as; auto ignores it, with a "
+        "notice, beside annotations of known groups, and refuses a file that has none.",
     )
 
     @model_validator(mode="after")
     def _roles_are_distinct(self) -> AnnotationOptions:
         both = {fold(name) for name in self.tumor_groups} & {fold(name) for name in self.exclusion_groups}
         if both:
-            raise ValueError(f"groups that are both tumour and exclusion: {', '.join(sorted(both))}")
+            raise ValueError(f"groups that are both tumor and exclusion: {', '.join(sorted(both))}")
         return self
 
 
 def fold(group: str) -> str:
-    """The form in which group names are compared."""
-    return group.strip().casefold()
+    """The form in which group names are compared: without case, and in American spelling."""
+    return group.strip().casefold().replace("tumour", "tumor")
+
+
+def without_number(group: str) -> str:
+    """A folded group name without the number that programs append to make it unique: ``tumor_2``.
+
+    Names that are a number only, such as CAMELYON's ``_2``, stay as they are.
+    """
+    return re.sub(r"(?<=\w)[ _-]+\d+$", "", group)

@@ -1,4 +1,4 @@
-"""One annotation file in, tumour regions out. Belongs here: which reader, and the limits before it runs."""
+"""Read one annotation file into the tumor regions of a slide."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import shapely
 
+from wsi_assets.annotations.annotation import MAX_JSON_BYTES, MAX_XML_BYTES, damaged, shown
 from wsi_assets.annotations.options import AnnotationOptions
-from wsi_assets.annotations.outlines import MAX_JSON_BYTES, MAX_XML_BYTES, damaged, shown
 from wsi_assets.annotations.regions import TumorRegions, unite
 from wsi_assets.annotations.repair import is_tangled
 from wsi_assets.errors import AnnotationError
@@ -16,7 +16,7 @@ from wsi_assets.slides.naming import ANNOTATION_SUFFIXES
 
 
 def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None = None) -> TumorRegions:
-    """Read the tumour regions of one slide from ASAP XML or GeoJSON.
+    """Read the tumor regions of one slide from ASAP XML or GeoJSON.
 
     Args:
         path: a file ending in .xml, .geojson or .json, in any case.
@@ -24,32 +24,50 @@ def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None
 
     Raises:
         AnnotationError: the file is missing, empty, truncated, foreign or hostile, has coordinates that are
-            no place on a slide, or a group is unknown and ``options.unknown_group`` is "error".
+            no place on a slide, or is not understood: none of its annotations encloses an area and is of a
+            known group, or one is of an unknown group and ``options.unknown_group`` is "error".
     """
     path, options = Path(path), options or AnnotationOptions()
     _check_file(path)
     if path.suffix.lower() == ".xml":
         from wsi_assets.annotations.asap import read_asap
 
-        outlines = read_asap(path)
+        annotations = read_asap(path)
     else:
         from wsi_assets.annotations.geojson import read_geojson
 
-        outlines = read_geojson(path)
-    if is_tangled([outline for outline in outlines if outline.areal]):
-        raise damaged(path, "has outlines whose edges cross too often to be drawn ones")
+        annotations = read_geojson(path)
+    if is_tangled([annotation for annotation in annotations if annotation.areal]):
+        raise damaged(path, "has annotations whose edges cross too often to be drawn ones")
     try:
-        regions = unite(outlines, options)
+        regions = unite(annotations, options)
     except shapely.errors.GEOSException as error:
-        raise damaged(path, f"has outlines that cannot be united ({error})") from error
-    if options.unknown_group == "error" and regions.unknown_groups:
+        raise damaged(path, f"has annotations that cannot be united ({error})") from error
+    _check_understood(path, regions, options)
+    return regions
+
+
+def _check_understood(path: Path, regions: TumorRegions, options: AnnotationOptions) -> None:
+    """Refuse annotations that do not say whether the slide holds tumor; it is neither class then."""
+    known = any(row.role != "none" and row.action in ("kept", "repaired") for row in regions.audit)
+    if regions.unknown_groups and (
+        options.unknown_group == "error" or (options.unknown_group == "auto" and not known)
+    ):
         names = ", ".join(shown(group) for group in regions.unknown_groups)
         raise AnnotationError(
-            f"has outlines of groups that are neither tumour nor exclusion: {names}",
+            f"has annotations of groups that are neither tumor nor exclusion: {names}",
             path=path,
             remedy="Add them to tumor_groups or exclusion_groups, or set unknown_group to ignore",
         )
-    return regions
+    ignored = any(row.action == "ignored" for row in regions.audit)
+    meant = ignored and "ignore" in (options.ungrouped, options.unknown_group)
+    if regions.audit and not known and not meant:
+        kinds = ", ".join(sorted({row.shape_type for row in regions.audit}))
+        raise AnnotationError(
+            f"has {len(regions.audit)} annotations and none that encloses an area of a known group ({kinds})",
+            path=path,
+            remedy="Draw areas, or remove the file if the slide is normal",
+        )
 
 
 def _check_file(path: Path) -> None:
@@ -67,4 +85,4 @@ def _check_file(path: Path) -> None:
         raise damaged(path, "is empty")
     most = MAX_XML_BYTES if path.suffix.lower() == ".xml" else MAX_JSON_BYTES
     if size > most:
-        raise damaged(path, f"has {size / 2**20:.0f} MB, more than any outlines need ({most // 2**20} MB)")
+        raise damaged(path, f"has {size / 2**20:.0f} MB, more than any annotations need ({most // 2**20} MB)")

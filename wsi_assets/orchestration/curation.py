@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 CURATION = {
-    "outlines_missing": "No slide is a tumour slide by its name and lacks an annotation.",
+    "annotation_missing": "No slide is a tumour slide by its name and lacks an annotation.",
     "no_tumor_patches": "Every slide with an annotation gave at least one tumour patch at this level.",
-    "outlines_outside": "No annotation reaches outside its slide: another slide's, or not in level-0 pixels.",
-    "outlines_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
+    "annotation_outside": "No annotation reaches outside its slide: another slide's, or not in level-0 pixels.",
+    "annotation_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
     "tissue_share_out_of_range": "No slide is nearly all tissue or nearly none: a threshold that went wrong.",
     "tissue_mask_too_coarse": "Patches of every slide are more than a pixel of its tissue mask wide.",
     "mixed_magnifications": "All slides of the level have about the same magnification.",
@@ -33,7 +33,9 @@ def curate(index: dict[str, Any], load: Callable[[str, str], Any]) -> dict[str, 
     from wsi_assets.index import TissueRegions, curation
 
     findings = [
-        *curation.outlines_missing((slide_id, entry["annotation_path"]) for slide_id, entry in index.items()),
+        *curation.annotation_missing(
+            (slide_id, entry["annotation_path"]) for slide_id, entry in index.items()
+        ),
         *curation.no_tumor_patches(index),
         *curation.tissue_mask_too_coarse(index),
         *curation.mixed_magnifications(index),
@@ -44,8 +46,8 @@ def curate(index: dict[str, Any], load: Callable[[str, str], Any]) -> dict[str, 
         tissue = TissueRegions.from_plain(load("tissue_regions", slide_id))
         stored = load("annotation_regions", slide_id)["regions"]
         pair = (tissue, None if stored is None else TumorRegions.from_plain(stored))
-        findings += curation.outlines_outside([pair])
-        findings += curation.outlines_off_tissue([pair])
+        findings += curation.annotation_outside([pair])
+        findings += curation.annotation_off_tissue([pair])
         findings += curation.tissue_share_out_of_range([tissue])
         # Of a mask only whether it holds tissue matters from here on; ten thousand whole ones do not fit.
         light.append(replace(tissue, mask=np.full((1, 1), bool(tissue.mask.any()))))

@@ -17,16 +17,79 @@ from wsi_assets.errors import AnnotationError
 from wsi_assets_tests.annotations.files import SQUARE, annotation, asap, closed, feature, geojson, square
 
 
-@pytest.mark.parametrize("kind", ["Polygon", "Spline", "Rectangle", "polygon"])
-def test_polygon_spline_and_rectangle_enclose_area(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["Polygon", "Spline", "Rectangle", "polygon", "", "Freehand"])
+def test_any_type_but_dots_and_lines_encloses_area(tmp_path, kind):
     assert read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind)])).geometry.area == 100
 
 
-@pytest.mark.parametrize("kind", ["Dot", "PointSet", "PolyLine", ""])
+@pytest.mark.parametrize("kind", ["Dot", "PointSet", "PolyLine", "Measurement"])
 def test_dots_and_lines_are_reported_as_not_areal(tmp_path, kind):
-    regions = read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind)]))
-    assert regions.geometry.is_empty
-    assert regions.audit[0].action == "not areal"
+    regions = read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind), annotation(square(20, 0, 3))]))
+    assert regions.geometry.area == 9
+    assert [row.action for row in regions.audit] == ["not areal", "kept"]
+    assert [kind in notice for notice in regions.notices] == [True]
+
+
+@pytest.mark.parametrize("kind", ["Dot", "PolyLine"])
+def test_a_file_in_which_nothing_encloses_an_area_is_refused(tmp_path, kind):
+    region = annotation(square(20, 0, 3), group="None")
+    for others in ([], [region]):
+        with pytest.raises(AnnotationError):
+            read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind), *others]))
+    assert read_annotation(asap(tmp_path, [])).geometry.is_empty  # looked through, and nothing was drawn
+
+
+def test_a_rectangle_may_have_two_opposite_corners(tmp_path):
+    regions = read_annotation(asap(tmp_path, [annotation([(10, 40), (2, 20)], kind="Rectangle")]))
+    assert regions.geometry.bounds == (2, 20, 10, 40)
+    assert regions.geometry.area == 160
+
+
+SNIPPET = """
+<Annotation PartOfGroup="Tumor">
+    <Coordinates>
+        <Coordinate X="1234.5" Y="5678.9"/>
+        <Coordinate X="1334.5" Y="5678.9"/>
+        <Coordinate X="1334.5" Y="5778.9"/>
+        <Coordinate X="1234.5" Y="5778.9"/>
+    </Coordinates>
+</Annotation>
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        ("<Annotations>", "</Annotations>"),
+        ("<root><list>", "</list></root>"),
+        (
+            '<ASAP_Annotations xmlns="http://asap"><Annotations>',
+            "</Annotations></ASAP_Annotations>",
+        ),
+    ],
+)
+def test_an_untyped_annotation_under_any_root_gives_its_area(tmp_path, before, after):
+    path = tmp_path / "slide.xml"
+    path.write_text(before + SNIPPET + after)
+    regions = read_annotation(path)
+    assert regions.geometry.area == pytest.approx(100 * 100)
+    assert [(row.role, row.action) for row in regions.audit] == [("tumor", "kept")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<html><body/></html>",
+        '<Annotations><Annotation Id="1"><Regions><Region><Vertices><Vertex X="1" Y="2"/></Vertices></Region>'
+        "</Regions></Annotation></Annotations>",
+    ],
+)
+def test_xml_without_annotation_coordinates_is_refused(tmp_path, text):
+    path = tmp_path / "slide.xml"
+    path.write_text(text)
+    with pytest.raises(AnnotationError):
+        read_annotation(path)
 
 
 def test_decimal_commas_are_decimal_points(tmp_path):
@@ -70,35 +133,63 @@ def test_what_a_writer_leaves_out_is_not_needed(tmp_path, attributes):
     assert read_annotation(path).geometry.area == 100
 
 
-@pytest.mark.parametrize("kind", ["Polygon", "Rectangle"])
+@pytest.mark.parametrize("kind", ["Polygon", "Spline"])
 @pytest.mark.parametrize("points", [[], [(0, 0)], [(0, 0), (10, 20)]])
-def test_an_outline_of_fewer_than_three_points_costs_only_itself(tmp_path, kind, points):
+def test_an_annotation_of_fewer_than_three_points_costs_only_itself(tmp_path, kind, points):
     regions = read_annotation(asap(tmp_path, [annotation(points, kind=kind), annotation(SQUARE)]))
     assert regions.geometry.area == 100
     assert [row.action for row in regions.audit] == ["skipped", "kept"]
 
 
 @pytest.mark.parametrize("group", ["_0", "_1", "TUMOR", " tumor ", "Metastases", "metastasis"])
-def test_camelyons_tumour_groups_are_known_without_regard_to_case(tmp_path, group):
+def test_camelyons_tumor_groups_are_known_without_regard_to_case(tmp_path, group):
     assert read_annotation(asap(tmp_path, [annotation(SQUARE, group)])).audit[0].role == "tumor"
 
 
 @pytest.mark.parametrize("group", ["_2", "exclusion", "NEGATIVE", "Normal"])
-def test_camelyons_exclusion_groups_cut_out_of_the_tumour(tmp_path, group):
+def test_camelyons_exclusion_groups_cut_out_of_the_tumor(tmp_path, group):
     path = asap(tmp_path, [annotation(SQUARE), annotation(square(2, 2, 3), group)])
     assert read_annotation(path).geometry.area == 100 - 9
 
 
-def test_an_outline_in_no_group_is_tumour_unless_configured_otherwise(tmp_path):
+def test_an_annotation_in_no_group_is_tumor_unless_configured_otherwise(tmp_path):
     path = asap(tmp_path, [annotation(SQUARE, "None")])
     assert read_annotation(path).geometry.area == 100
     ignored = read_annotation(path, AnnotationOptions(ungrouped="ignore"))
     assert (ignored.geometry.area, ignored.audit[0].action) == (0, "ignored")
 
 
-def test_an_unknown_group_is_ignored_and_reported_or_counted_or_an_error(tmp_path):
+def test_annotations_in_no_group_are_tumor_only_where_a_file_has_no_groups(tmp_path):
+    region = annotation(square(-10, -10, 50), "None")
+    alone = read_annotation(asap(tmp_path, [region]))
+    assert (alone.geometry.area, alone.audit[0].role) == (2500, "tumor")
+    beside = read_annotation(asap(tmp_path, [region, annotation(SQUARE, "Tumor")]))
+    assert (beside.geometry.area, beside.audit[0].action) == (100, "ignored")
+    for regions in (alone, beside):
+        (notice,) = regions.notices
+        assert "2,500" in notice
+
+
+@pytest.mark.parametrize("group", ["Tumour", "tumor_2", "Tumor 3", "TUMOUR-1", "metastases_12"])
+def test_spellings_and_numbered_copies_of_a_known_group_are_known(tmp_path, group):
+    regions = read_annotation(
+        asap(tmp_path, [annotation(SQUARE, "Tumor"), annotation(square(20, 0, 3), group)])
+    )
+    assert (regions.geometry.area, regions.unknown_groups) == (109, ())
+
+
+def test_an_unknown_group_is_ignored_beside_known_ones_and_refused_alone(tmp_path):
+    necrosis = annotation(square(20, 0, 3), "Necrosis")
+    beside = read_annotation(asap(tmp_path, [annotation(SQUARE), necrosis]))
+    assert (beside.geometry.area, beside.unknown_groups) == (100, ("Necrosis",))
+    assert ["Necrosis" in notice for notice in beside.notices] == [True]
+    with pytest.raises(AnnotationError, match="Necrosis"):
+        read_annotation(asap(tmp_path, [necrosis]))
+
+
+def test_what_an_unknown_group_counts_as_can_be_set(tmp_path):
     path = asap(tmp_path, [annotation(SQUARE, "Necrosis")])
-    ignored = read_annotation(path)
+    ignored = read_annotation(path, AnnotationOptions(unknown_group="ignore"))
     assert (ignored.geometry.area, ignored.unknown_groups) == (0, ("Necrosis",))
     assert read_annotation(path, AnnotationOptions(unknown_group="tumor")).geometry.area == 100
     with pytest.raises(AnnotationError, match="Necrosis"):
@@ -114,11 +205,12 @@ def test_a_group_that_is_part_of_a_known_group_has_its_role(tmp_path):
 
 def test_groups_that_contain_each_other_are_unknown_not_endless(tmp_path):
     groups = '<Group Name="a" PartOfGroup="b"/><Group Name="b" PartOfGroup="a"/>'
-    assert read_annotation(asap(tmp_path, [annotation(SQUARE, "a")], groups)).unknown_groups == ("a",)
+    path = asap(tmp_path, [annotation(SQUARE, "a"), annotation(SQUARE)], groups)
+    assert read_annotation(path).unknown_groups == ("a",)
 
 
 def test_a_group_cannot_have_both_roles():
-    with pytest.raises(ValueError, match="both tumour and exclusion"):
+    with pytest.raises(ValueError, match="both tumor and exclusion"):
         AnnotationOptions(tumor_groups=["A"], exclusion_groups=["a "])
 
 
@@ -143,8 +235,9 @@ def test_qupath_holes_and_multipolygons_keep_their_area(tmp_path):
 
 def test_qupath_points_and_lines_are_reported_as_not_areal(tmp_path):
     value = [feature("Point", [1, 2], TUMOR), feature("LineString", [[1, 2], [3, 4]], TUMOR)]
+    value.append(feature("Polygon", [closed(SQUARE)], TUMOR))
     regions = read_annotation(geojson(tmp_path, value))
-    assert [row.action for row in regions.audit] == ["not areal", "not areal"]
+    assert [row.action for row in regions.audit] == ["not areal", "not areal", "kept"]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +261,27 @@ def test_qupath_annotation_without_class_is_ungrouped(tmp_path):
     assert regions.audit[0].note == "in no group"
 
 
+@pytest.mark.parametrize(
+    "properties",
+    [
+        lambda name: {"type": name},  # TIAToolbox
+        lambda name: {"label": {"value": name}, "group": name, "type": "polyline"},  # large_image
+        lambda name: {"class": name, "id": 3},  # GeoPandas
+        lambda name: {"label": name},
+        lambda name: {"terms": [name]},  # Cytomine
+        lambda name: {"class_name": name},
+        lambda name: {"classification": {"name": name}, "type": "Stroma"},
+    ],
+)
+def test_the_class_is_found_where_other_tools_write_it(tmp_path, properties):
+    def one(name, points):
+        polygon = {"type": "Polygon", "coordinates": [closed(points)]}
+        return {"type": "Feature", "geometry": polygon, "properties": properties(name)}
+
+    regions = read_annotation(geojson(tmp_path, [one("Tumor", SQUARE), one("Stroma", square(20, 0, 5))]))
+    assert (regions.geometry.area, regions.unknown_groups) == (100, ("Stroma",))
+
+
 def test_a_class_derived_from_an_unknown_one_is_unknown_whatever_its_suffix(tmp_path):
     cells = {"names": ["Immune cells", "Negative"]}
     path = geojson(tmp_path, [feature("Polygon", [closed(SQUARE)], c) for c in (TUMOR, cells)])
@@ -175,18 +289,19 @@ def test_a_class_derived_from_an_unknown_one_is_unknown_whatever_its_suffix(tmp_
     assert (regions.geometry.area, regions.unknown_groups) == (100, ("Immune cells: Negative",))
 
 
-def test_an_unclassified_cell_of_qupath_is_no_drawn_outline(tmp_path):
+def test_an_unclassified_cell_of_qupath_is_no_drawn_annotation(tmp_path):
     cell = feature("Polygon", [closed(SQUARE)])
     cell["properties"]["objectType"] = "cell"
     cell["nucleusGeometry"] = {"type": "Polygon", "coordinates": [closed(square(2, 2, 3))]}
-    regions = read_annotation(geojson(tmp_path, {"type": "FeatureCollection", "features": [cell]}))
-    assert (regions.geometry.area, regions.unknown_groups) == (0, ("cell",))
+    drawn = feature("Polygon", [closed(square(20, 0, 3))], TUMOR)
+    regions = read_annotation(geojson(tmp_path, {"type": "FeatureCollection", "features": [cell, drawn]}))
+    assert (regions.geometry.area, regions.unknown_groups) == (9, ("cell",))
     options = AnnotationOptions(tumor_groups=["cell"])
     assert read_annotation(geojson(tmp_path, cell), options).geometry.area == 100
 
 
 @pytest.mark.parametrize("kind", ["detection", "cell", "tile", "tma_core"])
-def test_what_any_version_of_qupath_detected_is_no_drawn_outline(tmp_path, kind):
+def test_what_any_version_of_qupath_detected_is_no_drawn_annotation(tmp_path, kind):
     """The type is ``objectType`` from QuPath 0.4 on, ``object_type`` in 0.3, and the id before."""
     ids = {
         "annotation": "PathAnnotationObject",
@@ -203,7 +318,7 @@ def test_what_any_version_of_qupath_detected_is_no_drawn_outline(tmp_path, kind)
                 one["id"] = ids[named]
             else:
                 one["properties"][version] = named
-            regions = read_annotation(geojson(tmp_path, one))
+            regions = read_annotation(geojson(tmp_path, one), AnnotationOptions(unknown_group="ignore"))
             assert (regions.geometry.area, regions.unknown_groups) == (area, () if area else (kind,))
             one["properties"]["classification"] = TUMOR
             assert read_annotation(geojson(tmp_path, one)).geometry.area == 100
@@ -263,7 +378,7 @@ def test_a_truncated_file_is_one_clear_line(tmp_path):
     [
         ("a.xml", b"", "is empty"),
         ("a.geojson", b"", "is empty"),
-        ("a.xml", b"<html><body/></html>", "not an ASAP annotation"),
+        ("a.xml", b"<html><body/></html>", "its root is"),
         ("a.xml", b"\x89PNG\r\n\x1a\n", "not well-formed"),
         ("a.xml", b'<?xml version="1.0" encoding="klingon"?><ASAP_Annotations/>', "XML"),
         ("a.geojson", b'{"a": 1}', "not GeoJSON"),
@@ -291,7 +406,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     "value", ["NaN", "inf", "-Infinity", "1e999", "1e30", "", "12 000", "1_0", "1.234,5", "abc"]
 )
 def test_a_coordinate_that_is_no_place_is_refused_in_xml(tmp_path, value):
-    with pytest.raises(AnnotationError, match="outline 'a' has a"):
+    with pytest.raises(AnnotationError, match="annotation 'a' has a"):
         read_annotation(asap(tmp_path, [annotation([(0, 0), (value, 0), (4, 4)])]))
 
 
@@ -301,7 +416,7 @@ def test_a_coordinate_that_is_no_place_is_refused_in_xml(tmp_path, value):
 def test_a_coordinate_that_is_no_place_is_refused_in_geojson(tmp_path, value):
     path = tmp_path / "a.geojson"
     path.write_text(f'{{"type": "Polygon", "coordinates": [[[0, 0], [{value}, 0], [4, 4]]]}}')
-    with pytest.raises(AnnotationError, match="outline ''"):
+    with pytest.raises(AnnotationError, match="annotation ''"):
         read_annotation(path)
 
 
@@ -325,7 +440,7 @@ def test_a_scribble_that_would_take_hours_to_overlay_is_refused_at_once(tmp_path
 
 
 @pytest.mark.parametrize(("name", "size"), [("a.json", 65), ("a.xml", 257)])
-def test_a_file_larger_than_any_outlines_is_refused_unread(tmp_path, name, size):
+def test_a_file_larger_than_any_annotations_is_refused_unread(tmp_path, name, size):
     path = tmp_path / name
     with path.open("wb") as stream:
         stream.truncate(size * 2**20)
@@ -364,8 +479,8 @@ def test_a_ring_of_many_points_takes_little_more_memory_than_its_numbers(tmp_pat
     angles = [i * math.tau / 40_000 for i in range(40_000)]
     path = asap(tmp_path, [annotation([(9e4 * math.cos(a), 9e4 * math.sin(a)) for a in angles])])
     tracemalloc.start()
-    (outline,) = read_asap(path)
+    (drawn,) = read_asap(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert outline.points == 40_000
+    assert drawn.points == 40_000
     assert peak < 120 * 40_000  # an XML element has over 400 bytes

@@ -1,4 +1,4 @@
-"""The pictures show each outline in its colour at its place, and stay small enough to inline."""
+"""The pictures show each annotation in its color at its place, and stay small enough to inline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsi_assets.index import TissueOptions, counts_png, find_tissue, overlay_jpe
 from wsi_assets.index.options import SamplingOptions
 from wsi_assets.index.pictures import COLORS, overlay, scale_bar
 from wsi_assets.slides import open_slide
-from wsi_assets_tests.index.fakes import ArraySlide, entry_of
+from wsi_assets_tests.index.fakes import ArraySlide, index_of
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def near(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     return np.abs(picture.astype(int) - color).max(axis=2) < 30
 
 
-def test_each_outline_is_drawn_in_its_own_colour_at_its_own_place(slide):
+def test_each_annotation_is_drawn_in_its_own_color_at_its_own_place(slide):
     tissue = find_tissue(slide, TissueOptions(), "f")
     tumor = TumorRegions(
         geometry=MultiPolygon([box(400, 300, 700, 600)]),
@@ -39,7 +39,7 @@ def test_each_outline_is_drawn_in_its_own_colour_at_its_own_place(slide):
     picture = overlay(slide, tissue, tumor, max_side=800)
     scale = 2
     for name, (x0, y0, x1, y1) in (
-        ("tumour", (400, 300, 700, 600)),
+        ("tumor", (400, 300, 700, 600)),
         ("excluded", (900, 300, 1200, 600)),
         ("tissue", (300, 200, 1300, 1000)),
     ):
@@ -50,7 +50,7 @@ def test_each_outline_is_drawn_in_its_own_colour_at_its_own_place(slide):
 
 
 @pytest.mark.parametrize(
-    ("image", "outline"),
+    ("image", "annotation"),
     [
         ("slides/tumor_001_level5.tif", "slides/tumor_001_level5.xml"),
         ("slides/CMU-1-Small-Region.svs", None),
@@ -58,8 +58,8 @@ def test_each_outline_is_drawn_in_its_own_colour_at_its_own_place(slide):
         ("cohort/images/tumor_064_node_1.tif", "cohort/annotations/tumor_064_node_1.xml"),
     ],
 )
-def test_real_slides_give_pictures_small_enough_for_an_event_log(real_data, image, outline):
-    tumor = read_annotation(real_data / outline) if outline else None
+def test_real_slides_give_pictures_small_enough_for_an_event_log(real_data, image, annotation):
+    tumor = read_annotation(real_data / annotation) if annotation else None
     with open_slide(real_data / image) as slide:
         data = overlay_jpeg(slide, find_tissue(slide, TissueOptions(), "f"), tumor)
     assert len(data) <= 60_000
@@ -74,8 +74,8 @@ def test_a_picture_for_a_file_is_as_large_as_asked(slide):
 
 @pytest.mark.parametrize("slides", [0, 1, 40, 400])
 def test_the_counts_of_a_level_are_one_small_picture_for_any_number_of_slides(slides):
-    entries = [entry_of(f"tumor_{i:03d}", i % 7, 3 * i % 50) for i in range(slides)]
-    data = counts_png(entries, sample_index(entries, SamplingOptions()))
+    index = index_of(*((f"tumor_{i:03d}", i % 7, 3 * i % 50) for i in range(slides)))
+    data = counts_png(index, sample_index(index, SamplingOptions()))
     assert len(data) < 120_000
     assert matplotlib.image.imread(io.BytesIO(data)).shape[0] < 1500
 
@@ -83,11 +83,11 @@ def test_the_counts_of_a_level_are_one_small_picture_for_any_number_of_slides(sl
 @pytest.mark.parametrize("slides", [60, 61])
 def test_bars_cover_as_much_as_there_are_patches_with_names_and_without(slides):
     rng = np.random.default_rng(1)
-    entries = [entry_of(f"slide_{i:03d}", *map(int, rng.integers(1, 60, 2))) for i in range(slides)]
-    picture = cv2.imdecode(np.frombuffer(counts_png(entries), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    index = index_of(*((f"slide_{i:03d}", *map(int, rng.integers(1, 60, 2))) for i in range(slides)))
+    picture = cv2.imdecode(np.frombuffer(counts_png(index), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     tumor, normal = (near(picture, color).sum() for color in ((213, 94, 0), (86, 180, 233)))
-    found = sum(patch[2] for entry in entries for patch in entry["patches"])
-    there = sum(len(entry["patches"]) for entry in entries)
+    found = sum(patch[2] for entry in index.values() for patch in entry["patches"])
+    there = sum(len(entry["patches"]) for entry in index.values())
     assert tumor / (tumor + normal) == pytest.approx(found / there, abs=0.02)
 
 
