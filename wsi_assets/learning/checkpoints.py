@@ -183,14 +183,14 @@ class CheckpointFolder:
         _save(self._resume_path, state)
 
     def resume_state(self, run_digest: str) -> dict[str, Any] | None:
-        """The state of this very run, if there is a readable one; files of other runs are removed."""
+        """The state of this very run, if there is a readable one; checkpoints of other runs are removed."""
         try:
             state = load_plain(self._resume_path)
             if state["run_digest"] == run_digest:
                 return state
         except (ModelError, KeyError, TypeError):
             pass
-        for path in (*self.paths(), self.best_path, self.folder / CARD_NAME, self._resume_path):
+        for path in (*self.paths(), self._resume_path):
             path.unlink(missing_ok=True)
         return None
 

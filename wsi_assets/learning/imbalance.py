@@ -68,7 +68,7 @@ def idle_strategies(imbalance: Imbalance, options: TrainingOptions) -> list[Trai
             TrainingWarning(
                 f"hard_example_mining{IDLE}",
                 f"Hard example mining leaves out {imbalance.mined:.1%} of the normal patches: training sees "
-                f"{ratio:.1f} for each tumor patch with its copies, and it keeps {options.ohem_ratio:g}. Raise "
+                f"{ratio:.1f} for each tumor patch and copy, and it keeps {options.ohem_ratio:g}. Raise "
                 "normal_per_tumor, or lower aug_factor or ohem_ratio",
             )
         )
@@ -117,8 +117,8 @@ def split_warnings(split: Split, labels: np.ndarray) -> list[TrainingWarning]:
         found.append(
             TrainingWarning(
                 "patients_in_test_and_training",
-                f"{len(split.shared)} patients have test slides and others ({', '.join(split.shared[:5])}): the "
-                "test looks better than it would on a new patient",
+                f"{len(split.shared)} patients have test slides and others ({', '.join(split.shared[:5])}): "
+                "the test looks better than it would on a new patient",
             )
         )
     return found

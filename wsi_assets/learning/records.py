@@ -41,7 +41,6 @@ class EpochRecord:
     Attributes:
         epoch: from 1.
         objective: mean of what was back-propagated (class weights, focal loss, hard examples).
-        mined: share of the normal patches that hard example mining left out.
         val_auc: area under the ROC curve; None if the validation patches are of one class.
         lr: learning rate of the last step (of the classifier, where the body has a lower one).
         phase: ``warm-up``, ``constant`` or ``cool-down``, at its last step.
@@ -59,7 +58,6 @@ class EpochRecord:
     val_loss: float
     val_acc: float
     objective: float
-    mined: float
     val_auc: float | None
     lr: float
     phase: str

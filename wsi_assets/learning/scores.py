@@ -44,11 +44,12 @@ def threshold_at(truth: np.ndarray, probabilities: np.ndarray, specificity: floa
     """
     from sklearn.metrics import roc_curve
 
+    probabilities = np.asarray(probabilities, np.float64)
     false_rate, _, at = roc_curve(truth, probabilities, drop_intermediate=False)
     last = int(np.flatnonzero(false_rate <= 1 - specificity + 1e-12)[-1])
-    upper = min(float(at[last]), 1.0)
+    upper = min(float(at[last]), np.nextafter(1.0, 2.0))
     lower = float(at[last + 1]) if last + 1 < len(at) else 0.0
-    threshold = (upper + lower) / 2
+    threshold = float(max((upper + lower) / 2, np.nextafter(lower, 2.0)))
     true_normal, false_tumor, false_normal, true_tumor = confusion(truth, probabilities, threshold)
     return {
         "threshold": threshold,

@@ -37,14 +37,12 @@ class MemoryStore:
         return self.patches[np.asarray(indices)]
 
     def key_index(self, key):
-        return self.keys.index(key)
+        return {name: row for row, name in enumerate(self.keys)}[key]
 
 
 def index_of(store, **changes):
     """The index a store's patches are of, with the keys of the specification and ``changes``."""
-    slides = groupby(
-        zip(store.slide_ids, store.coords, store.labels, strict=True), key=lambda row: row[0]
-    )
+    slides = groupby(zip(store.slide_ids, store.coords, store.labels, strict=True), key=lambda row: row[0])
     return {
         slide: {
             "slide_path": f"/data/{slide}.tif",
