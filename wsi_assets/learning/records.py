@@ -34,9 +34,10 @@ class TrainingWarning:
 class EpochRecord:
     """One epoch.
 
-    Both losses are cross-entropy averaged over each class and then over the classes, so they compare between
-    epochs, with each other, and between trainings of any options. Training values are gathered while the
-    model learns, on the patches as augmented; validation values after the epoch, on the patches as they are.
+    Losses are cross-entropy averaged over each class and then over the classes, so they do not depend on
+    what a training optimizes and compare between trainings of any options. ``train_loss`` is gathered while
+    the model learns, on the patches as augmented; ``val_loss`` is of the patches as they are and of the
+    averaged weights, after the best temperature and shift (``scores.validation_loss``).
 
     Attributes:
         epoch: from 1.

@@ -11,13 +11,22 @@ CLIP = 1e-7
 
 
 def balanced_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """Cross-entropy, averaged over the patches of each class and then over the classes.
-
-    It depends neither on prevalence nor on what a training optimizes, so trainings compare by it.
-    """
+    """Cross-entropy, averaged over the patches of each class and then over the classes."""
     p = np.clip(np.asarray(probabilities, np.float64), CLIP, 1 - CLIP)
     losses = -np.log(np.where(truth == 1, p, 1 - p))
     return float(np.mean([losses[truth == label].mean() for label in np.unique(truth)]))
+
+
+def validation_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """:func:`balanced_loss` after the best temperature and shift for these patches.
+
+    It says how well the probabilities separate the classes. It depends neither on prevalence nor on how
+    cautious focal loss, class weights or the mix of a training make a network, so epochs compare by it, and
+    trainings of any options. The loss of the probabilities as they are favors the first epochs, in which a
+    network is unsure of everything.
+    """
+    logits, fitted = _fit(truth, probabilities, None)
+    return balanced_loss(truth, fitted.predict_proba(logits)[:, 1])
 
 
 def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
@@ -73,12 +82,8 @@ def fit_calibration(
         ``temperature``, ``shift`` and the ``prevalence`` of tumor; None where the probabilities do not rise
         with the truth.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    logits = _logits(probabilities)
-    scale = float(logits.std()) or 1.0
-    fitted = LogisticRegression(C=10.0).fit((logits / scale)[:, None], truth, sample_weight=weights)
-    slope = float(fitted.coef_[0, 0]) / scale
+    logits, fitted = _fit(truth, probabilities, weights)
+    slope = float(fitted.coef_[0, 0]) / _scale(probabilities)
     if slope <= 0:
         return None
     return {
@@ -92,6 +97,19 @@ def calibrated(probabilities: np.ndarray, calibration: dict[str, Any]) -> np.nda
     """Probabilities after :func:`fit_calibration`; their order stays, so ROC and FROC do."""
     logits = _logits(probabilities) / calibration["temperature"] + calibration["shift"]
     return 1 / (1 + np.exp(-logits))
+
+
+def _fit(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, Any]:
+    """Logits (n, 1) of unit deviation, and the logistic regression on them; without weights classes balance."""
+    from sklearn.linear_model import LogisticRegression
+
+    logits = (_logits(probabilities) / _scale(probabilities))[:, None]
+    balance = "balanced" if weights is None else None
+    return logits, LogisticRegression(C=10.0, class_weight=balance).fit(logits, truth, sample_weight=weights)
+
+
+def _scale(probabilities: np.ndarray) -> float:
+    return float(_logits(probabilities).std()) or 1.0
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:

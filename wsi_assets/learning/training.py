@@ -46,7 +46,7 @@ from wsi_assets.learning.models import weights_digest
 from wsi_assets.learning.options import TrainingOptions
 from wsi_assets.learning.records import CSV_NAME, EpochRecord, TrainingResult, write_csv
 from wsi_assets.learning.schedule import Schedule
-from wsi_assets.learning.scores import balanced_loss, confusion, fit_calibration, roc_auc, threshold_at
+from wsi_assets.learning.scores import confusion, fit_calibration, roc_auc, threshold_at, validation_loss
 from wsi_assets.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Validation:
                 f"training diverged in epoch {epoch}: its loss is not a number any more",
                 remedy="Lower lr, or use precision=float32",
             )
-        loss = balanced_loss(self.truth, probabilities)
+        loss = validation_loss(self.truth, probabilities)
         return EpochRecord(
             epoch=epoch,
             **trained,

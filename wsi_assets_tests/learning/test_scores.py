@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_assets.learning import calibrated
-from wsi_assets.learning.scores import balanced_loss, confusion, fit_calibration, roc_auc, threshold_at
+from wsi_assets.learning.scores import (
+    balanced_loss,
+    confusion,
+    fit_calibration,
+    roc_auc,
+    threshold_at,
+    validation_loss,
+)
 
 patches = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 20).map(lambda k: np.float32(k / 20))),
@@ -40,6 +47,18 @@ def test_the_balanced_loss_does_not_depend_on_prevalence():
     assert balanced_loss(truth, probabilities) == pytest.approx(
         balanced_loss(truth[more], probabilities[more])
     )
+
+
+def test_the_validation_loss_does_not_depend_on_how_sure_a_network_is():
+    truth, probabilities = drawn(0.3, 2000)
+    logits = np.log(probabilities / (1 - probabilities))
+    expected = validation_loss(truth, probabilities)
+    for slope, shift in ((0.2, 0.0), (3.0, -2.0)):
+        changed = 1 / (1 + np.exp(-(slope * logits + shift)))
+        assert validation_loss(truth, changed) == pytest.approx(expected, rel=1e-3)
+    noisy = 1 / (1 + np.exp(-(logits + np.random.default_rng(1).normal(0, 1, 2000))))
+    assert expected < validation_loss(truth, noisy) < np.log(2)
+    assert validation_loss(truth, np.full(2000, 0.3)) == pytest.approx(np.log(2), rel=1e-3)
 
 
 def drawn(prevalence, count=40_000):
