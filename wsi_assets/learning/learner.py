@@ -56,8 +56,10 @@ class Learner:
 
     def inputs(self, patches: Tensor, transforms: Transforms | None = None) -> Tensor:
         """uint8 patches of a batch to the network's input, transformed where transforms are given."""
-        patches = patches.to(self.device, non_blocking=True)
-        return self.architecture.inputs(patches if transforms is None else augment(patches, transforms))
+        # Always in float32: colors in bfloat16 would be in steps of a hundredth.
+        with autocast(self.device, "float32"):
+            patches = patches.to(self.device, non_blocking=True)
+            return self.architecture.inputs(patches if transforms is None else augment(patches, transforms))
 
     @torch.no_grad()
     def average(self, step: int) -> None:

@@ -25,8 +25,8 @@ def validation_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
     trainings of any options. The loss of the probabilities as they are favors the first epochs, in which a
     network is unsure of everything.
     """
-    logits, fitted = _fit(truth, probabilities, None)
-    return balanced_loss(truth, fitted.predict_proba(logits)[:, 1])
+    slope, shift = _fit(truth, probabilities, None)
+    return balanced_loss(truth, 1 / (1 + np.exp(-(slope * _logits(probabilities) + shift))))
 
 
 def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
@@ -82,15 +82,11 @@ def fit_calibration(
         ``temperature``, ``shift`` and the ``prevalence`` of tumor; None where the probabilities do not rise
         with the truth.
     """
-    logits, fitted = _fit(truth, probabilities, weights)
-    slope = float(fitted.coef_[0, 0]) / _scale(probabilities)
+    slope, shift = _fit(truth, probabilities, weights)
     if slope <= 0:
         return None
-    return {
-        "temperature": 1 / slope,
-        "shift": float(fitted.intercept_[0]),
-        "prevalence": float(np.average(truth, weights=weights)),
-    }
+    prevalence = float(np.average(truth, weights=weights))
+    return {"temperature": 1 / slope, "shift": shift, "prevalence": prevalence}
 
 
 def calibrated(probabilities: np.ndarray, calibration: dict[str, Any]) -> np.ndarray:
@@ -99,17 +95,15 @@ def calibrated(probabilities: np.ndarray, calibration: dict[str, Any]) -> np.nda
     return 1 / (1 + np.exp(-logits))
 
 
-def _fit(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, Any]:
-    """Logits (n, 1) of unit deviation, and the logistic regression on them; without weights classes balance."""
+def _fit(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
+    """Slope and shift of a logistic regression of the truth on the logits; without weights classes balance."""
     from sklearn.linear_model import LogisticRegression
 
-    logits = (_logits(probabilities) / _scale(probabilities))[:, None]
-    balance = "balanced" if weights is None else None
-    return logits, LogisticRegression(C=10.0, class_weight=balance).fit(logits, truth, sample_weight=weights)
-
-
-def _scale(probabilities: np.ndarray) -> float:
-    return float(_logits(probabilities).std()) or 1.0
+    logits = _logits(probabilities)[:, None]
+    scale = float(logits.std()) or 1.0  # for the regularization, which keeps separable classes finite
+    model = LogisticRegression(C=10.0, class_weight="balanced" if weights is None else None)
+    model.fit(logits / scale, truth, sample_weight=weights)
+    return float(model.coef_[0, 0]) / scale, float(model.intercept_[0])
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
