@@ -96,7 +96,7 @@ def calibrated(probabilities: np.ndarray, calibration: dict[str, Any]) -> np.nda
 
 
 def _fit(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
-    """Slope and shift of a logistic regression of the truth on the logits; without weights classes balance."""
+    """Slope and shift of a logistic regression of truth on logits; without weights, of balanced classes."""
     from sklearn.linear_model import LogisticRegression
 
     logits = _logits(probabilities)[:, None]

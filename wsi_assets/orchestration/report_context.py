@@ -13,7 +13,7 @@ from wsi_assets.orchestration.lineage import recorded_metadata
 from wsi_assets.orchestration.verdicts import failed_checks
 
 if TYPE_CHECKING:
-    from wsi_assets.evaluation import Evaluation, Figure, ReportContext
+    from wsi_assets.evaluation import Evaluation, Metric, ReportContext
 
 HEATMAPS_SHOWN = 3
 """Beside the figures in the UI; the report has them all."""
@@ -70,12 +70,12 @@ def report_context(instance: dg.DagsterInstance, level: str) -> LevelContext:
     return LevelContext(report, predicted.get("mlflow_key"), predicted.get("validation_threshold"))
 
 
-def headline(outcome: Evaluation) -> dict[str, Figure]:
+def headline(outcome: Evaluation) -> dict[str, Metric]:
     """The figures a reader asks for first; one that could not be computed carries its reason."""
-    from wsi_assets.evaluation import Figure
+    from wsi_assets.evaluation import Metric
 
     default = outcome.patch.at_default
-    missing = Figure.missing("no test patch was predicted")
+    missing = Metric.missing("no test patch was predicted")
     return {
         "roc_auc": outcome.patch.roc_auc,
         "average_precision": outcome.patch.average_precision,
@@ -87,7 +87,7 @@ def headline(outcome: Evaluation) -> dict[str, Figure]:
     }
 
 
-def figure_rows(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
+def figure_rows(figures: Mapping[str, Metric]) -> list[dict[str, Any]]:
     """One row a figure, with its 95 % interval, or why it is missing."""
     return [
         {
@@ -106,9 +106,13 @@ def confusion_rows(outcome: Evaluation) -> list[dict[str, Any]]:
     point = outcome.patch.at_default
     if point is None:
         return []
+    rows = {
+        "tumor": (point.true_positives, point.false_negatives),
+        "normal": (point.false_positives, point.true_negatives),
+    }
     return [
-        {"truth": "tumor", "called tumor": point.true_positives, "called normal": point.false_negatives},
-        {"truth": "normal", "called tumor": point.false_positives, "called normal": point.true_negatives},
+        {"truth": truth, "predicted tumor": tumor, "predicted normal": normal}
+        for truth, (tumor, normal) in rows.items()
     ]
 
 

@@ -13,7 +13,7 @@ from wsi_assets.orchestration.lineage import DATA_VERSION_TAG, MADE_FROM_TAG
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.resources.library import SlideLibrary
 from wsi_assets.orchestration.unfinished import UNFINISHED, uses_slide
-from wsi_assets.slides.naming import folded
+from wsi_assets.slides.naming import normalize_id
 
 RETIRED = "retired"
 """Version of what a retired slide had: unlike any other, so that a slide put back is made anew."""
@@ -42,8 +42,10 @@ def retire_slide(
             f"the slide folder {library.images_dir} is empty, which looks like a disk that is not mounted",
             remedy="Mount it, or put back any one slide",
         )
-    there = {folded(name) for name in (*(slide.slide_id for slide in listing.slides), *listing.left_out)}
-    if folded(slide_id) in there:
+    there = {
+        normalize_id(name) for name in (*(slide.slide_id for slide in listing.slides), *listing.left_out)
+    }
+    if normalize_id(slide_id) in there:
         raise ConfigError(
             f"the file of {slide_id} is still in {library.images_dir}",
             remedy="Take it away first, or it would be registered again",

@@ -62,6 +62,7 @@ def evaluation(
             tumor_regions=_outlines(test_predictions, annotation_regions),
             options=config,
             validation_threshold=about.validation_threshold,
+            incomplete_slides=_incomplete(test_predictions),
             sizes=_sizes(test_predictions, tissue_regions),
             progress=progress,
         )
@@ -101,7 +102,7 @@ def level_comparison(evaluation: dict[str, Path]) -> dg.MaterializeResult:
         files = {level: folder / "metrics.json" for level, folder in evaluation.items()}
         metrics, left_out = read_levels(files)
         rows = compare(metrics)
-    shown = [{"level": row["level"], **{k: f["value"] for k, f in row["figures"].items()}} for row in rows]
+    shown = [{"level": row["level"], **{k: f["value"] for k, f in row["metrics"].items()}} for row in rows]
     return dg.MaterializeResult(
         value=Report(partial(write_comparison, metrics)),
         metadata={
@@ -110,6 +111,14 @@ def level_comparison(evaluation: dict[str, Path]) -> dg.MaterializeResult:
             **({"picture": picture(comparison_png(rows), "figures by level")} if rows else {}),
         },
     )
+
+
+def _incomplete(predictions: dict[str, Any]) -> set[str]:
+    """Slides of the list of incompletely annotated ones that the index was sampled with."""
+    from wsi_assets.index import incomplete_slides
+
+    lists = {entry.get("config", {}).get("incomplete_slides") for entry in predictions.values()}
+    return {slide_id for source in lists for slide_id in incomplete_slides(source)}
 
 
 def _sizes(predictions: dict[str, Any], tissue_regions: LazyPickles) -> dict[str, tuple[int, int]]:
