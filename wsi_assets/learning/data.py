@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wsi_assets.errors import ModelError, StoreError
 from wsi_assets.index.slide_index import check_index, classes
-from wsi_assets.index.split import patients, split_slides
+from wsi_assets.index.split import patients, sides_of
 from wsi_assets.learning.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -132,8 +132,7 @@ def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> 
     Raises:
         ModelError: a class has fewer than two patches outside test slides.
     """
-    carried = {name: entry["split"] for name, entry in index.items() if entry.get("split")}
-    sides = carried if len(carried) == len(index) else split_slides(index, options.val_size, options.seed)
+    sides = sides_of(index, options.val_size, options.seed)
     side = np.array([sides[name] for name in table.slide_ids], object)[table.slides]
     rest = np.flatnonzero(table.usable & (side != "test"))
     counts = np.bincount(table.labels[rest], minlength=2)
