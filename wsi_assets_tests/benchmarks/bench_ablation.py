@@ -4,9 +4,10 @@
 
 The demo's tissue is drawn harder: tumor cells are nearly those of germinal centers, and stain, section and
 scanner differ from slide to slide. Patches with under 30 % tumor are left out, so that labels are sure. Each
-seed is tested on a third of the slides and trains on the others, with 24 normal patches to a tumor patch. A row is the mean over seeds and
-folds with the standard deviation; ``ahead`` counts the runs in which a row beats the color regression, and
-the plain script. The tissue is drawn, so the table ranks strategies and says little about a clinic.
+seed is tested on a third of the slides and trains on the others, with 24 normal patches to a tumor patch. A
+row is the mean over seeds with the standard deviation; the counts say in how many runs its AUC is above the
+color regression's and the plain script's. The tissue is drawn, so the table ranks strategies and says little
+about a clinic.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def draw_patches(slides: int, likeness: float) -> Patches:
 
 
 def thinned(patches: Patches, seed: int, normals: float) -> tuple[Patches, np.ndarray]:
-    """The patches without most tumor of the training slides, and which of them test: a third of the slides."""
+    """The patches without most tumor of the training slides, and which of them test."""
     test = patches.slides % FOLDS == seed % FOLDS
     tumor = np.flatnonzero(~test & (patches.labels == 1))
     wanted = int((~test & (patches.labels == 0)).sum() / normals)
