@@ -229,7 +229,7 @@ class Runner:
         """Why a training that is still to come cannot start, told before hours are spent on its patches."""
         if "trained_model" not in to_make:
             return None
-        from wsi_assets.learning.backbones import check_start
+        from wsi_assets.learning.models import check_start
 
         config = self.configs["trained_model"]
         try:

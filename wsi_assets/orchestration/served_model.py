@@ -1,4 +1,4 @@
-"""A trained model as MLflow stores, loads and serves it: ``best.pt`` itself, read by this module.
+"""A trained model as MLflow stores, loads and serves it: ``best.pt`` and ``best.json``, read by this module.
 
 No module is pickled: the weights are the file that training published, loaded as weights only, so the
 registered model gives the same probabilities as :func:`wsi_assets.learning.load_model` and can run no code.
@@ -11,6 +11,8 @@ Loading it needs this package installed, and no Dagster.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -56,20 +58,22 @@ def save(checkpoint: Path, folder: Path, patch_size: int, *, run_id: str, model_
     # Unnamed: a named tensor would reach predict in a dictionary.
     pixels = TensorSpec(np.dtype(np.uint8), (-1, patch_size, patch_size, 3))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, 2))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as together:
+        for file in (checkpoint, checkpoint.with_suffix(".json")):
+            shutil.copyfile(file, Path(together) / file.name)
         # The signature is stated, not guessed from an example.
         warnings.filterwarnings("ignore", message=".*input example was not provided.*")
         pyfunc.save_model(
             str(folder),
             loader_module=__name__,
-            data_path=str(checkpoint),
+            data_path=together,
             mlflow_model=Model(run_id=run_id, model_id=model_id),
             signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
             # Stated too: finding out would start another Python and ask an index.
-            pip_requirements=[f"{name}=={version(name)}" for name in ("wsi-assets", "torch", "torchvision")],
+            pip_requirements=[f"{name}=={version(name)}" for name in ("wsi-assets", "torch", "timm")],
         )
 
 
 def _load_pyfunc(data_path: str) -> ServedModel:
-    """MLflow's name for what loads a model; ``data_path`` is the saved ``best.pt``."""
+    """MLflow's name for what loads a model; ``data_path`` is the folder of ``best.pt``."""
     return ServedModel(data_path)

@@ -44,7 +44,7 @@ def epoch_line(record: EpochRecord, of: int) -> str:
 
 def epoch_figures(record: EpochRecord) -> dict[str, float | None]:
     """The numbers of one epoch, by name."""
-    left_out = ("epoch", "is_best", "confusion")
+    left_out = ("epoch", "is_best", "confusion", "phase")
     return {name: value for name, value in record.to_plain().items() if name not in left_out}
 
 
@@ -101,11 +101,12 @@ def outcome(
         # To compare runs by: of a curve MLflow's tables show the last value, not the best epoch's.
         notes.metrics({f"{name}_best": value for name, value in of_best.items()}),
         notes.tags({"stopped_early": result.stopped_early, notes.DESCRIPTION_TAG: _description(result)}),
-        notes.file(_json(split.to_plain()), "split.json", "split"),
+        notes.file(_json(result.card["split"]), "split.json", "split"),
         notes.file(_csv(split.rows), "split.csv", "split"),
         *(notes.file(image, f"{name}.png", "pictures") for name, image in pictures.items()),
         notes.file(result.csv_path, result.csv_path.name),
         notes.file(result.best_path, result.best_path.name),
+        notes.file(result.best_path.with_suffix(".json"), "best.json"),
         notes.model(result.best_path, f"wsi-level-{level}", store.info["patch_size"], tags),
     ]
 
@@ -139,10 +140,12 @@ def training_metadata(
         "stopped_early": result.stopped_early,
         "resumed_from": result.resumed_from or "the start",
         "epoch_table": table(rows),
+        "seconds": rounded(result.seconds),
         "split": table(result.split.rows),
         "split_unit": result.split.unit,
         "counts": result.counts,
-        "notes": list(result.notes),
+        "warnings": [warning.message for warning in result.warnings],
+        "idle_strategies": [warning.code for warning in result.idle_strategies],
         "device": f"{result.device}, {result.precision}",
         "mlflow_key": run.key,
     }
@@ -181,7 +184,7 @@ def _frozen_requirements() -> str:
 
 def _description(result: TrainingResult) -> str:
     """Markdown for the head of the run's page."""
-    return "\n".join(f"- {note}" for note in result.notes)
+    return "\n".join(f"- {warning.message}" for warning in result.warnings)
 
 
 def _json(value: Any) -> bytes:

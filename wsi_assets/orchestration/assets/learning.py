@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from wsi_assets.learning import EpochRecord
 
 
-def _patterns(index: dict[str, Any]) -> dict[str, str]:
-    config = next(iter(index.values()), {}).get("config", {})
-    return {name: config[name] for name in ("patient_pattern", "test_pattern") if name in config}
-
-
 @dg.asset(
     partitions_def=LEVELS,
     group_name=catalog.GROUP_LEARNING,
@@ -68,9 +63,9 @@ def trained_model(
 
         result = train(
             patch_store,
+            sampled_index,
             config,
             storage.layout.training_folder(level),
-            **_patterns(sampled_index),
             progress=progress_to(context.log),
             on_epoch=on_epoch,
         )
@@ -110,7 +105,7 @@ def test_predictions(
     upstream = recorded_version(context.instance, "trained_model", level)
     with clear_failures(), patch_store:
         model = load_model(trained_model)
-        threshold = model.val_threshold
+        threshold = model.threshold and model.threshold["threshold"]
         predictions = predict(patch_store, sampled_index, model, config, progress=progress_to(context.log))
     predicted = [prediction for entry in predictions.values() for prediction in entry["preds"]]
     counts = {

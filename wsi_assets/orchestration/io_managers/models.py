@@ -38,8 +38,8 @@ class ModelIOManager(dg.ConfigurableIOManager):
         with clear_failures(), publish_file(target.parent / "epoch_losses.csv") as aside:
             shutil.copyfile(trained / "epoch_losses.csv", aside)
         with clear_failures(), publish_folder(target) as aside:
-            for checkpoint in sorted((trained / "checkpoints").glob("*.pt")):
-                _link_or_copy(checkpoint, aside / checkpoint.name)
+            for file in sorted((trained / "checkpoints").iterdir()):
+                _link_or_copy(file, aside / file.name)
         shutil.rmtree(trained)
         checkpoints = sorted(target.glob("*.pt"))
         context.add_output_metadata(
