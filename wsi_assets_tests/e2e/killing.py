@@ -112,7 +112,7 @@ def _nurse() -> None:
     import wsi_assets.orchestration.home
     import wsi_assets.orchestration.runner
     import wsi_assets.patches.build
-    from wsi_assets.learning import checkpoints, prediction, training  # noqa: F401
+    from wsi_assets.learning import prediction, training  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import mlflow  # noqa: F401
