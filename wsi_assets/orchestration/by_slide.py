@@ -5,19 +5,23 @@ What is made of a slide is in the assets; this knows only how a run of several p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError
-from wsi_assets.orchestration.executors import in_order
 from wsi_assets.orchestration.io_managers.plain_pickle import write_artefact
 from wsi_assets.orchestration.layout import StorageLayout
 from wsi_assets.orchestration.lineage import DATA_VERSION_TAG
 from wsi_assets.orchestration.reporting import progress_to
+from wsi_assets.patches.dask_executor import DaskExecutor
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def for_each_slide(
@@ -26,7 +30,7 @@ def for_each_slide(
     make: Callable[..., dg.MaterializeResult],
     *,
     read: Callable[[str], Callable[[], Any]] | None = None,
-    executor: Executor | None = None,
+    executor: DaskExecutor | None = None,
 ) -> Iterator[dg.MaterializeResult]:
     """Make every partition of this run; a slide that cannot be made costs only itself.
 
@@ -76,6 +80,50 @@ def for_each_slide(
         )
 
 
+def in_order(
+    executor: DaskExecutor | None, works: Iterable[tuple[Item, Callable[[], Result] | Exception]]
+) -> Iterator[tuple[Item, Future[Result]]]:
+    """Each item with its finished future, in the items' order, few of them under way at a time.
+
+    Args:
+        executor: runs the works; None runs each here when its turn comes.
+        works: (item, what to call for it, or why there is nothing to call); consumed as work gets done.
+
+    Yields:
+        The item and a future that does not wait; its ``result()`` raises what befell this item's work.
+    """
+    window: deque[tuple[Item, Future[Result]]] = deque()
+    try:
+        for item, work in works:
+            window.append((item, _begun(executor, work)))
+            limit = 0 if executor is None else 2 * executor.workers()
+            while window and (window[0][1].done() or len(window) > limit):
+                yield _finished(*window.popleft())
+        while window:
+            yield _finished(*window.popleft())
+    finally:
+        for _, future in window:
+            future.cancel()
+
+
+def _begun(executor: DaskExecutor | None, work: Callable[[], Result] | Exception) -> Future[Result]:
+    future: Future[Result] = Future()
+    try:
+        if isinstance(work, Exception):
+            raise work
+        if executor is not None:
+            return executor.submit(work)
+        future.set_result(work())
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def _finished(item: Item, future: Future[Result]) -> tuple[Item, Future[Result]]:
+    future.exception()
+    return item, future
+
+
 def _work(
     slide_id: str, make: Callable[..., Any], read: Callable[[str], Callable[[], Any]] | None
 ) -> Callable[[], Any] | Exception:
@@ -89,7 +137,7 @@ def _result(
     slide_id: str,
     future: Future[Any],
     make: Callable[..., dg.MaterializeResult] | None,
-    executor: Executor | None,
+    executor: DaskExecutor | None,
 ) -> dg.MaterializeResult:
     try:
         value = future.result()

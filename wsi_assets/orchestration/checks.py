@@ -180,7 +180,7 @@ def patch_store_gates(
                     *(
                         store.info["plan_digest"],
                         plan.digest(store.info["backend"]),
-                        len(store),
+                        store.info["patches"],
                         lost,
                         len(plan),
                     ),

@@ -59,7 +59,7 @@ def plan(tmp_path_factory):
         "magnification": 40.0,
         "fingerprint": fingerprint(path),
     }
-    return plan_patches([entry], ExtractionOptions(codec="png", extraction_workers=1))
+    return plan_patches({"slide_1": entry}, ExtractionOptions(codec="png", extraction_workers=1))
 
 
 def materialize(instance, assets, manager, partition=None, selection=None):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import dagster as dg
 
 from wsi_assets.files import write_json
-from wsi_assets.orchestration.executors import open_executor
 from wsi_assets.orchestration.io_managers.partitioned import (
     folder_of,
     load_partitions,
@@ -16,6 +15,7 @@ from wsi_assets.orchestration.io_managers.partitioned import (
 )
 from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS, StorageLayout, store_named_by
 from wsi_assets.orchestration.reporting import clear_failures, picture, progress_to, table
+from wsi_assets.patches.dask_executor import open_executor
 
 if TYPE_CHECKING:
     from wsi_assets.patches import BuildReport, PatchPlan, PatchStore
@@ -41,14 +41,17 @@ class PatchStoreIOManager(dg.ConfigurableIOManager):
 
         folder = folder_of(StorageLayout(self.storage_dir), context, partition_to_write(context))
         with clear_failures():
-            with open_executor(self.scheduler, obj.options.extraction_workers) as executor:
+            with open_executor(self.scheduler) as executor:
+                workers = obj.options.extraction_workers or None
                 if executor is not None:
                     context.log.info(f"patches are read by the {executor}")
+                    workers = workers or executor.workers()
                 report = build_store(
                     obj,
                     folder / STORE_NAMES[self.backend],
                     self.backend,
                     executor=executor,
+                    workers=workers,
                     progress=progress_to(context.log),
                 )
             write_json(folder / POINTER, {"store": report.path.name, "backend": self.backend})

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import dagster as dg
 
-from wsi_assets.orchestration.executors import ClusterExecutor, open_executor
+from wsi_assets.patches.dask_executor import DaskExecutor, open_executor
 
 
 class Cluster(dg.ConfigurableResource):
@@ -14,6 +14,6 @@ class Cluster(dg.ConfigurableResource):
 
     scheduler: str | None = None
 
-    def open(self, workers: int = 0) -> AbstractContextManager[ClusterExecutor | None]:
+    def open(self) -> AbstractContextManager[DaskExecutor | None]:
         """As :func:`open_executor`."""
-        return open_executor(self.scheduler, workers)
+        return open_executor(self.scheduler)
