@@ -44,7 +44,7 @@ class LoadedModel:
         architecture: how the network is built and fed.
         patch_size, level, mpp: of the patches it was trained on; None where not known.
         threshold: chosen on validation slides, with the ``specificity`` and ``sensitivity`` there, or None.
-        calibration: see :func:`wsi_assets.learning.scores.calibrated`, or None.
+        calibration: ``temperature`` and ``shift``, as ``probs`` in the card explains, or None.
         card: all of ``best.json``; empty for a bare state dict.
     """
 

@@ -118,7 +118,6 @@ def train_epoch(
     table: PatchTable,
     batches: Sequence[Draw],
     schedule: Schedule,
-    epoch: int,
     on_step: Callable[[int], None],
 ) -> dict[str, Any]:
     """Learn from each batch once; returns the training's part of an ``EpochRecord``.
@@ -136,7 +135,7 @@ def train_epoch(
         targets = torch.from_numpy(labels).to(device, non_blocking=True)
         transforms = None
         if options.use_augmentation:
-            drawn = {"seed": options.seed, "epoch": epoch, "batch": number, "plain": batch.plain}
+            drawn = {"seed": options.seed, "epoch": schedule.epoch + 1, "batch": number, "plain": batch.plain}
             transforms = draw_transforms(len(labels), **drawn)
         lr, phase = options.lr * schedule.rate, schedule.phase
         for group in learner.optimizer.param_groups:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 CLIP = 1e-7
@@ -87,12 +85,6 @@ def fit_calibration(
         return None
     prevalence = float(np.average(truth, weights=weights))
     return {"temperature": 1 / slope, "shift": shift, "prevalence": prevalence}
-
-
-def calibrated(probabilities: np.ndarray, calibration: dict[str, Any]) -> np.ndarray:
-    """Probabilities after :func:`fit_calibration`; their order stays, so ROC and FROC do."""
-    logits = _logits(probabilities) / calibration["temperature"] + calibration["shift"]
-    return 1 / (1 + np.exp(-logits))
 
 
 def _fit(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:

@@ -69,24 +69,21 @@ def train(
     checkpoint_dir: str | Path | None = None,
     loss_csv: str | Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
-    resume: bool = True,
 ) -> TrainingResult:
     """Train on the patches of an index that are not of test slides.
 
-    Into ``folder``, each file published whole: ``epoch_losses.csv`` after every epoch, and in ``checkpoints``
-    ``best.pt`` and ``best.json`` whenever the validation loss is the lowest so far and ``ckpt_epoch_N.pt``
-    every ``save_interval`` epochs. A training cut off continues from ``resume.pt``, if patches, split and
-    options are the same, and ends in the same CSV and weights as an uninterrupted one on the same machine (on
-    a GPU: up to its own non-determinism); that file is removed when the training is complete.
+    Writes ``epoch_losses.csv`` after every epoch, and into ``checkpoints`` ``best.pt`` and ``best.json``
+    whenever the validation loss is the lowest so far and ``ckpt_epoch_N.pt`` every ``save_interval`` epochs.
+    A training cut off continues from ``resume.pt`` if patches, split and options are the same, and ends as an
+    uninterrupted one (on a GPU up to its own non-determinism); the file is removed in the end.
 
     Args:
-        store: the patches of ``index``, which may have been made by another program.
+        store: the patches of ``index``; both may be another program's.
         checkpoint_dir, loss_csv: other places than ``checkpoints`` and ``epoch_losses.csv`` in ``folder``.
         on_epoch: called after an epoch's files are in place; what it raises ends the training.
 
     Raises:
-        ModelError: too few patches to split, an unknown or misfitting network, no weights, a diverged
-            training, a full GPU.
+        ModelError: too few patches, no such network or weights, a diverged training, a full GPU.
         ConfigError: a device that is not there.
         StoreError: the store is of another index, or a patch cannot be read.
     """
@@ -105,17 +102,15 @@ def train(
     ):
         torch.manual_seed(options.seed)
         learner = make_learner(_patch_size(store, index), imbalance, options, device)
-        facts = _facts(store, index, table, split, learner)
-        run = _Run(Schedule(options, len(first)), learner, facts)
-        if resume:
-            run.resume(files)
+        run = _Run(Schedule(options, len(first)), learner, _facts(store, index, table, split, learner))
+        run.resume(files)
         while not run.schedule.finished:
             started, epoch = time.perf_counter(), run.schedule.epoch + 1
             # Dropout draws from torch's generator: seeded so, an epoch is the same after a resume.
             torch.manual_seed(stream_seed(options.seed, epoch))
             batches = _batches(table, split, options, epoch)
             show = _progress_of(progress, epoch, options, batches)
-            trained = train_epoch(learner, reader, table, batches, run.schedule, epoch, show)
+            trained = train_epoch(learner, reader, table, batches, run.schedule, show)
             update_batch_norm(learner, reader, table.positions[split.train], epoch)
             probabilities = predict_positions(learner, reader, validation.positions)
             record = validation.record(trained, probabilities, run.schedule, started)

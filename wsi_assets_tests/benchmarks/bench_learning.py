@@ -124,7 +124,7 @@ def training(store, options: TrainingOptions, device: torch.device, steps: int, 
     with BatchReader(store, workers=usable_workers(options.num_workers), pin=device.type == "cuda") as reader:
 
         def loop() -> float:
-            trained = train_epoch(learner, reader, table, batches, schedule, 1, lambda done: None)
+            trained = train_epoch(learner, reader, table, batches, schedule, lambda done: None)
             waits.append(trained["waiting"])
             return trained["images_per_second"]
 

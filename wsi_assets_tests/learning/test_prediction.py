@@ -134,8 +134,3 @@ def test_without_test_slides_there_is_nothing_to_predict(store, best):
 def test_the_slides_to_predict_may_be_named(store, best):
     found = predict(store, index_of(store), best, PredictionOptions(**CPU), slides=["patient_002_node_1"])
     assert list(found) == ["patient_002_node_1"]
-
-
-def test_calibrated_probabilities_keep_the_order(store, best):
-    entry = predict(store, index_of(store), best, PredictionOptions(**CPU))["test_006_node_1"]
-    assert np.argsort(entry["probs"]).tolist() == np.argsort(entry["calibrated_probs"]).tolist()
