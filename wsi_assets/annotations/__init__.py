@@ -1,7 +1,4 @@
-"""Outlines a pathologist drew, as repaired tumour geometry with an audit of every ring.
-
-Belongs here: reading annotation files (ASAP XML, GeoJSON), roles of groups, repair, union and subtraction,
-rasterising. Does not: pixels of slides, the patch grid, labels, pictures.
+"""Annotations a pathologist drew, as repaired tumor geometry with an audit of every ring.
 
 Geometry is shapely's, in (x, y) level-0 pixels: pixel (row r, column c) covers [c, c + 1) x [r, r + 1).
 """

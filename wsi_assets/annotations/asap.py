@@ -1,7 +1,4 @@
-"""ASAP's XML, as ASAP itself and the writers that imitate it make it.
-
-Belongs here: the file's grammar. Does not: what a group means, geometry.
-"""
+"""Read ASAP's XML, as ASAP itself and the many writers that imitate it make it."""
 
 from __future__ import annotations
 
@@ -15,24 +12,34 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
-from wsi_assets.annotations.outlines import MAX_DEPTH, MAX_POINTS, Outline, as_ring, damaged, label, shown
+from wsi_assets.annotations.annotation import (
+    MAX_DEPTH,
+    MAX_POINTS,
+    Annotation,
+    as_ring,
+    damaged,
+    label,
+    shown,
+)
 
-AREAL_TYPES = {"polygon", "spline", "rectangle"}
+NOT_AREAL = {"dot", "point", "pointset", "points", "line", "polyline", "linestring", "measurement", "arrow"}
+"""Types of annotations that enclose no area. Any other, or none at all, is a polygon through its points."""
 
 # A decimal comma is what ASAP writes under many European locales. Thousands separators are refused: "1,234"
 # can only be 1.234 in these files.
 _NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d{1,4})?\s*", re.ASCII)
 
 
-def read_asap(path: Path) -> list[Outline]:
-    """Read the outlines of an ASAP file, in file order; every ring unrepaired.
+def read_asap(path: Path) -> list[Annotation]:
+    """Read the annotations of an ASAP file, in file order; every ring unrepaired.
 
     Raises:
-        AnnotationError: the file is not XML, not ASAP's, truncated, holds a DTD or entities, nests too deep,
-            or a coordinate is not a number.
+        AnnotationError: the file is not XML, holds no ``<Annotation>`` with ``<Coordinate>`` points though it
+            does not say that it is ASAP's, is truncated, holds a DTD or entities, nests too deep, or a
+            coordinate is not a number.
     """
     try:
-        return _outlines(path)
+        return _annotations(path)
     except DefusedXmlException as error:
         raise damaged(path, "declares a DTD or entities, which no annotation needs") from error
     except ParseError as error:
@@ -43,18 +50,19 @@ def read_asap(path: Path) -> list[Outline]:
         raise damaged(path, f"is not readable XML ({error})") from error
 
 
-def _outlines(path: Path) -> list[Outline]:
-    drawn: list[Outline] = []
+def _annotations(path: Path) -> list[Annotation]:
+    drawn: list[Annotation] = []
     groups: list[str] = []
     parents: dict[str, str] = {}
-    points = array("d")  # (order, x, y) of the outline being read
+    points = array("d")  # (order, x, y) of the annotation being read
     total = 0
     above: list[Element] = []
+    root = ""
     # Elements are dropped as soon as they are read, so memory follows the points and not the markup.
     for event, element in iterparse(path, events=("start", "end"), forbid_dtd=True):
         if event == "start":
-            if not above and element.tag != "ASAP_Annotations":
-                raise damaged(path, f"is not an ASAP annotation: its root is {shown(element.tag)}")
+            element.tag = element.tag.rpartition("}")[2]  # whatever namespace a writer puts them in
+            root = root or element.tag
             above.append(element)
             if len(above) > MAX_DEPTH:
                 raise damaged(path, f"nests elements more than {MAX_DEPTH} deep")
@@ -70,19 +78,22 @@ def _outlines(path: Path) -> list[Outline]:
         elif element.tag == "Annotation":
             name, kind = element.get("Name", ""), element.get("Type", "")
             ring = np.array(points).reshape(-1, 3)
-            ring = ring[np.argsort(ring[:, 0], kind="stable"), 1:]
-            areal = kind.strip().casefold() in AREAL_TYPES
-            drawn.append(Outline(label(name), (), label(kind) or "untyped", areal, as_ring(ring, path, name)))
+            areal = kind.strip().casefold() not in NOT_AREAL
+            drawn.append(
+                Annotation(label(name), (), label(kind) or "untyped", areal, as_ring(ring, path, name))
+            )
             groups.append(label(element.get("PartOfGroup", "")))
             points = array("d")
         elif element.tag == "Group":
             parents[label(element.get("Name", ""))] = label(element.get("PartOfGroup", ""))
         if above:
             above[-1].remove(element)
-    # Groups come after the outlines that are in them.
+    if not total and root != "ASAP_Annotations":
+        raise damaged(path, f"has no <Annotation> with <Coordinate> points; its root is {shown(root)}")
+    # Groups come after the annotations that are in them.
     return [
-        replace(outline, groups=_lineage(group, parents))
-        for outline, group in zip(drawn, groups, strict=True)
+        replace(annotation, groups=_lineage(group, parents))
+        for annotation, group in zip(drawn, groups, strict=True)
     ]
 
 
@@ -100,7 +111,7 @@ def _number(text: str | None, attribute: str, annotation: Element, path: Path) -
     if text is None or not _NUMBER.fullmatch(text):
         held = "nothing" if text is None else shown(text, 30)
         name = shown(annotation.get("Name", ""))
-        raise damaged(path, f"outline {name} has a point whose {attribute} is {held}, not a finite number")
+        raise damaged(path, f"annotation {name} has a point whose {attribute} is {held}, not a finite number")
     return float(text.replace(",", "."))
 
 

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wsi_assets.annotations.outlines import MAX_DEPTH, MAX_POINTS, Outline, as_ring, damaged, label, shown
+from wsi_assets.annotations.annotation import (
+    MAX_DEPTH,
+    MAX_POINTS,
+    Annotation,
+    as_ring,
+    damaged,
+    label,
+    shown,
+)
 
 _GEOMETRIES = {
     "Point",
@@ -33,8 +41,8 @@ _TYPES = {
 """A feature's id, as QuPath wrote it before 0.3, -> the type of its object, as later versions call it."""
 
 
-def read_geojson(path: Path) -> list[Outline]:
-    """Read a FeatureCollection, a Feature, a geometry or a list of these; one outline for each polygon.
+def read_geojson(path: Path) -> list[Annotation]:
+    """Read a FeatureCollection, a Feature, a geometry or a list of these; one annotation for each polygon.
 
     Raises:
         AnnotationError: the file is not JSON, not GeoJSON, truncated, or a coordinate is not a number.
@@ -56,7 +64,7 @@ class _Reader:
         self.path = path
         self.points = 0
 
-    def features(self, value: Any, depth: int) -> Iterator[Outline]:
+    def features(self, value: Any, depth: int) -> Iterator[Annotation]:
         if depth > MAX_DEPTH:
             raise damaged(self.path, f"nests features more than {MAX_DEPTH} deep")
         if isinstance(value, list):
@@ -77,12 +85,12 @@ class _Reader:
         else:
             raise damaged(self.path, "is not GeoJSON: it holds something that is no feature")
 
-    def geometry(self, value: Any, name: str, groups: tuple[str, ...], depth: int) -> Iterator[Outline]:
+    def geometry(self, value: Any, name: str, groups: tuple[str, ...], depth: int) -> Iterator[Annotation]:
         kind = value.get("type") if isinstance(value, dict) else None
         if depth > MAX_DEPTH:
             raise damaged(self.path, f"nests geometries more than {MAX_DEPTH} deep")
         if value is None:  # a feature without a place, which GeoJSON allows
-            yield Outline(label(name), groups, "no geometry", False, as_ring([], self.path, name))
+            yield Annotation(label(name), groups, "no geometry", False, as_ring([], self.path, name))
         elif kind == "Polygon":
             yield self._polygon(value.get("coordinates"), kind, name, groups)
         elif kind == "MultiPolygon":
@@ -92,15 +100,15 @@ class _Reader:
             for member in self._list(value.get("geometries"), "geometries"):
                 yield from self.geometry(member, name, groups, depth + 1)
         elif isinstance(kind, str) and kind in _GEOMETRIES:
-            yield Outline(label(name), groups, kind, False, as_ring([], self.path, name))
+            yield Annotation(label(name), groups, kind, False, as_ring([], self.path, name))
         else:
             raise damaged(self.path, f"feature {shown(name)} has a geometry of no known type")
 
-    def _polygon(self, rings: Any, kind: str, name: str, groups: tuple[str, ...]) -> Outline:
+    def _polygon(self, rings: Any, kind: str, name: str, groups: tuple[str, ...]) -> Annotation:
         shell, *holes = [self._ring(ring, name) for ring in self._list(rings, "coordinates")] or [
             as_ring([], self.path, name)
         ]
-        return Outline(label(name), groups, kind, True, shell, tuple(holes))
+        return Annotation(label(name), groups, kind, True, shell, tuple(holes))
 
     def _ring(self, value: Any, name: str) -> Any:
         positions = self._list(value, "coordinates")
@@ -120,9 +128,9 @@ class _Reader:
                     return float(x), float(y)
                 except OverflowError as error:
                     raise damaged(
-                        self.path, f"outline {shown(name)} has a coordinate beyond any slide"
+                        self.path, f"annotation {shown(name)} has a coordinate beyond any slide"
                     ) from error
-        raise damaged(self.path, f"outline {shown(name)} has a point that is not a pair of numbers")
+        raise damaged(self.path, f"annotation {shown(name)} has a point that is not a pair of numbers")
 
     def _list(self, value: Any, what: str) -> list:
         if not isinstance(value, list):
@@ -134,7 +142,7 @@ def _groups(feature: dict, properties: dict) -> tuple[str, ...]:
     """The classification's full name, then the classes it is derived from: "Tumor: Positive", "Tumor".
 
     An object that QuPath detected (a cell, a tile) and nobody classified has its type for a group: it is no
-    drawn outline without a group.
+    drawn annotation without a group.
     """
     classification = properties.get("classification")
     if isinstance(classification, dict):

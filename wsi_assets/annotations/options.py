@@ -1,4 +1,4 @@
-"""What a group's name means. Only values: no geometry, no file is touched here."""
+"""Options: what the groups of annotations mean."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ class AnnotationOptions(BaseModel):
 
     tumor_groups: list[str] = Field(
         default=["_0", "_1", "Tumor", "metastases", "metastasis"],
-        description="Groups (ASAP) or classes (QuPath) whose outlines are tumour.",
+        description="Groups (ASAP) or classes (QuPath) whose annotations are tumor.",
     )
     exclusion_groups: list[str] = Field(
         default=["_2", "Exclusion", "negative", "normal"],
-        description="Groups or classes whose outlines are cut out of the tumour.",
+        description="Groups or classes whose annotations are cut out of the tumor.",
     )
     ungrouped: Literal["tumor", "ignore"] = Field(
-        default="tumor", description="What an outline in no group counts as."
+        default="tumor", description="What an annotation in no group counts as."
     )
     unknown_group: Literal["ignore", "tumor", "error"] = Field(
         default="ignore",
-        description="What an outline of a group in neither list counts as; ignored ones are reported.",
+        description="What an annotation of a group in neither list counts as; ignored ones are reported.",
     )
 
     @model_validator(mode="after")
     def _roles_are_distinct(self) -> AnnotationOptions:
         both = {fold(name) for name in self.tumor_groups} & {fold(name) for name in self.exclusion_groups}
         if both:
-            raise ValueError(f"groups that are both tumour and exclusion: {', '.join(sorted(both))}")
+            raise ValueError(f"groups that are both tumor and exclusion: {', '.join(sorted(both))}")
         return self
 
 

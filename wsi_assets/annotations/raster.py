@@ -1,4 +1,4 @@
-"""Geometry as a mask of pixels. Knows no slide: the caller says how large a pixel is."""
+"""Rasterize geometry into a mask of pixels."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shapely
 
 
 def rasterize(geometry: shapely.Geometry, height: int, width: int, downsample: float) -> np.ndarray:
-    """Fill a valid areal geometry into a mask by the pixel-centre rule.
+    """Fill a valid areal geometry into a mask by the pixel-center rule.
 
-    Pixel (row, column) is set when its centre, level-0 point ((column + 0.5) * downsample,
-    (row + 0.5) * downsample), lies inside. A centre exactly on an edge belongs to one side only, so areas
-    that share an edge never share a pixel, and nothing of the outline itself is painted: fills that do paint
-    it overshoot by 1 to 12 %, worst on small lesions.
+    Pixel (row, column) is set when its center, level-0 point ((column + 0.5) * downsample,
+    (row + 0.5) * downsample), lies inside. A center exactly on an edge belongs to one side only, so areas
+    that share an edge never share a pixel, and the line itself is not painted: fills that do paint it
+    overshoot by 1 to 12 %, worst on small lesions.
 
     Args:
         geometry: Polygon or MultiPolygon, (x, y) in level-0 pixels; parts outside the mask are cut off.
@@ -26,7 +26,7 @@ def rasterize(geometry: shapely.Geometry, height: int, width: int, downsample: f
     mask = np.zeros((height, width), dtype=bool)
     if geometry.is_empty or not mask.size:
         return mask
-    # Moved so that pixel centres lie on whole numbers.
+    # Moved so that pixel centers lie on whole numbers.
     left, top, right, bottom = np.array(geometry.bounds) / downsample - 0.5
     rows = slice(max(0, int(np.ceil(top))), min(height, int(np.floor(bottom)) + 1))
     columns = slice(max(0, int(np.ceil(left))), min(width, int(np.floor(right)) + 1))

@@ -1,4 +1,4 @@
-"""One annotation file in, tumour regions out. Belongs here: which reader, and the limits before it runs."""
+"""Read one annotation file into the tumor regions of a slide."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import shapely
 
+from wsi_assets.annotations.annotation import MAX_JSON_BYTES, MAX_XML_BYTES, damaged, shown
 from wsi_assets.annotations.options import AnnotationOptions
-from wsi_assets.annotations.outlines import MAX_JSON_BYTES, MAX_XML_BYTES, damaged, shown
 from wsi_assets.annotations.regions import TumorRegions, unite
 from wsi_assets.annotations.repair import is_tangled
 from wsi_assets.errors import AnnotationError
@@ -16,7 +16,7 @@ from wsi_assets.slides.naming import ANNOTATION_SUFFIXES
 
 
 def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None = None) -> TumorRegions:
-    """Read the tumour regions of one slide from ASAP XML or GeoJSON.
+    """Read the tumor regions of one slide from ASAP XML or GeoJSON.
 
     Args:
         path: a file ending in .xml, .geojson or .json, in any case.
@@ -31,21 +31,21 @@ def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None
     if path.suffix.lower() == ".xml":
         from wsi_assets.annotations.asap import read_asap
 
-        outlines = read_asap(path)
+        annotations = read_asap(path)
     else:
         from wsi_assets.annotations.geojson import read_geojson
 
-        outlines = read_geojson(path)
-    if is_tangled([outline for outline in outlines if outline.areal]):
-        raise damaged(path, "has outlines whose edges cross too often to be drawn ones")
+        annotations = read_geojson(path)
+    if is_tangled([annotation for annotation in annotations if annotation.areal]):
+        raise damaged(path, "has annotations whose edges cross too often to be drawn ones")
     try:
-        regions = unite(outlines, options)
+        regions = unite(annotations, options)
     except shapely.errors.GEOSException as error:
-        raise damaged(path, f"has outlines that cannot be united ({error})") from error
+        raise damaged(path, f"has annotations that cannot be united ({error})") from error
     if options.unknown_group == "error" and regions.unknown_groups:
         names = ", ".join(shown(group) for group in regions.unknown_groups)
         raise AnnotationError(
-            f"has outlines of groups that are neither tumour nor exclusion: {names}",
+            f"has annotations of groups that are neither tumor nor exclusion: {names}",
             path=path,
             remedy="Add them to tumor_groups or exclusion_groups, or set unknown_group to ignore",
         )
@@ -67,4 +67,4 @@ def _check_file(path: Path) -> None:
         raise damaged(path, "is empty")
     most = MAX_XML_BYTES if path.suffix.lower() == ".xml" else MAX_JSON_BYTES
     if size > most:
-        raise damaged(path, f"has {size / 2**20:.0f} MB, more than any outlines need ({most // 2**20} MB)")
+        raise damaged(path, f"has {size / 2**20:.0f} MB, more than any annotations need ({most // 2**20} MB)")

@@ -1,8 +1,4 @@
-"""Tumour regions of one slide: outlines united by role, with an audit that adds up.
-
-Belongs here: roles, union, subtraction, the audit, the plain form that is stored. Does not: file formats,
-repair of one ring.
-"""
+"""Tumor regions of one slide: annotations united by role, with an audit that adds up."""
 
 from __future__ import annotations
 
@@ -14,18 +10,18 @@ import numpy as np
 import shapely
 from shapely import MultiPolygon
 
+from wsi_assets.annotations.annotation import Annotation
 from wsi_assets.annotations.options import AnnotationOptions, fold
-from wsi_assets.annotations.outlines import Outline
 from wsi_assets.annotations.repair import Repaired, areal_parts, repair
 from wsi_assets.errors import AnnotationError
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """What became of one outline; areas in square level-0 pixels.
+    """What became of one annotation; areas in square level-0 pixels.
 
     Attributes:
-        name: the outline's own name.
+        name: the annotation's own name.
         group: its group or class as written, "" when it has none.
         role: "tumor", "exclusion" or "none".
         shape_type: the file's own type, e.g. "Polygon", "Spline", "Dot".
@@ -33,7 +29,7 @@ class AuditRow:
         action: "kept", "repaired", "skipped" (no area), "ignored" (by its group), "not areal".
         area_raw: shoelace area of the rings as drawn.
         area_after: area once valid; 0 when it does not count.
-        area_effect: what it adds to the tumour, or takes from it (negative), beyond the outlines before it.
+        area_effect: what it adds to the tumor, or takes from it (negative), beyond the annotations before it.
             The effects of all rows sum to the area of the geometry.
         note: why, in words.
     """
@@ -52,12 +48,12 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class TumorRegions:
-    """Tumour of one slide, in (x, y) level-0 pixels.
+    """Tumor of one slide, in (x, y) level-0 pixels.
 
     Attributes:
-        geometry: tumour outlines united, less the exclusions; valid, possibly empty.
-        excluded: the exclusion outlines united, also where they lie outside any tumour; for pictures.
-        audit: one row an outline, in file order.
+        geometry: tumor annotations united, less the exclusions; valid, possibly empty.
+        excluded: the exclusion annotations united, also where they lie outside any tumor; for pictures.
+        audit: one row an annotation, in file order.
     """
 
     geometry: MultiPolygon
@@ -91,7 +87,7 @@ class TumorRegions:
             return cls(geometry, excluded, tuple(AuditRow(**row) for row in plain["audit"]))
         except (KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
             raise AnnotationError(
-                f"not the outlines of a slide ({error!r})", remedy="Materialize annotation_regions again"
+                f"not the annotations of a slide ({error!r})", remedy="Materialize annotation_regions again"
             ) from error
 
 
@@ -108,21 +104,21 @@ def audit_table(rows: Iterable[AuditRow]) -> list[dict[str, str | int | float]]:
             "area drawn": round(row.area_raw, 1),
             "area valid": round(row.area_after, 1),
             "change": round(row.area_after - row.area_raw, 1),
-            "effect on tumour": round(row.area_effect, 1),
+            "effect on tumor": round(row.area_effect, 1),
             "note": row.note,
         }
         for row in rows
     ]
 
 
-def unite(outlines: Sequence[Outline], options: AnnotationOptions) -> TumorRegions:
-    """Repair the outlines, unite them by role, subtract the exclusions and account for every one.
+def unite(annotations: Sequence[Annotation], options: AnnotationOptions) -> TumorRegions:
+    """Repair the annotations, unite them by role, subtract the exclusions and account for every one.
 
-    Tumour outlines that overlap or nest are united, so none punches a hole in another; holes come only from
+    Tumor annotations that overlap or nest are united, so none punches a hole in another; holes come only from
     exclusions and from holes the file itself gives a polygon.
     """
-    roles = [_role(outline, options) for outline in outlines]
-    repaired = [repair(outline) if outline.areal else None for outline in outlines]
+    roles = [_role(annotation, options) for annotation in annotations]
+    repaired = [repair(annotation) if annotation.areal else None for annotation in annotations]
     areas = {role: _areas_of(role, roles, repaired) for role in ("tumor", "exclusion")}
     united = {
         role: areal_parts(shapely.union_all(list(by_place.values()))) for role, by_place in areas.items()
@@ -138,19 +134,21 @@ def unite(outlines: Sequence[Outline], options: AnnotationOptions) -> TumorRegio
         geometry=geometry,
         excluded=united["exclusion"],
         audit=tuple(
-            _row(outline, role, note, ring, effects.get(place, 0.0))
-            for place, (outline, (role, note), ring) in enumerate(zip(outlines, roles, repaired, strict=True))
+            _row(annotation, role, note, ring, effects.get(place, 0.0))
+            for place, (annotation, (role, note), ring) in enumerate(
+                zip(annotations, roles, repaired, strict=True)
+            )
         ),
     )
 
 
-def _role(outline: Outline, options: AnnotationOptions) -> tuple[str, str]:
+def _role(annotation: Annotation, options: AnnotationOptions) -> tuple[str, str]:
     """(role, note). The nearest group in either list decides: a group may be part of a known one."""
     roles = {fold(name): "exclusion" for name in options.exclusion_groups}
     roles |= {fold(name): "tumor" for name in options.tumor_groups}
-    if not outline.groups:
+    if not annotation.groups:
         return ("tumor", "in no group") if options.ungrouped == "tumor" else ("none", "in no group")
-    for place, group in enumerate(outline.groups):
+    for place, group in enumerate(annotation.groups):
         if fold(group) in roles:
             return roles[fold(group)], f"by its group {group}" if place else ""
     return ("tumor" if options.unknown_group == "tumor" else "none"), "unknown group"
@@ -179,7 +177,7 @@ def _gains(areas: dict[int, MultiPolygon]) -> dict[int, float]:
     return gains
 
 
-def _row(outline: Outline, role: str, role_note: str, ring: Repaired | None, effect: float) -> AuditRow:
+def _row(annotation: Annotation, role: str, role_note: str, ring: Repaired | None, effect: float) -> AuditRow:
     notes = [role_note]
     if ring is None:
         action, raw, after = "not areal", 0.0, 0.0
@@ -187,20 +185,20 @@ def _row(outline: Outline, role: str, role_note: str, ring: Repaired | None, eff
     else:
         action, raw, after = ring.action, ring.area_raw, float(ring.area.area)
         notes.append(ring.note)
-        if outline.shape_type.strip().casefold() == "spline":
+        if annotation.shape_type.strip().casefold() == "spline":
             notes.append("spline taken as the polygon through its points")
         if role == "none":
             action, after = "ignored", 0.0
         elif role == "tumor" and effect < after * (1 - 1e-9):
-            notes.append("overlaps earlier outlines")
+            notes.append("overlaps earlier annotations")
         elif role == "exclusion" and -effect < after * (1 - 1e-9):
-            notes.append("partly outside any tumour or over earlier exclusions")
+            notes.append("partly outside any tumor or over earlier exclusions")
     return AuditRow(
-        name=outline.name,
-        group=outline.groups[0] if outline.groups else "",
+        name=annotation.name,
+        group=annotation.groups[0] if annotation.groups else "",
         role=role,
-        shape_type=outline.shape_type,
-        points=outline.points,
+        shape_type=annotation.shape_type,
+        points=annotation.points,
         action=action,
         area_raw=raw,
         area_after=after,

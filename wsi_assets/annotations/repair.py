@@ -1,7 +1,4 @@
-"""From the rings as drawn to valid areas.
-
-Belongs here: validity of one outline, and the guard against tangles. Does not: roles, unions.
-"""
+"""Make the rings as drawn into valid areas."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import numpy as np
 import shapely
 from shapely import MultiPolygon
 
-from wsi_assets.annotations.outlines import Outline
+from wsi_assets.annotations.annotation import Annotation
 
 _TANGLE_BASE, _TANGLE_PER_EDGE = 100_000, 200
 _STARTS = 4
@@ -21,10 +18,10 @@ _STARTS = 4
 
 @dataclass(frozen=True)
 class Repaired:
-    """One outline made valid; areas in square level-0 pixels.
+    """One annotation made valid; areas in square level-0 pixels.
 
     Attributes:
-        area: the valid area, empty when the outline was skipped.
+        area: the valid area, empty when the annotation was skipped.
         action: "kept", "repaired" or "skipped".
         area_raw: by the shoelace formula, shell less holes, of the rings as drawn. The lobes of a
             figure of eight cancel in it.
@@ -37,32 +34,32 @@ class Repaired:
     note: str
 
 
-def repair(outline: Outline) -> Repaired:
-    """Make an areal outline valid without losing area that was drawn.
+def repair(annotation: Annotation) -> Repaired:
+    """Make an areal annotation valid without losing area that was drawn.
 
     Inside is what the line winds round, any number of times and in either direction (the non-zero rule).
     Even-odd, which ``make_valid``'s default method follows, punches a hole wherever a hand-drawn line runs
     over itself, and ``buffer(0)`` drops one lobe of a bow-tie.
     """
-    rings = [outline.shell, *outline.holes]
+    rings = [annotation.shell, *annotation.holes]
     raw = max(0.0, _shoelace(rings[0]) - sum(_shoelace(hole) for hole in rings[1:]))
-    distinct = len(np.unique(outline.shell, axis=0))
+    distinct = len(np.unique(annotation.shell, axis=0))
     if distinct < 3:
         return Repaired(MultiPolygon(), "skipped", raw, f"{distinct} distinct points")
-    holes = [hole for hole in outline.holes if len(np.unique(hole, axis=0)) >= 3]
+    holes = [hole for hole in annotation.holes if len(np.unique(hole, axis=0)) >= 3]
     notes = []
-    if len(holes) < len(outline.holes):
-        notes.append(f"{len(outline.holes) - len(holes)} holes without area dropped")
+    if len(holes) < len(annotation.holes):
+        notes.append(f"{len(annotation.holes) - len(holes)} holes without area dropped")
     repeated = int(
         sum((ring == np.roll(ring, 1, axis=0)).all(axis=1).sum() for ring in rings if len(ring) > 1)
     )
     if repeated:
         notes.append(f"{repeated} repeated points")
-    polygon = shapely.Polygon(outline.shell, holes)
+    polygon = shapely.Polygon(annotation.shell, holes)
     if polygon.is_valid:
         return Repaired(MultiPolygon([polygon]), "kept", raw, ", ".join(notes))
     notes.insert(0, _reason(polygon))
-    area = _wound_round(outline.shell)
+    area = _wound_round(annotation.shell)
     if holes:
         # Each by itself: repaired together, a hole beside its shell would come out as one more shell.
         cut = shapely.union_all([_wound_round(hole) for hole in holes])
@@ -95,13 +92,15 @@ def areal_parts(geometry: shapely.Geometry) -> MultiPolygon:
     return MultiPolygon(list(polygons))
 
 
-def is_tangled(outlines: Sequence[Outline]) -> bool:
-    """Whether the edges of all outlines together meet so often that overlaying them could take hours.
+def is_tangled(annotations: Sequence[Annotation]) -> bool:
+    """Whether the edges of all annotations together meet so often that overlaying them could take hours.
 
-    Drawn outlines have about 4 meetings of bounding boxes per edge, mostly with neighbours; a scribble of n
-    random edges has about n^2 / 2.
+    Drawn annotations have about 4 meetings of bounding boxes per edge, mostly with neighbors; a scribble of
+    n random edges has about n^2 / 2.
     """
-    rings = [ring for outline in outlines for ring in (outline.shell, *outline.holes) if len(ring) > 1]
+    rings = [
+        ring for annotation in annotations for ring in (annotation.shell, *annotation.holes) if len(ring) > 1
+    ]
     if not rings:
         return False
     edges = np.concatenate([np.hstack([ring, np.roll(ring, -1, axis=0)]) for ring in rings])

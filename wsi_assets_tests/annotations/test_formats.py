@@ -17,16 +17,63 @@ from wsi_assets.errors import AnnotationError
 from wsi_assets_tests.annotations.files import SQUARE, annotation, asap, closed, feature, geojson, square
 
 
-@pytest.mark.parametrize("kind", ["Polygon", "Spline", "Rectangle", "polygon"])
-def test_polygon_spline_and_rectangle_enclose_area(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["Polygon", "Spline", "Rectangle", "polygon", "", "Freehand"])
+def test_any_type_but_dots_and_lines_encloses_area(tmp_path, kind):
     assert read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind)])).geometry.area == 100
 
 
-@pytest.mark.parametrize("kind", ["Dot", "PointSet", "PolyLine", ""])
+@pytest.mark.parametrize("kind", ["Dot", "PointSet", "PolyLine", "Measurement"])
 def test_dots_and_lines_are_reported_as_not_areal(tmp_path, kind):
     regions = read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind)]))
     assert regions.geometry.is_empty
     assert regions.audit[0].action == "not areal"
+
+
+SNIPPET = """
+<Annotation PartOfGroup="Tumor">
+    <Coordinates>
+        <Coordinate X="1234.5" Y="5678.9"/>
+        <Coordinate X="1334.5" Y="5678.9"/>
+        <Coordinate X="1334.5" Y="5778.9"/>
+        <Coordinate X="1234.5" Y="5778.9"/>
+    </Coordinates>
+</Annotation>
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        ("<Annotations>", "</Annotations>"),
+        ("<root><list>", "</list></root>"),
+        (
+            '<ASAP_Annotations xmlns="http://asap"><Annotations>',
+            "</Annotations></ASAP_Annotations>",
+        ),
+    ],
+)
+def test_an_untyped_annotation_under_any_root_gives_its_area(tmp_path, before, after):
+    path = tmp_path / "slide.xml"
+    path.write_text(before + SNIPPET + after)
+    regions = read_annotation(path)
+    assert regions.geometry.area == pytest.approx(100 * 100)
+    assert [(row.role, row.action) for row in regions.audit] == [("tumor", "kept")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<html><body/></html>",
+        '<Annotations><Annotation Id="1"><Regions><Region><Vertices><Vertex X="1" Y="2"/></Vertices></Region>'
+        "</Regions></Annotation></Annotations>",
+    ],
+)
+def test_xml_without_annotation_coordinates_is_refused(tmp_path, text):
+    path = tmp_path / "slide.xml"
+    path.write_text(text)
+    with pytest.raises(AnnotationError):
+        read_annotation(path)
 
 
 def test_decimal_commas_are_decimal_points(tmp_path):
@@ -72,24 +119,24 @@ def test_what_a_writer_leaves_out_is_not_needed(tmp_path, attributes):
 
 @pytest.mark.parametrize("kind", ["Polygon", "Rectangle"])
 @pytest.mark.parametrize("points", [[], [(0, 0)], [(0, 0), (10, 20)]])
-def test_an_outline_of_fewer_than_three_points_costs_only_itself(tmp_path, kind, points):
+def test_an_annotation_of_fewer_than_three_points_costs_only_itself(tmp_path, kind, points):
     regions = read_annotation(asap(tmp_path, [annotation(points, kind=kind), annotation(SQUARE)]))
     assert regions.geometry.area == 100
     assert [row.action for row in regions.audit] == ["skipped", "kept"]
 
 
 @pytest.mark.parametrize("group", ["_0", "_1", "TUMOR", " tumor ", "Metastases", "metastasis"])
-def test_camelyons_tumour_groups_are_known_without_regard_to_case(tmp_path, group):
+def test_camelyons_tumor_groups_are_known_without_regard_to_case(tmp_path, group):
     assert read_annotation(asap(tmp_path, [annotation(SQUARE, group)])).audit[0].role == "tumor"
 
 
 @pytest.mark.parametrize("group", ["_2", "exclusion", "NEGATIVE", "Normal"])
-def test_camelyons_exclusion_groups_cut_out_of_the_tumour(tmp_path, group):
+def test_camelyons_exclusion_groups_cut_out_of_the_tumor(tmp_path, group):
     path = asap(tmp_path, [annotation(SQUARE), annotation(square(2, 2, 3), group)])
     assert read_annotation(path).geometry.area == 100 - 9
 
 
-def test_an_outline_in_no_group_is_tumour_unless_configured_otherwise(tmp_path):
+def test_an_annotation_in_no_group_is_tumor_unless_configured_otherwise(tmp_path):
     path = asap(tmp_path, [annotation(SQUARE, "None")])
     assert read_annotation(path).geometry.area == 100
     ignored = read_annotation(path, AnnotationOptions(ungrouped="ignore"))
@@ -118,7 +165,7 @@ def test_groups_that_contain_each_other_are_unknown_not_endless(tmp_path):
 
 
 def test_a_group_cannot_have_both_roles():
-    with pytest.raises(ValueError, match="both tumour and exclusion"):
+    with pytest.raises(ValueError, match="both tumor and exclusion"):
         AnnotationOptions(tumor_groups=["A"], exclusion_groups=["a "])
 
 
@@ -175,7 +222,7 @@ def test_a_class_derived_from_an_unknown_one_is_unknown_whatever_its_suffix(tmp_
     assert (regions.geometry.area, regions.unknown_groups) == (100, ("Immune cells: Negative",))
 
 
-def test_an_unclassified_cell_of_qupath_is_no_drawn_outline(tmp_path):
+def test_an_unclassified_cell_of_qupath_is_no_drawn_annotation(tmp_path):
     cell = feature("Polygon", [closed(SQUARE)])
     cell["properties"]["objectType"] = "cell"
     cell["nucleusGeometry"] = {"type": "Polygon", "coordinates": [closed(square(2, 2, 3))]}
@@ -186,7 +233,7 @@ def test_an_unclassified_cell_of_qupath_is_no_drawn_outline(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["detection", "cell", "tile", "tma_core"])
-def test_what_any_version_of_qupath_detected_is_no_drawn_outline(tmp_path, kind):
+def test_what_any_version_of_qupath_detected_is_no_drawn_annotation(tmp_path, kind):
     """The type is ``objectType`` from QuPath 0.4 on, ``object_type`` in 0.3, and the id before."""
     ids = {
         "annotation": "PathAnnotationObject",
@@ -263,7 +310,7 @@ def test_a_truncated_file_is_one_clear_line(tmp_path):
     [
         ("a.xml", b"", "is empty"),
         ("a.geojson", b"", "is empty"),
-        ("a.xml", b"<html><body/></html>", "not an ASAP annotation"),
+        ("a.xml", b"<html><body/></html>", "its root is"),
         ("a.xml", b"\x89PNG\r\n\x1a\n", "not well-formed"),
         ("a.xml", b'<?xml version="1.0" encoding="klingon"?><ASAP_Annotations/>', "XML"),
         ("a.geojson", b'{"a": 1}', "not GeoJSON"),
@@ -291,7 +338,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     "value", ["NaN", "inf", "-Infinity", "1e999", "1e30", "", "12 000", "1_0", "1.234,5", "abc"]
 )
 def test_a_coordinate_that_is_no_place_is_refused_in_xml(tmp_path, value):
-    with pytest.raises(AnnotationError, match="outline 'a' has a"):
+    with pytest.raises(AnnotationError, match="annotation 'a' has a"):
         read_annotation(asap(tmp_path, [annotation([(0, 0), (value, 0), (4, 4)])]))
 
 
@@ -301,7 +348,7 @@ def test_a_coordinate_that_is_no_place_is_refused_in_xml(tmp_path, value):
 def test_a_coordinate_that_is_no_place_is_refused_in_geojson(tmp_path, value):
     path = tmp_path / "a.geojson"
     path.write_text(f'{{"type": "Polygon", "coordinates": [[[0, 0], [{value}, 0], [4, 4]]]}}')
-    with pytest.raises(AnnotationError, match="outline ''"):
+    with pytest.raises(AnnotationError, match="annotation ''"):
         read_annotation(path)
 
 
@@ -325,7 +372,7 @@ def test_a_scribble_that_would_take_hours_to_overlay_is_refused_at_once(tmp_path
 
 
 @pytest.mark.parametrize(("name", "size"), [("a.json", 65), ("a.xml", 257)])
-def test_a_file_larger_than_any_outlines_is_refused_unread(tmp_path, name, size):
+def test_a_file_larger_than_any_annotations_is_refused_unread(tmp_path, name, size):
     path = tmp_path / name
     with path.open("wb") as stream:
         stream.truncate(size * 2**20)
@@ -364,8 +411,8 @@ def test_a_ring_of_many_points_takes_little_more_memory_than_its_numbers(tmp_pat
     angles = [i * math.tau / 40_000 for i in range(40_000)]
     path = asap(tmp_path, [annotation([(9e4 * math.cos(a), 9e4 * math.sin(a)) for a in angles])])
     tracemalloc.start()
-    (outline,) = read_asap(path)
+    (drawn,) = read_asap(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert outline.points == 40_000
+    assert drawn.points == 40_000
     assert peak < 120 * 40_000  # an XML element has over 400 bytes

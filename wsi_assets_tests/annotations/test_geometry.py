@@ -1,4 +1,4 @@
-"""Repair, union, subtraction, audit and rasterising, as facts of drawn outlines."""
+"""Repair, union, subtraction, audit and rasterising, as facts of drawn annotations."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_assets.annotations import AnnotationOptions, TumorRegions, audit_table, rasterize, read_annotation
-from wsi_assets.annotations.outlines import Outline
+from wsi_assets.annotations.annotation import Annotation
 from wsi_assets.annotations.regions import unite
 from wsi_assets_tests.annotations.files import SQUARE, annotation, asap, closed, feature, geojson, square
 
 
 def drawn(points, group="Tumor"):
-    return Outline("", (group,), "Polygon", True, np.array(points, dtype=float))
+    return Annotation("", (group,), "Polygon", True, np.array(points, dtype=float))
 
 
-def united(*outlines):
-    return unite(outlines, AnnotationOptions())
+def united(*annotations):
+    return unite(annotations, AnnotationOptions())
 
 
 def nonzero_area(points: np.ndarray) -> float:
@@ -75,7 +75,7 @@ def test_a_ring_drawn_as_a_keyhole_keeps_its_hole():
     assert united(drawn(keyhole)).geometry.area == pytest.approx(100 - 4)
 
 
-def test_nested_and_overlapping_tumour_rings_unite_whatever_their_direction():
+def test_nested_and_overlapping_tumor_rings_unite_whatever_their_direction():
     outer, inner, overlapping = SQUARE, square(2, 2, 3), square(5, 5, 10)
     for nested in (inner, inner[::-1]):
         regions = united(drawn(outer), drawn(nested), drawn(overlapping[::-1]))
@@ -84,7 +84,7 @@ def test_nested_and_overlapping_tumour_rings_unite_whatever_their_direction():
         assert [row.area_effect for row in regions.audit] == [100, 0, 75]
 
 
-def test_an_exclusion_partly_outside_the_tumour_costs_only_what_lies_inside():
+def test_an_exclusion_partly_outside_the_tumor_costs_only_what_lies_inside():
     regions = united(drawn(square(8, 8, 4), "_2"), drawn(SQUARE), drawn(square(9, 9, 5), "_2"))
     assert regions.geometry.area == 96
     assert [row.area_effect for row in regions.audit] == [-4, 100, 0]
@@ -129,11 +129,11 @@ def test_holes_that_overlap_are_cut_out_once(tmp_path):
 
 def test_the_audit_is_a_table_of_plain_values(tmp_path):
     rows = audit_table(read_annotation(asap(tmp_path, [annotation(SQUARE, kind="Spline")])).audit)
-    assert rows[0]["effect on tumour"] == 100.0
+    assert rows[0]["effect on tumor"] == 100.0
     assert {type(value) for value in rows[0].values()} <= {str, int, float}
 
 
-def test_an_empty_file_of_asap_has_no_tumour(tmp_path):
+def test_an_empty_file_of_asap_has_no_tumor(tmp_path):
     regions = read_annotation(asap(tmp_path, []))
     assert regions.geometry.is_empty
     assert regions.geometry.geom_type == "MultiPolygon"
@@ -167,7 +167,7 @@ def test_any_ring_encloses_what_its_line_winds_round(points):
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(ring, st.sampled_from(["Tumor", "_2", "other"])), max_size=6))
-def test_the_effects_of_all_rings_sum_to_the_area_of_the_tumour(rings):
+def test_the_effects_of_all_rings_sum_to_the_area_of_the_tumor(rings):
     regions = united(*(drawn(points, group) for points, group in rings))
     assert regions.geometry.is_valid
     assert sum(row.area_effect for row in regions.audit) == pytest.approx(regions.geometry.area, abs=1e-6)
@@ -180,17 +180,17 @@ def test_the_effects_of_all_rings_sum_to_the_area_of_the_tumour(rings):
     st.lists(st.tuples(ring, st.sampled_from(["Tumor", "_2"])), min_size=1, max_size=4),
     st.sampled_from([0.37, 0.5, 1.0, 1.7]),
 )
-def test_a_pixel_is_set_when_its_centre_is_inside(rings, downsample):
+def test_a_pixel_is_set_when_its_center_is_inside(rings, downsample):
     geometry = united(*(drawn(points, group) for points, group in rings)).geometry
     mask = rasterize(geometry, 17, 14, downsample)
     rows, columns = np.mgrid[:17, :14]
-    centres = shapely.points((columns + 0.5) * downsample, (rows + 0.5) * downsample)
+    centers = shapely.points((columns + 0.5) * downsample, (rows + 0.5) * downsample)
     clear = (
-        shapely.distance(geometry.boundary, centres) > 1e-9
+        shapely.distance(geometry.boundary, centers) > 1e-9
         if not geometry.is_empty
         else np.full(mask.shape, True)
     )
-    assert (mask == shapely.contains(geometry, centres))[clear].all()
+    assert (mask == shapely.contains(geometry, centers))[clear].all()
 
 
 def test_a_fill_does_not_overshoot_on_a_small_lesion():

@@ -64,7 +64,7 @@ def tissue_of(
 
 
 def tumor_of(geometry) -> TumorRegions:
-    """Outlines from any polygon."""
+    """Annotations from any polygon."""
     parts = geometry if isinstance(geometry, MultiPolygon) else MultiPolygon([geometry])
     return TumorRegions(geometry=parts, excluded=MultiPolygon(), audit=())
 
@@ -73,9 +73,14 @@ def tumor_box(y: float, x: float, height: float, width: float) -> TumorRegions:
     return tumor_of(box(x, y, x + width, y + height))
 
 
+def index_of(*sizes: tuple[str, int, int]) -> dict:
+    """An index of slides given as (slide id, tumor patches, normal patches)."""
+    return {slide_id: entry_of(slide_id, tumor, normal) for slide_id, tumor, normal in sizes}
+
+
 def entry_of(slide_id: str, tumor: int, normal: int) -> dict:
-    """An index entry with so many patches, tumour first, on one row."""
-    patches = [(0, 256 * i, int(i < tumor)) for i in range(tumor + normal)]
+    """An index entry with so many patches, tumor first, on one row."""
+    patches = [(0, 256 * i, i < tumor) for i in range(tumor + normal)]
     return {
         "slide_path": f"/slides/{slide_id}.tif",
         "label": slide_id,

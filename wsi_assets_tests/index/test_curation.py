@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wsi_assets.annotations import read_annotation
 from wsi_assets.index import IndexOptions, TissueOptions, curation, find_tissue, index_slide
 from wsi_assets.slides import open_slide
-from wsi_assets_tests.index.fakes import ArraySlide, tissue_of, tumor_box
+from wsi_assets_tests.index.fakes import ArraySlide, entry_of, tissue_of, tumor_box
 
 FULL = np.ones((64, 64), bool)
 
@@ -31,16 +31,16 @@ def cohort(real_data):
 
 def test_a_sound_cohort_gives_no_findings(cohort):
     tissues = [tissue for tissue, _ in cohort]
-    entries = [index_slide(tissue, tumor, 0, IndexOptions()) for tissue, tumor in cohort]
+    index = {t.slide_id: index_slide(t, tumor, 0, IndexOptions()) for t, tumor in cohort}
     assert curation.outlines_outside(cohort) == []
     assert curation.outlines_off_tissue(cohort) == []
     assert curation.tissue_share_out_of_range(tissues) == []
     assert curation.duplicate_slides(tissues) == []
-    assert curation.mixed_magnifications(entries) == []
-    assert curation.tissue_mask_too_coarse(entries) == []
-    assert curation.longer_word_holds_test(tissue.slide_id for tissue in tissues) == []
-    # tumor_004_node_1 is a normal node of a tumour patient, and its name says tumour all the same.
-    assert [finding.slide_id for finding in curation.no_tumor_patches(entries)] == ["tumor_004_node_1"]
+    assert curation.mixed_magnifications(index) == []
+    assert curation.tissue_mask_too_coarse(index) == []
+    assert curation.longer_word_holds_test(index) == []
+    # tumor_004_node_1 is a normal node of a tumor patient, and its name says tumor all the same.
+    assert [finding.slide_id for finding in curation.no_tumor_patches(index)] == ["tumor_004_node_1"]
 
 
 def test_a_tumour_slide_without_annotation_is_found():
@@ -57,16 +57,16 @@ def test_a_tumour_slide_without_annotation_is_found():
 
 def test_an_annotated_slide_without_tumour_patches_is_found():
     tissue = tissue_of("a", FULL)
-    entry = index_slide(tissue, tumor_box(0, 0, 60, 60), 0, IndexOptions(), "/a.xml")
-    (finding,) = curation.no_tumor_patches([entry])
+    entry = index_slide(tissue, tumor_box(0, 0, 60, 60), 0, IndexOptions(label_rule="fraction"), "/a.xml")
+    (finding,) = curation.no_tumor_patches({"a": entry})
     assert "none of 4 patches" in finding.message
     assert (
         curation.no_tumor_patches(
-            [index_slide(tissue, tumor_box(0, 0, 256, 256), 0, IndexOptions(), "/a.xml")]
+            {"a": index_slide(tissue, tumor_box(0, 0, 256, 256), 0, IndexOptions(), "/a.xml")}
         )
         == []
     )
-    assert curation.no_tumor_patches([index_slide(tissue, None, 0, IndexOptions())]) == []
+    assert curation.no_tumor_patches({"a": index_slide(tissue, None, 0, IndexOptions())}) == []
 
 
 def test_outlines_outside_the_slide_are_found():
@@ -97,11 +97,11 @@ def test_slides_with_hardly_any_tissue_or_glass_are_found():
 
 
 def test_mixed_magnifications_in_a_level_are_found():
-    entries = [
-        index_slide(tissue_of(name, FULL, base=base), None, 1, IndexOptions(patch_size=64))
+    index = {
+        name: index_slide(tissue_of(name, FULL, base=base), None, 1, IndexOptions(patch_size=64))
         for name, base in (("a", 40.0), ("b", 40.0), ("c", 20.0))
-    ]
-    (finding,) = curation.mixed_magnifications(entries)
+    }
+    (finding,) = curation.mixed_magnifications(index)
     assert (finding.slide_id, finding.message) == (
         "c",
         "magnification 10 at level 1, where the median slide has 20",
@@ -177,7 +177,7 @@ def test_patches_that_the_tissue_mask_hardly_resolves_are_found():
         (1, 48, 0.75, 6),
     ):
         entry = index_slide(tissue, None, level, IndexOptions(patch_size=size))
-        found = curation.tissue_mask_too_coarse([entry])
+        found = curation.tissue_mask_too_coarse({"a": entry})
         assert len(found) == (across < 1.5)
         for finding in found:
             assert f"is {across} times as wide as a pixel of the tissue mask" in finding.message
@@ -187,5 +187,7 @@ def test_patches_that_the_tissue_mask_hardly_resolves_are_found():
 def test_slides_of_an_intestine_are_not_for_testing_without_a_word():
     by_chance = ["intestine_003", "GTEX-11DXY-0426-Testis"]
     meant = ["test_001", "Test001", "lab-TEST-2", "TestSet_001", "tests_1", "testing_02", "TESTA_1"]
-    found = curation.longer_word_holds_test([*by_chance, *meant, "tumor_001"])
+    found = curation.longer_word_holds_test(
+        {name: entry_of(name, 0, 1) for name in [*by_chance, *meant, "tumor_001"]}
+    )
     assert {finding.slide_id for finding in found} == set(by_chance)

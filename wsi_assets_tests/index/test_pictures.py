@@ -15,7 +15,7 @@ from wsi_assets.index import TissueOptions, counts_png, find_tissue, overlay_jpe
 from wsi_assets.index.options import SamplingOptions
 from wsi_assets.index.pictures import COLORS, overlay, scale_bar
 from wsi_assets.slides import open_slide
-from wsi_assets_tests.index.fakes import ArraySlide, entry_of
+from wsi_assets_tests.index.fakes import ArraySlide, index_of
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def test_a_picture_for_a_file_is_as_large_as_asked(slide):
 
 @pytest.mark.parametrize("slides", [0, 1, 40, 400])
 def test_the_counts_of_a_level_are_one_small_picture_for_any_number_of_slides(slides):
-    entries = [entry_of(f"tumor_{i:03d}", i % 7, 3 * i % 50) for i in range(slides)]
-    data = counts_png(entries, sample_index(entries, SamplingOptions()))
+    index = index_of(*((f"tumor_{i:03d}", i % 7, 3 * i % 50) for i in range(slides)))
+    data = counts_png(index, sample_index(index, SamplingOptions()))
     assert len(data) < 120_000
     assert matplotlib.image.imread(io.BytesIO(data)).shape[0] < 1500
 
@@ -83,11 +83,11 @@ def test_the_counts_of_a_level_are_one_small_picture_for_any_number_of_slides(sl
 @pytest.mark.parametrize("slides", [60, 61])
 def test_bars_cover_as_much_as_there_are_patches_with_names_and_without(slides):
     rng = np.random.default_rng(1)
-    entries = [entry_of(f"slide_{i:03d}", *map(int, rng.integers(1, 60, 2))) for i in range(slides)]
-    picture = cv2.imdecode(np.frombuffer(counts_png(entries), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    index = index_of(*((f"slide_{i:03d}", *map(int, rng.integers(1, 60, 2))) for i in range(slides)))
+    picture = cv2.imdecode(np.frombuffer(counts_png(index), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     tumor, normal = (near(picture, color).sum() for color in ((213, 94, 0), (86, 180, 233)))
-    found = sum(patch[2] for entry in entries for patch in entry["patches"])
-    there = sum(len(entry["patches"]) for entry in entries)
+    found = sum(patch[2] for entry in index.values() for patch in entry["patches"])
+    there = sum(len(entry["patches"]) for entry in index.values())
     assert tumor / (tumor + normal) == pytest.approx(found / there, abs=0.02)
 
 

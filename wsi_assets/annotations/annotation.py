@@ -1,7 +1,4 @@
-"""Outlines as the file has them, and the limits any file must keep.
-
-Belongs here: what the readers of the two formats share. Does not: roles of groups, repair.
-"""
+"""Annotations as a file has them, and the limits any file must keep."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ MAX_JSON_BYTES = 64 * 2**20
 """JSON is parsed in memory, at up to twenty times its size."""
 
 MAX_POINTS = 4_000_000
-"""Points of all outlines of a file together."""
+"""Points of all annotations of a file together."""
 
 MAX_COORDINATE = 1e8
 """Level-0 pixels. The largest scanners make slides under 1e6 pixels wide; above 1e8 double precision and
@@ -31,13 +28,13 @@ MAX_DEPTH = 64
 
 
 @dataclass(frozen=True)
-class Outline:
-    """One drawn outline, unrepaired.
+class Annotation:
+    """One drawn annotation, unrepaired.
 
     Attributes:
-        name: the outline's own name, often empty.
+        name: the annotation's own name, often empty.
         groups: its group, then the group that one is part of, and so on; empty when it is in no group.
-        shape_type: the type the file gives it, e.g. "Polygon", "Spline", "Dot".
+        shape_type: the type the file gives it, e.g. "Polygon", "Spline", "Dot", or "untyped".
         areal: whether that type encloses an area.
         shell: float64 (n, 2), (x, y) in level-0 pixels, not closed.
         holes: rings like ``shell``, to be cut out of it.
@@ -63,10 +60,10 @@ def as_ring(points: ArrayLike, path: Path, name: str) -> np.ndarray:
     """
     ring = np.array(points, dtype=np.float64).reshape(-1, 2)
     if not np.isfinite(ring).all():
-        raise damaged(path, f"outline {shown(name)} has a coordinate that is not a finite number")
+        raise damaged(path, f"annotation {shown(name)} has a coordinate that is not a finite number")
     if len(ring) and np.abs(ring).max() > MAX_COORDINATE:
         raise damaged(
-            path, f"outline {shown(name)} has a coordinate of {np.abs(ring).max():.3g}, beyond any slide"
+            path, f"annotation {shown(name)} has a coordinate of {np.abs(ring).max():.3g}, beyond any slide"
         )
     return ring
 

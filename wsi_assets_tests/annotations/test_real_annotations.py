@@ -1,4 +1,4 @@
-"""The official CAMELYON16 outlines against their official masks."""
+"""The official CAMELYON16 annotations against their official masks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_mask_at_level_5_has_the_official_number_of_pixels(regions, expected, sl
     assert count == pytest.approx(expected["official_mask_pixels_level5"][slide], rel=0.015)
 
 
-def test_every_file_gives_valid_tumour_and_an_audit_that_adds_up(regions):
+def test_every_file_gives_valid_tumor_and_an_audit_that_adds_up(regions):
     assert len(regions) == 13
     for found in regions.values():
         assert found.geometry.is_valid
@@ -69,13 +69,13 @@ def test_nested_rings_are_swallowed(regions, slide):
     assert nested
 
 
-def test_cut_outs_partly_outside_the_tumour_take_only_what_lies_inside(regions):
+def test_cut_outs_partly_outside_the_tumor_take_only_what_lies_inside(regions):
     cut = [row for row in regions["tumor_078"].audit if row.role == "exclusion"]
     assert any(0 < -row.area_effect < row.area_after * 0.99 for row in cut)
     assert all(-row.area_effect <= row.area_after * (1 + 1e-9) for row in cut)
 
 
-def test_the_slide_redrawn_as_splines_reads_as_tumour(regions):
+def test_the_slide_redrawn_as_splines_reads_as_tumor(regions):
     assert {row.shape_type for row in regions["tumor_009_spline"].audit} == {"Spline"}
     assert regions["tumor_009_spline"].geometry.area / 1024 == pytest.approx(830_663, rel=1e-4)
 
