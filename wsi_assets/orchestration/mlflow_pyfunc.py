@@ -11,7 +11,8 @@ Loading it needs this package installed, and no Dagster.
 
 from __future__ import annotations
 
-import warnings
+import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,30 +47,32 @@ class ServedModel:
         return np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.float32)
 
 
-def save(checkpoint: Path, folder: Path, patch_size: int, *, run_id: str, model_id: str) -> None:
-    """Write the folder MLflow keeps of a model: ``best.pt``, how to load it, and its signature."""
+def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int) -> None:
+    """Log ``best.pt`` and ``best.json`` of a training to the active run, and register them as ``name``."""
     import numpy as np
-    from mlflow import pyfunc
-    from mlflow.models import Model, ModelSignature
+    from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     # Unnamed: a named tensor would reach predict in a dictionary.
     pixels = TensorSpec(np.dtype(np.uint8), (-1, patch_size, patch_size, 3))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, 2))
-    with warnings.catch_warnings():
-        # The signature is stated, not guessed from an example.
-        warnings.filterwarnings("ignore", message=".*input example was not provided.*")
-        pyfunc.save_model(
-            str(folder),
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "checkpoints"
+        model.mkdir()
+        for file in ("best.pt", "best.json"):
+            shutil.copyfile(checkpoints / file, model / file)
+        mlflow.pyfunc.log_model(
+            name=name,
             loader_module=__name__,
-            data_path=str(checkpoint),
-            mlflow_model=Model(run_id=run_id, model_id=model_id),
+            data_path=str(model),
             signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
-            # Stated too: finding out would start another Python and ask an index.
-            pip_requirements=[f"{name}=={version(name)}" for name in ("wsi-assets", "torch", "torchvision")],
+            # Stated, not found out: that would start another Python and ask an index.
+            pip_requirements=[f"{one}=={version(one)}" for one in ("wsi-assets", "torch", "timm")],
+            registered_model_name=name,
+            await_registration_for=0,
         )
 
 
 def _load_pyfunc(data_path: str) -> ServedModel:
-    """MLflow's name for what loads a model; ``data_path`` is the saved ``best.pt``."""
+    """MLflow's name for what loads a model; ``data_path`` is the folder of ``best.pt``."""
     return ServedModel(data_path)

@@ -1,4 +1,4 @@
-"""How assets speak: progress to the log and the terminal, one clear line for a user's mistake, metadata."""
+"""What assets say: progress to the log and the terminal, one clear line for a user's mistake, metadata."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError
-from wsi_assets.orchestration.reserve import give_up_if_full
 from wsi_assets.progress import Progress
 
 LOG_EVERY_SECONDS = 10.0
 
 MAX_PICTURE_BYTES = 80_000
-"""Inline pictures live in the event database and are sent with every look at it."""
+"""Inline pictures live in the event database and are sent with every page that shows them."""
 
 MAX_PICTURE_WIDTH = 1100
-"""Pixels; the UI shows a picture as large as it is and cuts off what its dialog has no room for."""
+"""Pixels; the UI shows a picture as large as it is and cuts off what its dialog has no space for."""
 
 _terminal: ContextVar[Progress | None] = ContextVar("terminal_progress", default=None)
 
 
 @contextlib.contextmanager
 def progress_on_terminal(listener: Progress) -> Iterator[None]:
-    """While this is open, progress of assets run in this process is also told to ``listener``."""
+    """While this is open, ``listener`` also gets the progress of assets run in this process."""
     token = _terminal.set(listener)
     try:
         yield
@@ -41,7 +40,7 @@ def progress_to(log: Any, clock: Callable[[], float] = time.monotonic) -> Progre
     started: dict[str, tuple[float, int]] = {}
     last = clock()
 
-    def tell(done: int, total: int, what: str) -> None:
+    def report(done: int, total: int, what: str) -> None:
         nonlocal last
         now = clock()
         listener = _terminal.get()
@@ -55,16 +54,15 @@ def progress_to(log: Any, clock: Callable[[], float] = time.monotonic) -> Progre
         left = f", {(total - done) / rate:,.0f} s left" if rate > 0 and done < total else ""
         log.info(f"{what}: {done:,} of {total:,} ({rate:,.1f}/s{left})")
 
-    return tell
+    return report
 
 
 @contextlib.contextmanager
-def clear_failures() -> Iterator[None]:
+def user_errors_as_failures() -> Iterator[None]:
     """Turn a user's mistake into one line in the UI, without a traceback and without a retry."""
     try:
         yield
     except WsiAssetsError as error:
-        give_up_if_full()
         raise dg.Failure(description=str(error), allow_retries=False) from None
 
 
@@ -83,9 +81,9 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     return dg.MetadataValue.table(records, schema)
 
 
-def rounded(value: float) -> float:
-    """A figure as one reads it: four significant digits."""
-    return float(f"{value:.4g}")
+def rounded(value: float | None) -> float | str:
+    """A number as one reads it: four significant digits."""
+    return "unknown" if value is None else float(f"{value:.4g}")
 
 
 def _small_enough(image: bytes) -> bytes:

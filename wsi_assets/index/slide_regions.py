@@ -1,6 +1,4 @@
-"""What is read of one slide, as plain functions of files and options: any process can run them, here or on a
-cluster's worker. They write nothing and know neither partitions nor records.
-"""
+"""What is read of one slide, tissue and annotation, as functions of files and options that any process can run."""
 
 from __future__ import annotations
 
@@ -9,16 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsi_assets.orchestration.config import AnnotationConfig, TissueConfig
+    from wsi_assets.annotations import AnnotationOptions
 
 
-def read_tissue(path: Path, options: TissueConfig) -> tuple[str, dict[str, Any]]:
+def read_tissue(path: Path, options: Any) -> tuple[str, dict[str, Any]]:
     """The slide's fingerprint, and its ``TissueRegions`` as plain values.
+
+    Args:
+        options: tissue and scale options in one.
 
     Raises:
         SlideError: the slide does not open or read.
     """
-    from wsi_assets.index import find_tissue
+    from wsi_assets.index.tissue import find_tissue
     from wsi_assets.slides import fingerprint, open_slide
 
     contents = fingerprint(path)
@@ -27,15 +28,15 @@ def read_tissue(path: Path, options: TissueConfig) -> tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Outlines:
-    """What a slide's outline file says, and pictures of it.
+class SlideAnnotation:
+    """What a slide's annotation file says, and pictures of it.
 
     Attributes:
-        contents: fingerprint of the outline file, None without one.
-        regions: the ``TumorRegions`` as plain values, None without an outline file.
-        area: of the tumour, pixels of level 0.
-        audit: a row for every outline.
-        overlay, large: JPEGs of the slide with its outlines, for the event log and for a file.
+        contents: fingerprint of the annotation file, None without one.
+        regions: the ``TumorRegions`` as plain values, None without an annotation file.
+        area: of the tumor, pixels of level 0.
+        audit: a row for every annotation.
+        overlay, large: JPEGs of the slide with its annotations, for a page and for a file.
     """
 
     contents: str | None
@@ -47,26 +48,27 @@ class Outlines:
     large: bytes
 
 
-def read_outlines(
-    path: Path, outline: Path | None, options: AnnotationConfig, tissue: dict[str, Any]
-) -> Outlines:
-    """Outlines of the slide at ``path``; ``tissue`` is its ``TissueRegions`` as plain values.
+def read_slide_annotation(
+    path: Path, annotation: Path | None, options: AnnotationOptions, tissue: dict[str, Any]
+) -> SlideAnnotation:
+    """The annotation of the slide at ``path``; ``tissue`` is its ``TissueRegions`` as plain values.
 
     Raises:
-        AnnotationError: the outline file is damaged.
+        AnnotationError: the annotation file is damaged.
         SlideError: the slide does not open or read.
     """
     from wsi_assets.annotations import audit_table, read_annotation
-    from wsi_assets.index import TissueRegions, overlay_jpeg
+    from wsi_assets.index.pictures import overlay_jpeg
+    from wsi_assets.index.tissue import TissueRegions
     from wsi_assets.slides import fingerprint, open_slide
 
-    contents = None if outline is None else fingerprint(outline)
-    regions = None if outline is None else read_annotation(outline, options)
+    contents = None if annotation is None else fingerprint(annotation)
+    regions = None if annotation is None else read_annotation(annotation, options)
     found = TissueRegions.from_plain(tissue)
     with open_slide(path) as reader:
         overlay = overlay_jpeg(reader, found, regions)
         large = overlay_jpeg(reader, found, regions, max_side=2400, max_bytes=2_000_000)
-    return Outlines(
+    return SlideAnnotation(
         contents,
         None if regions is None else regions.to_plain(),
         0.0 if regions is None else float(regions.geometry.area),

@@ -1,0 +1,244 @@
+"""What assets need from outside: the slide folder, the storage folder, and where the work of slides is done."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import PrivateAttr
+
+from wsi_assets.errors import SlideError, WsiAssetsError, one_line
+from wsi_assets.orchestration.config import ParameterFile
+from wsi_assets.orchestration.paths import StoragePaths
+from wsi_assets.orchestration.provenance import Provenance
+from wsi_assets.orchestration.settings import Settings
+from wsi_assets.slides.naming import folded
+
+if TYPE_CHECKING:
+    from wsi_assets.slides import SlideFile, SlideListing
+
+ONE_ENVIRONMENT = ("wsi-assets", "numpy", "opencv-python", "imagecodecs", "openslide-bin", "shapely")
+"""Packages whose version can show in a result: with others, workers would make other bytes."""
+
+CONNECT_SECONDS = 5.0
+
+_ADDRESS = re.compile(r"(?:(?:tcp|tls|ucx|wss?)://)?[^\s/]+:\d+")
+
+
+class ClusterError(WsiAssetsError):
+    """The cluster cannot be reached, or is not set up for this work."""
+
+
+class SlideFolderResource(dg.ConfigurableResource):
+    """Finds slides and the annotations that belong to them, in the user's folders; only ever reads."""
+
+    images_dir: str
+    annotations_dir: str | None = None
+
+    _listing: SlideListing | None = PrivateAttr(default=None)
+
+    @classmethod
+    def of(cls, settings: Settings) -> SlideFolderResource:
+        """The folders that the settings name."""
+        annotations = None if settings.annotations_dir is None else str(settings.annotations_dir)
+        return cls(images_dir=str(settings.images_dir), annotations_dir=annotations)
+
+    def list(self) -> SlideListing:
+        """List the folders anew.
+
+        Raises:
+            SlideError: a folder is missing or unreadable; that is never "no slides".
+        """
+        from wsi_assets.slides import find_slides
+
+        annotations = None if self.annotations_dir is None else Path(self.annotations_dir)
+        self._listing = find_slides(Path(self.images_dir), annotations)
+        return self._listing
+
+    def slide(self, slide_id: str) -> SlideFile:
+        """The file of one slide; the folders are listed once a run.
+
+        Raises:
+            SlideError: no file of the folder has this id.
+        """
+        listing = self._listing or self.list()
+        for slide in listing.slides:
+            if slide.slide_id == slide_id:
+                return slide
+        # Of ids that differ only by case one stands for all.
+        why = {folded(name): reason for name, reason in listing.left_out.items()}.get(folded(slide_id))
+        raise SlideError(
+            f"slide {slide_id} is left out: {why}" if why else f"holds no slide {slide_id!r}",
+            path=self.images_dir,
+            remedy="Put the file back, or retire the slide",
+        )
+
+    def with_present_paths(self, index: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """An index with its slides' present paths: the folder may have moved since it was made.
+
+        A slide that is not found keeps the path it had, so that whoever reads it says what is missing.
+        """
+        try:
+            listing = self._listing or self.list()
+        except SlideError:
+            return dict(index)
+        paths = {slide.slide_id: str(slide.path) for slide in listing.slides}
+        return {
+            slide_id: {**entry, "slide_path": paths[slide_id]}
+            if slide_id in paths and isinstance(entry, dict)
+            else entry
+            for slide_id, entry in index.items()
+        }
+
+
+class StorageResource(dg.ConfigurableResource):
+    """Everything the platform writes lies below ``storage_dir``."""
+
+    storage_dir: str
+
+    @property
+    def paths(self) -> StoragePaths:
+        return StoragePaths(self.storage_dir)
+
+    @property
+    def parameters(self) -> ParameterFile:
+        return ParameterFile(self.paths.parameters)
+
+    @property
+    def provenance(self) -> Provenance:
+        return Provenance(self.paths)
+
+
+class WorkersResource(dg.ConfigurableResource):
+    """Where the work of slides is done: processes of this machine, or a Dask cluster where one is named.
+
+    ``scheduler`` is an address (``tcp://host:8786``) or the file that ``dask scheduler --scheduler-file``
+    writes.
+    """
+
+    scheduler: str | None = None
+
+    @contextlib.contextmanager
+    def open(self, tasks: int) -> Iterator[Executor | None]:
+        """An executor for so many tasks; None is this process, enough for one.
+
+        Raises:
+            ClusterError: ``distributed`` is not installed, the scheduler does not answer within seconds, or
+                a worker has other versions than this process.
+        """
+        if self.scheduler:
+            with open_cluster(self.scheduler) as executor:
+                yield executor
+            return
+        processes = min(tasks, os.cpu_count() or 1)
+        if processes < 2:
+            yield None
+            return
+        # A server forked before threads start; what tasks import, it has.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["wsi_assets.orchestration.slide_tasks"])
+        with ProcessPoolExecutor(processes, context, initializer=_one_thread) as executor:
+            yield executor
+
+    @contextlib.contextmanager
+    def open_cluster(self) -> Iterator[Executor | None]:
+        """The cluster's executor, or None where there is no cluster.
+
+        Raises:
+            ClusterError: as for :meth:`open`.
+        """
+        if not self.scheduler:
+            yield None
+            return
+        with open_cluster(self.scheduler) as executor:
+            yield executor
+
+
+@contextlib.contextmanager
+def open_cluster(scheduler: str) -> Iterator[Executor]:
+    """A Dask cluster as a standard executor.
+
+    Raises:
+        ClusterError: ``distributed`` is not installed, the scheduler does not answer, or a worker has other
+            versions than this process.
+    """
+    client = _connect(scheduler)
+    try:
+        found = client.get_versions(check=False, packages=list(ONE_ENVIRONMENT))
+        here = found["client"]["packages"]
+        for address, worker in found["workers"].items():
+            there = worker["packages"] if worker else {}
+            for name in ONE_ENVIRONMENT:
+                if there.get(name) != here[name]:
+                    raise ClusterError(
+                        f"worker {address} has {name} {there.get(name) or 'not installed'}, this process has "
+                        f"{here[name] or 'none'}",
+                        remedy="Give workers and this process one environment",
+                    )
+        # A worker that dies has its tasks done by another.
+        yield client.get_executor(pure=False, retries=2)
+    finally:
+        with contextlib.suppress(Exception):  # a scheduler that is gone needs no goodbye
+            client.close(timeout=CONNECT_SECONDS)
+
+
+def cluster_fault(error: BaseException) -> ClusterError | None:
+    """The one line for a cluster that was lost or cannot do the work; None if ``error`` is another fault."""
+    module = type(error).__module__.partition(".")[0]
+    if module != "distributed" and type(error).__name__ != "CancelledError":
+        return None
+    return ClusterError(
+        f"the Dask cluster was lost, or its workers died ({one_line(error)[:300]})",
+        remedy="Look into the workers' logs, start them again, then run again; it continues",
+    )
+
+
+def _connect(scheduler: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ClusterError(
+            f"WSI_SCHEDULER names {scheduler}, and the package distributed is not installed here",
+            remedy="Run: pip install 'wsi-assets[cluster]', or unset WSI_SCHEDULER",
+        ) from error
+    where: dict[str, Any] = {"address": scheduler}
+    if scheduler.endswith(".json"):
+        if not Path(scheduler).is_file():
+            raise ClusterError(
+                "WSI_SCHEDULER names this file, and it does not exist",
+                path=scheduler,
+                remedy="Start the scheduler with --scheduler-file, or unset WSI_SCHEDULER",
+            )
+        where = {"scheduler_file": scheduler}
+    elif not _ADDRESS.fullmatch(scheduler):
+        # A client that is given a false address hangs when it is thrown away.
+        raise ClusterError(
+            f"WSI_SCHEDULER is {scheduler!r}, which is not an address",
+            remedy="Write it as tcp://host:8786, or name the scheduler's .json file",
+        )
+    # What it logs of a lost cluster as tracebacks is raised here as one line.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    try:
+        return Client(
+            **where, timeout=CONNECT_SECONDS, set_as_default=False, name=f"wsi-assets-{os.getpid()}"
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ClusterError(
+            f"no Dask scheduler answers at {scheduler} ({one_line(error)[:200]})",
+            remedy="Start one, correct WSI_SCHEDULER, or unset it to run on this machine",
+        ) from error
+
+
+def _one_thread() -> None:
+    # A process a core is enough; OpenCV would start a thread a core in each.
+    import cv2
+
+    cv2.setNumThreads(1)
