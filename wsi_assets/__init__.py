@@ -1,6 +1,6 @@
-"""wsi_assets: from whole-slide images and tumour outlines to an evaluated tumour detector.
+"""wsi_assets: from whole-slide images and tumor annotations to an evaluated tumor detector.
 
-The rooms, in the order the data flows: ``slides``, ``annotations``, ``index``, ``patches``, ``learning``,
+The packages, in the order the data flows: ``slides``, ``annotations``, ``index``, ``patches``, ``learning``,
 ``evaluation``. Each is plain Python; only ``orchestration`` knows Dagster and MLflow.
 """
 

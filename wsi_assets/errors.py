@@ -1,7 +1,6 @@
 """The errors a user can cause, each one clear line: which file, what is wrong, what to do.
 
-Nothing else belongs here. Anything that is not a :class:`WsiAssetsError` is a bug of ours and keeps its
-traceback.
+Anything that is not a :class:`WsiAssetsError` is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How long work tells how far it is, without knowing who listens.
-
-The domain rooms call a :class:`Progress`; the command line shows it as a bar, Dagster logs it.
-"""
+"""Progress callbacks: the command line shows them as bars, Dagster logs them."""
 
 from __future__ import annotations
 
@@ -16,4 +13,4 @@ class Progress(Protocol):
 
 
 def silent(done: int, total: int, what: str) -> None:
-    """A :class:`Progress` nobody watches."""
+    """A :class:`Progress` that does nothing."""

@@ -78,10 +78,9 @@ def _annotations(path: Path) -> list[Annotation]:
         elif element.tag == "Annotation":
             name, kind = element.get("Name", ""), element.get("Type", "")
             ring = np.array(points).reshape(-1, 3)
+            ring = as_ring(ring[np.argsort(ring[:, 0], kind="stable"), 1:], path, name)
             areal = kind.strip().casefold() not in NOT_AREAL
-            drawn.append(
-                Annotation(label(name), (), label(kind) or "untyped", areal, as_ring(ring, path, name))
-            )
+            drawn.append(Annotation(label(name), (), label(kind) or "untyped", areal, ring))
             groups.append(label(element.get("PartOfGroup", "")))
             points = array("d")
         elif element.tag == "Group":

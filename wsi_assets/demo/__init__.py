@@ -1,7 +1,6 @@
 """A small, annotated cohort of synthetic H&E slides, so that the whole platform runs in minutes anywhere.
 
-Belongs here: making slides and outlines. Does not: anything a real slide goes through. The files are what a
-scanner and ASAP would write, and the other rooms treat them so.
+The files are what a scanner and ASAP would write, and everything else treats them so.
 """
 
 from __future__ import annotations

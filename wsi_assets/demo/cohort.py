@@ -1,7 +1,4 @@
-"""Which slides the cohort has, and writing them.
-
-Belongs here: ids, sizes, what lies on each slide. Does not: how tissue looks, how files are written.
-"""
+"""Which slides the demo cohort has, and what lies on each."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from wsi_assets.demo.writing import write_asap, write_slide
 from wsi_assets.progress import Progress, silent
 
 DEMO_LEVEL = 1
-"""The level the cohort is made for, 0.486 um a pixel: there a patch holds a dozen lymphocytes or three tumour
+"""The level the cohort is made for, 0.486 um a pixel: there a patch holds a dozen lymphocytes or three tumor
 cells."""
 
 DEMO_PATCH_SIZE = 64
@@ -41,9 +38,9 @@ class _Plan:
     """What a slide of the cohort shows.
 
     Attributes:
-        tumors: tumour outlines.
-        cut_out: whether the first of them has an island of normal tissue, outlined as an exclusion.
-        groups: names of the tumour and the exclusion group in the annotation.
+        tumors: how many tumors.
+        cut_out: whether the first of them has an island of normal tissue, annotated as an exclusion.
+        groups: names of the tumor and the exclusion group in the annotation.
         cross: a black registration cross on the glass.
         unscanned: width in level-0 pixels of a pure white strip at the right.
     """
@@ -98,14 +95,14 @@ class CohortSummary:
 def make_cohort(folder: str | Path, *, seed: int = 7, progress: Progress = silent) -> CohortSummary:
     """Write the demo cohort into ``folder/images/*.tif`` and ``folder/annotations/*.xml``.
 
-    Eight training slides of seven patients and four test slides: six with tumour, whose outlines are exact,
+    Eight training slides of seven patients and four test slides: six with tumor, whose annotations are exact,
     and six without, which have no annotation file. Files of the same names are replaced, others left alone.
     The same seed gives the same bytes, given the same versions of numpy and the codecs.
 
     Args:
         folder: made if missing.
         seed: another seed gives another cohort of the same composition.
-        progress: told after each slide.
+        progress: called after each slide.
 
     Raises:
         OSError: the folder cannot be written.
@@ -131,9 +128,9 @@ def _make_slide(plan: _Plan, images: Path, annotations: Path, seed: int) -> Demo
     if plan.tumors:
         annotation_path = annotations / f"{plan.slide_id}.xml"
         tumor_group, exclusion_group = plan.groups
-        outlines = [(tumor_group, ring) for ring in layout.tumor]
-        outlines += [(exclusion_group, ring) for ring in layout.excluded]
-        write_asap(annotation_path, outlines)
+        annotations = [(tumor_group, ring) for ring in layout.tumor]
+        annotations += [(exclusion_group, ring) for ring in layout.excluded]
+        write_asap(annotation_path, annotations)
     return DemoSlide(
         plan.slide_id, path, annotation_path, plan.side, plan.side, layout.tumor, layout.excluded
     )

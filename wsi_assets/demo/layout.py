@@ -1,7 +1,4 @@
-"""Where on a slide which tissue lies: outlines first, compartments from them.
-
-Belongs here: shapes and the map of compartments. Does not: cells, stain, colour.
-"""
+"""Where on a slide which tissue lies: tumors first, compartments from them."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ from shapely import Polygon
 from wsi_assets.annotations.raster import rasterize
 
 GLASS, LYMPHOID, FOLLICLE, SINUS, STROMA, NEST, DESMOPLASIA, FAT = range(8)
-"""Compartments: glass; the lymph node's dense sheet, its pale germinal centres and sinuses; capsule and
-trabeculae of collagen; nests of tumour cells and the stroma between them; fat."""
+"""Compartments: glass; the lymph node's dense sheet, its pale germinal centers and sinuses; capsule and
+trabeculae of collagen; nests of tumor cells and the stroma between them; fat."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Layout:
 
     Attributes:
         compartments: uint8 (height, width), one of the constants above for each level-0 pixel.
-        tumor: outlines, (x, y) level-0 pixels, valid and apart from each other.
+        tumor: polygons, (x, y) level-0 pixels, valid and apart from each other.
         excluded: islands of normal tissue within the first of them.
     """
 
@@ -35,16 +32,16 @@ class Layout:
 
 
 def lay_out(rng: np.random.Generator, height: int, width: int, tumors: int, cut_out: bool) -> Layout:
-    """Draw an irregular piece of lymph node with ``tumors`` (0, 1 or 2) outlines on it."""
+    """Draw an irregular piece of lymph node with ``tumors`` (0, 1 or 2) tumors on it."""
     unit = min(height, width)
-    centre = np.array([width, height]) * rng.uniform(0.47, 0.53, 2)
-    tumor = _tumors(rng, centre, unit, tumors)
+    center = np.array([width, height]) * rng.uniform(0.47, 0.53, 2)
+    tumor = _tumors(rng, center, unit, tumors)
     excluded = ()
     if cut_out:
         place = np.array(tumor[0].centroid.coords[0]) + rng.uniform(-0.03, 0.03, 2) * unit
         excluded = (_blob(rng, place, 0.1 * unit, 0.12),)
     in_tumor = _mask(tumor, height, width) & ~_mask(excluded, height, width)
-    piece = _blob(rng, centre, 0.41 * unit, 0.13, points=200)
+    piece = _blob(rng, center, 0.41 * unit, 0.13, points=200)
     soft = cv2.GaussianBlur(_mask([piece], height, width).astype(np.float32), (0, 0), 12)
     tissue = soft + 0.14 * smooth_noise(rng, height, width, 45) > 0.5
     near_tumor = _dilated(_mask(tumor, height, width), 50)
@@ -53,7 +50,7 @@ def lay_out(rng: np.random.Generator, height: int, width: int, tumors: int, cut_
 
     compartments = np.where(tissue, LYMPHOID, GLASS).astype(np.uint8)
     for _ in range(rng.integers(2, 5)):
-        x, y = centre + rng.uniform(-0.3, 0.3, 2) * unit
+        x, y = center + rng.uniform(-0.3, 0.3, 2) * unit
         follicle = _mask([_blob(rng, (x, y), rng.uniform(0.05, 0.085) * unit, 0.1)], height, width)
         compartments[follicle & tissue] = FOLLICLE
     # Bands where a smooth field crosses zero wind through the node as sinuses and trabeculae do.
@@ -86,35 +83,35 @@ def smooth_noise(
     return (total - total.mean()) / total.std()
 
 
-def _tumors(rng: np.random.Generator, centre: np.ndarray, unit: int, count: int) -> tuple[Polygon, ...]:
+def _tumors(rng: np.random.Generator, center: np.ndarray, unit: int, count: int) -> tuple[Polygon, ...]:
     if count == 0:
         return ()
     if count == 1:
         return (
-            _blob(rng, centre + rng.uniform(-0.05, 0.05, 2) * unit, rng.uniform(0.25, 0.28) * unit, 0.16),
+            _blob(rng, center + rng.uniform(-0.05, 0.05, 2) * unit, rng.uniform(0.25, 0.28) * unit, 0.16),
         )
     angle = rng.uniform(0, np.pi)
     step = np.array([np.cos(angle), np.sin(angle)]) * 0.22 * unit
     return (
-        _blob(rng, centre + step, 0.185 * unit, 0.1),
-        _blob(rng, centre - step, 0.165 * unit, 0.1),
+        _blob(rng, center + step, 0.185 * unit, 0.1),
+        _blob(rng, center - step, 0.165 * unit, 0.1),
     )
 
 
 def _blob(
     rng: np.random.Generator,
-    centre: np.ndarray | tuple[float, float],
+    center: np.ndarray | tuple[float, float],
     radius: float,
     roughness: float,
     points: int = 72,
 ) -> Polygon:
-    """A closed curve round ``centre``: its radius is a random sum of six harmonics. To 0.1 pixel, as ASAP."""
+    """A closed curve round ``center``: its radius is a random sum of six harmonics. To 0.1 pixel, as ASAP."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     swing = sum(
         rng.normal() / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi)) for order in range(2, 8)
     )
     reach = radius * np.clip(1 + roughness * swing, 0.6, 1.4)
-    ring = np.stack([centre[0] + reach * np.cos(angle), centre[1] + reach * np.sin(angle)], axis=1)
+    ring = np.stack([center[0] + reach * np.cos(angle), center[1] + reach * np.sin(angle)], axis=1)
     return Polygon(np.round(ring, 1))
 
 
@@ -140,7 +137,7 @@ def _add_fat(
     keep: np.ndarray,
     depth: np.ndarray,
 ) -> None:
-    """Clusters of round adipocytes under the capsule, away from tumour."""
+    """Clusters of round adipocytes under the capsule, away from tumor."""
     rows, columns = np.nonzero(tissue & ~_dilated(keep, 90) & (depth > 60) & (depth < 110))
     if not len(rows):
         return

@@ -1,7 +1,4 @@
-"""Nuclei: where they lie and what they look like in stain.
-
-Belongs here: kinds of nuclei and their stamps. Does not: which tissue has which kind, colour.
-"""
+"""Nuclei: where they lie and what they look like in stain."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ class Kind:
         radius: mean radius.
         spread: deviation of the radius, as a share of it.
         elongation: long by short axis.
-        lobed: how far the outline departs from an ellipse, as a share of the radius.
+        lobed: how far the border departs from an ellipse, as a share of the radius.
         stain: hematoxylin of the nucleus.
-        rim: extra hematoxylin at its membrane; vesicular nuclei have a dark rim round a pale centre.
+        rim: extra hematoxylin at its membrane; vesicular nuclei have a dark rim round a pale center.
         clumps: contrast of the chromatin.
         nucleoli: chance of a nucleolus.
         cytoplasm: extra eosin round the nucleus.
@@ -99,12 +96,12 @@ def _stamps(rng: np.random.Generator, count: int, half: int, kind: Kind) -> tupl
         kind.radius * np.clip(rng.normal(1, kind.spread, count), 1 - 2.2 * kind.spread, 1 + 2.2 * kind.spread)
     )
     angle = np.arctan2(across, along)
-    outline = 1 + sum(
+    border = 1 + sum(
         each(rng.normal(0, kind.lobed / order * 1.5, count))
         * np.cos(order * angle + each(rng.uniform(0, 6.28, count)))
         for order in (2, 3, 4)
     )
-    distance = np.hypot(along / stretch, across * stretch) / (radius * outline)
+    distance = np.hypot(along / stretch, across * stretch) / (radius * border)
     cover = np.clip((1 - distance) * radius / 2.2 + 0.5, 0, 1)
     coarse = rng.standard_normal((count, half // 2 + 2, half // 2 + 2), dtype=np.float32)
     side = 2 * half + 1

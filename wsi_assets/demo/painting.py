@@ -1,7 +1,4 @@
-"""How tissue looks: stain per compartment, nuclei, then light through both.
-
-Belongs here: stain densities and colour. Does not: where tissue lies, files.
-"""
+"""Paint tissue: stain per compartment, nuclei, then light through both."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ _GROUND = {
 def paint(rng: np.random.Generator, layout: Layout, *, cross: bool, unscanned: int) -> np.ndarray:
     """The slide's level-0 pixels, uint8 (height, width, 3) RGB.
 
-    Colour follows the law of Beer and Lambert, ``I = I0 * exp(-(H * c_h + E * c_e))``, the inverse of colour
+    Color follows the law of Beer and Lambert, ``I = I0 * exp(-(H * c_h + E * c_e))``, the inverse of color
     deconvolution; stain strength and hue vary from slide to slide as between batches of a laboratory.
     """
     compartments = layout.compartments

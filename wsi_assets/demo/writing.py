@@ -45,11 +45,11 @@ def write_slide(path: Path, pixels: np.ndarray) -> None:
             pixels = _halved(pixels)
 
 
-def write_asap(path: Path, outlines: Iterable[tuple[str, Polygon]]) -> None:
-    """Write (group, outline) pairs as ASAP XML, (x, y) level-0 pixels; an outline has no holes."""
-    outlines = list(outlines)
+def write_asap(path: Path, annotations: Iterable[tuple[str, Polygon]]) -> None:
+    """Write (group, polygon) pairs as ASAP XML, (x, y) level-0 pixels; a polygon has no holes."""
+    annotations = list(annotations)
     lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "\t<Annotations>"]
-    for number, (group, polygon) in enumerate(outlines):
+    for number, (group, polygon) in enumerate(annotations):
         lines.append(
             f'\t\t<Annotation Name="Annotation {number}" Type="Polygon" '
             f'PartOfGroup={quoteattr(group)} Color="#F4FA58">'
@@ -59,7 +59,7 @@ def write_asap(path: Path, outlines: Iterable[tuple[str, Polygon]]) -> None:
             lines.append(f'\t\t\t\t<Coordinate Order="{order}" X="{x:.4f}" Y="{y:.4f}" />')
         lines += ["\t\t\t</Coordinates>", "\t\t</Annotation>"]
     lines += ["\t</Annotations>", "\t<AnnotationGroups>"]
-    for group in dict.fromkeys(group for group, _ in outlines):
+    for group in dict.fromkeys(group for group, _ in annotations):
         lines.append(
             f'\t\t<Group Name={quoteattr(group)} PartOfGroup="None" Color="#00ff00"><Attributes /></Group>'
         )

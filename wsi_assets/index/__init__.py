@@ -1,4 +1,4 @@
-"""From tissue and outlines to the slide index: which patches a slide has, how they are labelled and sampled.
+"""From tissue and annotations to the slide index: its patches, how they are labeled and sampled.
 
 Names are loaded when first used, so that importing the options costs neither numpy nor OpenCV.
 """
@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = exports(
         "curation": ("Finding",),
         "pictures": ("counts_png", "overlay_jpeg"),
         "labels": ("tumor_fractions",),
+        "build": ("FolderIndex", "build_indices", "build_slide_index"),
         "entries": ("LevelIndex", "index_level", "index_slide"),
         "slide_index": (
             "Entry",

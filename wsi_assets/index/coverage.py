@@ -1,11 +1,11 @@
-"""Exact areas of an outline inside the cells of a mesh.
+"""Exact areas of a geometry inside the cells of a mesh.
 
-Areas only: which share makes a tumour patch is decided in :mod:`labels`.
+Areas only: which share makes a tumor patch is decided in :mod:`labels`.
 
 The method is the one font renderers use for exact anti-aliasing (after Raph Levien's font-rs, 2016), here on
 any rectilinear mesh: every edge is cut at the mesh lines it crosses; each piece lies in one cell and adds the
 signed area between itself and the cell's right side to that cell, and its signed height times the cell's
-width to every cell to the right. Summed over closed rings this is the area of the outline in each cell. The
+width to every cell to the right. Summed over closed rings this is the area of the geometry in each cell. The
 work grows with the vertices, the crossings and the cells, never with their product.
 """
 
@@ -26,11 +26,11 @@ _BAND = 1 << 21
 def cell_areas(
     geometry: shapely.Geometry, y_lines: NDArray[np.float64], x_lines: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Area of the outline in each cell of a mesh: (len(y_lines) - 1, len(x_lines) - 1).
+    """Area of the geometry in each cell of a mesh: (len(y_lines) - 1, len(x_lines) - 1).
 
     Args:
         geometry: a valid Polygon or MultiPolygon, (x, y); other parts have no area.
-        y_lines, x_lines: increasing, in the outline's own units.
+        y_lines, x_lines: increasing, in the geometry's own units.
     """
     y_lines, x_lines = np.asarray(y_lines, float), np.asarray(x_lines, float)
     areas = np.zeros((max(len(y_lines) - 1, 0), max(len(x_lines) - 1, 0)))

@@ -1,7 +1,6 @@
-"""What a careful lab would look at twice before training: checks over slides and index entries.
+"""What a careful lab would check before training: checks over slides and index entries.
 
-Pure functions of values; each returns the findings of one check, none when all is well. Nothing is changed or
-left out here, and whether a finding blocks is decided by whoever runs the checks.
+Each returns its findings, none when all is well.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import shapely
 
 from wsi_assets.index.slide_index import Index, is_test
-from wsi_assets.index.tissue import LOOK_SIDE
+from wsi_assets.index.tissue import THUMBNAIL_SIDE
 from wsi_assets.slides.naming import DEFAULT_TEST_PATTERN
 
 if TYPE_CHECKING:
@@ -23,52 +22,52 @@ if TYPE_CHECKING:
     from wsi_assets.index.tissue import TissueRegions
 
 _SQUARES = 4
-"""Squares each way into which looks are summed to tell most pairs apart."""
+"""Squares each way into which thumbnails are summed, which settles most pairs."""
 _TEST_MEANT = re.compile(r"(?<![a-z])test(?!is|es|ic)", re.IGNORECASE)
 LEAST_ACROSS = 1.5
 """Mask pixels across a patch; a patch of 256 at level 0 has 2 with the usual working level, 7."""
 
 
 class Finding(NamedTuple):
-    """One thing to look at: which check found it, on which slide, in one line."""
+    """One finding: which check made it, on which slide, in one line."""
 
     check: str
     slide_id: str
     message: str
 
 
-def outlines_missing(slides: Iterable[tuple[str, str | None]]) -> list[Finding]:
-    """Tumour slides, by their id, that have no annotation.
+def annotation_missing(slides: Iterable[tuple[str, str | None]]) -> list[Finding]:
+    """Tumor slides, by their id, that have no annotation.
 
     Args:
         slides: (slide id, annotation path or None).
     """
     return [
-        Finding("outlines_missing", slide_id, "a tumour slide by its name, without annotation")
+        Finding("annotation_missing", slide_id, "a tumor slide by its name, without annotation")
         for slide_id, annotation in sorted(slides, key=lambda pair: pair[0])
         if annotation is None and _is_named_tumor(slide_id)
     ]
 
 
 def no_tumor_patches(index: Index) -> list[Finding]:
-    """Slides with an annotation, or named a tumour slide, without a single tumour patch in the index."""
+    """Slides with an annotation, or named a tumor slide, without a single tumor patch in the index."""
     findings = []
     for slide_id, entry in index.items():
         expected = entry["annotation_path"] is not None or _is_named_tumor(slide_id)
         if expected and not any(patch[2] for patch in entry["patches"]):
             most = max(entry["tumor_fraction"], default=0.0)
             message = (
-                f"none of {len(entry['patches'])} patches at level {entry['level']} is tumour "
-                f"(largest tumour share {most:.1%})"
+                f"none of {len(entry['patches'])} patches at level {entry['level']} is tumor "
+                f"(largest tumor share {most:.1%})"
             )
             findings.append(Finding("no_tumor_patches", slide_id, message))
     return findings
 
 
-def outlines_outside(
+def annotation_outside(
     slides: Iterable[tuple[TissueRegions, TumorRegions | None]], tolerance: float = 0.01
 ) -> list[Finding]:
-    """Slides whose tumour lies outside the slide by more than ``tolerance`` of its area, 0 to 1."""
+    """Slides whose tumor lies outside the slide by more than ``tolerance`` of its area, 0 to 1."""
     findings = []
     for tissue, tumor in slides:
         if tumor is None or tumor.geometry.area == 0:
@@ -78,17 +77,17 @@ def outlines_outside(
         outside = 1 - inside / tumor.geometry.area
         if outside > tolerance:
             message = (
-                f"{outside:.0%} of the tumour area lies outside the {base.width} x {base.height} slide: "
+                f"{outside:.0%} of the tumor area lies outside the {base.width} x {base.height} slide: "
                 "is it another slide's annotation, or not in level-0 pixels?"
             )
-            findings.append(Finding("outlines_outside", tissue.slide_id, message))
+            findings.append(Finding("annotation_outside", tissue.slide_id, message))
     return findings
 
 
-def outlines_off_tissue(
+def annotation_off_tissue(
     slides: Iterable[tuple[TissueRegions, TumorRegions | None]], least: float = 0.5
 ) -> list[Finding]:
-    """Slides whose tumour area lies on tissue by less than ``least``, 0 to 1: shifted outlines."""
+    """Slides whose tumor area lies on tissue by less than ``least``, 0 to 1: a shifted annotation."""
     from wsi_assets.index.coverage import cell_areas
 
     findings = []
@@ -99,8 +98,8 @@ def outlines_off_tissue(
         areas = cell_areas(tumor.geometry, rows, columns)
         on_tissue = float(areas[tissue.mask].sum() / max(areas.sum(), 1e-9))
         if on_tissue < least:
-            message = f"only {on_tissue:.0%} of the tumour area lies on tissue: are the outlines shifted?"
-            findings.append(Finding("outlines_off_tissue", tissue.slide_id, message))
+            message = f"only {on_tissue:.0%} of the tumor area lies on tissue: is the annotation shifted?"
+            findings.append(Finding("annotation_off_tissue", tissue.slide_id, message))
     return findings
 
 
@@ -156,10 +155,10 @@ def tissue_mask_too_coarse(index: Index) -> list[Finding]:
 
 
 def duplicate_slides(slides: Sequence[TissueRegions], tolerance: float = 4.0) -> list[Finding]:
-    """The same slide under two names: the same file, or tissue that looks the same.
+    """The same slide under two names: the same file, or tissue of the same appearance.
 
     Two slides look the same if their tissue, shrunk to a few hundred spots, differs by less than
-    ``tolerance`` grey levels on average; a copy compressed anew differs by under 1, two sections of one
+    ``tolerance`` gray levels on average; a copy compressed anew differs by under 1, two sections of one
     block by 10 and more. The later id is the finding.
     """
     slides = sorted(slides, key=lambda tissue: tissue.slide_id)
@@ -170,17 +169,19 @@ def duplicate_slides(slides: Sequence[TissueRegions], tolerance: float = 4.0) ->
         if first != tissue.slide_id:
             findings.append(Finding("duplicate_slides", tissue.slide_id, f"is the same file as {first}"))
     known = {finding.slide_id for finding in findings}
-    seen = [t for t in slides if t.look and t.mask.any() and t.slide_id not in known]
+    seen = [t for t in slides if t.thumbnail and t.mask.any() and t.slide_id not in known]
     if not seen:
         return findings
-    looks = np.stack([np.frombuffer(t.look, np.uint8).reshape(LOOK_SIDE, LOOK_SIDE, 3) for t in seen])
-    shown = (looks.min(axis=3) < 250).sum(axis=(1, 2))
-    # Two looks differ in all at least as much as the sums over their squares do, and those at least as much
-    # as the sums over all; most pairs end here. The same looks need sums no further apart than what their
-    # spots allow, which is that the spans "sum, give or take a look's own allowance" of the two meet.
-    side = LOOK_SIDE // _SQUARES
-    squares = looks.reshape(-1, _SQUARES, side, _SQUARES, side, 3).sum(axis=(2, 4), dtype=np.int32)
-    squares = squares.reshape(len(looks), -1)
+    thumbnails = np.stack(
+        [np.frombuffer(t.thumbnail, np.uint8).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3) for t in seen]
+    )
+    shown = (thumbnails.min(axis=3) < 250).sum(axis=(1, 2))
+    # Two thumbnails differ in all at least as much as the sums over their squares do, and those at least as
+    # much as the sums over all; most pairs end here. Equal thumbnails need sums no further apart than what
+    # their spots allow: the spans "sum, give or take a thumbnail's own allowance" of the two meet.
+    side = THUMBNAIL_SIDE // _SQUARES
+    squares = thumbnails.reshape(-1, _SQUARES, side, _SQUARES, side, 3).sum(axis=(2, 4), dtype=np.int32)
+    squares = squares.reshape(len(thumbnails), -1)
     total, allowed = squares.sum(axis=1), tolerance * 3 * shown
     order = np.argsort(total - allowed, kind="stable")
     squares, allowed, total = squares[order], allowed[order], total[order]
@@ -191,7 +192,7 @@ def duplicate_slides(slides: Sequence[TissueRegions], tolerance: float = 4.0) ->
         for j in np.flatnonzero(apart < allowed[near] + allowed[i]) + i + 1:
             # Slides are sorted by id, which the earlier of two has.
             first, later = sorted((order[i], order[j]))
-            if _difference(looks[first], looks[later]) < tolerance:
+            if _difference(thumbnails[first], thumbnails[later]) < tolerance:
                 findings.append(
                     Finding(
                         "duplicate_slides", seen[later].slide_id, f"looks the same as {seen[first].slide_id}"
@@ -220,10 +221,10 @@ def longer_word_holds_test(index: Index) -> list[Finding]:
 
 
 def _is_named_tumor(slide_id: str) -> bool:
-    return any(word in slide_id.lower() for word in ("tumor", "tumour"))
+    return any(word in slide_id.lower() for word in ("tumor", "tumor"))
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean difference, in grey levels, over the spots where either look shows tissue."""
+    """Mean difference, in gray levels, over the spots where either thumbnail shows tissue."""
     shown = (one.min(axis=2) < 250) | (other.min(axis=2) < 250)
     return float(np.abs(one.astype(np.int16) - other)[shown].mean()) if shown.any() else 255.0

@@ -1,8 +1,4 @@
-"""The slide index: for each slide of a level, its patches with labels, as plain Python values.
-
-Works on tissue masks and outlines already found; reads no slide. Which of the patches are learnt from is
-decided in :mod:`sampling`.
-"""
+"""Make the slide index of a level: the patches of each slide with their labels, as plain Python values."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ if TYPE_CHECKING:
     from wsi_assets.slides import Level
 
 MOST_PLACES = 1 << 28
-"""Places on a slide's tissue that are looked at for a patch, some 20 s of work."""
+"""Places on a slide's tissue that are tried for a patch, some 20 s of work."""
 MOST_PATCHES = 1 << 24
 """Patches of a slide's entry, which takes some 250 bytes for each."""
 _BAND = 1 << 20
@@ -60,9 +56,10 @@ def index_slide(
 
     Returns:
         The entry. ``patches`` are (y, x, is_tumor), top-left corners in pixels of the target level, row by
-        row; ``visualisation_coords`` the same corners as (row, col, is_tumor) in working-level pixels,
-        rounded down; ``mpp`` is of the target level, micrometres a pixel, or None; ``label`` is the patient
-        as this id spells it, and :func:`index_level` brings all slides to one spelling.
+        row; ``visualisation_coords`` the same corners as (row, col, is_tumor) in pixels of the tissue mask,
+        each ``work_downsample`` level-0 pixels wide, rounded down; ``mpp`` is of the target level,
+        micrometres a pixel, or None; ``label`` is the patient as this id spells it, and :func:`index_level`
+        brings all slides to one spelling.
 
     Raises:
         SlideIndexError: the slide has no such level, or the stride is too small for a slide of its size.
@@ -101,6 +98,7 @@ def index_slide(
         "annotation_path": None if annotation_path is None else str(annotation_path),
         "level": int(level),
         "work_level": int(tissue.work_level),
+        "work_downsample": float(tissue.work_downsample),
         "magnification": float(scale.magnification(target.downsample)),
         "visualisation_coords": _triples(seen_ys, seen_xs, rows, columns, flags),
         "patches": _triples(ys, xs, rows, columns, flags),
@@ -123,7 +121,7 @@ def index_level(
     """Index every slide that has the level; the others are named, with the reason.
 
     Args:
-        slides: (tissue, tumour outlines or None, annotation path or None) of each slide; consumed once, so a
+        slides: (tissue, tumor regions or None, annotation path or None) of each slide; consumed once, so a
             generator keeps only one slide's masks in memory.
 
     Raises:
@@ -148,7 +146,7 @@ def index_level(
             f"no slide has level {level} ({len(left_out)} slides; levels that exist: {_ranges(known)})"
             if left_out
             else f"there is no slide to index at level {level}",
-            remedy="Choose a level that exists" if left_out else "Add slides, or look why none could be read",
+            remedy="Choose a level that exists" if left_out else "Add slides, or see why none could be read",
         )
     index = dict(sorted(entries.items()))
     patients = patients_of(index, options.patient_pattern)
@@ -191,7 +189,7 @@ def _on_tissue(
     options: IndexOptions,
 ) -> tuple[NDArray, ...]:
     """The patches of ``ys`` x ``xs`` with enough tissue, row by row: their rows, columns, tissue shares and
-    tumour shares, each (n,); it ends early with more than ``MOST_PATCHES``.
+    tumor shares, each (n,); it ends early with more than ``MOST_PATCHES``.
 
     Worked on in bands of rows, so that memory follows the patches that are kept and not those tried.
     """

@@ -1,13 +1,13 @@
-"""Which patches are tumour.
+"""Which patches are tumor.
 
-Tumour shares are exact areas (:mod:`coverage`); tissue plays no part here.
+Tumor shares are exact areas (:mod:`coverage`); tissue plays no part here.
 
 The rules:
 
-- ``fraction``: the tumour share of the patch's area is at least ``tumor_threshold``.
-- ``center``: the centre point (y + size / 2, x + size / 2) lies inside the tumour or on its outline.
-- ``any``: the tumour covers some of the patch. Shares are kept to nine decimals (under a ten-thousandth of a
-  pixel in a patch of 256), so an outline that only runs along the patch's side does not count.
+- ``fraction``: the tumor share of the patch's area is at least ``tumor_threshold``.
+- ``center``: the center point (y + size / 2, x + size / 2) lies inside the tumor or on its border.
+- ``any``: the tumor covers some of the patch. Shares are kept to nine decimals (under a ten-thousandth of a
+  pixel in a patch of 256), so a tumor border that only runs along the patch's side does not count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def to_level(geometry: shapely.Geometry, downsample: float) -> shapely.Geometry:
-    """Bring an outline from level-0 pixels to pixels of a level."""
+    """Bring a geometry from level-0 pixels to pixels of a level."""
     if downsample == 1:
         return geometry
     return affinity.scale(geometry, 1 / downsample, 1 / downsample, origin=(0, 0))
@@ -35,10 +35,10 @@ def to_level(geometry: shapely.Geometry, downsample: float) -> shapely.Geometry:
 def tumor_fractions(
     geometry: shapely.Geometry, ys: NDArray[np.int64], xs: NDArray[np.int64], patch_size: int
 ) -> NDArray[np.float64]:
-    """Tumour share of each patch at ``ys`` x ``xs``: (len(ys), len(xs)), 0 to 1.
+    """Tumor share of each patch at ``ys`` x ``xs``: (len(ys), len(xs)), 0 to 1.
 
     Args:
-        geometry: the tumour, (x, y) in pixels of the target level.
+        geometry: the tumor, (x, y) in pixels of the target level.
         ys, xs: patch corners, pixels of the target level.
     """
     y_lines, x_lines = box_lines(ys, patch_size), box_lines(xs, patch_size)
@@ -57,8 +57,8 @@ def is_tumor(
     """Label patches: (n,).
 
     Args:
-        fractions: (n,) tumour shares of the patches.
-        geometry: the tumour, (x, y) in pixels of the target level.
+        fractions: (n,) tumor shares of the patches.
+        geometry: the tumor, (x, y) in pixels of the target level.
         corners: (n, 2) patch corners (y, x) in pixels of the target level.
     """
     if rule == "fraction":
@@ -66,9 +66,9 @@ def is_tumor(
     if rule == "any":
         return fractions > 0
     inside = fractions == 1
-    # Only patches that the outline crosses can go either way.
+    # Only patches that the border crosses can go either way.
     crossed = np.flatnonzero((fractions > 0) & ~inside)
-    centres = corners[crossed] + patch_size / 2
+    centers = corners[crossed] + patch_size / 2
     shapely.prepare(geometry)
-    inside[crossed] = shapely.intersects_xy(geometry, centres[:, 1], centres[:, 0])
+    inside[crossed] = shapely.intersects_xy(geometry, centers[:, 1], centers[:, 0])
     return inside

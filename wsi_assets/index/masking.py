@@ -1,14 +1,12 @@
-"""Tissue and glass told apart in one coarse RGB image: arrays in, arrays out.
+"""Separate tissue from glass in one coarse RGB image.
 
-No slide, level or patch here.
-
-How tissue is told from glass. The feature is *chroma*, the spread ``max(R, G, B) - min(R, G, B)`` after the
-glass was balanced to neutral: stains are coloured; glass, coverslip edges, grey or black padding and black
-registration crosses are not, at any brightness. (Saturation divides by brightness and so turns the noise of
-dark pixels into colour.) Otsu's threshold is taken on the square root of chroma, which keeps a few strongly
+The feature is *chroma*, the spread ``max(R, G, B) - min(R, G, B)`` after the glass was
+balanced to neutral: stains are colored; glass, coverslip edges, grey or black padding and black registration
+crosses are not, at any brightness. (Saturation divides by brightness and so turns the noise of
+dark pixels into color.) Otsu's threshold is taken on the square root of chroma, which keeps a few strongly
 stained spots from pulling it above pale tissue. It is then held between two bounds: Otsu always splits, also
 a slide that is glass only (the lower bound then finds no tissue in noise) or tissue only (the upper one then
-finds no glass). No-data and one-coloured frames are not in the histogram. Where a scanner clips its glass
+finds no glass). No-data and one-colored frames are not in the histogram. Where a scanner clips its glass
 to pure white, all of the glass is left out with them, and Otsu would split pale tissue from dark: with hardly
 any glass in the histogram the threshold is at most the bounds' middle.
 """
@@ -81,9 +79,9 @@ def otsu(values: NDArray[np.floating], bins: int = 512) -> float:
     if high - low < 1e-6:
         return low
     counts, edges = np.histogram(values, bins=bins, range=(low, high))
-    centres = (edges[:-1] + edges[1:]) / 2
+    centers = (edges[:-1] + edges[1:]) / 2
     weight = np.cumsum(counts)[:-1].astype(float)
-    moment = np.cumsum(counts * centres)
+    moment = np.cumsum(counts * centers)
     rest = weight[-1] + counts[-1] - weight
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (moment[-1] * weight / (weight + rest) - moment[:-1]) ** 2 / (weight * rest)
@@ -93,7 +91,7 @@ def otsu(values: NDArray[np.floating], bins: int = 512) -> float:
 
 
 def unscanned(pixels: NDArray[np.uint8], no_data: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Add to ``no_data`` what is pure black, pure white or a frame of one colour: (h, w)."""
+    """Add to ``no_data`` what is pure black, pure white or a frame of one color: (h, w)."""
     return no_data | (pixels.min(axis=2) == 255) | (pixels.max(axis=2) == 0) | _frame(pixels)
 
 
@@ -112,7 +110,7 @@ def _smooth(pixels: NDArray[np.uint8], no_data: NDArray[np.bool_]) -> NDArray[np
 def _balance(values: NDArray[np.float32], no_data: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Scale the channels so that tinted glass becomes neutral; without clear glass nothing is changed.
 
-    Glass is a narrow peak (a tenth of the pixels within a cube of colour of side 8) that is bright (all
+    Glass is a narrow peak (a tenth of the pixels within a cube of color of side 8) that is bright (all
     channels over 180); stained tissue has texture and fills no such peak. A peak with less green than red
     and blue may be evenly stained tissue all the same, so it is only believed to be glass if nearly neutral.
     """
@@ -130,7 +128,7 @@ def _balance(values: NDArray[np.float32], no_data: NDArray[np.bool_]) -> NDArray
 
 
 def _frame(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whole rows and columns at the border that hold one colour: padding of any colour, not scanned glass."""
+    """Whole rows and columns at the border that hold one color: padding of any color, not scanned glass."""
     height, width = pixels.shape[:2]
     top, bottom, left, right = 0, height, 0, width
 

@@ -1,4 +1,4 @@
-"""The patch grid of a level and exact area sums over its boxes: numpy only, no slide and no outline.
+"""The patch grid of a level and exact area sums over its boxes.
 
 Patch (i, j) has its top-left corner at (i * stride, j * stride) and covers the half-open box up to, not
 including, that corner plus ``patch_size``. Only patches that lie wholly inside the level are on the grid.

@@ -1,6 +1,6 @@
-"""Pictures of a slide's tissue and outlines, and of how many patches each slide of a level gives.
+"""Pictures of a slide's tissue and annotations, and of how many patches each slide of a level gives.
 
-Drawing only. Colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by colour-blind readers too;
+Colors are Okabe and Ito's (jfly.uni-koeln.de/color), which color-blind readers tell apart;
 each line has a casing so that it shows on pale and on dark tissue.
 """
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from wsi_assets.index.tissue import TissueRegions
     from wsi_assets.slides import SlideReader
 
-COLORS = {"tissue": (0, 158, 115), "tumour": (240, 228, 66), "excluded": (86, 180, 233)}
-"""RGB of each outline."""
+COLORS = {"tissue": (0, 158, 115), "tumor": (240, 228, 66), "excluded": (86, 180, 233)}
+"""RGB of each line."""
 _INK = (40, 40, 40)
 
 
@@ -36,7 +36,7 @@ def overlay_jpeg(
     max_side: int = 720,
     max_bytes: int = 60_000,
 ) -> bytes:
-    """A slide with its outlines as a JPEG of at most ``max_bytes``, small enough to be kept in an event log.
+    """A slide with its tissue and annotations as a JPEG of at most ``max_bytes``, for an event log.
 
     Args:
         max_side: longest side of the slide's picture, pixels; less if the bytes demand it.
@@ -62,7 +62,7 @@ def overlay_jpeg(
 def overlay(
     reader: SlideReader, tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
 ) -> NDArray[np.uint8]:
-    """Draw tissue, tumour and excluded outlines, a legend and a scale bar: (h, w, 3) RGB.
+    """Draw the borders of tissue, tumor and excluded areas, a legend and a scale bar: (h, w, 3) RGB.
 
     Raises:
         SlideError: the slide does not read.
@@ -82,7 +82,7 @@ def overlay(
     _stroke(picture, contours, COLORS["tissue"], line, casing=False)
     shown = [("tissue", True)]
     if tumor is not None:
-        for name, geometry in (("excluded", tumor.excluded), ("tumour", tumor.geometry)):
+        for name, geometry in (("excluded", tumor.excluded), ("tumor", tumor.geometry)):
             _stroke(picture, _rings(geometry, downsample), COLORS[name], line, casing=True)
             shown.insert(1, (name, not geometry.is_empty))
     else:
@@ -139,7 +139,7 @@ def counts_png(index: Index, sampled: Index | None = None) -> bytes:
             if named:
                 ax.barh(places, values, left=left, color=color, height=0.8, label=total)
             else:
-                # One outline for all slides: of 10,000, bars of their own took 25 s and 400 MB.
+                # One polygon for all slides: 10,000 single bars took 25 s and 400 MB.
                 sides = (np.repeat(at, 2) for at in (left, left + values))
                 ax.fill_betweenx(edges, *sides, color=color, linewidth=0, label=total)
             left = left + values
@@ -176,12 +176,12 @@ def _stroke(
 
     if casing:
         cv2.drawContours(picture, contours, -1, _INK, line + 2, cv2.LINE_AA)
-    # Not antialiased: a line of one pixel keeps its colour.
+    # Not antialiased: a line of one pixel keeps its color.
     cv2.drawContours(picture, contours, -1, color, line, cv2.LINE_8)
 
 
 def _legend(width: int, title: str, names: list[str], bar: tuple[int, str]) -> NDArray[np.uint8]:
-    """The strip under a picture: title, a swatch for each outline drawn, the scale bar; wrapped to width."""
+    """The strip under a picture: title, a swatch for each kind of line, the scale bar; wrapped to width."""
     import cv2
 
     size = min(max(width / 1000, 0.36), 1.0)

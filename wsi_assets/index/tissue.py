@@ -1,9 +1,6 @@
 """Where a slide holds tissue: one mask per slide at a coarse working level, whatever level is patched later.
 
-Pixels come in as arrays; the only reading is one reduced image through the slide's reader. Patches, outlines
-and labels do not belong here.
-
-How tissue is told from glass is :mod:`masking`.
+How tissue is separated from glass is in :mod:`masking`.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ Dice 0.92 when read at the working level, 0.97 one level finer, 0.98 two)."""
 MOST_MASK_PIXELS = 1 << 29
 """Pixels above which a mask is not made, and a stored one not believed: a slide of 500,000 pixels a side at
 level 5 has half."""
-LOOK_SIDE = 32
+THUMBNAIL_SIDE = 32
 """Side of the tiny picture by which slides are compared, pixels."""
 
 
@@ -43,8 +40,9 @@ class TissueRegions:
     ``mask`` is (rows, cols) bool; its pixel (r, c) covers the level-0 square from (r, c) to (r + 1, c + 1)
     times ``work_downsample``, as (y, x). ``threshold`` is in grey levels of chroma, 0 to 255; None if the
     slide holds no data. ``tissue_share`` is tissue over data pixels, ``data_share`` data over all pixels,
-    both 0 to 1. ``look`` is the slide as ``LOOK_SIDE`` x ``LOOK_SIDE`` RGB bytes, white where there is no
-    tissue; by it the same slide under two names is found. ``config`` holds the options used.
+    both 0 to 1. ``thumbnail`` is the slide as RGB bytes, ``THUMBNAIL_SIDE`` pixels each way,
+    white where there is no tissue; by it the same slide under two names is found. ``config`` holds the
+    options used.
     """
 
     slide_id: str
@@ -58,7 +56,7 @@ class TissueRegions:
     scale: Scale
     tissue_share: float
     data_share: float = 1.0
-    look: bytes = b""
+    thumbnail: bytes = b""
     config: dict[str, Any] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
@@ -84,7 +82,7 @@ class TissueRegions:
             },
             "tissue_share": self.tissue_share,
             "data_share": self.data_share,
-            "look": self.look,
+            "thumbnail": self.thumbnail,
             "config": dict(self.config),
         }
 
@@ -178,7 +176,7 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         scale=reader.scale,
         tissue_share=float(np.count_nonzero(mask) / data) if data else 0.0,
         data_share=float(data / mask.size) if mask.size else 0.0,
-        look=_look(pixels, mask),
+        thumbnail=_thumbnail(pixels, mask),
         config=options.model_dump(),
     )
 
@@ -215,8 +213,8 @@ def averaged(
     return result, missing
 
 
-def _look(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> bytes:
+def _thumbnail(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> bytes:
     import cv2
 
     shown = np.where(mask[..., None], pixels, 255).astype(np.uint8)
-    return cv2.resize(shown, (LOOK_SIDE, LOOK_SIDE), interpolation=cv2.INTER_AREA).tobytes()
+    return cv2.resize(shown, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA).tobytes()

@@ -46,12 +46,12 @@ def tissue_mask(pixels):
 
 
 def stains(pixels):
-    """Hematoxylin and eosin by colour deconvolution, (height, width) each."""
+    """Hematoxylin and eosin by color deconvolution, (height, width) each."""
     density = -np.log(np.maximum(pixels, 1) / 243.0)
     return np.moveaxis(density @ np.linalg.pinv(np.stack([HEMATOXYLIN, EOSIN])), -1, 0)
 
 
-def test_training_and_test_slides_lie_beside_each_other_with_and_without_tumour(cohort, slides):
+def test_training_and_test_slides_lie_beside_each_other_with_and_without_tumor(cohort, slides):
     assert sorted(path.name for path in cohort.images.iterdir()) == sorted(f"{name}.tif" for name in slides)
     with_tumor = {name for name, slide in slides.items() if slide.tumor}
     assert {path.stem for path in cohort.annotations.iterdir()} == with_tumor
@@ -90,7 +90,7 @@ def test_every_level_shows_the_same_tissue_at_the_same_place(slides):
         assert abs((averaged - here).mean()) < 0.5
 
 
-def test_annotations_read_back_as_the_outlines_drawn(slides):
+def test_annotations_read_back_as_the_polygons_drawn(slides):
     for slide in slides.values():
         if slide.annotation_path is None:
             continue
@@ -102,7 +102,7 @@ def test_annotations_read_back_as_the_outlines_drawn(slides):
         assert shapely.box(0, 0, slide.width, slide.height).contains(regions.geometry)
 
 
-def test_tumour_looks_unlike_lymph_node_and_a_cut_out_looks_like_it(slides):
+def test_tumor_looks_unlike_lymph_node_and_a_cut_out_looks_like_it(slides):
     for slide in slides.values():
         if slide.annotation_path is None:
             continue
@@ -135,7 +135,7 @@ def test_glass_is_light_grey_with_little_noise_and_unscanned_parts_are_pure_whit
     glass = level(slides["normal_003"], 0)[:40, :40]
     assert 238 < glass.mean() < 248
     assert 0 < glass.std() < 3
-    strip = level(slides["normal_002"], 0)[:, -126:]  # JPEG smears colour over a pixel where tissue is cut
+    strip = level(slides["normal_002"], 0)[:, -126:]  # JPEG smears color over a pixel where tissue is cut
     assert (strip == 255).all()
     assert not (level(slides["normal_002"], 0)[:, :-160] == 255).all(axis=2).any()
 
@@ -190,7 +190,7 @@ def digest(path):
 
 
 @pytest.mark.parametrize("seed", range(20, 26))
-def test_any_seed_gives_outlines_apart_from_each_other_and_cut_outs_within(seed):
+def test_any_seed_gives_tumors_apart_from_each_other_and_cut_outs_within(seed):
     from wsi_assets.demo.layout import GLASS, lay_out
 
     for tumors, cut_out in ((1, True), (2, False)):
@@ -202,16 +202,16 @@ def test_any_seed_gives_outlines_apart_from_each_other_and_cut_outs_within(seed)
         assert not (layout.compartments[inside] == GLASS).any()
 
 
-def test_progress_is_told_and_naming_the_room_loads_no_image_library(tmp_path, monkeypatch):
+def test_progress_is_called_and_naming_the_package_loads_no_image_library(tmp_path, monkeypatch):
     monkeypatch.setattr("wsi_assets.demo.cohort._COHORT", _COHORT[:2])
-    told = []
-    make_cohort(tmp_path, progress=lambda done, total, what: told.append((done, total)))
-    assert told == [(0, 2), (1, 2), (2, 2)]
+    calls = []
+    make_cohort(tmp_path, progress=lambda done, total, what: calls.append((done, total)))
+    assert calls == [(0, 2), (1, 2), (2, 2)]
     code = "import sys, wsi_assets.demo; print({'cv2', 'tifffile', 'numpy'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
-def test_the_demos_parameters_are_options_of_the_rooms():
+def test_the_demos_parameters_are_options_of_the_package():
     from wsi_assets.index.options import IndexOptions
     from wsi_assets.learning.options import TrainingOptions
 

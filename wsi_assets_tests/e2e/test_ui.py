@@ -154,7 +154,7 @@ def test_three_levels_are_launched_as_a_backfill_and_each_is_made_once(platform,
 
 def test_the_checks_of_a_level_say_what_they_looked_at(go):
     page = go("/assets/slide_index?view=checks")
-    for name in ("every_slide_takes_part", "outlines_off_tissue", "fits_its_level"):
+    for name in ("every_slide_takes_part", "annotation_off_tissue", "fits_its_level"):
         page.get_by_text(name).first.wait_for()
     shoot(page, "ui_6_checks")
 

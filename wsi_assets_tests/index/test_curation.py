@@ -22,18 +22,18 @@ FULL = np.ones((64, 64), bool)
 def cohort(real_data):
     found = []
     for path in sorted((real_data / "cohort" / "images").iterdir()):
-        outline = real_data / "cohort" / "annotations" / f"{path.stem}.xml"
+        annotation = real_data / "cohort" / "annotations" / f"{path.stem}.xml"
         with open_slide(path) as slide:
             tissue = find_tissue(slide, TissueOptions(), path.stem)
-        found.append((tissue, read_annotation(outline) if outline.exists() else None))
+        found.append((tissue, read_annotation(annotation) if annotation.exists() else None))
     return found
 
 
 def test_a_sound_cohort_gives_no_findings(cohort):
     tissues = [tissue for tissue, _ in cohort]
     index = {t.slide_id: index_slide(t, tumor, 0, IndexOptions()) for t, tumor in cohort}
-    assert curation.outlines_outside(cohort) == []
-    assert curation.outlines_off_tissue(cohort) == []
+    assert curation.annotation_outside(cohort) == []
+    assert curation.annotation_off_tissue(cohort) == []
     assert curation.tissue_share_out_of_range(tissues) == []
     assert curation.duplicate_slides(tissues) == []
     assert curation.mixed_magnifications(index) == []
@@ -43,19 +43,19 @@ def test_a_sound_cohort_gives_no_findings(cohort):
     assert [finding.slide_id for finding in curation.no_tumor_patches(index)] == ["tumor_004_node_1"]
 
 
-def test_a_tumour_slide_without_annotation_is_found():
+def test_a_tumor_slide_without_annotation_is_found():
     slides = [
         ("tumor_002", None),
         ("Tumor_001", None),
         ("tumor_003", "/a/tumor_003.xml"),
         ("normal_001", None),
-        ("tumour_004", None),
+        ("tumor_004", None),
     ]
-    found = [finding.slide_id for finding in curation.outlines_missing(slides)]
-    assert found == ["Tumor_001", "tumor_002", "tumour_004"]
+    found = [finding.slide_id for finding in curation.annotation_missing(slides)]
+    assert found == ["Tumor_001", "tumor_002", "tumor_004"]
 
 
-def test_an_annotated_slide_without_tumour_patches_is_found():
+def test_an_annotated_slide_without_tumor_patches_is_found():
     tissue = tissue_of("a", FULL)
     entry = index_slide(tissue, tumor_box(0, 0, 60, 60), 0, IndexOptions(label_rule="fraction"), "/a.xml")
     (finding,) = curation.no_tumor_patches({"a": entry})
@@ -69,19 +69,19 @@ def test_an_annotated_slide_without_tumour_patches_is_found():
     assert curation.no_tumor_patches({"a": index_slide(tissue, None, 0, IndexOptions())}) == []
 
 
-def test_outlines_outside_the_slide_are_found():
+def test_annotation_outside_the_slide_are_found():
     tissue = tissue_of("a", FULL)
-    assert curation.outlines_outside([(tissue, tumor_box(0, 0, 512, 512))]) == []
-    (finding,) = curation.outlines_outside([(tissue, tumor_box(0, 256, 512, 512))])
-    assert finding.message.startswith("50% of the tumour area lies outside the 512 x 512 slide")
+    assert curation.annotation_outside([(tissue, tumor_box(0, 0, 512, 512))]) == []
+    (finding,) = curation.annotation_outside([(tissue, tumor_box(0, 256, 512, 512))])
+    assert finding.message.startswith("50% of the tumor area lies outside the 512 x 512 slide")
 
 
-def test_outlines_on_glass_are_found():
+def test_annotations_on_glass_are_found():
     half = FULL.copy()
     half[:, 32:] = False
-    assert curation.outlines_off_tissue([(tissue_of("a", half), tumor_box(0, 0, 256, 300))]) == []
-    (finding,) = curation.outlines_off_tissue([(tissue_of("a", half), tumor_box(0, 192, 256, 256))])
-    assert "only 25% of the tumour area" in finding.message
+    assert curation.annotation_off_tissue([(tissue_of("a", half), tumor_box(0, 0, 256, 300))]) == []
+    (finding,) = curation.annotation_off_tissue([(tissue_of("a", half), tumor_box(0, 192, 256, 256))])
+    assert "only 25% of the tumor area" in finding.message
 
 
 def test_slides_with_hardly_any_tissue_or_glass_are_found():
@@ -132,7 +132,9 @@ def test_slides_look_the_same_exactly_if_their_tissue_differs_little_on_average(
     base[4:20, 6:25] = rng.integers(60, 200, (16, 19, 3))
     looks = [base, np.where(base < 255, base + rng.integers(-noise, noise + 1, base.shape), 255)]
     looks.append(np.roll(base, 3, axis=0))
-    tissues = [tissue_of(f"s{i}", FULL, look=look.astype(np.uint8).tobytes()) for i, look in enumerate(looks)]
+    tissues = [
+        tissue_of(f"s{i}", FULL, thumbnail=look.astype(np.uint8).tobytes()) for i, look in enumerate(looks)
+    ]
     found = {(finding.slide_id, finding.message[-2:]) for finding in curation.duplicate_slides(tissues)}
     same = set()
     for i, j in ((0, 1), (0, 2), (1, 2)):
@@ -156,7 +158,7 @@ def test_duplicates_are_those_of_comparing_every_pair(seed, tolerance):
         looks += [np.where(look < 255, look + rng.integers(-9, 10, look.shape), 255) for _ in range(2)]
     looks = [np.clip(look, 0, 255).astype(np.uint8) for look in looks]
     rng.shuffle(looks)
-    tissues = [tissue_of(f"s{i:02}", FULL, look=look.tobytes()) for i, look in enumerate(looks)]
+    tissues = [tissue_of(f"s{i:02}", FULL, thumbnail=look.tobytes()) for i, look in enumerate(looks)]
     same = []
     for j, later in enumerate(looks):
         for i, first in enumerate(looks[:j]):

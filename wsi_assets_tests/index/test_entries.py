@@ -21,7 +21,7 @@ from wsi_assets.slides import Level, open_slide
 from wsi_assets_tests.index.fakes import tissue_of, tumor_box
 
 KEYS = {
-    *("slide_path", "label", "annotation_path", "level", "work_level", "magnification"),
+    *("slide_path", "label", "annotation_path", "level", "work_level", "work_downsample", "magnification"),
     *("visualisation_coords", "patches", "patch_size", "stride", "downsample", "mpp"),
     *("tissue_fraction", "tumor_fraction", "fingerprint", "config"),
 }
@@ -34,9 +34,9 @@ def cohort(real_data):
     for path in sorted((real_data / "cohort" / "images").iterdir()):
         with open_slide(path) as slide:
             tissue = find_tissue(slide, TissueOptions(), "f")
-        outline = real_data / "cohort" / "annotations" / f"{path.stem}.xml"
-        tumor = read_annotation(outline) if outline.exists() else None
-        slides.append((tissue, tumor, str(outline) if outline.exists() else None))
+        annotation = real_data / "cohort" / "annotations" / f"{path.stem}.xml"
+        tumor = read_annotation(annotation) if annotation.exists() else None
+        slides.append((tissue, tumor, str(annotation) if annotation.exists() else None))
     return slides
 
 

@@ -1,4 +1,4 @@
-"""The grid is the brute-force count; tumour shares are shapely's own areas."""
+"""The grid is the brute-force count; tumor shares are shapely's own areas."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_tissue_shares_are_exact_areas_for_any_ratio_of_patch_to_mask_pixel(
 
 
 @st.composite
-def outlines(draw):
+def annotations(draw):
     """Valid multipolygons with holes; on whole, half or arbitrary coordinates, and reaching over the edge."""
     snap = draw(st.sampled_from([0.0, 0.5, 1.0]))
     seed = draw(st.integers(0, 2**31))
@@ -77,8 +77,8 @@ def outlines(draw):
         count = rng.integers(3, 25)
         angle = np.sort(rng.uniform(0, 2 * np.pi, count))
         reach = rng.uniform(1, 45, count)
-        centre = rng.uniform(-10, 110, 2)
-        points = np.stack([centre[0] + reach * np.cos(angle), centre[1] + reach * np.sin(angle)], axis=1)
+        center = rng.uniform(-10, 110, 2)
+        points = np.stack([center[0] + reach * np.cos(angle), center[1] + reach * np.sin(angle)], axis=1)
         points = np.round(points / snap) * snap if snap else points
         shapes.append(areal(shapely.make_valid(shapely.Polygon(points))))
     result = shapes[0]
@@ -100,12 +100,12 @@ def shapely_fractions(geometry, corners, patch):
 
 @settings(max_examples=200, deadline=None)
 @given(
-    geometry=outlines(),
+    geometry=annotations(),
     patch=patch_sizes,
     stride=strides,
     size=st.tuples(st.integers(1, 110), st.integers(1, 110)),
 )
-def test_tumour_shares_equal_the_areas_of_shapely(geometry, patch, stride, size):
+def test_tumor_shares_equal_the_areas_of_shapely(geometry, patch, stride, size):
     corners = grid(*size, patch, stride)
     shares = tumor_fractions(geometry, starts(size[0], patch, stride), starts(size[1], patch, stride), patch)
     assert shares.size == len(corners)
@@ -113,20 +113,20 @@ def test_tumour_shares_equal_the_areas_of_shapely(geometry, patch, stride, size)
 
 
 @settings(max_examples=60, deadline=None)
-@given(geometry=outlines())
-def test_cell_areas_of_a_mesh_that_holds_the_outline_add_up_to_its_area(geometry):
+@given(geometry=annotations())
+def test_cell_areas_of_a_mesh_that_holds_the_annotation_add_up_to_its_area(geometry):
     lines = np.linspace(-100, 220, 37)
     assert cell_areas(geometry, lines, lines).sum() == pytest.approx(geometry.area, abs=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
-@given(geometry=outlines(), patch=st.integers(2, 30))
+@given(geometry=annotations(), patch=st.integers(2, 30))
 def test_the_three_rules_agree_with_shapely(geometry, patch):
     corners = grid(100, 100, patch, patch)
     ys, xs = starts(100, patch, patch), starts(100, patch, patch)
     shares = tumor_fractions(geometry, ys, xs, patch).ravel()
     expected = shapely_fractions(geometry, corners, patch)
-    centres = corners + patch / 2
+    centers = corners + patch / 2
 
     def labels(rule):
         return is_tumor(rule, 0.5, shares, geometry, corners, patch)
@@ -135,12 +135,12 @@ def test_the_three_rules_agree_with_shapely(geometry, patch):
     assert np.array_equal(labels("fraction")[clear], (expected >= 0.5)[clear])
     clear = (expected == 0) | (expected > 1e-8)
     assert np.array_equal(labels("any")[clear], (expected > 0)[clear])
-    on_outline = shapely.distance(geometry.boundary, shapely.points(centres[:, ::-1])) < 1e-9
-    inside = shapely.contains_xy(geometry, centres[:, 1], centres[:, 0])
-    assert np.array_equal(labels("center")[~on_outline], inside[~on_outline])
+    on_annotation = shapely.distance(geometry.boundary, shapely.points(centers[:, ::-1])) < 1e-9
+    inside = shapely.contains_xy(geometry, centers[:, 1], centers[:, 0])
+    assert np.array_equal(labels("center")[~on_annotation], inside[~on_annotation])
 
 
-def test_a_patch_half_covered_is_tumour_and_a_neighbour_that_only_touches_is_not():
+def test_a_patch_half_covered_is_tumor_and_a_neighbour_that_only_touches_is_not():
     geometry = shapely.multipolygons([shapely.box(0, 0, 128, 256)])
     ys, xs = starts(256, 256, 256), starts(512, 256, 256)
     shares = tumor_fractions(geometry, ys, xs, 256)
@@ -150,7 +150,7 @@ def test_a_patch_half_covered_is_tumour_and_a_neighbour_that_only_touches_is_not
         assert is_tumor(rule, 0.5, shares.ravel(), geometry, corners, 256).tolist() == [True, False]
 
 
-def test_the_peer_patches_get_their_published_tumour_cover_and_labels(real_data):
+def test_the_peer_patches_get_their_published_tumor_cover_and_labels(real_data):
     peers = defaultdict(list)
     for row in json.loads((real_data / "expected.json").read_text())["peer_patches"]:
         peers[row["slide"]].append(row)
@@ -164,5 +164,5 @@ def test_the_peer_patches_get_their_published_tumour_cover_and_labels(real_data)
         assert np.abs(shares - cover).max() <= 0.01
         labels = is_tumor("any", 0.5, shares, geometry, corners, 256)
         assert labels.tolist() == [row["label"] == "1" for row in rows]
-        centres = is_tumor("center", 0.5, shares, geometry, corners, 256)
-        assert centres.tolist() == [row["centre_in_tumour"] == "1" for row in rows]
+        centers = is_tumor("center", 0.5, shares, geometry, corners, 256)
+        assert centers.tolist() == [row["centre_in_tumour"] == "1" for row in rows]

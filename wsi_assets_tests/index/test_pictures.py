@@ -1,4 +1,4 @@
-"""The pictures show each outline in its colour at its place, and stay small enough to inline."""
+"""The pictures show each annotation in its color at its place, and stay small enough to inline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def near(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     return np.abs(picture.astype(int) - color).max(axis=2) < 30
 
 
-def test_each_outline_is_drawn_in_its_own_colour_at_its_own_place(slide):
+def test_each_annotation_is_drawn_in_its_own_color_at_its_own_place(slide):
     tissue = find_tissue(slide, TissueOptions(), "f")
     tumor = TumorRegions(
         geometry=MultiPolygon([box(400, 300, 700, 600)]),
@@ -39,7 +39,7 @@ def test_each_outline_is_drawn_in_its_own_colour_at_its_own_place(slide):
     picture = overlay(slide, tissue, tumor, max_side=800)
     scale = 2
     for name, (x0, y0, x1, y1) in (
-        ("tumour", (400, 300, 700, 600)),
+        ("tumor", (400, 300, 700, 600)),
         ("excluded", (900, 300, 1200, 600)),
         ("tissue", (300, 200, 1300, 1000)),
     ):
@@ -50,7 +50,7 @@ def test_each_outline_is_drawn_in_its_own_colour_at_its_own_place(slide):
 
 
 @pytest.mark.parametrize(
-    ("image", "outline"),
+    ("image", "annotation"),
     [
         ("slides/tumor_001_level5.tif", "slides/tumor_001_level5.xml"),
         ("slides/CMU-1-Small-Region.svs", None),
@@ -58,8 +58,8 @@ def test_each_outline_is_drawn_in_its_own_colour_at_its_own_place(slide):
         ("cohort/images/tumor_064_node_1.tif", "cohort/annotations/tumor_064_node_1.xml"),
     ],
 )
-def test_real_slides_give_pictures_small_enough_for_an_event_log(real_data, image, outline):
-    tumor = read_annotation(real_data / outline) if outline else None
+def test_real_slides_give_pictures_small_enough_for_an_event_log(real_data, image, annotation):
+    tumor = read_annotation(real_data / annotation) if annotation else None
     with open_slide(real_data / image) as slide:
         data = overlay_jpeg(slide, find_tissue(slide, TissueOptions(), "f"), tumor)
     assert len(data) <= 60_000

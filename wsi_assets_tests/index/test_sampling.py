@@ -162,7 +162,7 @@ def test_test_slides_keep_every_patch_and_do_not_count_in_the_balance():
 
 def test_incompletely_annotated_slides_give_tumor_but_no_normal_patches(tmp_path):
     listed = tmp_path / "incomplete.txt"
-    listed.write_text("# not all outlined\nTUMOR_015  # by the lab\n\n")
+    listed.write_text("# not all annotationd\nTUMOR_015  # by the lab\n\n")
     index = index_of(("normal_001", 0, 200), ("tumor_015", 20, 500))
     options = SamplingOptions(incomplete_slides=str(listed), normal_per_tumor=1)
     normal, tumor = slide_table(sample_index(index, options))

@@ -48,7 +48,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * (one & other).sum() / (one.sum() + other.sum())
 
 
-def test_tumor_001_crosses_glass_and_unscanned_area_are_not_tissue_and_its_tumour_is(real_data):
+def test_tumor_001_crosses_glass_and_unscanned_area_are_not_tissue_and_its_tumor_is(real_data):
     with open_slide(real_data / "slides" / "tumor_001_level5.tif") as slide:
         tissue = find_tissue(slide, OPTIONS, "f")
     full = cv2.resize(tissue.mask.astype(np.uint8), (3072, 7168), interpolation=cv2.INTER_NEAREST)
@@ -64,20 +64,20 @@ def test_tumor_001_crosses_glass_and_unscanned_area_are_not_tissue_and_its_tumou
 
 @pytest.mark.parametrize("amount", [256, 2048])
 @pytest.mark.parametrize(
-    "colour",
+    "color",
     [(0, 0, 0), (255, 255, 255), (128, 128, 128), (200, 200, 200), (230, 230, 232), (254, 254, 254), None],
     ids=["black", "white", "mid grey", "light grey", "tinted grey", "CAMELYON padding", "transparent"],
 )
-def test_padding_of_any_colour_leaves_the_mask_as_it_was(tumor_001, colour, amount):
+def test_padding_of_any_color_leaves_the_mask_as_it_was(tumor_001, color, amount):
     plain = mask_of(reduce(tumor_001))
     height, width = tumor_001.shape[:2]
     padded = np.empty((height + 2 * amount, width + amount, 3), np.uint8)
-    padded[:] = colour or (255, 255, 255)
+    padded[:] = color or (255, 255, 255)
     padded[amount : amount + height, :width] = tumor_001
     no_data = np.ones((padded.shape[0] // SCALE, padded.shape[1] // SCALE), bool)
     rows = slice(amount // SCALE, amount // SCALE + plain.shape[0])
     no_data[rows, : plain.shape[1]] = False
-    if colour is not None:
+    if color is not None:
         no_data[:] = False
     mask = mask_of(reduce(padded), no_data)
     assert dice(mask[rows, : plain.shape[1]], plain) > 0.98
@@ -106,11 +106,11 @@ def unpadded(cropped, tmp_path_factory):
 
 
 @pytest.mark.parametrize("missing", [frozenset(), {(7, 5), (2, 5), (7, 0)}], ids=["all", "missing"])
-@pytest.mark.parametrize("colour", [0, 128, 240, 254, 255])
+@pytest.mark.parametrize("color", [0, 128, 240, 254, 255])
 def test_a_pyramid_padded_like_the_older_release_gives_the_mask_it_had(
-    cropped, unpadded, tmp_path, colour, missing
+    cropped, unpadded, tmp_path, color, missing
 ):
-    levels = [padded(level, 512, colour) for level in cropped]
+    levels = [padded(level, 512, color) for level in cropped]
     path = write_pyramid(tmp_path / "s.tif", levels, tile=512, missing=missing)
     with open_slide(path) as slide:
         assert [level.downsample for level in slide.levels] == [1, 2, 4, 8, 16]
@@ -159,10 +159,10 @@ def test_a_noisy_empty_scan_holds_no_tissue():
     assert mask_of(noise).sum() == 0
 
 
-@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255)])
-def test_a_slide_without_data_has_no_threshold_and_no_tissue(colour):
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255)])
+def test_a_slide_without_data_has_no_threshold_and_no_tissue(color):
     pixels = np.empty((300, 300, 3), np.uint8)
-    pixels[:] = colour
+    pixels[:] = color
     mask, threshold = tissue_mask(pixels, np.zeros((300, 300), bool), OPTIONS)
     assert threshold is None
     assert not mask.any()

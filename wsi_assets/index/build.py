@@ -1,0 +1,151 @@
+"""Index a folder of slides in one call: find the files, read tissue and annotations, index every level."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_assets.annotations import AnnotationOptions, TumorRegions, read_annotation
+from wsi_assets.errors import SlideIndexError, WsiAssetsError
+from wsi_assets.index.entries import LevelIndex, index_level
+from wsi_assets.index.options import IndexOptions, TissueOptions
+from wsi_assets.index.slide_index import Index
+from wsi_assets.index.tissue import TissueRegions, find_tissue
+from wsi_assets.progress import Progress, silent
+from wsi_assets.slides import ScaleOptions, SlideFile, find_slides, fingerprint, open_slide
+
+
+@dataclass(frozen=True)
+class FolderIndex:
+    """Indices of the slides of a folder.
+
+    Attributes:
+        levels: target level -> its index.
+        missing: target level -> why there is no index of it.
+        left_out: slide id -> why it is in no index: its file or its annotation cannot be read.
+        notices: one line each on files that were not used.
+    """
+
+    levels: dict[int, LevelIndex]
+    missing: dict[int, str]
+    left_out: dict[str, str]
+    notices: tuple[str, ...]
+
+
+def build_slide_index(
+    images_dir: str | Path = "images",
+    annotations_dir: str | Path | None = "annotations",
+    level: int = 7,
+    target_level: int = 0,
+    patch_size: int = 256,
+    base_mag: float = 40.0,
+) -> Index:
+    """Index the slides of a folder at one level, with the defaults of everything else.
+
+    Args:
+        annotations_dir: folder of the annotations; None if there are none, all slides are then normal.
+        level: level (downsample 2^level) at which tissue is found.
+        target_level: pyramid level of the patches.
+        patch_size: side of a patch, pixels of the target level.
+        base_mag: magnification of level 0 of slides whose file does not say it.
+
+    Returns:
+        ``{slide_id: entry}``. Each slide that had to be left out is named in a warning.
+
+    Raises:
+        SlideError: a folder is missing or cannot be read.
+        SlideIndexError: there is no slide with such a level.
+        ConfigError: a value is impossible.
+    """
+    found = build_indices(
+        images_dir,
+        annotations_dir,
+        [target_level],
+        tissue=TissueOptions(work_level=level),
+        options=IndexOptions(patch_size=patch_size),
+        scale=ScaleOptions(base_mag=base_mag),
+    )
+    if target_level not in found.levels:
+        raise SlideIndexError(found.missing[target_level], remedy="Choose a level that the slides have")
+    index = found.levels[target_level]
+    for slide_id, reason in {**found.left_out, **index.left_out, **index.empty}.items():
+        warnings.warn(f"{slide_id}: {reason}", stacklevel=2)
+    return index.index
+
+
+def build_indices(
+    images_dir: str | Path,
+    annotations_dir: str | Path | None,
+    target_levels: Sequence[int],
+    *,
+    tissue: TissueOptions | None = None,
+    annotation: AnnotationOptions | None = None,
+    options: IndexOptions | None = None,
+    scale: ScaleOptions | None = None,
+    progress: Progress = silent,
+) -> FolderIndex:
+    """Index the slides of a folder at several levels; every slide is opened once, on all cores.
+
+    A slide or annotation that cannot be read costs that slide only.
+
+    Raises:
+        SlideError: a folder is missing or cannot be read.
+    """
+    # Absolute, so that the index can be used from any folder.
+    listing = find_slides(
+        Path(images_dir).absolute(), None if annotations_dir is None else Path(annotations_dir).absolute()
+    )
+    left_out = dict(listing.left_out)
+    read: list[_Regions] = []
+
+    def read_one(slide: SlideFile) -> _Regions | WsiAssetsError:
+        try:
+            return _read(slide, tissue or TissueOptions(), annotation, scale or ScaleOptions())
+        except WsiAssetsError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, (slide, found) in enumerate(
+            zip(listing.slides, pool.map(read_one, listing.slides), strict=True), start=1
+        ):
+            if isinstance(found, WsiAssetsError):
+                left_out[slide.slide_id] = str(found)
+            else:
+                read.append(found)
+            progress(done, len(listing.slides), "reading slides")
+    levels: dict[int, LevelIndex] = {}
+    missing: dict[int, str] = {}
+    for done, level in enumerate(target_levels, start=1):
+        try:
+            levels[level] = index_level(_unpacked(read), level, options or IndexOptions())
+        except SlideIndexError as error:
+            missing[level] = str(error)
+        progress(done, len(target_levels), "indexing levels")
+    return FolderIndex(levels, missing, dict(sorted(left_out.items())), listing.notices)
+
+
+@dataclass(frozen=True)
+class _Regions:
+    # Masks wait as compressed bits, so that memory follows the tissue and not the number of slides.
+    tissue: dict[str, Any]
+    tumor: TumorRegions | None
+    annotation_path: Path | None
+
+
+def _read(
+    slide: SlideFile, options: TissueOptions, annotation: AnnotationOptions | None, scale: ScaleOptions
+) -> _Regions:
+    with open_slide(slide.path, scale) as reader:
+        tissue = find_tissue(reader, options, fingerprint(slide.path)).to_plain()
+    tumor = None if slide.annotation_path is None else read_annotation(slide.annotation_path, annotation)
+    return _Regions({**tissue, "slide_id": slide.slide_id}, tumor, slide.annotation_path)
+
+
+def _unpacked(read: list[_Regions]) -> Iterator[tuple[TissueRegions, TumorRegions | None, Path | None]]:
+    for regions in read:
+        yield TissueRegions.from_plain(regions.tissue), regions.tumor, regions.annotation_path

@@ -1,0 +1,121 @@
+"""What the four commands share: arguments made from option classes, progress bars, one line for a fault."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, get_args, get_origin
+
+import pydantic
+
+from wsi_assets.errors import ConfigError, WsiAssetsError, one_line
+from wsi_assets.files import disk_fault
+from wsi_assets.progress import Progress
+
+Options = TypeVar("Options", bound=pydantic.BaseModel)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser that shows every default."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+
+
+def add_options(
+    to: argparse.ArgumentParser, kind: type[pydantic.BaseModel], *without: str, **defaults: Any
+) -> None:
+    """Add an argument for every field of an option class: its name, description and default.
+
+    Args:
+        without: fields that get no argument.
+        defaults: field -> a default of this command that is not the class's.
+    """
+    group = to.add_argument_group(f"{kind.__name__}")
+    for name, field in kind.model_fields.items():
+        if name not in without:
+            optional = type(None) in get_args(field.annotation)
+            group.add_argument(
+                f"--{name}",
+                # Numbers and choices stay text: pydantic reads them.
+                type=_none_or_text if optional else str,
+                nargs="*" if get_origin(field.annotation) is list else None,
+                metavar="VALUE",
+                default=defaults.get(name, field.get_default(call_default_factory=True)),
+                help=(field.description or "").replace("%", "%%"),
+            )
+
+
+def make_options(kind: type[Options], **values: Any) -> Options:
+    """An option class with these values.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+    try:
+        return kind(**{name: value for name, value in values.items() if name in kind.model_fields})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "the options"
+        raise ConfigError(f"{name}={values.get(name)!r:.60} is not possible: {first['msg']:.300}") from error
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; a fault in the input is one line and status 1."""
+    try:
+        main()
+    except WsiAssetsError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        fault = disk_fault(error, "the output")
+        sys.exit(f"error: {fault if fault is not None else one_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to continue")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """A progress listener that draws a bar on the terminal for each kind of work."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, Any] = {}
+    with Bars(*columns, console=Console(stderr=True, highlight=False)) as bars:
+
+        def listen(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield listen
+
+
+def say(line: object) -> None:
+    """Print one line of result."""
+    print(line, flush=True)
+
+
+def warn(line: object) -> None:
+    """Print one line that a user should read, apart from the results."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def _none_or_text(text: str) -> str | None:
+    return None if text.lower() == "none" else text

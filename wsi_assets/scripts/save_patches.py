@@ -1,0 +1,55 @@
+"""Extract the patches of an index from their slides into a folder of PNG files, an LMDB or an HDF5 file.
+
+python -m wsi_assets.scripts.save_patches --index_file index_level_4.pkl --backend lmdb
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsi_assets.errors import SlideIndexError
+from wsi_assets.index import Index, load_index
+from wsi_assets.patches import ExtractionOptions, build_store, plan_patches
+from wsi_assets.scripts.command import add_options, make_options, parser, progress_bars, run, say, warn
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Save the patches of the index the arguments name."""
+    args = parser(__doc__.split("\n")[0])
+    args.add_argument("--index_file", type=Path, required=True, help="An index of slides.")
+    args.add_argument(
+        "--patch_size",
+        type=int,
+        help="Side of a patch in pixels of the index's level; None is the index's own, else 256.",
+    )
+    args.add_argument("--backend", choices=["fs", "lmdb", "hdf5"], default="lmdb", help="Kind of store.")
+    args.add_argument("--out_dir", type=Path, default=Path("image_patches"), help="Folder of PNG files (fs).")
+    args.add_argument("--lmdb_path", type=Path, default=Path("patches_lmdb"), help="LMDB environment (lmdb).")
+    args.add_argument("--hdf5_path", type=Path, default=Path("patches.h5"), help="HDF5 file (hdf5).")
+    add_options(args, ExtractionOptions)
+    given = vars(args.parse_args(arguments))
+    options = make_options(ExtractionOptions, **given)
+    index = _sized(load_index(given["index_file"]), given["patch_size"])
+    path = {"fs": given["out_dir"], "lmdb": given["lmdb_path"], "hdf5": given["hdf5_path"]}[given["backend"]]
+    plan = plan_patches(index, options)
+    with progress_bars() as progress:
+        report = build_store(plan, path.absolute(), given["backend"], progress=progress)
+    for row in report.quarantined:
+        warn(f"not stored: {row}")
+    say(f"{path}: {report.patches} patches ({report.tumor} tumor), {report.decoded} read from slides")
+
+
+def _sized(index: Index, patch_size: int | None) -> Index:
+    """The index with its patch size in every entry."""
+    sizes = {entry["patch_size"] for entry in index.values() if "patch_size" in entry}
+    if patch_size is not None and sizes - {patch_size}:
+        raise SlideIndexError(
+            f"the index holds patches of {', '.join(map(str, sorted(sizes)))} pixels, not {patch_size}",
+            remedy="Leave out --patch_size, or build the index with it",
+        )
+    size = patch_size or max(sizes, default=256)
+    return {slide_id: {"patch_size": size, **entry} for slide_id, entry in index.items()}
+
+
+if __name__ == "__main__":
+    run(main)
