@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.errors import WsiAssetsError
-from wsi_assets.orchestration.config import AnnotationConfig, TissueConfig
+from wsi_assets.index.slide_regions import SlideOptions
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile
@@ -23,7 +24,7 @@ COLUMNS = {
     "mag. (from)": "magnification",
     "mpp": "mpp",
     "tissue": "tissue",
-    "outlines": "annotation",
+    "annotations": "annotation",
 }
 """Heading -> what of :class:`SlideHealth` stands below it."""
 
@@ -54,13 +55,13 @@ class SlideHealth:
 
 
 def examine(slide: SlideFile) -> SlideHealth:
-    """Open a slide, read its tissue and its outline; every fault becomes a line, none is raised."""
+    """Open a slide, read its tissue and its annotation; every fault becomes a line, none is raised."""
     from wsi_assets.annotations import read_annotation
     from wsi_assets.index import find_tissue
     from wsi_assets.slides import open_slide
 
     health = SlideHealth(slide.slide_id)
-    options = TissueConfig()
+    options = SlideOptions()
     try:
         with open_slide(slide.path, options) as reader:
             first, scale = reader.levels[0], reader.scale
@@ -81,7 +82,7 @@ def examine(slide: SlideFile) -> SlideHealth:
         health.problems.append(f"{error.fault}. {error.remedy or ''}".strip())
     if slide.annotation_path is not None:
         try:
-            regions = read_annotation(slide.annotation_path, AnnotationConfig())
+            regions = read_annotation(slide.annotation_path, AnnotationOptions())
             health.annotation = str(len(regions.audit))
             if regions.unknown_groups:
                 health.problems.append(f"unknown groups {', '.join(regions.unknown_groups)}")
@@ -94,7 +95,7 @@ def examine(slide: SlideFile) -> SlideHealth:
 def misnamed(slides: Iterable[SlideFile], notices: Iterable[str]) -> dict[str, list[str]]:
     """Notices of annotations without a slide, by the slide without an annotation that is likely meant.
 
-    A name that differs in its numbers is another slide's: outlines of a whole cohort beside some of its
+    A name that differs in its numbers is another slide's: annotations of a whole cohort beside some of its
     slides are no mistake.
     """
     from wsi_assets.slides import folded, slide_id_of

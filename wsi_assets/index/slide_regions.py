@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsi_assets.index.options import TissueOptions
+from wsi_assets.slides.options import ScaleOptions
+
 if TYPE_CHECKING:
     from wsi_assets.annotations import AnnotationOptions
 
 
-def read_tissue(path: Path, options: Any) -> tuple[str, dict[str, Any]]:
-    """The slide's fingerprint, and its ``TissueRegions`` as plain values.
+class SlideOptions(TissueOptions, ScaleOptions):
+    """How a slide is read: its tissue and its scale."""
 
-    Args:
-        options: tissue and scale options in one.
+
+def read_tissue(path: Path, options: SlideOptions) -> tuple[str, dict[str, Any]]:
+    """The slide's fingerprint, and its ``TissueRegions`` as plain values.
 
     Raises:
         SlideError: the slide does not open or read.

@@ -33,6 +33,7 @@ class Artefact:
         path: below the storage folder, with ``{slide}`` or ``{level}`` for an asset of slides or of levels.
         options: the domain's option class; its fields are the asset's parameters.
         inputs: the artefacts it is made from.
+        sources: the user's files it is made from: ``slide_image``, ``slide_annotation``.
         main_file: the file without which the folder at ``path`` is nothing; None where ``path`` is a file.
         without_effect: parameters that change how fast or on what it is made, or what is checked.
         may_name_a_file: parameters whose value may be a file: what the file holds counts, not where it lies.
@@ -46,6 +47,7 @@ class Artefact:
     path: str
     options: type[BaseModel] = NoOptions
     inputs: tuple[Artefact, ...] = ()
+    sources: tuple[str, ...] = ()
     main_file: str | None = None
     without_effect: frozenset[str] = frozenset()
     may_name_a_file: frozenset[str] = frozenset()
@@ -62,6 +64,11 @@ class Artefact:
         return "{level}" in self.path
 
     @property
+    def gathers_slides(self) -> bool:
+        """Whether it is made from the regions of all slides."""
+        return self.by_level and any(one.by_slide for one in self.inputs)
+
+    @property
     def key(self) -> dg.AssetKey:
         return dg.AssetKey(self.name)
 
@@ -75,7 +82,10 @@ class Artefact:
             "name": self.name,
             "code_version": self.code_version,
             "group_name": group,
-            "metadata": {"path_template": self.path, **({"main_file": self.main_file} if self.main_file else {})},
+            "metadata": {
+                "path_template": self.path,
+                **({"main_file": self.main_file} if self.main_file else {}),
+            },
         }
         if self.partitions_def is not None:
             arguments["partitions_def"] = self.partitions_def

@@ -46,7 +46,9 @@ def follow_index(timezone: str) -> Condition:
     return (~Condition.missing() & _changed_above() & _ready()).with_label("made again above")
 
 
-def build_automation_sensors(poll_seconds: int, slides: list[str], stores: list[str]) -> list[dg.SensorDefinition]:
+def build_automation_sensors(
+    poll_seconds: int, slides: list[str], stores: list[str]
+) -> list[dg.SensorDefinition]:
     """The sensors that apply the conditions; the one of patch stores is a switch that is off at first."""
     return [
         dg.AutomationConditionSensorDefinition(

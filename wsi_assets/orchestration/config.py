@@ -125,6 +125,20 @@ class ParameterSet:
             found.update({name: (f"{prefix}{artefact.name}.{name}", value) for name, value in own.items()})
         return found
 
+    def overlaid(self, other: ParameterSet) -> ParameterSet:
+        """These values with the other's over them, at every level."""
+        merged = ParameterSet({}, self.source)
+        merged.content = {**self.content}
+        merged.levels = {level: dict(values) for level, values in self.levels.items()}
+        for name, value in other.content.items():
+            own = merged.content.get(name)
+            merged.content[name] = (
+                {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
+            )
+            for values in merged.levels.values():
+                values.pop(name, None)
+        return merged
+
     def fault(self, place: str, value: Any, error: pydantic.ValidationError) -> ConfigError:
         """The one line for an impossible value."""
         return self._error(f"{place}={_short(value)} is not possible: {error.errors()[0]['msg']:.300}")
@@ -138,7 +152,9 @@ class ParameterSet:
                     raise self._error(f"{prefix}{name} is not a mapping", "Write its parameters below it")
                 for inner in value or {}:
                     if inner not in by_name[name].options.model_fields:
-                        raise self._unknown(f"{prefix}{name}.{inner}", by_name[name].options.model_fields, name)
+                        raise self._unknown(
+                            f"{prefix}{name}.{inner}", by_name[name].options.model_fields, name
+                        )
             elif name not in known:
                 if any(name in (one.name, *one.options.model_fields) for one in all_artefacts()):
                     raise self._error(
@@ -214,7 +230,9 @@ class ParameterFile:
         with self._locked():
             said = self.read()
             before = options_of(artefact, level, said).model_dump(mode="json")
-            wanted = options_of(artefact, level, said, ParameterSet({artefact.name: dict(given)}, COMMAND_LINE))
+            wanted = options_of(
+                artefact, level, said, ParameterSet({artefact.name: dict(given)}, COMMAND_LINE)
+            )
             after = wanted.model_dump(mode="json")
             changed = {name: after[name] for name in given if after[name] != before[name]}
             if not changed:
@@ -288,6 +306,18 @@ def parse_settings(pairs: list[str]) -> ParameterSet:
         else:
             content[asset] = value
     return ParameterSet(content, COMMAND_LINE)
+
+
+def given_parameters(file: str | None, pairs: list[str]) -> ParameterSet:
+    """What a command gives: a file like ``parameters.yaml``, and ``--set`` pairs, which win.
+
+    Raises:
+        ConfigError: either cannot be read, or says something unknown or impossible.
+    """
+    pairs_set = parse_settings(pairs)
+    if file is None:
+        return pairs_set
+    return read_parameters(file).overlaid(pairs_set)
 
 
 def _launchpad_type(name: str, annotation: Any) -> Any:

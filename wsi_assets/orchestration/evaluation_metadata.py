@@ -19,7 +19,6 @@ from wsi_assets.orchestration.resources import StorageResource
 
 if TYPE_CHECKING:
     from wsi_assets.evaluation import Evaluation, Metric, ReportContext
-    from wsi_assets.orchestration.mlflow import MlflowResource
 
 HEATMAPS_SHOWN = 3
 """Beside the metrics in the UI; the report has them all."""
@@ -47,16 +46,17 @@ def model_card(best: Path) -> ModelCard:
         fitted = plain.get("calibration")
         return ModelCard(
             chosen["threshold"] if isinstance(chosen, dict) else chosen,
-            fitted and {"temperature": fitted["temperature"], "bias": fitted.get("bias", fitted.get("shift"))},
+            fitted
+            and {"temperature": fitted["temperature"], "bias": fitted.get("bias", fitted.get("shift"))},
             plain,
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"is missing or damaged ({error!r:.120})", path=path, remedy="Train again") from error
+        raise ModelError(
+            f"is missing or damaged ({error!r:.120})", path=path, remedy="Train again"
+        ) from error
 
 
-def report_context(
-    instance: dg.DagsterInstance, storage: StorageResource, level: str, mlflow: MlflowResource
-) -> ReportContext:
+def report_context(storage: StorageResource, level: str) -> ReportContext:
     """Counts, split, curves, exclusions, repairs and parameters of the level, from its artefacts."""
     from wsi_assets.evaluation import ReportContext
     from wsi_assets.index import slide_table
@@ -79,7 +79,7 @@ def report_context(
         counts=counts,
         split=split.get("rows"),
         split_notes=tuple(training.get("warnings", {}).values()),
-        warnings=tuple(failed_checks(instance, level, above)),
+        warnings=tuple(failed_checks(paths, level, above)),
         epochs=_epochs(checkpoints.parent / "epoch_losses.csv"),
         left_out=known["slide_index"].facts.get("left_out") if "slide_index" in known else None,
         quarantined=_quarantined(storage, level),
@@ -89,7 +89,9 @@ def report_context(
             for name, record in known.items()
             for parameter, value in record.parameters.items()
         },
-        seconds={name: record.facts["seconds"] for name, record in known.items() if "seconds" in record.facts},
+        seconds={
+            name: record.facts["seconds"] for name, record in known.items() if "seconds" in record.facts
+        },
         mlflow_url=_page(paths.mlflow_run(level)),
     )
 

@@ -73,7 +73,9 @@ class StorageIOManager(dg.ConfigurableIOManager):
     def load_input(self, context: dg.InputContext) -> Any:
         with user_errors_as_failures():
             if _takes_many(context):
-                return self.load_many({key: self.path_of(context, key) for key in context.asset_partition_keys})
+                return self.load_many(
+                    {key: self.path_of(context, key) for key in context.asset_partition_keys}
+                )
             return self.load(
                 self.path_of(context, context.asset_partition_key if context.has_asset_partitions else None)
             )

@@ -153,4 +153,3 @@ def _done(work: Callable[[], Any]) -> Future[Any]:
     except Exception as error:
         future.set_exception(error)
     return future
-

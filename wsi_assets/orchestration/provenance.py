@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,12 +99,33 @@ class Provenance:
         records = {one.name: self.record(one, partition) for one in artefact.inputs if one.by_level}
         return {name: record and record.version for name, record in records.items()}
 
-    def slide_versions(
-        self, regions: Collection[Artefact], slide_ids: Iterable[str]
-    ) -> dict[str, list[str | None]]:
-        """Slide id -> version of each of its regions, None where one is missing."""
-        found = {}
-        for slide_id in sorted(slide_ids):
-            records = [self.record(artefact, slide_id) for artefact in regions]
-            found[slide_id] = [record and record.version for record in records]
-        return found
+
+def why_out_of_date(
+    record: Record | None,
+    is_there: bool,
+    artefact: Artefact,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+) -> str | None:
+    """Why an artefact must be made again, in a few words; None if it is up to date.
+
+    Args:
+        record: its provenance.
+        is_there: whether its files exist.
+        parameters, inputs: what it would be made with and from now.
+    """
+    if record is None:
+        return "is not made" if not is_there else "has no provenance record"
+    if not is_there:
+        return "is not there any more"
+    if record.recipe == recipe_of(artefact, parameters, inputs):
+        return None
+    differs = [
+        f"{name} was {record.parameters.get(name)!r} and is {value!r}"
+        for name, value in parameters.items()
+        if name not in artefact.without_effect and record.parameters.get(name) != value
+    ]
+    differs += [f"{name} changed" for name, version in inputs.items() if record.inputs.get(name) != version]
+    if record.code_version != artefact.code_version:
+        differs.append("its code changed")
+    return ", ".join(differs) or "a file that a parameter names changed"

@@ -18,6 +18,7 @@ from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
 from wsi_assets.orchestration.slide_folder import (
     NO_ANNOTATION,
+    RETIRED,
     SLIDE_ANNOTATION,
     SLIDE_IMAGE,
     FileSeen,
@@ -40,9 +41,6 @@ MOST_A_POLL = 1000
 """A poll reads no new slides for longer, and no more of them; the rest wait, so no poll holds up the others.
 
 To store the news of a thousand slides takes the daemon ten seconds."""
-
-RETIRED = "retired"
-"""Version of the files of a slide that was retired: unlike any other, so that one put back is news."""
 
 Signatures = dict[str, dict[str, str]]
 

@@ -25,6 +25,9 @@ SLIDE_IMAGE, SLIDE_ANNOTATION = "slide_image", "slide_annotation"
 NO_ANNOTATION = "none"
 """Version of the annotation of a slide that has none."""
 
+RETIRED = "retired"
+"""Version of the files of a slide that was retired: unlike any other, so that one put back is news."""
+
 DATA_VERSION_TAG = "dagster/data_version"
 """How an event says the data version of what is not made here."""
 
@@ -81,7 +84,9 @@ def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSe
     }
 
 
-def changed(signatures: Mapping[str, Mapping[str, str]], known: Mapping[str, Mapping[str, FileSeen]]) -> list[str]:
+def changed(
+    signatures: Mapping[str, Mapping[str, str]], known: Mapping[str, Mapping[str, FileSeen]]
+) -> list[str]:
     """Slide ids that are new, or whose files' sizes or times differ from what is known, in order."""
     return sorted(
         slide_id
@@ -143,7 +148,9 @@ def known_slides(instance: dg.DagsterInstance, slide_ids: Iterable[str]) -> dict
     for asset in (SLIDE_IMAGE, SLIDE_ANNOTATION):
         for slide_id, metadata in _latest_observations(instance, asset, wanted):
             values = {name: str(value.value) for name, value in metadata.items()}
-            seen = FileSeen(values.get("path", ""), values.get("signature", "?"), values.get("fingerprint", ""))
+            seen = FileSeen(
+                values.get("path", ""), values.get("signature", "?"), values.get("fingerprint", "")
+            )
             known.setdefault(slide_id, {})[asset] = seen
     return known
 
@@ -178,7 +185,9 @@ def stored_regions(
     events = []
     for artefact in (one for one in all_artefacts() if one.by_slide):
         record = provenance.record(artefact, slide_id)
-        if record is None or any(record.inputs.get(asset, file.version) != file.version for asset, file in seen.items()):
+        if record is None or any(
+            record.inputs.get(asset, file.version) != file.version for asset, file in seen.items()
+        ):
             break
         events.append(_found(provenance, artefact, slide_id, record.parameters))
     return events

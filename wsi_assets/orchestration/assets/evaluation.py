@@ -87,7 +87,7 @@ def evaluation(
             progress=progress,
         )
         pages = _empty(storage.paths.report_folder(f"report_level_{level}"))
-        about = report_context(context.instance, storage, level, mlflow)
+        about = report_context(storage, level)
         write_report(outcome, pages, context=about, progress=progress)
     metrics = headline(outcome)
     values = {name: metric.value for name, metric in metrics.items()}

@@ -1,6 +1,6 @@
 """The index: every tissue patch of a level with its label, and the balanced choice that is learned from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,16 @@ from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_RE
 from wsi_assets.orchestration.automation import follow_at_night, follow_index
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.io_managers import LazyPickles
+from wsi_assets.orchestration.level_plan import slides_digest, usable_slides
 from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import picture, table, user_errors_as_failures
 from wsi_assets.orchestration.partitions import EVERY_PARTITION, SLIDES
-from wsi_assets.orchestration.provenance import Provenance
 from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
-from wsi_assets.orchestration.slide_folder import SLIDE_ANNOTATION, SLIDE_IMAGE, FileSeen, doubt_slides, known_slides
+from wsi_assets.orchestration.slide_folder import doubt_slides, known_slides
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
-    from wsi_assets.index import Index, TissueRegions
+    from wsi_assets.index import TissueRegions
 
 GROUP = "2_index"
 
@@ -78,8 +78,8 @@ def slide_index(
         if doubt:
             raise SlideError(doubt, path=folder.images_dir, remedy="Mount it, or retire the slides")
         known = known_slides(context.instance, registered)
-        usable, left_out = usable_slides(storage.provenance, registered, found, known)
-        making = Making(context, storage, SLIDE_INDEX, config, inputs=index_inputs(usable))
+        usable, left_out = usable_slides(storage.provenance, SLIDE_INDEX.inputs, registered, found, known)
+        making = Making(context, storage, SLIDE_INDEX, config, inputs=slides_digest(usable))
         paths = {slide_id: found[slide_id] for slide_id in usable}
         made = index_level(_regions(paths, tissue_regions, annotation_regions), making.level, making.options)
     left_out |= made.left_out | made.empty
@@ -119,52 +119,6 @@ def sampled_index(
             "counts_picture": picture(counts_png(slide_index, sampled), "patches by slide"),
         },
     )
-
-
-def usable_slides(
-    provenance: Provenance,
-    registered: list[str],
-    found: Mapping[str, str],
-    known: Mapping[str, Mapping[str, FileSeen]],
-) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Which slides a level can be made from, and why the others are left out.
-
-    Args:
-        found: slide id -> path, of the slides in the folder.
-        known: what was last reported of each slide's files.
-
-    Returns:
-        slide id -> versions of its regions; slide id -> reason. Where a file lies does not count: the slides
-        may move, and nothing is to be made again.
-    """
-    usable, left_out = {}, {}
-    for slide_id in sorted(registered):
-        seen = known.get(slide_id, {})
-        records = [provenance.record(artefact, slide_id) for artefact in (TISSUE_REGIONS, ANNOTATION_REGIONS)]
-        if slide_id not in found:
-            left_out[slide_id] = "its file is not in the slide folder; put it back, or retire the slide"
-        elif records[0] is None:
-            left_out[slide_id] = "it has no tissue_regions; see why they failed, or materialize them"
-        elif records[1] is None:
-            left_out[slide_id] = "it has no annotation_regions; see why they failed, or materialize them"
-        elif _differs(records[0].inputs, seen, SLIDE_IMAGE):
-            left_out[slide_id] = "its file changed since its tissue_regions were made; materialize them again"
-        elif _differs(records[1].inputs, seen, SLIDE_ANNOTATION):
-            left_out[slide_id] = "its annotation changed since annotation_regions were made; materialize them"
-        else:
-            usable[slide_id] = [record.version for record in records]
-    return usable, left_out
-
-
-def index_inputs(usable: Mapping[str, list[str]]) -> dict[str, Any]:
-    """What an index is made from, as its record keeps it: one digest for however many slides."""
-    from wsi_assets.files import digest
-
-    return {"slides": digest(dict(usable)), "slide_count": len(usable)}
-
-
-def _differs(inputs: Mapping[str, Any], seen: Mapping[str, FileSeen], asset: str) -> bool:
-    return asset in seen and inputs.get(asset) != seen[asset].version
 
 
 def _regions(

@@ -32,7 +32,8 @@ class StoreParameters(ExtractionOptions):
     """Parameters of ``patch_store``."""
 
     backend: Backend = Field(
-        "lmdb", description="Where patches are stored: one LMDB, one HDF5 file, or a folder of PNG files (fs)."
+        "lmdb",
+        description="Where patches are stored: one LMDB, one HDF5 file, or a folder of PNG files (fs).",
     )
 
 

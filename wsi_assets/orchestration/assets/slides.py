@@ -10,7 +10,7 @@ import pydantic
 from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.errors import SlideError
 from wsi_assets.files import publish_file
-from wsi_assets.index.options import TissueOptions
+from wsi_assets.index.slide_regions import SlideOptions
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.automation import follow_slides
 from wsi_assets.orchestration.config import launchpad_config
@@ -26,20 +26,16 @@ from wsi_assets.orchestration.slide_folder import (
     SLIDE_IMAGE,
     doubt_annotations,
 )
-from wsi_assets.slides.options import ScaleOptions
 
 GROUP = "1_slides"
-
-
-class TissueParameters(TissueOptions, ScaleOptions):
-    """Parameters of ``tissue_regions``."""
 
 
 TISSUE_REGIONS = Artefact(
     name="tissue_regions",
     code_version="3",
     path="slides/{slide}/tissue_regions.pkl",
-    options=TissueParameters,
+    options=SlideOptions,
+    sources=(SLIDE_IMAGE,),
     may_name_a_file=frozenset({"scale_table"}),
     automation=follow_slides,
 )
@@ -50,6 +46,7 @@ ANNOTATION_REGIONS = Artefact(
     path="slides/{slide}/annotation_regions.pkl",
     options=AnnotationOptions,
     inputs=(TISSUE_REGIONS,),
+    sources=(SLIDE_ANNOTATION,),
     automation=follow_slides,
 )
 
