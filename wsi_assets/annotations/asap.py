@@ -79,6 +79,9 @@ def _annotations(path: Path) -> list[Annotation]:
             name, kind = element.get("Name", ""), element.get("Type", "")
             ring = np.array(points).reshape(-1, 3)
             ring = as_ring(ring[np.argsort(ring[:, 0], kind="stable"), 1:], path, name)
+            if kind.strip().casefold() == "rectangle" and len(ring) == 2:  # two opposite corners
+                (x0, y0), (x1, y1) = ring
+                ring = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
             areal = kind.strip().casefold() not in NOT_AREAL
             drawn.append(Annotation(label(name), (), label(kind) or "untyped", areal, ring))
             groups.append(label(element.get("PartOfGroup", "")))

@@ -1,7 +1,4 @@
-"""GeoJSON as QuPath writes it: (x, y) in level-0 pixels, the classification's name as the group.
-
-Belongs here: the file's grammar. Does not: what a group means, geometry.
-"""
+"""Read GeoJSON, as QuPath and other tools write it: (x, y) in level-0 pixels, the class as the group."""
 
 from __future__ import annotations
 
@@ -39,6 +36,36 @@ _TYPES = {
     "PathRootObject": "root",
 }
 """A feature's id, as QuPath wrote it before 0.3, -> the type of its object, as later versions call it."""
+
+
+_CLASS_KEYS = (
+    "classification",  # QuPath
+    "class",  # GeoPandas
+    "class_name",
+    "className",
+    "label",  # large_image, HistomicsUI: {"value": name}
+    "category",
+    "group",
+    "terms",  # Cytomine
+    "term",
+)
+"""Properties that hold a feature's class, the first that has one counts; then ``type``, as in TIAToolbox."""
+
+_MOST_NAMES = 16
+"""Names a class may be derived from; QuPath's have two or three."""
+
+_SHAPES = {
+    "annotation",
+    "polygon",
+    "multipolygon",
+    "polyline",
+    "rectangle",
+    "ellipse",
+    "circle",
+    "point",
+    "line",
+}
+"""Values of ``type`` that say a shape and no class."""
 
 
 def read_geojson(path: Path) -> list[Annotation]:
@@ -139,27 +166,31 @@ class _Reader:
 
 
 def _groups(feature: dict, properties: dict) -> tuple[str, ...]:
-    """The classification's full name, then the classes it is derived from: "Tumor: Positive", "Tumor".
+    """The class's full name, then the classes it is derived from: "Tumor: Positive", "Tumor".
 
     An object that QuPath detected (a cell, a tile) and nobody classified has its type for a group: it is no
     drawn annotation without a group.
     """
-    classification = properties.get("classification")
-    if isinstance(classification, dict):
-        names = classification.get("names", classification.get("name"))
-    else:
-        names = classification
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        names = []
-    parts = [part for name in names for part in map(str.strip, label(name).split(":")) if part]
+    named = (_names(properties.get(key)) for key in _CLASS_KEYS)
+    parts = next(filter(None, named), [])
+    if not parts and str(properties.get("type", "")).strip().casefold() not in _SHAPES:
+        parts = _names(properties.get("type"))
     if not parts:
-        kind = _type(feature, properties)
+        kind = _object_type(feature, properties)
         return () if kind == "annotation" else (kind,)
     return tuple(": ".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
-def _type(feature: dict, properties: dict) -> str:
+def _names(value: Any) -> list[str]:
+    """The parts of a class's name, given as text, number, list of these, or object that holds one of them."""
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("names", "name", "value", "label") if value.get(key)), None)
+    items = value[:_MOST_NAMES] if isinstance(value, list) else [value]
+    texts = [str(item) for item in items if isinstance(item, (str, int)) and not isinstance(item, bool)]
+    return [part for text in texts for part in map(str.strip, label(text).split(":")) if part]
+
+
+def _object_type(feature: dict, properties: dict) -> str:
     """What kind of object QuPath says this is: from 0.4 on, in 0.3, and before; else an annotation."""
     said = (properties.get("objectType"), properties.get("object_type"), feature.get("id"))
     *named, written = (value.strip() if isinstance(value, str) else "" for value in said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,12 +21,15 @@ class AnnotationOptions(BaseModel):
         default=["_2", "Exclusion", "negative", "normal"],
         description="Groups or classes whose annotations are cut out of the tumor.",
     )
-    ungrouped: Literal["tumor", "ignore"] = Field(
-        default="tumor", description="What an annotation in no group counts as."
+    ungrouped: Literal["auto", "tumor", "ignore"] = Field(
+        default="auto",
+        description="What an annotation in no group counts as; auto is tumor in a file without any group, "
+        "and ignored, with a notice, in a file that has groups.",
     )
-    unknown_group: Literal["ignore", "tumor", "error"] = Field(
-        default="ignore",
-        description="What an annotation of a group in neither list counts as; ignored ones are reported.",
+    unknown_group: Literal["auto", "ignore", "tumor", "error"] = Field(
+        default="auto",
+        description="What an annotation of a group in neither list counts as; auto ignores it, with a "
+        "notice, beside annotations of known groups, and refuses a file that has none.",
     )
 
     @model_validator(mode="after")
@@ -37,5 +41,13 @@ class AnnotationOptions(BaseModel):
 
 
 def fold(group: str) -> str:
-    """The form in which group names are compared."""
-    return group.strip().casefold()
+    """The form in which group names are compared: without case, and in American spelling."""
+    return group.strip().casefold().replace("tumour", "tumor")
+
+
+def without_number(group: str) -> str:
+    """A folded group name without the number that programs append to make it unique: ``tumor_2``.
+
+    Names that are a number only, such as CAMELYON's ``_2``, stay as they are.
+    """
+    return re.sub(r"(?<=\w)[ _-]+\d+$", "", group)

@@ -24,7 +24,8 @@ def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None
 
     Raises:
         AnnotationError: the file is missing, empty, truncated, foreign or hostile, has coordinates that are
-            no place on a slide, or a group is unknown and ``options.unknown_group`` is "error".
+            no place on a slide, or is not understood: none of its annotations encloses an area and is of a
+            known group, or one is of an unknown group and ``options.unknown_group`` is "error".
     """
     path, options = Path(path), options or AnnotationOptions()
     _check_file(path)
@@ -42,14 +43,31 @@ def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None
         regions = unite(annotations, options)
     except shapely.errors.GEOSException as error:
         raise damaged(path, f"has annotations that cannot be united ({error})") from error
-    if options.unknown_group == "error" and regions.unknown_groups:
+    _check_understood(path, regions, options)
+    return regions
+
+
+def _check_understood(path: Path, regions: TumorRegions, options: AnnotationOptions) -> None:
+    """Refuse annotations that do not say whether the slide holds tumor; it is neither class then."""
+    known = any(row.role != "none" and row.action in ("kept", "repaired") for row in regions.audit)
+    if regions.unknown_groups and (
+        options.unknown_group == "error" or (options.unknown_group == "auto" and not known)
+    ):
         names = ", ".join(shown(group) for group in regions.unknown_groups)
         raise AnnotationError(
             f"has annotations of groups that are neither tumor nor exclusion: {names}",
             path=path,
             remedy="Add them to tumor_groups or exclusion_groups, or set unknown_group to ignore",
         )
-    return regions
+    ignored = any(row.action == "ignored" for row in regions.audit)
+    meant = ignored and "ignore" in (options.ungrouped, options.unknown_group)
+    if regions.audit and not known and not meant:
+        kinds = ", ".join(sorted({row.shape_type for row in regions.audit}))
+        raise AnnotationError(
+            f"has {len(regions.audit)} annotations and none that encloses an area of a known group ({kinds})",
+            path=path,
+            remedy="Draw areas, or remove the file if the slide is normal",
+        )
 
 
 def _check_file(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,9 +11,12 @@ import shapely
 from shapely import MultiPolygon
 
 from wsi_assets.annotations.annotation import Annotation
-from wsi_assets.annotations.options import AnnotationOptions, fold
+from wsi_assets.annotations.options import AnnotationOptions, fold, without_number
 from wsi_assets.annotations.repair import Repaired, areal_parts, repair
 from wsi_assets.errors import AnnotationError
+
+UNKNOWN_GROUP, NO_GROUP = "unknown group", "in no group"
+"""Notes of audit rows."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,32 @@ class TumorRegions:
     @property
     def unknown_groups(self) -> tuple[str, ...]:
         """Groups in neither list, sorted."""
-        return tuple(sorted({row.group for row in self.audit if row.group and "unknown group" in row.note}))
+        return tuple(sorted({row.group for row in self.audit if row.group and UNKNOWN_GROUP in row.note}))
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know of the file, one line each: what is ignored, lost or assumed."""
+        lines: dict[str, list[AuditRow]] = {}
+        for row in self.audit:
+            if row.action == "not areal":
+                what = f"of type {row.shape_type} enclose no area"
+            elif row.action == "skipped":
+                what = "have too few points to enclose an area"
+            elif row.action == "ignored":
+                what = (
+                    f"of the unknown group {row.group!r} are ignored"
+                    if row.group
+                    else "in no group are ignored"
+                )
+            elif NO_GROUP in row.note and row.role == "tumor":
+                what = "in no group are taken as tumor"
+            else:
+                continue
+            lines.setdefault(what, []).append(row)
+        return tuple(
+            f"{len(rows)} annotations {what} ({sum(row.area_raw for row in rows):,.0f} square pixels)"
+            for what, rows in lines.items()
+        )
 
     def to_plain(self) -> dict[str, Any]:
         """Plain types only: geometry as WKB, exact to the last bit."""
@@ -117,7 +145,7 @@ def unite(annotations: Sequence[Annotation], options: AnnotationOptions) -> Tumo
     Tumor annotations that overlap or nest are united, so none punches a hole in another; holes come only from
     exclusions and from holes the file itself gives a polygon.
     """
-    roles = [_role(annotation, options) for annotation in annotations]
+    roles = _roles(annotations, options)
     repaired = [repair(annotation) if annotation.areal else None for annotation in annotations]
     areas = {role: _areas_of(role, roles, repaired) for role in ("tumor", "exclusion")}
     united = {
@@ -142,16 +170,30 @@ def unite(annotations: Sequence[Annotation], options: AnnotationOptions) -> Tumo
     )
 
 
-def _role(annotation: Annotation, options: AnnotationOptions) -> tuple[str, str]:
-    """(role, note). The nearest group in either list decides: a group may be part of a known one."""
-    roles = {fold(name): "exclusion" for name in options.exclusion_groups}
-    roles |= {fold(name): "tumor" for name in options.tumor_groups}
-    if not annotation.groups:
-        return ("tumor", "in no group") if options.ungrouped == "tumor" else ("none", "in no group")
-    for place, group in enumerate(annotation.groups):
-        if fold(group) in roles:
-            return roles[fold(group)], f"by its group {group}" if place else ""
-    return ("tumor" if options.unknown_group == "tumor" else "none"), "unknown group"
+def _roles(annotations: Sequence[Annotation], options: AnnotationOptions) -> list[tuple[str, str]]:
+    """(role, note) of each annotation: "tumor", "exclusion" or "none"."""
+    known = {fold(name): "exclusion" for name in options.exclusion_groups}
+    known |= {fold(name): "tumor" for name in options.tumor_groups}
+    grouped = any(annotation.groups for annotation in annotations)
+    ungrouped = (
+        "tumor" if options.ungrouped == "tumor" or (options.ungrouped == "auto" and not grouped) else "none"
+    )
+    unknown = "tumor" if options.unknown_group == "tumor" else "none"
+    return [
+        _known_role(annotation.groups, known) or (unknown, UNKNOWN_GROUP)
+        if annotation.groups
+        else (ungrouped, NO_GROUP)
+        for annotation in annotations
+    ]
+
+
+def _known_role(groups: Sequence[str], known: Mapping[str, str]) -> tuple[str, str] | None:
+    """The role of the nearest known group: a group may be part of a known one, or numbered."""
+    for place, group in enumerate(groups):
+        for name in (fold(group), without_number(fold(group))):
+            if name in known:
+                return known[name], f"by its group {group}" if place else ""
+    return None
 
 
 def _areas_of(

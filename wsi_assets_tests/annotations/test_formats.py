@@ -24,9 +24,25 @@ def test_any_type_but_dots_and_lines_encloses_area(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["Dot", "PointSet", "PolyLine", "Measurement"])
 def test_dots_and_lines_are_reported_as_not_areal(tmp_path, kind):
-    regions = read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind)]))
-    assert regions.geometry.is_empty
-    assert regions.audit[0].action == "not areal"
+    regions = read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind), annotation(square(20, 0, 3))]))
+    assert regions.geometry.area == 9
+    assert [row.action for row in regions.audit] == ["not areal", "kept"]
+    assert [kind in notice for notice in regions.notices] == [True]
+
+
+@pytest.mark.parametrize("kind", ["Dot", "PolyLine"])
+def test_a_file_in_which_nothing_encloses_an_area_is_refused(tmp_path, kind):
+    region = annotation(square(20, 0, 3), group="None")
+    for others in ([], [region]):
+        with pytest.raises(AnnotationError):
+            read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind), *others]))
+    assert read_annotation(asap(tmp_path, [])).geometry.is_empty  # looked through, and nothing was drawn
+
+
+def test_a_rectangle_may_have_two_opposite_corners(tmp_path):
+    regions = read_annotation(asap(tmp_path, [annotation([(10, 40), (2, 20)], kind="Rectangle")]))
+    assert regions.geometry.bounds == (2, 20, 10, 40)
+    assert regions.geometry.area == 160
 
 
 SNIPPET = """
@@ -117,7 +133,7 @@ def test_what_a_writer_leaves_out_is_not_needed(tmp_path, attributes):
     assert read_annotation(path).geometry.area == 100
 
 
-@pytest.mark.parametrize("kind", ["Polygon", "Rectangle"])
+@pytest.mark.parametrize("kind", ["Polygon", "Spline"])
 @pytest.mark.parametrize("points", [[], [(0, 0)], [(0, 0), (10, 20)]])
 def test_an_annotation_of_fewer_than_three_points_costs_only_itself(tmp_path, kind, points):
     regions = read_annotation(asap(tmp_path, [annotation(points, kind=kind), annotation(SQUARE)]))
@@ -143,9 +159,37 @@ def test_an_annotation_in_no_group_is_tumor_unless_configured_otherwise(tmp_path
     assert (ignored.geometry.area, ignored.audit[0].action) == (0, "ignored")
 
 
-def test_an_unknown_group_is_ignored_and_reported_or_counted_or_an_error(tmp_path):
+def test_annotations_in_no_group_are_tumor_only_where_a_file_has_no_groups(tmp_path):
+    region = annotation(square(-10, -10, 50), "None")
+    alone = read_annotation(asap(tmp_path, [region]))
+    assert (alone.geometry.area, alone.audit[0].role) == (2500, "tumor")
+    beside = read_annotation(asap(tmp_path, [region, annotation(SQUARE, "Tumor")]))
+    assert (beside.geometry.area, beside.audit[0].action) == (100, "ignored")
+    for regions in (alone, beside):
+        (notice,) = regions.notices
+        assert "2,500" in notice
+
+
+@pytest.mark.parametrize("group", ["Tumour", "tumor_2", "Tumor 3", "TUMOUR-1", "metastases_12"])
+def test_spellings_and_numbered_copies_of_a_known_group_are_known(tmp_path, group):
+    regions = read_annotation(
+        asap(tmp_path, [annotation(SQUARE, "Tumor"), annotation(square(20, 0, 3), group)])
+    )
+    assert (regions.geometry.area, regions.unknown_groups) == (109, ())
+
+
+def test_an_unknown_group_is_ignored_beside_known_ones_and_refused_alone(tmp_path):
+    necrosis = annotation(square(20, 0, 3), "Necrosis")
+    beside = read_annotation(asap(tmp_path, [annotation(SQUARE), necrosis]))
+    assert (beside.geometry.area, beside.unknown_groups) == (100, ("Necrosis",))
+    assert ["Necrosis" in notice for notice in beside.notices] == [True]
+    with pytest.raises(AnnotationError, match="Necrosis"):
+        read_annotation(asap(tmp_path, [necrosis]))
+
+
+def test_what_an_unknown_group_counts_as_can_be_set(tmp_path):
     path = asap(tmp_path, [annotation(SQUARE, "Necrosis")])
-    ignored = read_annotation(path)
+    ignored = read_annotation(path, AnnotationOptions(unknown_group="ignore"))
     assert (ignored.geometry.area, ignored.unknown_groups) == (0, ("Necrosis",))
     assert read_annotation(path, AnnotationOptions(unknown_group="tumor")).geometry.area == 100
     with pytest.raises(AnnotationError, match="Necrosis"):
@@ -161,7 +205,8 @@ def test_a_group_that_is_part_of_a_known_group_has_its_role(tmp_path):
 
 def test_groups_that_contain_each_other_are_unknown_not_endless(tmp_path):
     groups = '<Group Name="a" PartOfGroup="b"/><Group Name="b" PartOfGroup="a"/>'
-    assert read_annotation(asap(tmp_path, [annotation(SQUARE, "a")], groups)).unknown_groups == ("a",)
+    path = asap(tmp_path, [annotation(SQUARE, "a"), annotation(SQUARE)], groups)
+    assert read_annotation(path).unknown_groups == ("a",)
 
 
 def test_a_group_cannot_have_both_roles():
@@ -190,8 +235,9 @@ def test_qupath_holes_and_multipolygons_keep_their_area(tmp_path):
 
 def test_qupath_points_and_lines_are_reported_as_not_areal(tmp_path):
     value = [feature("Point", [1, 2], TUMOR), feature("LineString", [[1, 2], [3, 4]], TUMOR)]
+    value.append(feature("Polygon", [closed(SQUARE)], TUMOR))
     regions = read_annotation(geojson(tmp_path, value))
-    assert [row.action for row in regions.audit] == ["not areal", "not areal"]
+    assert [row.action for row in regions.audit] == ["not areal", "not areal", "kept"]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +261,27 @@ def test_qupath_annotation_without_class_is_ungrouped(tmp_path):
     assert regions.audit[0].note == "in no group"
 
 
+@pytest.mark.parametrize(
+    "properties",
+    [
+        lambda name: {"type": name},  # TIAToolbox
+        lambda name: {"label": {"value": name}, "group": name, "type": "polyline"},  # large_image
+        lambda name: {"class": name, "id": 3},  # GeoPandas
+        lambda name: {"label": name},
+        lambda name: {"terms": [name]},  # Cytomine
+        lambda name: {"class_name": name},
+        lambda name: {"classification": {"name": name}, "type": "Stroma"},
+    ],
+)
+def test_the_class_is_found_where_other_tools_write_it(tmp_path, properties):
+    def one(name, points):
+        polygon = {"type": "Polygon", "coordinates": [closed(points)]}
+        return {"type": "Feature", "geometry": polygon, "properties": properties(name)}
+
+    regions = read_annotation(geojson(tmp_path, [one("Tumor", SQUARE), one("Stroma", square(20, 0, 5))]))
+    assert (regions.geometry.area, regions.unknown_groups) == (100, ("Stroma",))
+
+
 def test_a_class_derived_from_an_unknown_one_is_unknown_whatever_its_suffix(tmp_path):
     cells = {"names": ["Immune cells", "Negative"]}
     path = geojson(tmp_path, [feature("Polygon", [closed(SQUARE)], c) for c in (TUMOR, cells)])
@@ -226,8 +293,9 @@ def test_an_unclassified_cell_of_qupath_is_no_drawn_annotation(tmp_path):
     cell = feature("Polygon", [closed(SQUARE)])
     cell["properties"]["objectType"] = "cell"
     cell["nucleusGeometry"] = {"type": "Polygon", "coordinates": [closed(square(2, 2, 3))]}
-    regions = read_annotation(geojson(tmp_path, {"type": "FeatureCollection", "features": [cell]}))
-    assert (regions.geometry.area, regions.unknown_groups) == (0, ("cell",))
+    drawn = feature("Polygon", [closed(square(20, 0, 3))], TUMOR)
+    regions = read_annotation(geojson(tmp_path, {"type": "FeatureCollection", "features": [cell, drawn]}))
+    assert (regions.geometry.area, regions.unknown_groups) == (9, ("cell",))
     options = AnnotationOptions(tumor_groups=["cell"])
     assert read_annotation(geojson(tmp_path, cell), options).geometry.area == 100
 
@@ -250,7 +318,7 @@ def test_what_any_version_of_qupath_detected_is_no_drawn_annotation(tmp_path, ki
                 one["id"] = ids[named]
             else:
                 one["properties"][version] = named
-            regions = read_annotation(geojson(tmp_path, one))
+            regions = read_annotation(geojson(tmp_path, one), AnnotationOptions(unknown_group="ignore"))
             assert (regions.geometry.area, regions.unknown_groups) == (area, () if area else (kind,))
             one["properties"]["classification"] = TUMOR
             assert read_annotation(geojson(tmp_path, one)).geometry.area == 100
