@@ -1,9 +1,6 @@
-"""Judge the predictions of test slides: figures with intervals, FROC, heatmaps, and one report.
+"""Evaluate predictions of test slides: metrics with intervals, FROC, heatmaps, and one report.
 
-What belongs here: whatever follows from predictions and outlines. What does not: making predictions, and
-reading outlines or slides (pixels are asked of ``slides`` for pictures only).
-
-Names load on first use, so that importing the room, or only its options, costs nothing.
+Names load on first use, so that importing the package, or only its options, costs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "options": ("EvaluationOptions",),
-        "figures": ("Figure",),
+        "bootstrap": ("Metric",),
         "evaluation": ("Evaluation", "SlideEvaluation", "evaluate"),
         "report": ("ReportContext", "write_report"),
         "comparison": ("compare", "write_comparison"),

@@ -1,11 +1,7 @@
-"""Levels side by side: which magnification to use is the question users ask.
-
-It reads what evaluations left in their ``metrics.json``; nothing is evaluated again.
-"""
+"""Levels side by side, from the ``metrics.json`` of each: which magnification to use."""
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,25 +9,27 @@ from typing import Any
 
 from wsi_assets.errors import EvaluationError
 from wsi_assets.evaluation.evaluation import FORMAT
+from wsi_assets.evaluation.report import data_uri, render
 from wsi_assets.files import write_json
 
-FIGURES = {
+METRICS = {
     "slide_auc": ("Slide AUC", ("slide", "auc_top_mean")),
     "froc_official": ("FROC, official", ("froc", "official_score")),
     "froc_corrected": ("FROC, corrected", ("froc", "corrected_score")),
     "patch_auc": ("Patch AUC", ("patch", "overall", "roc_auc")),
     "average_precision": ("Average precision", ("patch", "overall", "average_precision")),
-    "sensitivity": ("Sensitivity", ("patch", "overall", "at_default_threshold", "sensitivity")),
-    "specificity": ("Specificity", ("patch", "overall", "at_default_threshold", "specificity")),
+    "sensitivity": ("Sensitivity", ("patch", "overall", "at_default", "sensitivity")),
+    "specificity": ("Specificity", ("patch", "overall", "at_default", "specificity")),
     "brier": ("Brier score", ("patch", "overall", "brier")),
 }
 """Column -> its name for a reader, and where ``metrics.json`` has it."""
 
 DRAWN = ("slide_auc", "froc_corrected", "patch_auc", "sensitivity", "specificity")
+_AGAIN = "Make evaluation again for this level"
 
 
 def compare(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row a level, highest magnification first: counts, time, and every figure in its plain form.
+    """A row a level, highest magnification first: counts, time, and every metric in its plain form.
 
     Args:
         metrics: contents of several levels' ``metrics.json``.
@@ -41,13 +39,11 @@ def compare(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     try:
         rows = [_row(one) for one in metrics]
-        rows.sort(key=lambda row: (row["level"] is None, row["level"] or 0))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise EvaluationError(
-            f"metrics.json of a level lacks what an evaluation writes ({error!r})",
-            remedy="Materialize evaluation again for the levels to compare",
+            f"metrics.json of a level lacks what an evaluation writes ({error!r})", remedy=_AGAIN
         ) from error
-    return rows
+    return sorted(rows, key=lambda row: (row["level"] is None, row["level"] or 0))
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
@@ -58,16 +54,8 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EvaluationError(
-            "does not exist", path=path, remedy="Materialize evaluation for its level"
-        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise EvaluationError(
-            f"is not readable as metrics ({error})",
-            path=path,
-            remedy="Materialize evaluation for its level again",
-        ) from error
+        raise EvaluationError(f"is not readable as metrics ({error})", path=path, remedy=_AGAIN) from error
 
 
 def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -94,8 +82,6 @@ def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], 
 
 def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) -> Path:
     """Write ``comparison.html``, one self-contained page, ``comparison.png`` and ``comparison.json``."""
-    from wsi_assets.evaluation.templating import environment
-
     rows = compare(metrics)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -103,15 +89,12 @@ def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) 
     if picture:
         (out / "comparison.png").write_bytes(picture)
     write_json(out / "comparison.json", rows)
-    html = (
-        environment()
-        .get_template("comparison.html.j2")
-        .render(
-            rows=rows,
-            names={key: name for key, (name, _) in FIGURES.items()},
-            same_slides=len({(row["slides"], row["patients"]) for row in rows}) <= 1,
-            picture=base64.b64encode(picture).decode("ascii") if picture else None,
-        )
+    html = render(
+        "comparison.html.j2",
+        rows=rows,
+        names={key: name for key, (name, _) in METRICS.items()},
+        same_slides=len({(row["slides"], row["patients"]) for row in rows}) <= 1,
+        picture=data_uri(picture, "png") if picture else None,
     )
     path = out / "comparison.html"
     path.write_text(html, encoding="utf-8")
@@ -119,59 +102,54 @@ def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) 
 
 
 def comparison_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Dots and 95 % intervals of the main figures, a row a level, as PNG; ``rows`` from :func:`compare`."""
+    """Dots and 95 % intervals of the main metrics, a row a level, as PNG; ``rows`` from :func:`compare`."""
     from wsi_assets.evaluation.plots import intervals_png
 
-    panels = {FIGURES[key][0]: [row["figures"][key] for row in rows] for key in DRAWN}
-    return intervals_png([level_name(row) for row in rows], panels)
-
-
-def level_name(row: Mapping[str, Any]) -> str:
-    """A level as a reader knows it: "level 4 (2.5×)"."""
-    name = "level ?" if row["level"] is None else f"level {row['level']}"
-    return name if row["magnification"] is None else f"{name} ({row['magnification']:.3g}×)"
+    names = []
+    for row in rows:
+        zoom = "" if row["magnification"] is None else f" ({row['magnification']:.3g}×)"
+        names.append(f"level {'?' if row['level'] is None else row['level']}{zoom}")
+    return intervals_png(names, {METRICS[key][0]: [row["metrics"][key] for row in rows] for key in DRAWN})
 
 
 def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
     if metrics.get("format") != FORMAT:
-        raise EvaluationError(
-            f"metrics of version {metrics.get('format')!r:.40}, not {FORMAT}",
-            remedy="Materialize evaluation again for the levels to compare",
-        )
+        version = f"{metrics.get('format')!r:.40}"
+        raise EvaluationError(f"metrics of another version ({version}, not {FORMAT})", remedy=_AGAIN)
     context, overall, slide = metrics.get("context", {}), metrics["patch"]["overall"], metrics["slide"]
-    seconds = context.get("seconds") or {}
-    created = context.get("created")
+    seconds, created = context.get("seconds") or {}, context.get("created")
+    numbers = {
+        "level": context.get("level"),
+        "magnification": context.get("magnification"),
+        "slides": slide["slides"],
+        "tumor_slides": slide["tumor_slides"],
+        "patients": slide["patients"],
+        "patches": overall["patches"],
+        "tumor_patches": overall["tumor"],
+        "lesions": metrics["froc"]["lesions"],
+        "seconds": sum(map(_number, seconds.values())) if seconds else None,
+    }
     return {
-        "level": _number(context.get("level")),
-        "magnification": _number(context.get("magnification")),
+        **{name: _number(value) for name, value in numbers.items()},
         "created": created if created is None else str(created),
-        "slides": _count(slide["slides"]),
-        "tumor_slides": _count(slide["tumor_slides"]),
-        "patients": _count(slide["patients"]),
-        "patches": _count(overall["patches"]),
-        "tumor_patches": _count(overall["tumor"]),
-        "lesions": _count(metrics["froc"]["lesions"]),
         "left_out": len(context.get("left_out") or {}),
-        "seconds": sum(map(_count, seconds.values())) if seconds else None,
-        "figures": {key: _figure(metrics, place) for key, (_, place) in FIGURES.items()},
+        "metrics": {key: _metric(metrics, place) for key, (_, place) in METRICS.items()},
     }
 
 
-def _figure(metrics: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
+def _metric(metrics: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
     value: Any = metrics
     for name in place:
         value = value[name]
         if value is None:
             return {"value": None, "low": None, "high": None, "reason": "no patch"}
     numbers = {name: _number(value[name]) for name in ("value", "low", "high")}
-    return {**value, **numbers, "reason": None if value["reason"] is None else str(value["reason"])}
+    return {**numbers, "reason": None if value["reason"] is None else str(value["reason"])}
 
 
 def _number(value: Any) -> float | int | None:
-    return value if value is None else _count(value)
-
-
-def _count(value: Any) -> float | int:
+    if value is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
         raise TypeError(f"{value!r:.40} is not a number to show")
     return value

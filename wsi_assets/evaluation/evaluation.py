@@ -1,49 +1,60 @@
-"""From predictions and outlines to everything a reviewer asks for, as one value.
-
-No file is written here and no picture made: see ``report``.
-"""
+"""Evaluate predictions against annotations: one value with everything the report shows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsi_assets.errors import EvaluationError
-from wsi_assets.evaluation.detections import Detection, find_detections
 from wsi_assets.evaluation.froc import Froc, froc, match
-from wsi_assets.evaluation.heatmap import Heatmap, heatmap_of
+from wsi_assets.evaluation.heatmap import Detection, Heatmap, find_detections, heatmap_of
 from wsi_assets.evaluation.lesions import LesionMap, lesions_of_geometry
+from wsi_assets.evaluation.metrics import (
+    Calibration,
+    PatchMetrics,
+    SlideMetrics,
+    SlideScore,
+    patch_metrics,
+    score_slide,
+    slide_metrics,
+)
 from wsi_assets.evaluation.options import EvaluationOptions
-from wsi_assets.evaluation.patch_metrics import PatchMetrics, patch_metrics
-from wsi_assets.evaluation.predictions import SlidePredictions, read_predictions
-from wsi_assets.evaluation.slide_metrics import SlideMetrics, score_slide, slide_metrics
+from wsi_assets.evaluation.predictions import Predictions, SlidePredictions, read_predictions
 from wsi_assets.progress import Progress, silent
+from wsi_assets.slides.naming import folded
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
 
-FORMAT = 1
+FORMAT = 2
 """Version of the plain form, as ``metrics.json`` holds it."""
 
 LARGEST_MASK = 100_000_000
 """Most pixels of a lesion mask; finding its lesions takes about 50 bytes a pixel."""
+
+INCOMPLETE = "its tumor is not completely annotated"
+UNANNOTATED = "it has tumor patches but no annotation was given, so its lesions are unknown"
+NO_DOWNSAMPLE = "its prediction has no downsample, so its patches have no place on level 0"
 
 
 @dataclass(frozen=True)
 class SlideEvaluation:
     """What is known of one test slide.
 
-    ``geometry`` is the tumour outline, shapely (x, y) in level-0 pixels, None on a normal slide.
-    ``heatmap`` is None for a slide without patches.
+    ``geometry`` is the annotated tumor, shapely (x, y) in level-0 pixels, or None. ``patch`` is None where
+    the annotation is incomplete: its patches are in no metric. ``heatmap`` is None for a slide without
+    patches or without a known downsample.
     """
 
     predictions: SlidePredictions
     geometry: Any
-    patch: PatchMetrics
+    incomplete: bool
+    score: SlideScore
+    patch: PatchMetrics | None
     heatmap: Heatmap | None
     detections: tuple[Detection, ...]
 
@@ -54,10 +65,11 @@ class SlideEvaluation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The whole evaluation of one level. ``notes`` are sentences a reader of the figures must know."""
+    """The whole evaluation of one level. ``notes`` are sentences a reader of the metrics must know."""
 
     options: EvaluationOptions
     validation_threshold: float | None
+    calibration: Calibration | None
     patch: PatchMetrics
     slide: SlideMetrics
     froc: Froc
@@ -66,16 +78,19 @@ class Evaluation:
     seconds: float
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain types only: what ``metrics.json`` holds. A missing figure is null beside a reason."""
+        """Plain types only: what ``metrics.json`` holds. A missing metric is null beside a reason."""
         return {
             "format": FORMAT,
             "options": self.options.model_dump(),
             "validation_threshold": self.validation_threshold,
+            "calibration": asdict(self.calibration) if self.calibration else None,
             "patch": {
-                "overall": self.patch.to_plain(),
-                "per_slide": {slide.slide_id: slide.patch.to_plain() for slide in self.slides},
+                "overall": asdict(self.patch),
+                "per_slide": {
+                    slide.slide_id: asdict(slide.patch) if slide.patch else None for slide in self.slides
+                },
             },
-            "slide": self.slide.to_plain(),
+            "slide": asdict(self.slide),
             "froc": self.froc.to_plain(),
             "notes": list(self.notes),
             "seconds": round(self.seconds, 3),
@@ -83,80 +98,114 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Sequence[Mapping[str, Any]],
+    predictions: Predictions,
     *,
-    tumor_regions: Mapping[str, TumorRegions | None],
+    tumor_regions: Mapping[str, TumorRegions | None] | None = None,
     options: EvaluationOptions | None = None,
     validation_threshold: float | None = None,
+    calibration: Mapping[str, float] | None = None,
+    incomplete_slides: Collection[str] = (),
     sizes: Mapping[str, tuple[int, int]] | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Judge the predictions of the test slides.
+    """Evaluate the predictions of the test slides.
+
+    A slide with an annotation or a tumor patch is a tumor slide. FROC leaves out slides with tumor patches
+    and no annotation, and those without a ``downsample``. Partial patches, which are neither class, count in
+    the heatmap and the slide scores, and in no patch metric.
 
     Args:
-        predictions: the test slides' index entries with ``probs``; a nan is a patch that could not be read.
-        tumor_regions: slide id -> outlines; a slide that is absent, None or empty is a normal slide.
-        validation_threshold: the threshold chosen on validation patches, if one was.
+        predictions: slide id -> index entry with ``probs``; a nan is a patch that could not be read. The
+            specification's keys are enough for patch and slide metrics.
+        tumor_regions: slide id -> annotation; absent, None or empty for none.
+        validation_threshold: the threshold on raw probabilities chosen on validation patches, if one was.
+        calibration: ``{"temperature": ..., "bias": ...}`` of the model: calibrated logit = logit(p) /
+            temperature + bias. Metrics of the calibrated probabilities are then given beside the raw ones.
+        incomplete_slides: ids of slides whose tumor is not completely annotated (see
+            ``wsi_assets.index.incomplete_slides``), in any case. Tumor they do not show would count as false
+            positives, so they are left out of FROC and of patch metrics; they still are ranked.
         sizes: slide id -> (height, width) of level 0, where known: lesions are cut at the slide's edge.
 
     Raises:
         EvaluationError: the predictions are not what they should be, or a lesion mask would not fit in
-            memory. An empty list is no error: every figure then says why it is missing.
+            memory. An empty dict is no error: every metric then says why it is missing.
     """
     began = time.monotonic()
-    options = options or EvaluationOptions()
+    options, sizes = options or EvaluationOptions(), sizes or {}
+    settings = {"validation_threshold": validation_threshold, "calibration": Calibration.of(calibration)}
+    incomplete = {folded(slide_id) for slide_id in incomplete_slides}
     read = read_predictions(predictions)
-    slides, hits, scores, notes = [], [], [], []
-    for done, slide in enumerate(read, start=1):
-        geometry = _geometry(tumor_regions.get(slide.slide_id))
-        heatmap = heatmap_of(slide)
-        found = find_detections(heatmap, options, slide.mpp) if heatmap else ()
-        lesions = _lesions(slide.slide_id, geometry, options, (sizes or {}).get(slide.slide_id))
-        hits.append(match(slide.slide_id, slide.patient, found, lesions))
-        scores.append(score_slide(slide, geometry is not None, len(found), options))
-        figures = patch_metrics(
-            slide.probs,
-            slide.is_tumor,
-            _blocks(slide, options.bootstrap_block),
-            options,
-            unit="blocks of tissue",
-            validation_threshold=validation_threshold,
-        )
-        slides.append(SlideEvaluation(slide, geometry, figures, heatmap, found))
-        notes += _notes(slide, geometry, options)
+    slides, hits, left_out = [], [], {}
+    for done, part in enumerate(read, start=1):
+        name, regions = part.slide_id, (tumor_regions or {}).get(part.slide_id)
+        geometry = None if regions is None or regions.geometry.is_empty else regions.geometry
+        slide = _slide(part, geometry, folded(name) in incomplete, options, settings)
+        slides.append(slide)
+        reason = _not_in_froc(slide)
+        if reason:
+            left_out[name] = reason
+        else:
+            lesions = _lesions(name, geometry, options, sizes.get(name))
+            hits.append(match(name, part.patient, slide.detections, lesions))
         progress(done, len(read), "evaluating slides")
-    patients = sorted({slide.patient for slide in read})
-    overall = patch_metrics(
-        np.concatenate([slide.probs for slide in read] or [np.zeros(0)]),
-        np.concatenate([slide.is_tumor for slide in read] or [np.zeros(0, bool)]),
-        np.concatenate(
-            [np.full(len(slide.probs), patients.index(slide.patient)) for slide in read] or [np.zeros(0, int)]
-        ),
-        options,
-        unit="patients",
-        validation_threshold=validation_threshold,
-    )
-    if not read:
-        notes.append('There is no test slide: no slide id contains "test". No figure can be computed.')
-    elif len(patients) < 10:
-        notes.append(
-            f"The test set holds {len(patients)} patient{'s' if len(patients) > 1 else ''}: "
-            "intervals over so few say little about other patients."
-        )
     return Evaluation(
         options=options,
-        validation_threshold=validation_threshold,
-        patch=overall,
-        slide=slide_metrics(scores, options),
-        froc=froc(hits, options),
+        **settings,
+        patch=_pooled([one.predictions for one in slides if not one.incomplete], options, settings),
+        slide=slide_metrics([one.score for one in slides], options),
+        froc=froc(hits, options, left_out),
         slides=tuple(slides),
-        notes=tuple(notes),
+        notes=tuple(_notes(slides, left_out, options)),
         seconds=time.monotonic() - began,
     )
 
 
-def _geometry(regions: TumorRegions | None) -> Any:
-    return None if regions is None or regions.geometry.is_empty else regions.geometry
+def _slide(
+    part: SlidePredictions,
+    geometry: Any,
+    incomplete: bool,
+    options: EvaluationOptions,
+    settings: Mapping[str, Any],
+) -> SlideEvaluation:
+    heatmap = heatmap_of(part)
+    found = find_detections(heatmap, options, part.mpp) if heatmap else ()
+    is_tumor = geometry is not None or bool((part.is_tumor | part.partial).any())
+    score = score_slide(part, is_tumor, len(found) if part.downsample else None, options)
+    # One slide is one patient: its intervals resample square blocks of its tissue.
+    side = part.stride * options.bootstrap_block
+    block = (part.y // side) * (int(part.x.max(initial=0)) // side + 1) + part.x // side
+    marks = {"partial": part.partial, "unit": "blocks of tissue", **settings}
+    patch = None if incomplete else patch_metrics(part.probs, part.is_tumor, block, options, **marks)
+    return SlideEvaluation(part, geometry, incomplete, score, patch, heatmap, found)
+
+
+def _pooled(
+    parts: Sequence[SlidePredictions], options: EvaluationOptions, settings: Mapping[str, Any]
+) -> PatchMetrics:
+    """Metrics of the patches of all ``parts``, with intervals over patients."""
+    patients = sorted({part.patient for part in parts})
+
+    def all_of(name: str) -> np.ndarray:
+        return np.concatenate([np.zeros(0, bool), *(getattr(part, name) for part in parts)])
+
+    groups = np.repeat([patients.index(part.patient) for part in parts], [len(part.y) for part in parts])
+    return patch_metrics(
+        all_of("probs"),
+        all_of("is_tumor"),
+        groups.astype(int),
+        options,
+        partial=all_of("partial"),
+        **settings,
+    )
+
+
+def _not_in_froc(slide: SlideEvaluation) -> str | None:
+    """Why a slide's detections cannot be set against its lesions, None if they can."""
+    if slide.incomplete:
+        return INCOMPLETE
+    if slide.score.is_tumor and slide.geometry is None:
+        return UNANNOTATED
+    return NO_DOWNSAMPLE if slide.predictions.downsample is None else None
 
 
 def _lesions(
@@ -177,27 +226,50 @@ def _lesions(
     return lesions_of_geometry(geometry, mpp=options.froc_mpp, level=options.froc_level, size=size)
 
 
-def _blocks(slide: SlidePredictions, side: int) -> np.ndarray:
-    """A number for the block of ``side`` x ``side`` grid cells that each patch lies in."""
-    rows, cols = slide.y // (slide.stride * side), slide.x // (slide.stride * side)
-    return rows * (int(cols.max(initial=0)) + 1) + cols
-
-
-def _notes(slide: SlidePredictions, geometry: Any, options: EvaluationOptions) -> list[str]:
-    notes = []
-    if geometry is None and slide.is_tumor.any():
+def _notes(
+    slides: Sequence[SlideEvaluation], left_out: Mapping[str, str], options: EvaluationOptions
+) -> list[str]:
+    """What a reader of the metrics must know first; slides with the same remark share a sentence."""
+    if not slides:
+        return [
+            'There is no test slide (by default, one whose id contains "test"): no metric can be computed.'
+        ]
+    notes, parts = [], [slide.predictions for slide in slides]
+    patients = len({part.patient for part in parts})
+    if patients < 10:
         notes.append(
-            f"Slide {slide.slide_id} has tumour patches but no outline was given: "
-            "its lesions are unknown, and it counts as a normal slide."
+            f"The test set holds {patients} patient{'s' if patients > 1 else ''}: "
+            "intervals over so few say little about other patients."
         )
-    if slide.quarantined:
+    for reason in dict.fromkeys(left_out.values()):
+        named = _named([slide_id for slide_id, why in left_out.items() if why == reason])
+        where = "FROC and of patch metrics" if reason == INCOMPLETE else "FROC"
+        notes.append(f"Left out of {where}, each because {reason}: {named}.")
+    unread = {part.slide_id: int((~part.seen).sum()) for part in parts if not part.seen.all()}
+    if unread:
+        total = sum(unread.values())
+        notes.append(f"{total} patches could not be read and are in no metric: {_named(unread)}.")
+    unscaled = [part.slide_id for part in parts if part.downsample and not part.mpp]
+    if unscaled:
         notes.append(
-            f"Slide {slide.slide_id}: {slide.quarantined} of {len(slide.probs)} patches could not be read "
-            "and are in no figure."
+            f"The pixel size is unknown, and {options.froc_mpp} um (froc_mpp) is taken for the smoothing and "
+            f"distance of detections: {_named(unscaled)}."
         )
-    if geometry is not None and slide.mpp and abs(slide.mpp / options.froc_mpp - 1) > 0.1:
+    other = [
+        f"{one.slide_id} ({one.predictions.mpp:.3f} um)"
+        for one in slides
+        if one.geometry is not None and one.predictions.mpp
+        and abs(one.predictions.mpp / options.froc_mpp - 1) > 0.1
+    ]  # fmt: skip
+    if other:
         notes.append(
-            f"Slide {slide.slide_id} has {slide.mpp:.3f} um a pixel; its lesions are measured at "
-            f"{options.froc_mpp} um as the challenge does. Set froc_mpp to change that."
+            f"Lesions are measured at {options.froc_mpp} um a pixel, as the challenge does (froc_mpp), on "
+            f"slides of another pixel size: {_named(other)}."
         )
     return notes
+
+
+def _named(slide_ids: Collection[str], most: int = 8) -> str:
+    shown = list(slide_ids)[:most]
+    rest = len(slide_ids) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")

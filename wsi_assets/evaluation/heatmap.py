@@ -1,21 +1,29 @@
-"""The probability map of a slide: its grid, and where each cell lies on level 0.
+"""The probability map of a slide and its peaks, the detections, as the CAMELYON16 challenge wants them.
 
-Files and pictures of it are in ``heatmap_files`` and ``slide_pictures``; peaks are in ``detections``.
+The map is smoothed with a Gaussian over the cells that hold a probability (so that the edge of the tissue
+pulls nothing down), then the highest cell is taken, all cells within ``detection_radius_um`` of it are
+crossed out, and so on down to ``detection_threshold``. Among equal cells the one in the brighter
+neighborhood comes first, so that a saturated region is marked in its middle, not at its corner.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from wsi_assets.errors import EvaluationError
+from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import SlidePredictions
+
+LARGEST_GRID = 50_000_000
+"""Most cells of a map: a whole slide at level 0 in patches of 64 pixels has 10 million."""
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Tumour probabilities on the slide's own grid of patches.
+    """Tumor probabilities on the slide's own grid of patches.
 
     Attributes:
         probability: (rows, cols) float32, nan where there is no patch or the patch could not be read.
@@ -25,7 +33,6 @@ class Heatmap:
             patches overlap, a cell is the middle of its patch, so that the map is not shifted.
     """
 
-    slide_id: str
     probability: np.ndarray
     left: float
     top: float
@@ -33,7 +40,7 @@ class Heatmap:
     cell: float
 
     def centers(self, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Level-0 x and y of the centres of cells."""
+        """Level-0 x and y of the centers of cells."""
         half = self.cell / 2
         return self.left + cols * self.step + half, self.top + rows * self.step + half
 
@@ -41,40 +48,99 @@ class Heatmap:
     def bounds(self) -> tuple[float, float, float, float]:
         """Level-0 (x0, y0, x1, y1) of all cells."""
         rows, cols = self.probability.shape
-        reach = self.cell - self.step
-        return (
-            self.left,
-            self.top,
-            self.left + cols * self.step + reach,
-            self.top + rows * self.step + reach,
-        )
+        x1 = self.left + (cols - 1) * self.step + self.cell
+        y1 = self.top + (rows - 1) * self.step + self.cell
+        return self.left, self.top, x1, y1
 
 
 def heatmap_of(slide: SlidePredictions) -> Heatmap | None:
-    """The probability map of a slide, None if it has no patches.
+    """The probability map of a slide, None if it has no patches or its downsample is unknown.
 
     Raises:
         EvaluationError: the patches do not lie on a grid of the slide's stride.
     """
-    if not len(slide.y):
+    if not len(slide.y) or slide.downsample is None:
         return None
     y0, x0 = int(slide.y.min()), int(slide.x.min())
     rows, off_row = np.divmod(slide.y - y0, slide.stride)
     cols, off_col = np.divmod(slide.x - x0, slide.stride)
-    if off_row.any() or off_col.any():
+    shape = int(rows.max()) + 1, int(cols.max()) + 1
+    if off_row.any() or off_col.any() or shape[0] * shape[1] > LARGEST_GRID:
         raise EvaluationError(
             f"patches of slide {slide.slide_id} do not lie on a grid of stride {slide.stride}",
-            remedy="Materialize slide_index and what follows it again",
+            remedy="Make slide_index and what follows it again",
         )
-    probability = np.full((int(rows.max()) + 1, int(cols.max()) + 1), np.nan, np.float32)
+    probability = np.full(shape, np.nan, np.float32)
     probability[rows, cols] = slide.probs
     shown = min(slide.stride, slide.patch_size)
     inset = (slide.patch_size - shown) / 2
     return Heatmap(
-        slide_id=slide.slide_id,
         probability=probability,
         left=(x0 + inset) * slide.downsample,
         top=(y0 + inset) * slide.downsample,
         step=slide.stride * slide.downsample,
         cell=shown * slide.downsample,
     )
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A suspected lesion: its probability and its place in level-0 pixels."""
+
+    probability: float
+    x: int
+    y: int
+
+
+def find_detections(heatmap: Heatmap, options: EvaluationOptions, mpp: float | None) -> tuple[Detection, ...]:
+    """The peaks of ``heatmap``, most probable first.
+
+    Args:
+        mpp: level-0 pixel size in um; unknown, ``options.froc_mpp`` is assumed.
+    """
+    cell_um = heatmap.step * (mpp or options.froc_mpp)
+    known = np.isfinite(heatmap.probability)
+    smooth = _smoothed(heatmap.probability, known, options.detection_smoothing_um / cell_um)
+    radius = options.detection_radius_um / cell_um
+    rows, cols = np.nonzero(known & (smooth >= options.detection_threshold))
+    around = _smoothed(heatmap.probability, known, max(radius / 2, 1.0))
+    order = np.lexsort((cols, rows, -around[rows, cols], -smooth[rows, cols]))
+    taken = np.zeros(smooth.shape, bool)
+    found = []
+    for row, col in zip(rows[order], cols[order], strict=True):
+        if taken[row, col]:
+            continue
+        _cross_out(taken, row, col, radius)
+        x, y = heatmap.centers(row, col)
+        found.append(Detection(float(smooth[row, col]), int(x), int(y)))
+    return tuple(found)
+
+
+def detections_csv(detections: Iterable[Detection]) -> str:
+    """Lines ``probability,x,y`` without a header, as the challenge's script reads them; may be empty."""
+    return "".join(f"{found.probability!r},{found.x},{found.y}\n" for found in detections)
+
+
+def _smoothed(probability: np.ndarray, known: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian mean over the known cells, float64; nan elsewhere."""
+    from scipy.ndimage import gaussian_filter
+
+    values = np.where(known, probability, 0).astype(float)
+    if sigma > 0:
+        # A kernel that reaches across the map covers all of it; the tails beyond would only take memory.
+        reach = min(int(4 * sigma + 0.5), max(known.shape))
+        # Both are filtered alike, so the quotient is a weighted mean over the known cells only.
+        weight = gaussian_filter(known.astype(float), sigma, mode="constant", radius=reach)
+        values = gaussian_filter(values, sigma, mode="constant", radius=reach)
+        values = np.divide(values, weight, out=np.zeros_like(values), where=known)
+    # A weighted mean of probabilities may leave [0, 1] by rounding.
+    return np.where(known, np.clip(values, 0, 1), np.nan)
+
+
+def _cross_out(taken: np.ndarray, row: int, col: int, radius: float) -> None:
+    reach = int(radius)
+    top, left = max(row - reach, 0), max(col - reach, 0)
+    window = taken[top : row + reach + 1, left : col + reach + 1]
+    rows = np.arange(top, top + window.shape[0])[:, None] - row
+    cols = np.arange(left, left + window.shape[1])[None, :] - col
+    window |= rows**2 + cols**2 <= radius**2

@@ -1,7 +1,4 @@
-"""Heatmaps as files other viewers open over the slide: GeoJSON for QuPath, a pyramidal TIFF for ASAP.
-
-Pictures for people are in ``slide_pictures``.
-"""
+"""Heatmaps as files other viewers open over the slide: GeoJSON for QuPath, a pyramidal TIFF for ASAP."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ def write_likelihood_tiff(path: Path, heatmap: Heatmap, size: tuple[int, int], m
     """A tiled float32 pyramid of probabilities, 0 where nothing was predicted, that ASAP lays over the slide.
 
     ASAP wants an image smaller than the slide by one whole number in both directions, which decides the
-    resolution; called ``<slide>_likelihood_map.tif`` beside the slide, it is opened by itself.
+    resolution; named ``<slide>_likelihood_map.tif`` beside the slide, it opens by itself.
 
     Args:
         size: (height, width) of the slide's level 0.
@@ -83,7 +80,8 @@ def _feature(heatmap: Heatmap, inside: np.ndarray, low: float, high: float) -> d
     y0 = heatmap.top + rows * heatmap.step
     shape = shapely.union_all(shapely.box(x0, y0, x1, y0 + heatmap.cell))
     red, green, blue, _ = colormaps["viridis"]((low + high) / 2, bytes=True)
-    name = f"Tumour probability {low:.1f} to {high:.1f}"
+    mean = float(heatmap.probability[inside].mean(dtype=float))
+    name = f"Tumor probability {low:.1f} to {high:.1f}"
     return {
         "type": "Feature",
         "geometry": json.loads(shapely.to_geojson(shape)),
@@ -92,13 +90,9 @@ def _feature(heatmap: Heatmap, inside: np.ndarray, low: float, high: float) -> d
             "name": name,
             "classification": {"name": name, "color": [int(red), int(green), int(blue)]},
             "isLocked": True,
-            "measurements": {"Cells": int(inside.sum()), "Mean probability": _mean(heatmap, inside)},
+            "measurements": {"Cells": int(inside.sum()), "Mean probability": mean},
         },
     }
-
-
-def _mean(heatmap: Heatmap, inside: np.ndarray) -> float:
-    return float(heatmap.probability[inside].mean(dtype=float))
 
 
 def _runs(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

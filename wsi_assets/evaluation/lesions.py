@@ -1,8 +1,8 @@
 """Lesions of a slide as the CAMELYON16 challenge counts them.
 
-A mask of tumour at level 5 is widened by half of 75 um (five tumour cells), its holes are filled, and its
-8-connected components are the lesions; one whose major axis is under 275 um is isolated tumour cells
-(ITC, under 200 um before widening). Scores and detections do not belong here.
+A mask of tumor at level 5 is widened by half of 75 um (five tumor cells), its holes are filled, and its
+8-connected components are the lesions; one whose major axis is under 275 um is isolated tumor cells
+(ITC, under 200 um before widening).
 
 Source: the evaluation of the challenge, B. Ehteshami Bejnordi et al., JAMA 2017;318(22):2199-2210.
 """
@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-
-from wsi_assets.index.coverage import cell_areas
+import shapely
 
 WIDENING_UM = 75.0
 ITC_UM = 275.0
@@ -53,54 +51,38 @@ class LesionMap:
         rows, cols = self.labels.shape
         return int(self.labels[row, col]) if 0 <= row < rows and 0 <= col < cols else 0
 
-    def to_plain(self) -> list[dict[str, Any]]:
-        return [{**vars(lesion), "box": list(lesion.box)} for lesion in self.lesions]
-
 
 def lesions_of_mask(
     mask: np.ndarray, *, mpp: float, level: int, origin: tuple[int, int] = (0, 0)
 ) -> LesionMap:
-    """Lesions of a bool mask (rows, cols) of tumour at ``level`` (a power of two below level 0).
+    """Lesions of a bool mask (rows, cols) of tumor at ``level`` (a power of two below level 0).
 
     Args:
         mpp: level-0 pixel size in um.
-        origin: (row, col) of the mask's first pixel in the slide's mask, where the mask is a window. A
-            window must hold a margin of :func:`margin` around the tumour, or end where the slide ends.
+        origin: (row, col) of the mask's first pixel, where it is a window of the slide's mask. A window holds
+            :func:`margin` around the tumor, or ends where the slide ends.
     """
     from scipy.ndimage import binary_fill_holes, distance_transform_edt, find_objects, label
 
     mask = np.asarray(mask, bool)
-    window, (top, left) = _window(mask, margin(mpp, level))
-    if not window.any():
-        return LesionMap(np.zeros((0, 0), np.int32), origin, 2**level, ())
-    near = distance_transform_edt(~window) < WIDENING_UM / (mpp * 2**level * 2)
+    if not mask.any():
+        return LesionMap(np.zeros(mask.shape, np.int32), origin, 2**level, ())
+    near = distance_transform_edt(~mask) < WIDENING_UM / (mpp * 2**level * 2)
     labels, _ = label(binary_fill_holes(near), structure=np.ones((3, 3), int))
-    origin = (origin[0] + top, origin[1] + left)
     lesions = []
     for number, (rows, cols) in enumerate(find_objects(labels), start=1):
         inside = labels[rows, cols] == number
         axis = major_axis(inside)
-        lesions.append(
-            Lesion(
-                label=number,
-                area=int(inside.sum()),
-                major_axis=axis,
-                box=(
-                    origin[0] + rows.start,
-                    origin[1] + cols.start,
-                    origin[0] + rows.stop,
-                    origin[1] + cols.stop,
-                ),
-                itc=axis < ITC_UM / (mpp * 2**level),
-            )
-        )
+        top, left = origin[0] + rows.start, origin[1] + cols.start
+        box = (top, left, top + inside.shape[0], left + inside.shape[1])
+        lesions.append(Lesion(number, int(inside.sum()), axis, box, axis < ITC_UM / (mpp * 2**level)))
     return LesionMap(labels.astype(np.int32), origin, 2**level, tuple(lesions))
 
 
 def lesions_of_geometry(
     geometry, *, mpp: float, level: int, size: tuple[int, int] | None = None
 ) -> LesionMap:
-    """Lesions of a tumour outline.
+    """Lesions of annotated tumor.
 
     Args:
         geometry: shapely Polygon or MultiPolygon, (x, y) in level-0 pixels, valid.
@@ -114,14 +96,39 @@ def lesions_of_geometry(
     bottom, right = math.ceil(y1) + pad, math.ceil(x1) + pad
     if size is not None:
         bottom, right = min(bottom, math.ceil(size[0] / scale)), min(right, math.ceil(size[1] / scale))
-    # A mask pixel is tumour when at least half of it is: painting whole outlines overshoots by 1 to 12 %.
-    areas = cell_areas(geometry, np.arange(top, bottom + 1) * scale, np.arange(left, right + 1) * scale)
-    half = 0.5 * scale**2 * (1 - 1e-9)
-    return lesions_of_mask(areas >= half, mpp=mpp, level=level, origin=(top, left))
+    mask = corner_mask(geometry, scale, (top, left), (max(bottom - top, 0), max(right - left, 0)))
+    return lesions_of_mask(mask, mpp=mpp, level=level, origin=(top, left))
+
+
+def corner_mask(geometry, scale: int, origin: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Mask pixels whose top-left corner lies in ``geometry``, as in the masks the challenge published.
+
+    A scan along each row of corners: of a valid geometry, the inside begins and ends at every other edge.
+
+    Args:
+        geometry: shapely Polygon or MultiPolygon, (x, y) in level-0 pixels, valid.
+        scale: level-0 pixels per mask pixel.
+        origin: mask (row, col) of the first pixel.
+        shape: (rows, cols) of the bool mask that is returned.
+    """
+    rows, cols = shape
+    if not rows or not cols:
+        return np.zeros(shape, bool)
+    rings = [shapely.get_coordinates(ring) for ring in shapely.get_rings(shapely.get_parts(geometry))]
+    edges = np.concatenate([np.hstack([ring[:-1], ring[1:]]) for ring in rings])
+    x0, y0, x1, y1 = (edges / scale - np.tile(origin[::-1], 2)).T
+    first, stop = (np.clip(np.ceil(pick(y0, y1)), 0, rows).astype(int) for pick in (np.minimum, np.maximum))
+    crossed = stop - first
+    edge = np.repeat(np.arange(len(edges)), crossed)
+    row = np.arange(crossed.sum()) - np.repeat(np.cumsum(crossed) - crossed - first, crossed)
+    x = x0[edge] + (row - y0[edge]) * ((x1 - x0)[edge] / (y1 - y0)[edge])
+    col = np.clip(np.ceil(x), 0, cols).astype(int)
+    crossings = np.bincount(row * (cols + 1) + col, minlength=rows * (cols + 1)).reshape(rows, cols + 1)
+    return np.cumsum(crossings[:, :cols], axis=1) % 2 == 1
 
 
 def margin(mpp: float, level: int) -> int:
-    """Mask pixels around tumour that widening can reach, and one more."""
+    """Mask pixels around tumor that widening can reach, and one more."""
     return math.ceil(WIDENING_UM / (mpp * 2**level * 2)) + 1
 
 
@@ -134,12 +141,3 @@ def major_axis(mask: np.ndarray) -> float:
     row, col = rows - rows.mean(), cols - cols.mean()
     yy, xx, xy = (row * row).mean(), (col * col).mean(), (row * col).mean()
     return float(4 * math.sqrt((yy + xx) / 2 + math.sqrt(4 * xy**2 + (yy - xx) ** 2) / 2))
-
-
-def _window(mask: np.ndarray, pad: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The part of ``mask`` that holds its tumour and ``pad`` pixels around, and where it begins."""
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return mask[:0, :0], (0, 0)
-    top, left = max(rows[0] - pad, 0), max(cols[0] - pad, 0)
-    return mask[top : rows[-1] + pad + 1, left : cols[-1] + pad + 1], (int(top), int(left))

@@ -1,4 +1,4 @@
-"""The settings of an evaluation, and nothing else: this module loads without numpy."""
+"""The settings of an evaluation; this module loads without numpy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class EvaluationOptions(BaseModel):
-    """How predictions become figures, detections and pictures.
+    """How predictions become metrics, detections and pictures.
 
     The defaults of the lesion settings are the CAMELYON16 challenge's; the detection settings follow the
     probability maps of NCRF (non-maximum suppression within 12 pixels of level 6, 187 um).
@@ -15,7 +15,7 @@ class EvaluationOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     prediction_threshold: float = Field(
-        0.5, ge=0, le=1, description="Tumour probability from which a patch is called tumour."
+        0.5, ge=0, le=1, description="Tumor probability from which a patch is predicted tumor."
     )
     bootstrap_samples: int = Field(
         1000,
@@ -31,7 +31,7 @@ class EvaluationOptions(BaseModel):
     )
     seed: int = Field(42, ge=0, description="Seed of everything drawn at random.")
     calibration_bins: int = Field(
-        10, ge=2, le=100, description="Equal-width probability bins of the calibration curve and its error."
+        10, ge=2, le=100, description="Probability bins of the calibration curves and errors."
     )
     slide_top_fraction: float = Field(
         0.01,

@@ -1,7 +1,4 @@
-"""Predictions as columns: the test slides' index entries, checked once so that nothing below checks again.
-
-No metric belongs here.
-"""
+"""Predictions of test slides as columns: their index entries, checked once."""
 
 from __future__ import annotations
 
@@ -11,19 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from wsi_assets.errors import EvaluationError, SlideIndexError
-from wsi_assets.index.slide_index import check_index
+from wsi_assets.errors import EvaluationError
+from wsi_assets.index.slide_index import partial_tumor
 
-_NEEDED = ("slide_path", "label", "level", "patches", "patch_size", "stride", "downsample", "probs")
+NEEDED = ("slide_path", "label", "level", "patches", "probs")
+
+Predictions = Mapping[str, Mapping[str, Any]]
+"""Slide id -> index entry with ``probs`` (n,); a nan there is a patch that could not be read."""
+
+_AGAIN = "Make test_predictions again"
 
 
 @dataclass(frozen=True)
 class SlidePredictions:
-    """One test slide's patches and their tumour probabilities.
+    """One test slide's patches and their tumor probabilities.
 
-    ``y`` and ``x`` (n,) are top-left corners in pixels of ``level``; ``probs`` (n,) is nan where a patch
-    could not be read. ``downsample`` turns pixels of ``level`` into level-0 pixels; ``mpp`` is the level-0
-    pixel size in um, None if unknown. ``patch_size`` and ``stride`` are in pixels of ``level``.
+    ``y`` and ``x`` (n,) are top-left corners in pixels of ``level``, ``patch_size`` and ``stride`` are in
+    such pixels too; ``probs`` (n,) is nan where a patch could not be read; ``partial`` (n,) are patches with
+    too little tumor to be of either class. ``downsample`` turns pixels of ``level`` into level-0 pixels;
+    ``mpp`` is the level-0 pixel size in um; both are None if unknown.
     """
 
     slide_id: str
@@ -33,53 +36,53 @@ class SlidePredictions:
     y: np.ndarray
     x: np.ndarray
     is_tumor: np.ndarray
+    partial: np.ndarray
     probs: np.ndarray
     patch_size: int
     stride: int
-    downsample: float
+    downsample: float | None
     mpp: float | None
-    magnification: float | None
 
     @property
     def seen(self) -> np.ndarray:
         """(n,) bool: the patches that have a probability."""
         return ~np.isnan(self.probs)
 
-    @property
-    def quarantined(self) -> int:
-        return int(np.isnan(self.probs).sum())
 
+def read_predictions(predictions: Predictions) -> list[SlidePredictions]:
+    """The slides, sorted by id. The keys of the specification and ``probs`` are enough.
 
-def read_predictions(predictions: Mapping[str, Mapping[str, Any]]) -> list[SlidePredictions]:
-    """The slides of the test index, sorted by id.
+    Without ``patch_size`` and ``stride`` both are taken from the grid that the patches lie on.
 
     Raises:
-        EvaluationError: it is no index, an entry lacks a field, or its probabilities do not fit its patches
-            or are no probabilities.
+        EvaluationError: these are not predictions by slide id, an entry lacks a key, or its probabilities do
+            not fit its patches or are no probabilities.
     """
-    try:
-        check_index(predictions)
-    except SlideIndexError as error:
-        raise EvaluationError(error.fault, remedy=_AGAIN) from error
-    return [_read_entry(slide_id, predictions[slide_id]) for slide_id in sorted(predictions)]
-
-
-_AGAIN = "Materialize test_predictions again"
+    if not isinstance(predictions, Mapping):
+        raise EvaluationError(
+            f"predictions are a dict of slide ids, not a {type(predictions).__name__}", remedy=_AGAIN
+        )
+    return [_read_entry(str(slide_id), predictions[slide_id]) for slide_id in sorted(predictions)]
 
 
 def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
-    missing = [name for name in _NEEDED if name not in entry]
+    missing = [name for name in NEEDED if name not in entry]
     if missing:
-        raise EvaluationError(f"a prediction lacks {', '.join(missing)}", remedy=_AGAIN)
-    patches = np.asarray(entry["patches"], dtype=np.int64).reshape(-1, 3)
-    probs = np.asarray(entry["probs"], dtype=np.float64).reshape(-1)
+        raise EvaluationError(f"the prediction of slide {slide_id} lacks {', '.join(missing)}", remedy=_AGAIN)
+    try:
+        patches = np.asarray(entry["patches"], dtype=np.int64).reshape(-1, 3)
+        probs = np.asarray(entry["probs"], dtype=np.float64).reshape(-1)
+        partial = partial_tumor(entry)
+    except (TypeError, ValueError) as error:
+        raise EvaluationError(f"slide {slide_id} has damaged patches ({error})", remedy=_AGAIN) from error
     if len(patches) != len(probs):
         raise EvaluationError(
             f"slide {slide_id} has {len(patches)} patches and {len(probs)} probabilities", remedy=_AGAIN
         )
     if ((probs < 0) | (probs > 1)).any():
         raise EvaluationError(f"slide {slide_id} has a probability outside 0 to 1", remedy=_AGAIN)
-    downsample, mpp = float(entry["downsample"]), entry.get("mpp")
+    stride = int(entry.get("stride") or _grid_step(patches))
+    downsample, mpp = entry.get("downsample"), entry.get("mpp")
     return SlidePredictions(
         slide_id=slide_id,
         patient=str(entry["label"]),
@@ -88,11 +91,17 @@ def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
         y=patches[:, 0],
         x=patches[:, 1],
         is_tumor=patches[:, 2].astype(bool),
+        partial=partial,
         probs=probs,
-        patch_size=int(entry["patch_size"]),
-        stride=int(entry["stride"]),
-        downsample=downsample,
-        # An entry tells the pixel size of its level; lesions, detections and pictures are in level-0 pixels.
-        mpp=None if mpp is None else mpp / downsample,
-        magnification=entry.get("magnification"),
+        patch_size=int(entry.get("patch_size") or stride),
+        stride=stride,
+        downsample=float(downsample) if downsample else None,
+        # An entry holds the pixel size of its level; lesions, detections and pictures are in level-0 pixels.
+        mpp=mpp / downsample if mpp and downsample else None,
     )
+
+
+def _grid_step(patches: np.ndarray) -> int:
+    """The largest step that all places (n, 2) of patches share."""
+    places = patches[:, :2]
+    return int(np.gcd.reduce((places - places.min(0, initial=0)).ravel(), initial=0)) or 256

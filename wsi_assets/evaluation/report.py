@@ -1,15 +1,14 @@
-"""Write an evaluation to a folder: the report, its figures as JSON, its pictures, heatmaps and detections.
-
-Numbers are computed in ``evaluation``, pictures drawn in ``plots`` and ``slide_pictures``; here they are put
-into ``report.html.j2`` and into files:
+"""Write an evaluation to a folder: the report, its metrics as JSON, its pictures, heatmaps and detections.
 
     report.html                          one file, no network
-    metrics.json                         every figure, and what the level is
+    metrics.json                         every metric, and what the level is
     plots/*.png                          the charts
     heatmaps/<slide>.png                 the heatmap over the slide
     heatmaps/<slide>.geojson             the same for QuPath
     heatmaps/<slide>_likelihood_map.tif  the same for ASAP, where the slide opens
     detections/<slide>.csv               probability,x,y at level 0, without a header; empty if there are none
+
+Heatmap and detection files are missing for a slide whose downsample is unknown.
 """
 
 from __future__ import annotations
@@ -18,33 +17,29 @@ import base64
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from wsi_assets.drawing import jpeg_of, png_of
 from wsi_assets.errors import SlideError
 from wsi_assets.evaluation import plots
-from wsi_assets.evaluation.detections import detections_csv
-from wsi_assets.evaluation.evaluation import Evaluation, SlideEvaluation
+from wsi_assets.evaluation.evaluation import NO_DOWNSAMPLE, Evaluation, SlideEvaluation
+from wsi_assets.evaluation.heatmap import detections_csv
 from wsi_assets.evaluation.heatmap_files import heatmap_geojson, write_likelihood_tiff
-from wsi_assets.evaluation.slide_pictures import (
-    jpeg_of,
-    outline_picture,
-    overlay_picture,
-    patch_jpeg,
-    png_of,
-    view_of,
-)
-from wsi_assets.evaluation.worst import WorstPatch, worst_patches
 from wsi_assets.files import write_json
 from wsi_assets.progress import Progress, silent
 
-THUMBNAIL_SIDE = 110
+THUMBNAIL_SIDE = 220
+PATCH_SIDE = 160
+NOT_AVAILABLE = "not available"
 
 
 @dataclass(frozen=True)
 class ReportContext:
-    """What the other rooms know of a level. Whatever is None is shown as not available.
+    """What is known of a level beside its evaluation. Whatever is None is shown as not available.
 
     Attributes:
         title: what the report is of, e.g. the cohort's name.
@@ -52,18 +47,18 @@ class ReportContext:
         counts: rows of the index: one a slide, any columns.
         split: rows of the training and validation split, any columns.
         split_notes: sentences about the split, e.g. that it had to be by slide.
-        warnings: one line each on what is wrong with what the figures rest on; a reader sees them first.
+        warnings: one line each on what is wrong with what the metrics rest on; a reader sees them first.
         epochs: rows with the columns of ``epoch_losses.csv``.
         left_out: slide id -> why it is not part of this level.
         quarantined: rows of patches that could not be read.
-        audit: rows of repairs and skips of outlines.
+        audit: rows of repairs and skips of annotations.
         config: setting -> value.
         seconds: step -> seconds it took.
         mlflow_url: where the training run is.
         created: when, as text; None is now.
     """
 
-    title: str = "Tumour detection"
+    title: str = "Tumor detection"
     level: int | None = None
     magnification: float | None = None
     counts: Sequence[Mapping[str, Any]] | None = None
@@ -78,6 +73,18 @@ class ReportContext:
     seconds: Mapping[str, float] = field(default_factory=dict)
     mlflow_url: str | None = None
     created: str | None = None
+
+
+@dataclass(frozen=True)
+class WorstPatch:
+    """``y``, ``x``: top-left corner in pixels of the level; ``y0``, ``x0``: center at level 0, if known."""
+
+    slide_id: str
+    y: int
+    x: int
+    y0: int | None
+    x0: int | None
+    probability: float
 
 
 def write_report(
@@ -106,48 +113,84 @@ def write_report(
     charts = _charts(evaluation, context)
     for name, picture in charts.items():
         (out / "plots" / f"{name}.png").write_bytes(picture)
-    wrong, missed = worst_patches(evaluation)
-    pages, mosaics = [], {}
+    false_positives, false_negatives = worst_patches(evaluation)
+    pages, patches = {}, {}
     for done, slide in enumerate(evaluation.slides, start=1):
-        page, patches = _slide_page(slide, evaluation, [*wrong, *missed], out, open_slide)
-        pages.append(page)
-        mosaics.update(patches)
+        worst = [one for one in (*false_positives, *false_negatives) if one.slide_id == slide.slide_id]
+        pages[slide.slide_id], pictures = _slide_page(slide, evaluation, worst, out, open_slide)
+        patches.update(pictures)
         progress(done, len(evaluation.slides), "drawing slides")
-    plain = evaluation.to_plain()
-    plain["context"] = _context_plain(context, created)
-    write_json(out / "metrics.json", plain)
-    html = _render(
+    metrics = evaluation.to_plain()
+    known = ("title", "level", "magnification", "mlflow_url", "seconds")
+    metrics["context"] = {name: getattr(context, name) for name in known}
+    metrics["context"] |= {"created": created, "left_out": dict(context.left_out or {})}
+    write_json(out / "metrics.json", metrics)
+    html = render(
         "report.html.j2",
         evaluation=evaluation,
         context=context,
         created=created,
-        charts={name: _data_uri(picture, "png") for name, picture in charts.items()},
-        pages={page["slide_id"]: page for page in pages},
-        wrong=[_shown(patch, mosaics) for patch in wrong],
-        missed=[_shown(patch, mosaics) for patch in missed],
-        lesions=plain["froc"]["lesion_table"],
-        froc_points=plain["froc"],
+        charts={name: data_uri(picture, "png") for name, picture in charts.items()},
+        pages=pages,
+        false_positives=[{**asdict(one), "picture": patches.get(one)} for one in false_positives],
+        false_negatives=[{**asdict(one), "picture": patches.get(one)} for one in false_negatives],
+        froc_plain=metrics["froc"],
     )
     path = out / "report.html"
     path.write_text(html, encoding="utf-8")
     return path
 
 
-def _charts(evaluation: Evaluation, context: ReportContext) -> dict[str, bytes]:
-    import numpy as np
+def worst_patches(evaluation: Evaluation) -> tuple[list[WorstPatch], list[WorstPatch]]:
+    """The surest false positives, most probable first, and false negatives, least probable first.
 
-    charts = {}
+    Partial patches and slides whose annotation is incomplete give none.
+    """
+    threshold, most = evaluation.options.prediction_threshold, evaluation.options.worst_patches
+    false_positives: list[WorstPatch] = []
+    false_negatives: list[WorstPatch] = []
+    for slide in evaluation.slides:
+        part = slide.predictions
+        if not slide.incomplete:
+            wrong = ~part.is_tumor & ~part.partial & (part.probs >= threshold)
+            false_positives += _surest(slide, wrong, -part.probs, most)
+            false_negatives += _surest(slide, part.is_tumor & (part.probs < threshold), part.probs, most)
+    false_positives.sort(key=lambda patch: (-patch.probability, patch.slide_id, patch.y, patch.x))
+    false_negatives.sort(key=lambda patch: (patch.probability, patch.slide_id, patch.y, patch.x))
+    return false_positives[:most], false_negatives[:most]
+
+
+def _surest(slide: SlideEvaluation, wrong: np.ndarray, order: np.ndarray, most: int) -> list[WorstPatch]:
+    part, which = slide.predictions, np.flatnonzero(wrong)
+
+    def center(corner: int) -> int | None:
+        return round((corner + part.patch_size / 2) * part.downsample) if part.downsample else None
+
+    places = (
+        (int(part.y[i]), int(part.x[i]), i) for i in which[np.argsort(order[which], kind="stable")[:most]]
+    )
+    return [
+        WorstPatch(slide.slide_id, y, x, center(y), center(x), float(part.probs[i])) for y, x, i in places
+    ]
+
+
+def _charts(evaluation: Evaluation, context: ReportContext) -> dict[str, bytes]:
+    charts, patch = {}, evaluation.patch
     if context.epochs:
         charts["training"] = plots.training_png(context.epochs)
-    parts = [slide.predictions for slide in evaluation.slides]
-    if parts and evaluation.patch.patches:
-        probs = np.concatenate([part.probs[part.seen] for part in parts])
-        labels = np.concatenate([part.is_tumor[part.seen] for part in parts])
-        points = (evaluation.patch.at_default, evaluation.patch.at_validation)
+    if patch.patches:
+        parts = [slide.predictions for slide in evaluation.slides if not slide.incomplete]
+        used = [part.seen & ~part.partial for part in parts]
+        probs = np.concatenate([part.probs[kept] for part, kept in zip(parts, used, strict=True)])
+        labels = np.concatenate([part.is_tumor[kept] for part, kept in zip(parts, used, strict=True)])
+        points = (patch.at_default, patch.at_validation)
         marked = list({point.threshold: point for point in points if point}.values())
-        if evaluation.patch.roc_auc.value is not None:
+        if patch.roc_auc.value is not None:
             charts["roc"] = plots.roc_and_precision_png(labels, probs, marked)
-        charts["calibration"] = plots.calibration_png(evaluation.patch.calibration, labels, probs)
+        curves = {"equal width": patch.calibration, "equal numbers": patch.calibration_equal_mass}
+        if patch.calibrated:
+            curves["equal numbers, calibrated"] = patch.calibrated.calibration_equal_mass
+        charts["calibration"] = plots.calibration_png(curves, labels, probs)
     if evaluation.froc.corrected.value is not None:
         charts["froc"] = plots.froc_png(evaluation.froc)
     return charts
@@ -159,71 +202,99 @@ def _slide_page(
     worst: Sequence[WorstPatch],
     out: Path,
     open_slide: Callable[[str], Any],
-) -> tuple[dict[str, Any], dict[WorstPatch, bytes]]:
+) -> tuple[dict[str, Any], dict[WorstPatch, str]]:
     """What the report shows of a slide, its files written; and the pictures of its worst patches."""
-    name, part = slide.slide_id, slide.predictions
-    (out / "detections" / f"{name}.csv").write_text(detections_csv(slide.detections), encoding="utf-8")
-    (out / "heatmaps" / f"{name}.geojson").write_text(heatmap_geojson(slide.heatmap), encoding="utf-8")
-    patches = {}
+    name, part, pictures = slide.slide_id, slide.predictions, {}
+    if part.downsample:
+        (out / "detections" / f"{name}.csv").write_text(detections_csv(slide.detections), encoding="utf-8")
+        (out / "heatmaps" / f"{name}.geojson").write_text(heatmap_geojson(slide.heatmap), encoding="utf-8")
     with ExitStack() as stack:
         reader, reason = None, None
         try:
             reader = stack.enter_context(open_slide(part.slide_path))
         except SlideError as error:
             reason = str(error)
-        view = view_of(slide, reader, evaluation.options.heatmap_side, reason)
+        view = plots.view_of(slide, reader, evaluation.options.heatmap_side, reason)
         if reader is not None and slide.heatmap is not None:
-            base = reader.levels[0]
+            size = reader.levels[0].height, reader.levels[0].width
             write_likelihood_tiff(
-                out / "heatmaps" / f"{name}_likelihood_map.tif",
-                slide.heatmap,
-                (base.height, base.width),
-                part.mpp,
+                out / "heatmaps" / f"{name}_likelihood_map.tif", slide.heatmap, size, part.mpp
             )
-        for patch in worst:
-            if reader is not None and patch.slide_id == name:
-                try:
-                    patches[patch] = patch_jpeg(reader, part.level, patch.y, patch.x, part.patch_size)
-                except SlideError as error:
-                    reason = str(error)
-    overlay = overlay_picture(slide, view, evaluation.options.prediction_threshold)
-    (out / "heatmaps" / f"{name}.png").write_bytes(png_of(overlay))
-    page = {
-        "slide_id": name,
-        "slide": slide,
-        "reason": view.reason or reason,
-        "outline": _data_uri(jpeg_of(outline_picture(slide, view)), "jpeg"),
-        "overlay": _data_uri(jpeg_of(overlay), "jpeg"),
-        "thumbnail": None
-        if view.pixels is None
-        else _data_uri(jpeg_of(view.pixels, THUMBNAIL_SIDE * 2), "jpeg"),
-    }
-    return page, patches
+        for patch in worst if reader is not None else ():
+            try:
+                region = reader.read_region(part.level, patch.y, patch.x, part.patch_size, part.patch_size)
+                pictures[patch] = data_uri(jpeg_of(region.pixels, PATCH_SIDE), "jpeg")
+            except SlideError as error:
+                reason = str(error)
+    overlay = plots.overlay_picture(slide, view, evaluation.options.prediction_threshold)
+    if part.downsample:
+        (out / "heatmaps" / f"{name}.png").write_bytes(png_of(overlay))
+    shown = {"annotation": plots.annotation_picture(slide, view), "overlay": overlay}
+    page: dict[str, Any] = {key: data_uri(jpeg_of(pixels), "jpeg") for key, pixels in shown.items()}
+    page["thumbnail"] = None
+    if view.pixels is not None:
+        page["thumbnail"] = data_uri(jpeg_of(view.pixels, THUMBNAIL_SIDE), "jpeg")
+    page |= {"slide": slide, "reason": view.reason or reason}
+    page["no_heatmap"] = None if part.downsample else NO_DOWNSAMPLE
+    return page, pictures
 
 
-def _shown(patch: WorstPatch, mosaics: Mapping[WorstPatch, bytes]) -> dict[str, Any]:
-    picture = mosaics.get(patch)
-    return {**asdict(patch), "picture": _data_uri(picture, "jpeg") if picture else None}
+def render(template: str, **values: Any) -> str:
+    """A page from the ``templates`` folder; escaping is always on."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    env = Environment(
+        loader=PackageLoader("wsi_assets.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(number=_number, count=_count, duration=_duration, cell=_cell, heading=_heading)
+    # A metric, or its plain form from ``metrics.json``, as its plain form.
+    env.globals.update(plain=lambda metric: asdict(metric) if is_dataclass(metric) else metric)
+    return env.get_template(template).render(**values)
 
 
-def _context_plain(context: ReportContext, created: str) -> dict[str, Any]:
-    """What a comparison of levels needs; tables stay in the report."""
-    return {
-        "title": context.title,
-        "level": context.level,
-        "magnification": context.magnification,
-        "created": created,
-        "mlflow_url": context.mlflow_url,
-        "seconds": dict(context.seconds),
-        "left_out": dict(context.left_out or {}),
-    }
-
-
-def _render(template: str, **values: Any) -> str:
-    from wsi_assets.evaluation.templating import environment
-
-    return environment().get_template(template).render(**values)
-
-
-def _data_uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return NOT_AVAILABLE if value is None else f"{value:.{digits}f}"
+
+
+def _count(value: float | None) -> str:
+    return NOT_AVAILABLE if value is None else f"{value:,.0f}"
+
+
+def _duration(seconds: float | None) -> str:
+    """Seconds as a person says them: 42 s, 3 min 5 s, 2 h 10 min."""
+    if seconds is None:
+        return NOT_AVAILABLE
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _cell(value: Any) -> str:
+    """Any table cell: integers with separators, floats with what a reader needs, nothing as a dash."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        if 0 < abs(value) < 0.001:  # a learning rate of 0.0001 is not 0.000
+            return f"{value:.3g}"
+        if abs(value) >= 1:  # a magnification of 20 is not 20.000
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:.3f}"
+    return str(value)
+
+
+def _heading(name: str) -> str:
+    """A column's name for a reader: ``tumor_patches`` is Tumor patches."""
+    return name.replace("_", " ").strip().capitalize()

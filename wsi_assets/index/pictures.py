@@ -7,12 +7,12 @@ each line has a casing so that it shows on pale and on dark tissue.
 from __future__ import annotations
 
 import io
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 
+from wsi_assets.drawing import scale_bar
 from wsi_assets.index.sampling import slide_table
 
 if TYPE_CHECKING:
@@ -92,22 +92,6 @@ def overlay(
     # OpenCV's letters are ASCII's.
     bar = max(round(length / downsample), 1), text.replace("µ", "u")
     return np.vstack([picture, _legend(width, share, [name for name, there in shown if there], bar)])
-
-
-def scale_bar(width: float, mpp: float | None, share: float) -> tuple[float, str]:
-    """Length in level-0 pixels, and label, of a round scale bar of at most ``share`` of ``width``.
-
-    Args:
-        width: of what is shown, level-0 pixels.
-        mpp: level-0 pixel size in um; None if unknown, the bar is then in pixels.
-    """
-    unit = mpp or 1.0
-    most = share * width * unit
-    power = 10.0 ** math.floor(math.log10(most))
-    value = max(step * power for step in (1, 2, 5) if step * power <= most)
-    if not mpp:
-        return value, f"{value:,.0f} px of level 0"
-    return value / unit, f"{value / 1000:g} mm" if value >= 1000 else f"{value:g} µm"
 
 
 def counts_png(index: Index, sampled: Index | None = None) -> bytes:

@@ -482,7 +482,7 @@ def tables(folder: Path) -> Case:
 
 def metrics(folder: Path) -> Case:
     """``metrics.json`` of a level, compared with another's."""
-    from wsi_assets.evaluation.comparison import FIGURES, compare, read_metrics, write_comparison
+    from wsi_assets.evaluation.comparison import METRICS, compare, read_metrics, write_comparison
     from wsi_assets.evaluation.evaluation import FORMAT
 
     whole: dict[str, Any] = {
@@ -498,7 +498,7 @@ def metrics(folder: Path) -> Case:
         "slide": {"slides": 3, "tumor_slides": 1, "patients": 2},
         "froc": {"lesions": 2},
     }
-    for _, place in FIGURES.values():
+    for _, place in METRICS.values():
         at = whole
         for name in place[:-1]:
             at = at.setdefault(name, {})

@@ -11,7 +11,7 @@ import shapely
 
 @dataclass(frozen=True)
 class Regions:
-    """All that an evaluation wants of tumour regions."""
+    """All that an evaluation uses of annotated regions."""
 
     geometry: Any
 
@@ -25,7 +25,7 @@ def entry(slide_id: str, patches, probs, **changed) -> dict[str, Any]:
         "level": 0,
         "work_level": 5,
         "magnification": 40.0,
-        "patches": [tuple(int(number) for number in patch) for patch in patches],
+        "patches": [(int(y), int(x), bool(tumor)) for y, x, tumor in patches],
         "patch_size": 256,
         "stride": 256,
         "downsample": 1.0,
@@ -50,9 +50,9 @@ def square(x0: float, y0: float, side: float) -> Regions:
 
 
 def cohort(seed: int = 0, side: int = 12):
-    """Four test slides of three patients, two with a tumour of 6 x 6 patches; entries and regions."""
+    """Four test slides of three patients, two with a tumor of 6 x 6 patches; predictions and regions."""
     generator = np.random.default_rng(seed)
-    entries, regions = [], {}
+    predictions, regions = {}, {}
     for number, slide_id in enumerate(("test_001_node_1", "test_001_node_2", "test_002", "test_003")):
         tumor = np.zeros((side, side), bool)
         regions[slide_id] = None
@@ -60,5 +60,5 @@ def cohort(seed: int = 0, side: int = 12):
             tumor[2:8, 3:9] = True
             regions[slide_id] = square(3 * 256, 2 * 256, 6 * 256)
         probability = np.where(tumor, generator.beta(5, 2, tumor.shape), generator.beta(2, 6, tumor.shape))
-        entries.append(grid_entry(slide_id, probability, tumor))
-    return entries, regions
+        predictions[slide_id] = grid_entry(slide_id, probability, tumor)
+    return predictions, regions

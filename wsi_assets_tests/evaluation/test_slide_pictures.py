@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from wsi_assets.evaluation import EvaluationOptions, evaluate
-from wsi_assets.evaluation.slide_pictures import BAR_STRIP, DPI, outline_picture, overlay_picture, view_of
+from wsi_assets.evaluation.plots import BAR_STRIP, DPI, annotation_picture, overlay_picture, view_of
 from wsi_assets_tests.evaluation.synthetic import grid_entry, square
 from wsi_assets_tests.index.fakes import ArraySlide
 
 X, Y, SIDE = 900, 320, 128
-"""A dark square on the slide, which is also the tumour and one patch."""
+"""A dark square on the slide, which is also the tumor and one patch."""
 
 ON_TUMOR = pytest.approx((X, Y, X + SIDE, Y + SIDE), abs=12)
 """To within the width of a line."""
@@ -27,7 +27,7 @@ def shown():
     plain = grid_entry("test_1", probability, patch_size=SIDE, stride=SIDE)
     plain["patches"] = [(y + Y - SIDE, x + X - 4 * SIDE, t) for y, x, t in plain["patches"]]
     options = EvaluationOptions(bootstrap_samples=0, detection_smoothing_um=0)
-    outcome = evaluate([plain], tumor_regions={"test_1": square(X, Y, SIDE)}, options=options)
+    outcome = evaluate({"test_1": plain}, tumor_regions={"test_1": square(X, Y, SIDE)}, options=options)
     slide = outcome.slides[0]
     return slide, view_of(slide, ArraySlide("/nowhere/test_1.tif", pixels), 800)
 
@@ -49,14 +49,14 @@ def test_a_view_is_a_part_of_the_slide_and_knows_which(shown):
     assert view.box[2] - view.box[0] < 1200
 
 
-def test_the_outline_lies_on_the_tumour(shown):
-    picture = outline_picture(*shown)
+def test_the_annotation_lies_on_the_tumor(shown):
+    picture = annotation_picture(*shown)
     white = picture.min(axis=2) > 250
     white[int(picture.shape[0] * 0.8) :] = False  # the scale bar's plate
     assert place(white, shown[1], *picture.shape[:2]) == ON_TUMOR
 
 
-def test_the_heatmap_and_its_detection_lie_on_the_tumour(shown):
+def test_the_heatmap_and_its_detection_lie_on_the_tumor(shown):
     slide, view = shown
     picture = overlay_picture(slide, view, threshold=0.5).astype(int)
     high = picture.shape[0] - round(BAR_STRIP * DPI)

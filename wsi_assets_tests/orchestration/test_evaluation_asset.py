@@ -43,10 +43,10 @@ def evaluated(folder, *times):
         write_plain_pickle(layout.slide_artefact("annotation_regions", slide_id), stored)
     tumor = np.zeros((8, 10), bool)
     tumor[6:, 8:] = True
-    entries = [
-        grid_entry("test_001", np.where(tumor, 0.9, 0.1), tumor),
-        grid_entry("test_002", np.full((8, 10), 0.1)),
-    ]
+    entries = {
+        "test_001": grid_entry("test_001", np.where(tumor, 0.9, 0.1), tumor),
+        "test_002": grid_entry("test_002", np.full((8, 10), 0.1)),
+    }
     write_plain_pickle(layout.level_artefact("test_predictions", LEVEL), entries)
     upstream = [
         dg.AssetSpec(name, partitions_def=partitions, metadata={"dagster/io_manager_key": "pickle_io"})
@@ -90,9 +90,9 @@ def test_a_report_tells_the_settings_it_was_made_with_and_no_others(tmp_path):
 def test_the_slide_auc_is_one_number_wherever_it_is_shown():
     entries, regions = cohort()
     # One odd patch on a normal slide: its highest patch misleads, the mean of its top share does not.
-    entries[3]["probs"][5] = 1.0
+    entries["test_003"]["probs"][5] = 1.0
     options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=0.2)
     outcome = evaluate(entries, tumor_regions=regions, options=options)
     assert outcome.slide.auc_maximum.value != outcome.slide.auc_top_mean.value
     (compared,) = compare([outcome.to_plain()])
-    assert headline(outcome)["slide_auc"].value == compared["figures"]["slide_auc"]["value"]
+    assert headline(outcome)["slide_auc"].value == compared["metrics"]["slide_auc"]["value"]
