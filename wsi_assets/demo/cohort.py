@@ -21,13 +21,14 @@ cells."""
 DEMO_PATCH_SIZE = 64
 """Pixels of that level."""
 
-DEMO_PARAMETERS: dict[str, int | float] = {
+DEMO_PARAMETERS: dict[str, int | float | str] = {
     "patch_size": DEMO_PATCH_SIZE,
     "batch_size": 16,
     "max_epochs": 4,
     "patience": 4,
     "lr": 1e-3,
     "aug_factor": 2,
+    "weights": "none",
 }
 """What differs from the defaults so that a ResNet-50 from random weights learns the cohort on two cores in
 about a minute: a few hundred patches need small batches to give it enough steps."""

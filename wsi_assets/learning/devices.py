@@ -1,4 +1,4 @@
-"""Where and in which arithmetic a network runs. Knows torch; knows neither patches nor losses."""
+"""Where and in which arithmetic a network runs, and torch's faults there as one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsi_assets.errors import ConfigError, ModelError, one_line
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is a CUDA device if there is one, else the CPU; under torchrun ``cuda`` is the process's own.
+    """``auto`` is a CUDA device if there is one, else the CPU.
 
     Raises:
         ConfigError: not a device, or not on this machine.
@@ -21,11 +21,11 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = "cuda:0"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device {name!r} is not one", remedy="Use auto, cpu, cuda or cuda:1") from error
+        raise ConfigError(f"{name!r} is no device", remedy="Use auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device {name!r} is not on this machine, which has {torch.cuda.device_count()} GPUs for torch",
