@@ -109,9 +109,9 @@ def run(
 ) -> None:
     """Register the slides, then make what is missing or out of date, level by level.
 
-    Parameters are those of parameters.yaml in the storage folder; values given here are used and written there.
-    Exit status: 0 when it finished, also if checks failed, 2 when it finished but left slides out, 1 when it
-    failed, 64 when the command line is not understood.
+    Parameters are those of parameters.yaml in the storage folder; values given here are used and written
+    there. Exit status: 0 when it finished, also if checks failed, 2 when it finished but left slides out, 1
+    when it failed, 64 when the command line is not understood.
     """
     from wsi_assets.console import run_and_report
     from wsi_assets.orchestration.config import given_parameters

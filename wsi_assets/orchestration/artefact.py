@@ -1,7 +1,7 @@
 """One description an asset: its name, options, code version, artefact and inputs stand together, once.
 
-Each asset module opens with the descriptions of its assets; paths, provenance, parameters, checks and the command
-line read them. ``build.py`` lists the modules.
+Each asset module opens with the descriptions of its assets; paths, provenance, parameters, checks and the
+command line read them. ``build.py`` lists the modules.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Facts an artefact must satisfy, shown beside it in the UI and kept beside it in a file.
 
-Checks read artefacts and their records, never the event log; what is missing or unreadable fails them. Only those
-block whose failure would corrupt what is made next; the rest warn. The checks of an asset share one step, so that
-a level costs a handful of process starts and each artefact is read once.
+Checks read artefacts and their records, never the event log; what is missing or unreadable fails them. Only
+those block whose failure would corrupt what is made next; the rest warn. The checks of an asset share one
+step, so that a level costs a handful of process starts and each artefact is read once.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """When assets are made without being asked for: stock automation conditions, and the sensors that apply them.
 
-Slides follow their files; an index follows its slides at night; the sampled index and the patch store follow the
-index while their switch is on. No model is ever trained by an automation.
+Slides follow their files; an index follows its slides at night; the sampled index and the patch store follow
+the index while their switch is on. No model is ever trained by an automation.
 
 Features of Dagster that are beta or preview in 1.13 and used here, each because nothing stable does it:
 ``observable_source_asset`` (files that others write, by partition), ``BackfillPolicy`` (many slides a run),
@@ -64,9 +64,9 @@ def build_automation_sensors(
             target=dg.AssetSelection.assets(*stores),
             default_status=dg.DefaultSensorStatus.STOPPED,
             minimum_interval_seconds=poll_seconds,
-            description="The switch for sampled index and patch store: while it is on, they follow their slide "
-            "index on every level that has them. Only new patches are decoded. Models never follow: launch "
-            "level_pipeline to train.",
+            description="The switch for sampled index and patch store: while it is on, they follow their "
+            "slide index on every level that has them. Only new patches are decoded. Models never follow: "
+            "launch level_pipeline to train.",
         ),
     ]
 

@@ -115,9 +115,7 @@ class CommandLineRun:
         outcome.notices = list(listing.notices)
         unread: list[str] = []
         self._seen = register(self.instance, listing.slides, self.storage.provenance, unread.append, known)
-        outcome.left_out.update(
-            dict.fromkeys(slides.keys() - self._seen.keys(), "its file cannot be read")
-        )
+        outcome.left_out.update(dict.fromkeys(slides.keys() - self._seen.keys(), "its file cannot be read"))
         made: set[str] = set()
         for artefact in (one for one in all_artefacts() if one.by_slide):
             made |= self._make_slides(artefact, outcome, annotations_gone)

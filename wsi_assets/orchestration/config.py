@@ -7,7 +7,8 @@
       "4":                     # one level, again for every asset or for one
         patch_size: 128
 
-What is nearer wins: an asset's value over one for all, a level's over the cohort's, a given one over the file's.
+What is nearer wins: an asset's value over one for all, a level's over the cohort's, a given one over the
+file's.
 """
 
 from __future__ import annotations

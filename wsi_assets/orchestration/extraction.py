@@ -1,4 +1,5 @@
-"""The seam between the patch_store asset, which reads and encodes patches, and its IO manager, which stores them."""
+"""The seam between the patch_store asset, which reads and encodes patches, and its IO manager, which stores
+them."""
 
 from __future__ import annotations
 

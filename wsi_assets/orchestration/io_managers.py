@@ -1,8 +1,9 @@
 """IO managers store and load: each publishes atomically and hands a light value downstream.
 
-An asset says where it is stored in its metadata (``path_template``, e.g. ``level_{level}/index.pkl``); one that
-does not goes to ``<asset>/<partition>``. An asset that returns its provenance in its metadata gets it written
-beside the artefact. Every class works alone, in any graph, with any asset that returns what it stores.
+An asset says where it is stored in its metadata (``path_template``, e.g. ``level_{level}/index.pkl``); one
+that does not goes to ``<asset>/<partition>``. An asset that returns its provenance in its metadata gets it
+written beside the artefact. Every class works alone, in any graph, with any asset that returns what it
+stores.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ COMPARE_LEVELS = "compare_levels"
 step_processes = dg.multiprocess_executor.configured(
     {"start_method": {"forkserver": {"preload_modules": ["wsi_assets.definitions"]}}}
 )
-"""A process for every step, so that a step that takes the machine down takes only itself; forked from one that has
-the graph loaded, because a level has a dozen steps and a fresh process takes seconds to start."""
+"""A process for every step, so that a step that takes the machine down takes only itself; forked from one
+that has the graph loaded, because a level has a dozen steps and a fresh process takes seconds to start."""
 
 
 def build_jobs(artefacts: tuple[Artefact, ...]) -> list:
@@ -32,7 +32,8 @@ def build_jobs(artefacts: tuple[Artefact, ...]) -> list:
         dg.define_asset_job(
             LEVEL_PIPELINE,
             selection=of([one for one in artefacts if one.by_level]),
-            description="One level from index to evaluation. Add a level in the dialog, or choose levels in use.",
+            description="One level from index to evaluation. Add a level in the dialog, or choose levels in "
+            "use.",
         ),
         dg.define_asset_job(
             COMPARE_LEVELS,

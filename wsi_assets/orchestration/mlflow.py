@@ -117,8 +117,8 @@ class TrainingRun:
                 with contextlib.suppress(Exception):  # ends what is known of the run here; the server is away
                     active.end_run("FAILED")
             self._warn(
-                f"MLflow does not take this training ({one_line(error)[:300]}); it goes on. Log it later with "
-                f"wsi-assets log --level {self._level}"
+                f"MLflow does not take this training ({one_line(error)[:300]}); it goes on. Log it later "
+                f"with wsi-assets log --level {self._level}"
             )
 
 

@@ -3,8 +3,8 @@
 Dagster's code server notices when a run that it started dies, but not when it died itself (power cut, killed
 machine), and nobody watches runs of the command line. What was made stays; a new run continues.
 
-Dagster has no stable interface for this. Used here, and nowhere else: ``all_logs`` with the process number that a run
-logs, ``report_run_failed``, and ``free_concurrency_slots_for_run``, which the UI's button calls.
+Dagster has no stable interface for this. Used here, and nowhere else: ``all_logs`` with the process number
+that a run logs, ``report_run_failed``, and ``free_concurrency_slots_for_run``, which the UI's button calls.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ GRACE_SECONDS = 60
 def fail_orphaned_runs(instance: dg.DagsterInstance, say: Callable[[str], None]) -> list[str]:
     """Mark runs as failed whose process is gone from this machine, and free their slots; returns their ids.
 
-    Only for a home in local files, which one machine uses: on a shared database the process may live elsewhere.
-    Runs that have yet to start are left to Dagster's own start timeout.
+    Only for a home in local files, which one machine uses: on a shared database the process may live
+    elsewhere. Runs that have yet to start are left to Dagster's own start timeout.
     """
     if "sqlite" not in type(instance.run_storage).__name__.lower():
         return []
@@ -36,8 +36,8 @@ def fail_orphaned_runs(instance: dg.DagsterInstance, say: Callable[[str], None])
             continue
         instance.report_run_failed(
             run,
-            f"Its process {pid or ''} is gone: it was killed, the machine was switched off, or a full disk kept it "
-            "from recording its end. Run it again; it continues.",
+            f"Its process {pid or ''} is gone: it was killed, the machine was switched off, or a full disk "
+            "kept it from recording its end. Run it again; it continues.",
         )
         if instance.event_log_storage.supports_global_concurrency_limits:
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

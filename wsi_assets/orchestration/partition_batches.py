@@ -18,7 +18,8 @@ from wsi_assets.orchestration.provenance import Record, recipe_of
 from wsi_assets.orchestration.resources import cluster_fault
 
 SLIDES_PER_RUN = 50
-"""Slides whose regions one run of the daemon makes: a run costs seconds to start, and a long one hides a fault."""
+"""Slides whose regions one run of the daemon makes: a run costs seconds to start, and a long one hides a
+fault."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""What an artefact was made from: a small JSON file beside it, and the digest that says whether it is out of date.
+"""What an artefact was made from: a small JSON file beside it, and the digest that says whether it is out of
+date.
 
-A recipe is the digest of name, code version, parameters and the versions of the inputs. An artefact is up to date
-if its file is there and its record's recipe is the one that would be followed now. The event log is not asked.
+A recipe is the digest of name, code version, parameters and the versions of the inputs. An artefact is up to
+date if its file is there and its record's recipe is the one that would be followed now. The event log is not
+asked.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def read_record(path: Path) -> Record | None:
 
 
 def forget_record(artefact_path: Path) -> None:
-    """Remove an artefact's record before it is replaced: a kill in between leaves it unmade, never mislabelled."""
+    """Remove an artefact's record before it is replaced: a kill in between leaves it unmade, never
+    mislabelled."""
     record_of(artefact_path).unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
 """The sensor that watches the slide folder.
 
-It adds partitions and reports what changed; it never removes a slide. Regions of what is new or changed follow by
-their automation conditions.
+It adds partitions and reports what changed; it never removes a slide. Regions of what is new or changed
+follow by their automation conditions.
 """
 
 import json
@@ -126,8 +126,8 @@ def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
         name="slide_folder",
         minimum_interval_seconds=poll_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Lists the slide folder every {poll_seconds} s (WSI_POLL_SECONDS). A new or changed slide "
-        "or annotation whose size and time held still over two polls gets its partition and an observation. "
+        description=f"Lists the slide folder every {poll_seconds} s (WSI_POLL_SECONDS). A new or changed "
+        "slide or annotation whose size and time held still over two polls gets its partition and an observation. "
         "Nothing is ever removed: an empty or unreachable folder is reported and waited for. Costs a listing "
         "of the folder, and some megabytes of reading for each slide that changed.",
     )
@@ -171,7 +171,8 @@ def _news(
     """The partitions and events of one poll."""
     changes = changed(now, known)
     settled = held_still({slide_id: now[slide_id] for slide_id in changes}, cursor.waiting)
-    # A slide put back after it was retired is registered first: news of a partition that is not there are lost.
+    # A slide put back after it was retired is registered first: news of a partition that is not there are
+    # lost.
     back = [
         slide_id
         for slide_id in settled

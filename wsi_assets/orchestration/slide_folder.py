@@ -99,7 +99,10 @@ def doubt_slides(found: Collection[str], registered: Collection[str]) -> str | N
     """Why a listing looks like a disk that is not mounted, and not like slides taken away; else None."""
     gone = len(set(registered) - set(found))
     if 2 * gone > len(registered):
-        return f"{gone} of {len(registered)} registered slides are gone from the slide folder: is a disk not mounted?"
+        return (
+            f"{gone} of {len(registered)} registered slides are gone from the slide folder: "
+            "is a disk not mounted?"
+        )
     return None
 
 
@@ -112,8 +115,8 @@ def doubt_missing_annotations(now: int, lost: int) -> str | None:
     """
     if lost > now:
         return (
-            f"{lost} slides had an annotation and have none, {now} have one: is the folder of annotations mounted, "
-            "and the right one? If they are gone for good, run once with annotations_gone "
+            f"{lost} slides had an annotation and have none, {now} have one: is the folder of annotations "
+            "mounted, and the right one? If they are gone for good, run once with annotations_gone "
             "(wsi-assets run --annotations-gone)"
         )
     return None

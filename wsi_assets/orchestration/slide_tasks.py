@@ -1,6 +1,5 @@
 """What worker processes of slide batches load before their first task, so that none of them waits for it."""
 
-
 from wsi_assets.index import tissue
 
 __all__ = [

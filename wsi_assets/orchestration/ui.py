@@ -1,7 +1,7 @@
 """Starts the Dagster UI, its daemon and the MLflow pages on one home, and stops them together.
 
-One code server holds the graph for both. Restarting what stops by itself is the system's business: the README has
-a systemd unit.
+One code server holds the graph for both. Restarting what stops by itself is the system's business: the README
+has a systemd unit.
 """
 
 from __future__ import annotations

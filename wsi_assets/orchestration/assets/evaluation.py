@@ -109,8 +109,8 @@ def evaluation(
     **LEVEL_COMPARISON.asset_arguments(group=GROUP, io_manager_key="report_io"),
     ins={"evaluation": dg.AssetIn(**EVERY_PARTITION)},
     kinds={"html"},
-    description="All evaluated levels side by side, to choose a magnification: counts, metrics with intervals, "
-    "time. `level_comparison/comparison.html`.",
+    description="All evaluated levels side by side, to choose a magnification: counts, metrics with "
+    "intervals, time. `level_comparison/comparison.html`.",
 )
 def level_comparison(
     context: dg.AssetExecutionContext, storage: StorageResource, evaluation: dict[str, Path]

@@ -55,8 +55,8 @@ PatchStoreConfig = launchpad_config(PATCH_STORE)
     **PATCH_STORE.asset_arguments(group=GROUP, io_manager_key="patch_io"),
     kinds={"lmdb", "hdf5", "png"},
     pool=POOL,
-    description="The sampled patches, read from the slides and encoded: LMDB, HDF5 or a PNG folder (parameter "
-    "backend). What is unchanged is not decoded again.",
+    description="The sampled patches, read from the slides and encoded: LMDB, HDF5 or a PNG folder "
+    "(parameter backend). What is unchanged is not decoded again.",
 )
 def patch_store(
     context: dg.AssetExecutionContext,

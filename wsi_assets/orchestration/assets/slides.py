@@ -66,8 +66,8 @@ class AnnotationConfig(launchpad_config(ANNOTATION_REGIONS)):
     name=SLIDE_IMAGE,
     partitions_def=SLIDES,
     group_name=GROUP,
-    description="A whole-slide image in the user's own folder: watched, never written. Its data version is the "
-    "fingerprint of its bytes.",
+    description="A whole-slide image in the user's own folder: watched, never written. Its data version is "
+    "the fingerprint of its bytes.",
 )
 def slide_image(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
     from wsi_assets.slides import fingerprint
@@ -82,8 +82,8 @@ def slide_image(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
     name=SLIDE_ANNOTATION,
     partitions_def=SLIDES,
     group_name=GROUP,
-    description="The slide's annotation in the user's own folder: watched, never written. Its data version is "
-    f"the fingerprint of its bytes, or {NO_ANNOTATION!r}.",
+    description="The slide's annotation in the user's own folder: watched, never written. Its data version "
+    f"is the fingerprint of its bytes, or {NO_ANNOTATION!r}.",
 )
 def slide_annotation(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
     from wsi_assets.slides import fingerprint
