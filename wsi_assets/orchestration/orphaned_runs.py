@@ -23,16 +23,17 @@ def fail_orphaned_runs(instance: dg.DagsterInstance, say: Callable[[str], None])
     """Mark runs as failed whose process is gone from this machine, and free their slots; returns their ids.
 
     Only for a home in local files, which one machine uses: on a shared database the process may live
-    elsewhere. Runs that have yet to start are left to Dagster's own start timeout.
+    elsewhere. Runs that no process was started for are left to Dagster's own start timeout.
     """
     if "sqlite" not in type(instance.run_storage).__name__.lower():
         return []
     failed = []
-    for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+    begun_ones = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    for record in instance.get_run_records(dg.RunsFilter(statuses=begun_ones)):
         run = record.dagster_run
         begun = record.start_time or record.create_timestamp.timestamp()
         pid = process_of(instance, run.run_id)
-        if is_alive(pid, begun):
+        if is_alive(pid, begun) or (pid is None and run.status is dg.DagsterRunStatus.STARTING):
             continue
         instance.report_run_failed(
             run,

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import dagster as dg
+import yaml
 
 from wsi_assets.errors import ConfigError, SlideError
 from wsi_assets.orchestration.instance import prepare_home
@@ -27,6 +28,7 @@ from wsi_assets.orchestration.paths import StoragePaths
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.slides import find_slides
 
+LOCATION = "wsi_assets.definitions"
 STOP_WITHIN_SECONDS = 10
 ORPHANS_EVERY_SECONDS = 60
 START_WITHIN_SECONDS = 120
@@ -64,7 +66,8 @@ def serve(
             code_port = _free_port()
             servers["code server"] = _start("code_server", _code_server(code_port), logs)
             _wait_for(code_port, servers["code server"], logs / "code_server.log")
-            for name, command in server_commands(settings, host, port, mlflow_port, code_port).items():
+            workspace = _workspace(home, code_port)
+            for name, command in server_commands(settings, host, port, mlflow_port, workspace).items():
                 servers[name] = _start(name, command, logs)
             say(f"Dagster UI:  http://{host}:{port}")
             if own_mlflow:
@@ -82,10 +85,10 @@ def serve(
 
 
 def server_commands(
-    settings: Settings, host: str, port: int, mlflow_port: int, code_port: int
+    settings: Settings, host: str, port: int, mlflow_port: int, workspace: Path
 ) -> dict[str, list[str]]:
     """Name -> command line of each server. A foreign MLflow server is not started again here."""
-    graph = ["--grpc-port", str(code_port)]
+    graph = ["-w", str(workspace)]
     commands = {
         "webserver": [_program("dagster-webserver"), *graph, "-h", host, "-p", str(port)],
         "daemon": [_program("dagster-daemon"), "run", *graph],
@@ -157,9 +160,17 @@ def _watch(
 
 def _code_server(port: int) -> list[str]:
     return [
-        *[_program("dagster"), "code-server", "start", "-m", "wsi_assets.definitions"],
+        *[_program("dagster"), "code-server", "start", "-m", LOCATION],
         *["-h", "127.0.0.1", "-p", str(port)],
     ]
+
+
+def _workspace(home: Path, code_port: int) -> Path:
+    """Where the servers find the code server. The name of the location is what switches are kept by."""
+    path = home / "workspace.yaml"
+    server = {"host": "127.0.0.1", "port": code_port, "location_name": LOCATION}
+    path.write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}), encoding="utf-8")
+    return path
 
 
 def _program(name: str) -> str:

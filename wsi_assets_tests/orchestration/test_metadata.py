@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from wsi_assets.orchestration.reporting import MAX_PICTURE_BYTES, MAX_PICTURE_WIDTH, picture, rounded
+from wsi_assets.orchestration.metadata import MAX_PICTURE_BYTES, MAX_PICTURE_WIDTH, picture, rounded
 
 
 def shown(image: bytes) -> bytes:
@@ -34,7 +34,7 @@ def test_a_picture_too_wide_or_too_heavy_becomes_smaller_in_its_own_proportions(
     assert pixels.shape[0] == pytest.approx(pixels.shape[1] * height / width, abs=1)
 
 
-def test_figures_have_four_digits():
+def test_numbers_have_four_digits():
     assert [rounded(value) for value in (0.98662207, 1234.567, 0.000619155, 0.0)] == [
         0.9866,
         1235.0,
