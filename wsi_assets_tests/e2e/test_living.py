@@ -160,9 +160,9 @@ def test_killed_as_a_whole_it_comes_back_fails_the_orphaned_run_and_goes_on(plat
     platform.kill()
     platform.process = None
     platform.start()
-    platform.wait(lambda: platform.status(orphan) in ENDED, "the failure of the orphaned run")
-    if platform.status(orphan) == "FAILURE":  # killed in its very last moment it may have succeeded
-        assert f"Run {orphan[:8]} of level_pipeline had lost its process" in platform.printed()
+    line = f"Run {orphan[:8]} of level_pipeline had lost its process"
+    platform.wait(lambda: line in platform.printed(), "the failure of the orphaned run")
+    assert platform.status(orphan) == "FAILURE"
     platform.make("level_pipeline", UPTO_STORE, "1")
     assert platform.check("patch_store", "store_equals_its_index", "1")["success"]
 

@@ -20,14 +20,22 @@ from wsi_assets_tests.slides.made import halved, picture, write_pyramid
 
 QUICK = {
     "slide_index": {"patch_size": 32},
-    "trained_model": {"model_name": "resnet10t", "weights": "none", "max_epochs": 1, "batch_size": 16, "num_workers": 0},
+    "trained_model": {
+        "model_name": "resnet10t",
+        "weights": "none",
+        "max_epochs": 1,
+        "batch_size": 16,
+        "num_workers": 0,
+    },
     "test_predictions": {"num_workers": 0},
     "evaluation": {"bootstrap_samples": 20, "heatmap_side": 200},
 }
 """Parameters of a level that is made in seconds: its scores mean nothing, its files everything."""
 
 
-def write_cohort(home: Path, names: tuple[str, ...] = ("normal_001", "tumor_001", "tumor_002", "test_001")) -> None:
+def write_cohort(
+    home: Path, names: tuple[str, ...] = ("normal_001", "tumor_001", "tumor_002", "test_001")
+) -> None:
     """Small slides, annotated unless they are normal by name."""
     for folder in ("images", "annotations"):
         (home / folder).mkdir(parents=True, exist_ok=True)
@@ -66,7 +74,10 @@ class Graph:
             self.instance.add_dynamic_partitions(LEVELS.name, [partition])
         tags = {}
         if slides is not None:
-            tags = {"dagster/asset_partition_range_start": slides[0], "dagster/asset_partition_range_end": slides[1]}
+            tags = {
+                "dagster/asset_partition_range_start": slides[0],
+                "dagster/asset_partition_range_end": slides[1],
+            }
         job = build_definitions(self.settings).resolve_implicit_global_asset_job_def()
         return job.execute_in_process(
             instance=self.instance,

@@ -87,7 +87,10 @@ def test_a_model_is_published_whole_and_its_training_folder_goes(tmp_path):
     manager = ModelIOManager(storage_dir=str(tmp_path))
     manager.publish(tmp_path / "level_1" / "checkpoints", training, None)
     assert manager.load(tmp_path / "level_1" / "checkpoints").read_text() == "best.pt"
-    assert sorted(p.name for p in (tmp_path / "level_1" / "checkpoints").iterdir()) == ["best.json", "best.pt"]
+    assert sorted(p.name for p in (tmp_path / "level_1" / "checkpoints").iterdir()) == [
+        "best.json",
+        "best.pt",
+    ]
     assert (tmp_path / "level_1" / "epoch_losses.csv").exists()
     assert not training.exists()
 

@@ -39,7 +39,10 @@ def test_parameters_metrics_by_epoch_and_what_follows_are_in_one_run(resource):
     assert found.info.status == "FINISHED"
     assert found.data.params == {"lr": "0.1"}
     assert found.data.tags["dagster_run_id"] == "abc"
-    assert {name for name in found.data.metrics if not name.startswith("system/")} == {"val_loss", "test_roc_auc"}
+    assert {name for name in found.data.metrics if not name.startswith("system/")} == {
+        "val_loss",
+        "test_roc_auc",
+    }
     assert [point.value for point in client.get_metric_history(run.run_id, "val_loss")] == [0.5, 0.25]
     assert run.url.startswith("http://lab:5001/")
     assert run.run_id in run.url

@@ -48,7 +48,9 @@ def test_a_choice_of_the_launchpad_arrives_as_its_value():
     def index(config: launchpad_config(INDEX)):
         seen.update(given_in(INDEX, config))
 
-    dg.materialize([index], run_config={"ops": {"index": {"config": {"label_rule": "center", "patch_size": 64}}}})
+    dg.materialize(
+        [index], run_config={"ops": {"index": {"config": {"label_rule": "center", "patch_size": 64}}}}
+    )
     assert seen == {"label_rule": "center", "patch_size": 64}
 
 
@@ -67,7 +69,9 @@ def test_what_is_nearer_wins():
 
 
 def test_numbers_and_none_are_read_as_people_write_them():
-    given = parse_settings(["lr=1e-3", "max_epochs=2", "normal_per_tumor=none", "weights=none", "stride=null"])
+    given = parse_settings(
+        ["lr=1e-3", "max_epochs=2", "normal_per_tumor=none", "weights=none", "stride=null"]
+    )
     assert options_of(MODEL, "1", given).lr == 1e-3
     assert options_of(MODEL, "1", given).weights == "none"
     assert options_of(SAMPLED, "1", given).normal_per_tumor is None
