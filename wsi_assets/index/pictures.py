@@ -53,10 +53,9 @@ def overlay_jpeg(
             data = cv2.imencode(".jpg", picture[..., ::-1], options)[1].tobytes()
             if len(data) <= max_bytes:
                 return data
-        if max_side <= 120:
+        if max(picture.shape) <= 120:
             return data
-        max_side = int(max_side * 0.8)
-        picture = overlay(reader, tissue, tumor, max_side=max_side)
+        picture = cv2.resize(picture, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
 
 
 def overlay(
