@@ -150,18 +150,30 @@ with open_instance(settings) as instance:
 """What `wsi-assets run --level 0 --upto slide_index` does."""
 
 
+def stained(side: int, seed: int) -> Any:
+    """A pink, softly textured disk on glass: what compresses like tissue, (side, side, 3) uint8."""
+    import cv2
+    import numpy as np
+
+    noise = np.random.default_rng(seed).normal(0, 60, (side, side)).astype(np.float32)
+    texture = cv2.GaussianBlur(noise, (0, 0), 3)[..., None]
+    y, x = np.ogrid[:side, :side]
+    tissue = ((y - side / 2) ** 2 + (x - side / 2) ** 2 < (side / 2.6) ** 2)[..., None]
+    return np.where(tissue, np.array([205, 130, 180]) + 4 * texture, 243).clip(0, 255).astype(np.uint8)
+
+
 def small_slides(slides: int) -> list[rows.Row]:
     """Wall time a small slide, every third annotated, of a whole command in a new home."""
     from shapely import box
 
     from wsi_assets.demo.writing import write_asap
-    from wsi_assets_tests.slides.made import halved, picture, write_pyramid
+    from wsi_assets_tests.slides.made import halved, write_pyramid
 
     with tempfile.TemporaryDirectory() as folder:
         for name in ("images", "annotations"):
             Path(folder, name).mkdir()
         for number in range(slides):
-            whole = picture(1024, 1024, number)
+            whole = stained(1024, number)
             file = Path(folder, "images", f"slide_{number:03d}.tif")
             write_pyramid(file, [whole, halved(whole, 1), halved(whole, 2)], tile=256, mpp=0.25)
             if number % 3 == 0:
