@@ -29,7 +29,7 @@ import dagster as dg
 import pydantic
 import yaml
 
-from wsi_assets.errors import ConfigError, WsiAssetsError
+from wsi_assets.errors import ConfigError
 from wsi_assets.files import publish_file
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts
 from wsi_assets.orchestration.partitions import level_of
@@ -224,36 +224,36 @@ class ParameterFile:
             a line for each value that is new.
 
         Raises:
-            ConfigError: the file cannot be read or written.
+            ConfigError: the file cannot be read, or a value is impossible.
+            WsiAssetsError: the disk is full or cannot be written.
         """
-        if not given:
+        if not given or not self._changes(artefact, level, given)[1]:
             return []
         with self._locked():
-            said = self.read()
-            before = options_of(artefact, level, said).model_dump(mode="json")
-            wanted = options_of(
-                artefact, level, said, ParameterSet({artefact.name: dict(given)}, COMMAND_LINE)
-            )
-            after = wanted.model_dump(mode="json")
-            changed = {name: after[name] for name in given if after[name] != before[name]}
-            if not changed:
-                return []
+            said, changed, before = self._changes(artefact, level, given)
             layer = said.content
             if artefact.by_level and level is not None:
                 layer = said.levels.setdefault(level, {})
             layer[artefact.name] = {**(layer.get(artefact.name) or {}), **changed}
             content = {**said.content, **({"levels": said.levels} if said.levels else {})}
-            try:
-                with publish_file(self.path) as unfinished:
-                    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-                    unfinished.write_text(_HEADER + text, encoding="utf-8")
-            except WsiAssetsError as error:
-                raise ConfigError(error.fault, path=self.path, remedy=error.remedy) from error
+            with publish_file(self.path) as unfinished:
+                text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+                unfinished.write_text(_HEADER + text, encoding="utf-8")
         where = f"level {level}" if artefact.by_level and level is not None else "all levels"
         return [
             f"{self.path.name}: {artefact.name}.{name} of {where} is {value!r}, was {before[name]!r}"
             for name, value in changed.items()
         ]
+
+    def _changes(
+        self, artefact: Artefact, level: str | None, given: Mapping[str, Any]
+    ) -> tuple[ParameterSet, dict[str, Any], dict[str, Any]]:
+        """What the file says, the given values that differ from it, and all values as they are."""
+        said = self.read()
+        before = options_of(artefact, level, said).model_dump(mode="json")
+        wanted = options_of(artefact, level, said, ParameterSet({artefact.name: dict(given)}, COMMAND_LINE))
+        after = wanted.model_dump(mode="json")
+        return said, {name: after[name] for name in given if after[name] != before[name]}, before
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

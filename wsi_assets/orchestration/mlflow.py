@@ -19,7 +19,7 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.errors import ModelError, one_line
-from wsi_assets.files import write_json
+from wsi_assets.files import digest, write_json
 from wsi_assets.orchestration.paths import StoragePaths
 
 Warn = Callable[[str], None]
@@ -152,13 +152,17 @@ class MlflowResource(dg.ConfigurableResource):
 
     def experiment(self, mlflow: Any) -> str:
         """The id of the experiment, created when it is first needed."""
-        found = mlflow.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return found.experiment_id
         # A server knows its own artefact store; the local one lies beside its database.
         location = None if self.tracking_uri else StoragePaths(self.storage_dir).mlflow_artifacts.as_uri()
+        # An experiment keeps its place: that of a folder that was moved would write where it had been.
+        for name in (EXPERIMENT, f"{EXPERIMENT} in {Path(self.storage_dir).name} {digest(location)[:6]}"):
+            found = mlflow.get_experiment_by_name(name)
+            if found is None:
+                break
+            if location in (None, found.artifact_location):
+                return found.experiment_id
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        return mlflow.create_experiment(EXPERIMENT, location, tags)
+        return mlflow.create_experiment(name, location, tags)
 
     def page(self, experiment: str, run_id: str) -> str:
         base = self.uri if self.uri.startswith("http") else self.pages_url

@@ -11,6 +11,8 @@ Loading it needs this package installed, and no Dagster.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -61,16 +63,18 @@ def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int) -> Non
         model.mkdir()
         for file in ("best.pt", "best.json"):
             shutil.copyfile(checkpoints / file, model / file)
-        mlflow.pyfunc.log_model(
-            name=name,
-            loader_module=__name__,
-            data_path=str(model),
-            signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
-            # Stated, not found out: that would start another Python and ask an index.
-            pip_requirements=[f"{one}=={version(one)}" for one in ("wsi-assets", "torch", "timm")],
-            registered_model_name=name,
-            await_registration_for=0,
-        )
+        # What registering prints breaks into the progress bars.
+        with contextlib.redirect_stderr(io.StringIO()):
+            mlflow.pyfunc.log_model(
+                name=name,
+                loader_module=__name__,
+                data_path=str(model),
+                signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
+                # Stated, not found out: that would start another Python and ask an index.
+                pip_requirements=[f"{one}=={version(one)}" for one in ("wsi-assets", "torch", "timm")],
+                registered_model_name=name,
+                await_registration_for=0,
+            )
 
 
 def _load_pyfunc(data_path: str) -> ServedModel:
