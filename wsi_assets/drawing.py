@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, ORANGE, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 GREY, INK = "#767676", "#222222"
 
 
@@ -58,16 +58,21 @@ def png_of(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
 
 
-def jpeg_of(pixels: np.ndarray, side: int | None = None, quality: int = 85) -> bytes:
-    """JPEG of uint8 (h, w, 3) RGB, its longer side at most ``side`` pixels."""
+def jpeg_of(pixels: np.ndarray, quality: int = 85) -> bytes:
+    """JPEG of uint8 (h, w, 3) RGB."""
     import cv2
 
-    scale = side / max(pixels.shape[:2]) if side else 1
-    if scale < 1:
-        size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     return cv2.imencode(".jpg", pixels[..., ::-1], options)[1].tobytes()
+
+
+def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The same picture with its longer side at most ``side`` pixels."""
+    import cv2
+
+    scale = side / max(pixels.shape[:2])
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
 
 
 def scale_bar(width: float, mpp: float | None, share: float) -> tuple[float, str]:

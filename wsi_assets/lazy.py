@@ -1,6 +1,6 @@
 """Packages whose names load on first use, so that importing one, or only its options, costs nothing.
 
-Definitions and the command line import every package's options; without this they would load torch and OpenCV.
+Definitions and the command line import every package's options; without this they would load torch.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from wsi_assets.evaluation.metrics import (
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import Predictions, SlidePredictions, read_predictions
 from wsi_assets.progress import Progress, silent
-from wsi_assets.slides.naming import folded
+from wsi_assets.slides.naming import normalize_id
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
@@ -110,13 +110,12 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the predictions of the test slides.
 
-    A slide with an annotation or a tumor patch is a tumor slide. FROC leaves out slides with tumor patches
-    and no annotation, and those without a ``downsample``. Partial patches, which are neither class, count in
-    the heatmap and the slide scores, and in no patch metric.
+    The specification's keys are enough for patch and slide metrics. A slide with an annotation or a tumor
+    patch is a tumor slide. FROC leaves out slides with tumor patches and no annotation, and those without a
+    ``downsample``. Partial patches, which are neither class, count in heatmap and slide scores only.
 
     Args:
-        predictions: slide id -> index entry with ``probs``; a nan is a patch that could not be read. The
-            specification's keys are enough for patch and slide metrics.
+        predictions: slide id -> index entry with ``probs``, nan for a patch that could not be read.
         tumor_regions: slide id -> annotation; absent, None or empty for none.
         validation_threshold: the threshold on raw probabilities chosen on validation patches, if one was.
         calibration: ``{"temperature": ..., "bias": ...}`` of the model: calibrated logit = logit(p) /
@@ -133,13 +132,13 @@ def evaluate(
     began = time.monotonic()
     options, sizes = options or EvaluationOptions(), sizes or {}
     settings = {"validation_threshold": validation_threshold, "calibration": Calibration.of(calibration)}
-    incomplete = {folded(slide_id) for slide_id in incomplete_slides}
+    incomplete = {normalize_id(slide_id) for slide_id in incomplete_slides}
     read = read_predictions(predictions)
     slides, hits, left_out = [], [], {}
     for done, part in enumerate(read, start=1):
         name, regions = part.slide_id, (tumor_regions or {}).get(part.slide_id)
         geometry = None if regions is None or regions.geometry.is_empty else regions.geometry
-        slide = _slide(part, geometry, folded(name) in incomplete, options, settings)
+        slide = _slide(part, geometry, normalize_id(name) in incomplete, options, settings)
         slides.append(slide)
         reason = _not_in_froc(slide)
         if reason:
@@ -183,20 +182,14 @@ def _pooled(
     parts: Sequence[SlidePredictions], options: EvaluationOptions, settings: Mapping[str, Any]
 ) -> PatchMetrics:
     """Metrics of the patches of all ``parts``, with intervals over patients."""
-    patients = sorted({part.patient for part in parts})
+    _, patient = np.unique([part.patient for part in parts], return_inverse=True)
 
     def all_of(name: str) -> np.ndarray:
         return np.concatenate([np.zeros(0, bool), *(getattr(part, name) for part in parts)])
 
-    groups = np.repeat([patients.index(part.patient) for part in parts], [len(part.y) for part in parts])
-    return patch_metrics(
-        all_of("probs"),
-        all_of("is_tumor"),
-        groups.astype(int),
-        options,
-        partial=all_of("partial"),
-        **settings,
-    )
+    groups = np.repeat(patient, [len(part.y) for part in parts])
+    probs, is_tumor, partial = all_of("probs"), all_of("is_tumor"), all_of("partial")
+    return patch_metrics(probs, is_tumor, groups, options, partial=partial, **settings)
 
 
 def _not_in_froc(slide: SlideEvaluation) -> str | None:

@@ -29,7 +29,7 @@ class Calibration:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any] | None) -> Calibration | None:
-        """Read ``{"temperature": ..., "bias": ...}``; ``prior_shift`` is another name of ``bias``.
+        """Read ``{"temperature": ..., "bias": ...}``; ``shift`` and ``prior_shift`` are other names of bias.
 
         Raises:
             EvaluationError: the two are not finite numbers, or the temperature is not positive.
@@ -38,8 +38,8 @@ class Calibration:
             return None
         try:
             temperature = float(plain["temperature"])
-            bias = float(plain.get("bias", plain.get("prior_shift", 0.0)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            (bias,) = (float(plain[name]) for name in ("bias", "shift", "prior_shift") if name in plain)
+        except (KeyError, TypeError, ValueError) as error:
             raise EvaluationError(f"a calibration is a temperature and a bias, not {plain!r:.80}") from error
         if not (0 < temperature < math.inf and math.isfinite(bias)):
             raise EvaluationError(f"a calibration cannot have temperature {temperature} and bias {bias}")

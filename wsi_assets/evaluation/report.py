@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_assets.drawing import jpeg_of, png_of
+from wsi_assets.drawing import jpeg_of, png_of, shrunk
 from wsi_assets.errors import SlideError
 from wsi_assets.evaluation import plots
 from wsi_assets.evaluation.evaluation import NO_DOWNSAMPLE, Evaluation, SlideEvaluation
@@ -49,6 +49,8 @@ class ReportContext:
         split_notes: sentences about the split, e.g. that it had to be by slide.
         warnings: one line each on what is wrong with what the metrics rest on; a reader sees them first.
         epochs: rows with the columns of ``epoch_losses.csv``.
+        cross_validation: ``folds``, rows of numbers, with ``mean`` and ``spread`` (standard deviation) of the
+            rows, as in ``cross_validation.json``; None if there was none.
         left_out: slide id -> why it is not part of this level.
         quarantined: rows of patches that could not be read.
         audit: rows of repairs and skips of annotations.
@@ -66,6 +68,7 @@ class ReportContext:
     split_notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     epochs: Sequence[Mapping[str, Any]] | None = None
+    cross_validation: Mapping[str, Any] | None = None
     left_out: Mapping[str, str] | None = None
     quarantined: Sequence[Mapping[str, Any]] | None = None
     audit: Sequence[Mapping[str, Any]] | None = None
@@ -75,9 +78,12 @@ class ReportContext:
     created: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class WorstPatch:
-    """``y``, ``x``: top-left corner in pixels of the level; ``y0``, ``x0``: center at level 0, if known."""
+    """``y``, ``x``: top-left corner in pixels of the level; ``y0``, ``x0``: center at level 0, if known.
+
+    ``picture`` is a data URI, None while it is not read or cannot be.
+    """
 
     slide_id: str
     y: int
@@ -85,6 +91,7 @@ class WorstPatch:
     y0: int | None
     x0: int | None
     probability: float
+    picture: str | None = None
 
 
 def write_report(
@@ -114,11 +121,10 @@ def write_report(
     for name, picture in charts.items():
         (out / "plots" / f"{name}.png").write_bytes(picture)
     false_positives, false_negatives = worst_patches(evaluation)
-    pages, patches = {}, {}
+    pages = {}
     for done, slide in enumerate(evaluation.slides, start=1):
         worst = [one for one in (*false_positives, *false_negatives) if one.slide_id == slide.slide_id]
-        pages[slide.slide_id], pictures = _slide_page(slide, evaluation, worst, out, open_slide)
-        patches.update(pictures)
+        pages[slide.slide_id] = _slide_page(slide, evaluation, worst, out, open_slide)
         progress(done, len(evaluation.slides), "drawing slides")
     metrics = evaluation.to_plain()
     known = ("title", "level", "magnification", "mlflow_url", "seconds")
@@ -132,8 +138,8 @@ def write_report(
         created=created,
         charts={name: data_uri(picture, "png") for name, picture in charts.items()},
         pages=pages,
-        false_positives=[{**asdict(one), "picture": patches.get(one)} for one in false_positives],
-        false_negatives=[{**asdict(one), "picture": patches.get(one)} for one in false_negatives],
+        false_positives=false_positives,
+        false_negatives=false_negatives,
         froc_plain=metrics["froc"],
     )
     path = out / "report.html"
@@ -202,9 +208,9 @@ def _slide_page(
     worst: Sequence[WorstPatch],
     out: Path,
     open_slide: Callable[[str], Any],
-) -> tuple[dict[str, Any], dict[WorstPatch, str]]:
-    """What the report shows of a slide, its files written; and the pictures of its worst patches."""
-    name, part, pictures = slide.slide_id, slide.predictions, {}
+) -> dict[str, Any]:
+    """What the report shows of a slide; its files are written, its ``worst`` patches get their pictures."""
+    name, part = slide.slide_id, slide.predictions
     if part.downsample:
         (out / "detections" / f"{name}.csv").write_text(detections_csv(slide.detections), encoding="utf-8")
         (out / "heatmaps" / f"{name}.geojson").write_text(heatmap_geojson(slide.heatmap), encoding="utf-8")
@@ -223,20 +229,18 @@ def _slide_page(
         for patch in worst if reader is not None else ():
             try:
                 region = reader.read_region(part.level, patch.y, patch.x, part.patch_size, part.patch_size)
-                pictures[patch] = data_uri(jpeg_of(region.pixels, PATCH_SIDE), "jpeg")
+                patch.picture = data_uri(jpeg_of(shrunk(region.pixels, PATCH_SIDE)), "jpeg")
             except SlideError as error:
                 reason = str(error)
-    overlay = plots.overlay_picture(slide, view, evaluation.options.prediction_threshold)
+    shown = {"annotation": plots.annotation_picture(slide, view)}
     if part.downsample:
-        (out / "heatmaps" / f"{name}.png").write_bytes(png_of(overlay))
-    shown = {"annotation": plots.annotation_picture(slide, view), "overlay": overlay}
-    page: dict[str, Any] = {key: data_uri(jpeg_of(pixels), "jpeg") for key, pixels in shown.items()}
-    page["thumbnail"] = None
+        shown["overlay"] = plots.overlay_picture(slide, view, evaluation.options.prediction_threshold)
+        (out / "heatmaps" / f"{name}.png").write_bytes(png_of(shown["overlay"]))
     if view.pixels is not None:
-        page["thumbnail"] = data_uri(jpeg_of(view.pixels, THUMBNAIL_SIDE), "jpeg")
-    page |= {"slide": slide, "reason": view.reason or reason}
-    page["no_heatmap"] = None if part.downsample else NO_DOWNSAMPLE
-    return page, pictures
+        shown["thumbnail"] = shrunk(view.pixels, THUMBNAIL_SIDE)
+    page: dict[str, Any] = {key: data_uri(jpeg_of(pixels), "jpeg") for key, pixels in shown.items()}
+    no_heatmap = None if part.downsample else NO_DOWNSAMPLE
+    return page | {"slide": slide, "reason": view.reason or reason, "no_heatmap": no_heatmap}
 
 
 def render(template: str, **values: Any) -> str:

@@ -98,14 +98,16 @@ def misnamed(slides: Iterable[SlideFile], notices: Iterable[str]) -> dict[str, l
     A name that differs in its numbers is another slide's: annotations of a whole cohort beside some of its
     slides are no mistake.
     """
-    from wsi_assets.slides import folded, slide_id_of
+    from wsi_assets.slides import normalize_id, slide_id_of
     from wsi_assets.slides.listing import WITHOUT_SLIDE
 
-    without = {folded(slide.slide_id): slide.slide_id for slide in slides if slide.annotation_path is None}
+    without = {
+        normalize_id(slide.slide_id): slide.slide_id for slide in slides if slide.annotation_path is None
+    }
     found: dict[str, list[str]] = {}
     for notice in notices:
         if notice.startswith(WITHOUT_SLIDE):
-            name = folded(slide_id_of(notice.removeprefix(WITHOUT_SLIDE)))
+            name = normalize_id(slide_id_of(notice.removeprefix(WITHOUT_SLIDE)))
             alike = [slide_id for slide_id in without if _numbers(slide_id) == _numbers(name)]
             for close in difflib.get_close_matches(name, alike, n=1, cutoff=_ALIKE):
                 found.setdefault(without[close], []).append(notice)

@@ -6,13 +6,12 @@ each line has a casing so that it shows on pale and on dark tissue.
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 
-from wsi_assets.drawing import scale_bar
+from wsi_assets.drawing import ORANGE, SKY, canvas_png, jpeg_of, new_canvas, scale_bar
 from wsi_assets.index.sampling import slide_table
 
 if TYPE_CHECKING:
@@ -44,13 +43,10 @@ def overlay_jpeg(
     Raises:
         SlideError: the slide does not read.
     """
-    import cv2
-
     picture = overlay(reader, tissue, tumor, max_side=max_side)
     while True:
         for quality in (88, 80, 70, 60):
-            options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-            data = cv2.imencode(".jpg", picture[..., ::-1], options)[1].tobytes()
+            data = jpeg_of(picture, quality)
             if len(data) <= max_bytes:
                 return data
         if max(picture.shape) <= 120:
@@ -98,15 +94,12 @@ def counts_png(index: Index, sampled: Index | None = None) -> bytes:
 
     Every slide is one bar, most patches first; beyond 60 slides the bars lose their names.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = sorted(slide_table(index), key=lambda row: (-row["patches"], row["slide"]))
     kept = {row["slide"]: row for row in slide_table(sampled)} if sampled is not None else None
     named = len(rows) <= 60
     high = 1.2 + (0.2 * max(len(rows), 3) if named else 6.0)
-    figure = Figure(figsize=(7, high), dpi=90, layout="constrained")
-    axes = figure.subplots(1, 1 if kept is None else 2, sharey=True, squeeze=False)[0]
+    canvas = new_canvas(7, high)
+    axes = canvas.subplots(1, 1 if kept is None else 2, sharey=True, squeeze=False)[0]
     panels = [("indexed", {row["slide"]: row for row in rows})] + (
         [("sampled", kept)] if kept is not None else []
     )
@@ -114,7 +107,7 @@ def counts_png(index: Index, sampled: Index | None = None) -> bytes:
     edges = np.ravel([places - 0.5, places + 0.5], order="F")
     for ax, (title, table) in zip(axes, panels, strict=True):
         left = np.zeros(len(rows))
-        for kind, color in (("tumor", "#D55E00"), ("normal", "#56B4E9"), ("partial", "#999999")):
+        for kind, color in (("tumor", ORANGE), ("normal", SKY), ("partial", "#999999")):
             values = np.array([table[row["slide"]][kind] if row["slide"] in table else 0 for row in rows])
             if kind == "partial" and not values.any():
                 continue
@@ -138,9 +131,7 @@ def counts_png(index: Index, sampled: Index | None = None) -> bytes:
     axes[0].set_ylim(max(len(rows), 1) - 0.5, -0.5)
     if not named:
         axes[0].set_ylabel(f"{len(rows):,} slides, most patches first", fontsize=8)
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream)
-    return stream.getvalue()
+    return canvas_png(canvas, dpi=90)
 
 
 def _rings(geometry: shapely.Geometry, downsample: float) -> list[NDArray[np.int32]]:

@@ -17,7 +17,7 @@ import numpy as np
 from wsi_assets.errors import ConfigError, SlideIndexError
 from wsi_assets.index.slide_index import PER_PATCH, Entry, Index, check_index, classes, is_test
 from wsi_assets.index.split import Side, split_slides
-from wsi_assets.slides import folded, slide_id_of
+from wsi_assets.slides import normalize_id, slide_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -71,7 +71,7 @@ def normal_quotas(
         if sides[slide_id] == "test":
             continue
         positive, normal = classes(entry)
-        given = 0 if folded(slide_id) in incomplete else int(normal.sum())
+        given = 0 if normalize_id(slide_id) in incomplete else int(normal.sum())
         if sides[slide_id] == "validation":
             all_of[slide_id] = given
             continue
@@ -132,7 +132,7 @@ def incomplete_slides(source: str | Path | None) -> frozenset[str]:
                 path=source,
                 remedy="Give a text file with one slide id a line, or 'camelyon16'",
             ) from error
-    ids = (folded(slide_id_of(line.split("#", 1)[0].strip())) for line in text.splitlines())
+    ids = (normalize_id(slide_id_of(line.split("#", 1)[0].strip())) for line in text.splitlines())
     return frozenset(slide_id for slide_id in ids if slide_id)
 
 
@@ -147,7 +147,9 @@ def unknown_incomplete(index: Index, options: SamplingOptions) -> list[str]:
     """
     if options.incomplete_slides is None or _is_shipped(options.incomplete_slides):
         return []
-    return sorted(incomplete_slides(options.incomplete_slides) - {folded(slide_id) for slide_id in index})
+    return sorted(
+        incomplete_slides(options.incomplete_slides) - {normalize_id(slide_id) for slide_id in index}
+    )
 
 
 def slide_table(index: Index) -> list[dict[str, Any]]:

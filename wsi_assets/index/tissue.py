@@ -142,6 +142,8 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         SlideError: the slide does not read.
         SlideIndexError: the working level is too fine for a slide of this size, or for the memory there is.
     """
+    from wsi_assets.slides import reduce_mean
+
     base = reader.levels[0]
     level = work_level_for(base.height, base.width, options)
     rows, columns = (-(-side // 2**level) for side in (base.height, base.width))
@@ -155,7 +157,8 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
     finer = min(level, FINER)
     try:
         region = reader.reduced(float(2 ** (level - finer)))
-        pixels, no_data = averaged(region.pixels, region.no_data, 2**finer)
+        pixels, no_data = reduce_mean(region.pixels, region.no_data, 2**finer)
+        pixels[no_data] = 255
         mask, threshold = tissue_mask(pixels, no_data, options)
     except MemoryError as error:
         raise SlideIndexError(
@@ -179,38 +182,6 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         thumbnail=_thumbnail(pixels, mask),
         config=options.model_dump(),
     )
-
-
-def averaged(
-    pixels: NDArray[np.uint8], no_data: NDArray[np.bool_], factor: int
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Average blocks of ``factor`` x ``factor`` pixels, those at the far edges over what there is of them.
-
-    No-data takes no part; a block is no-data, and white, where half of it or more is. Worked on in strips,
-    so that memory stays near that of the input.
-    """
-    if factor == 1:
-        return pixels, no_data
-    height, width = no_data.shape
-    rows, columns = -(-height // factor), -(-width // factor)
-    result = np.full((rows, columns, 3), 255, np.uint8)
-    missing = np.ones((rows, columns), bool)
-    across = np.arange(0, width, factor)
-    in_block = np.minimum(factor, width - across)
-    strip = max(1, (1 << 20) // max(width * factor, 1))
-    for first in range(0, rows, strip):
-        part = slice(first * factor, min((first + strip) * factor, height))
-        down = np.arange(0, no_data[part].shape[0], factor)
-        weight = (~no_data[part]).astype(np.float32)
-        values = pixels[part] * weight[..., None]
-        known = np.add.reduceat(np.add.reduceat(weight, down, axis=0), across, axis=1)
-        total = np.add.reduceat(np.add.reduceat(values, down, axis=0), across, axis=1)
-        size = np.minimum(factor, no_data[part].shape[0] - down)[:, None] * in_block
-        here = known * 2 > size
-        out = slice(first, first + len(down))
-        result[out][here] = np.rint(total[here] / known[here][:, None]).astype(np.uint8)
-        missing[out] = ~here
-    return result, missing
 
 
 def _thumbnail(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> bytes:

@@ -20,7 +20,7 @@ from wsi_assets.orchestration.config import ParameterFile
 from wsi_assets.orchestration.paths import StoragePaths
 from wsi_assets.orchestration.provenance import Provenance
 from wsi_assets.orchestration.settings import Settings
-from wsi_assets.slides.naming import folded
+from wsi_assets.slides.naming import normalize_id
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile, SlideListing
@@ -74,7 +74,7 @@ class SlideFolderResource(dg.ConfigurableResource):
             if slide.slide_id == slide_id:
                 return slide
         # Of ids that differ only by case one stands for all.
-        why = {folded(name): reason for name, reason in listing.left_out.items()}.get(folded(slide_id))
+        why = {normalize_id(name): reason for name, reason in listing.left_out.items()}.get(normalize_id(slide_id))
         raise SlideError(
             f"slide {slide_id} is left out: {why}" if why else f"holds no slide {slide_id!r}",
             path=self.images_dir,

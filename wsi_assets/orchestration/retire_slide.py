@@ -11,7 +11,7 @@ from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.paths import StoragePaths
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.slide_folder import DATA_VERSION_TAG, RETIRED, SLIDE_ANNOTATION, SLIDE_IMAGE
-from wsi_assets.slides.naming import folded
+from wsi_assets.slides.naming import normalize_id
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -44,8 +44,8 @@ def retire_slide(
             f"the slide folder {folder.images_dir} is empty, which looks like a disk that is not mounted",
             remedy="Mount it, or put back any one slide",
         )
-    there = {folded(name) for name in (*(slide.slide_id for slide in listing.slides), *listing.left_out)}
-    if folded(slide_id) in there:
+    there = {normalize_id(name) for name in (*(slide.slide_id for slide in listing.slides), *listing.left_out)}
+    if normalize_id(slide_id) in there:
         raise ConfigError(
             f"the file of {slide_id} is still in {folder.images_dir}",
             remedy="Take it away first, or it would be registered again",

@@ -96,16 +96,11 @@ class PatchReader:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._slide = OpenSlideFile(self.path)
-        try:
-            self._tiles = open_tiles(self.path, self._slide)
-        except BaseException:
-            self._slide.close()
-            raise
+        self._tiles: dict[int, TileLevel | None] = {}
 
-    @property
-    def direct(self) -> bool:
-        """Whether tiles are decoded straight from their bytes."""
-        return self._tiles is not None
+    def direct(self, level: int) -> bool:
+        """Whether the level's tiles are decoded straight from their bytes."""
+        return self._tiles_of(level) is not None
 
     def read(
         self, level: int, coords: np.ndarray, size: int, *, jpeg: bool = False
@@ -124,12 +119,12 @@ class PatchReader:
         if not 0 <= level < len(self._slide.sizes):
             raise SlideError(f"has levels 0 to {len(self._slide.sizes) - 1}, not {level}", path=self.path)
         places = coords.tolist()
-        if self._tiles is None:
+        tiles = self._tiles_of(level)
+        if tiles is None:
             touching = _touching(coords, size, (_WINDOW, _WINDOW))
             blocks = self._windows(level, coords, size, touching)
         else:
-            tiles = self._tiles.level(level)
-            touching = _touching(coords, size, tiles.tile_size)
+            touching = _touching(coords, size, (tiles.tile_height, tiles.tile_width))
             blocks = _tiles(tiles, coords, size, touching, jpeg)
         parts = [0] * len(places)
         for over in touching.values():
@@ -153,9 +148,15 @@ class PatchReader:
 
     def close(self) -> None:
         """Let go of the slide."""
-        if self._tiles is not None:
-            self._tiles.close()
+        for tiles in self._tiles.values():
+            if tiles is not None:
+                tiles.close()
         self._slide.close()
+
+    def _tiles_of(self, level: int) -> TileLevel | None:
+        if level not in self._tiles:
+            self._tiles[level] = open_tiles(self.path, level, self._slide)
+        return self._tiles[level]
 
     def _windows(
         self, level: int, coords: np.ndarray, size: int, touching: dict[tuple[int, int], list[int]]
@@ -197,8 +198,8 @@ def _tiles(
     tiles: TileLevel, coords: np.ndarray, size: int, touching: dict[tuple[int, int], list[int]], jpeg: bool
 ) -> Iterator[_Block]:
     """The touched tiles in the order of the file; first those outside the level, which have no pixels."""
-    rows, cols = tiles.grid
-    high, wide = tiles.tile_size
+    rows, cols = tiles.rows, tiles.cols
+    high, wide = tiles.tile_height, tiles.tile_width
     inside = []
     for (row, col), over in touching.items():
         if 0 <= row < rows and 0 <= col < cols:
@@ -210,7 +211,7 @@ def _tiles(
         own = None
         try:
             tile = tiles.read_tile(row, col)
-            if jpeg and tile is not None and tiles.tile_size == (size, size):
+            if jpeg and tile is not None and (high, wide) == (size, size):
                 own = tiles.jpeg_file(row, col) if (coords[over] == (top, left)).all(axis=1).any() else None
         except SlideError as error:
             yield _Block(over, top, left, None, fault=error.fault)

@@ -1,9 +1,6 @@
 """Find slide files, open them, read their pixels and know their scale.
 
-What belongs here: whatever turns a path into pixels with a place, a scale and a mask of where there are none.
-What does not: tissue, outlines, grids, patches.
-
-Names load on first use, so that importing the room, or only its options, costs nothing.
+Names load on first use, so that importing the package, or only its options, costs nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +12,9 @@ __getattr__, __dir__, __all__ = exports(
     {
         "naming": (
             "DEFAULT_PATIENT_PATTERN",
-            "folded",
+            "DEFAULT_TEST_PATTERN",
             "is_test_slide",
+            "normalize_id",
             "patient_of",
             "patients_of",
             "slide_id_of",
@@ -24,9 +22,9 @@ __getattr__, __dir__, __all__ = exports(
         "listing": ("SlideFile", "SlideListing", "find_slides"),
         "fingerprints": ("fingerprint", "signature"),
         "options": ("ScaleOptions",),
-        "region": ("Region",),
         "scale": ("Level", "Scale", "true_downsamples"),
-        "reader": ("SlideReader", "open_slide"),
-        "tiff_tiles": ("TileLevel", "TileSource", "open_tiles"),
+        "reader": ("Region", "SlideReader", "open_slide"),
+        "reduce": ("reduce_mean",),
+        "tiff_tiles": ("TileLevel", "open_tiles"),
     },
 )

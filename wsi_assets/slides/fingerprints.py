@@ -1,7 +1,4 @@
-"""Tell whether a slide or an annotation changed: by content, or cheaply by size and time.
-
-Listing files and deciding what follows from a change belong elsewhere.
-"""
+"""Whether a slide or an annotation changed: by content, or cheaply by size and time."""
 
 from __future__ import annotations
 
@@ -41,12 +38,12 @@ def fingerprint(path: str | Path) -> str:
 
 
 def signature(path: str | Path) -> tuple[int, int]:
-    """Sums over a slide's files of their sizes in bytes and their times of change in ns: the cheap look.
+    """Sums over a slide's files of their sizes in bytes and their times of change in ns.
 
     A sum follows each file; the latest time would miss one that gives way to an older one.
 
     Raises:
-        SlideError: the file is missing or cannot be looked at.
+        SlideError: the file is missing or cannot be reached.
     """
     path = Path(path)
     try:
@@ -72,7 +69,7 @@ def _parts(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _files_in(folder: Path) -> list[tuple[str, Path]]:
-    # Path.rglob passes over folders it may not enter; a folder that does not list must not look empty.
+    # Path.rglob passes over folders it may not enter; a folder that does not list must not pass for empty.
     next(folder.iterdir(), None)
     files = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
     return sorted((file.relative_to(folder).as_posix(), file) for file in files)

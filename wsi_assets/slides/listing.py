@@ -1,7 +1,8 @@
-"""Find a cohort's slides and the annotation of each. Nothing is opened here; only names and places count."""
+"""Find a cohort's slides and the annotation of each, by their names alone."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import defaultdict
@@ -10,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_assets.errors import SlideError, one_line
-from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, folded, slide_id_of
-from wsi_assets.slides.reaching import reached
+from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, normalize_id, slide_id_of
 
 WITHOUT_SLIDE = "annotation without a slide: "
 """How the notice of such an annotation begins; its path follows."""
 
 LONGEST_ID = 240
 """Bytes of a slide's id, so that a patch's file, named by id and number, has a name file systems take."""
+
+
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
     Left out: slides that share an id or are compared as one, a slide with two annotations (it cannot be known
     which is meant), an id that cannot be a partition key, several .dcm files directly in ``images_dir``, a
     link to nothing or to where nothing can be reached. An annotation without a slide is a notice, and so are
-    annotations beside their slides that are not looked for there, and slide files of another format in the
-    folder of a DICOM slide.
+    annotations beside their slides where ``annotations_dir`` is another folder, and slide files of another
+    format in the folder of a DICOM slide.
 
     Raises:
         SlideError: a folder is missing, cannot be reached or does not list; that is never "no slides".
@@ -71,7 +74,7 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
         slide_id = slide_id_of(paths[0])
         why = _why_left_out(slide_id, paths, annotations)
         if why:
-            left_out[_shown(slide_id)] = _shown(why)
+            left_out[_printable(slide_id)] = _printable(why)
         else:
             slides.append(SlideFile(slide_id, paths[0], annotations[0] if annotations else None))
     notices = [f"{WITHOUT_SLIDE}{path}" for paths in notes.values() for path in paths]
@@ -79,22 +82,44 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
         f"slide file in the folder of a DICOM slide is not used: {path}. Move it if it is one"
         for path in strays
     ]
-    notices += _unused(beside, {folded(slide.slide_id) for slide in slides if slide.annotation_path is None})
+    notices += _unused(
+        beside, {normalize_id(slide.slide_id) for slide in slides if slide.annotation_path is None}
+    )
     return SlideListing(
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
         left_out=dict(sorted(left_out.items())),
-        notices=tuple(sorted(map(_shown, notices))),
+        notices=tuple(sorted(map(_printable, notices))),
     )
+
+
+def stat_or_none(path: Path) -> os.stat_result | None:
+    """``path.stat()``, links followed; None if nothing is there.
+
+    Raises:
+        SlideError: it cannot be reached, e.g. lies in a folder that may not be entered.
+    """
+    try:
+        return path.stat()
+    except ValueError:  # a name with a null byte, which no file has
+        return None
+    except OSError as error:
+        if error.errno in _MISSING:
+            return None
+        raise SlideError(
+            f"cannot be reached ({error.strerror or error})",
+            path=path,
+            remedy="Check its permissions and those of the folders it lies in",
+        ) from error
 
 
 def _unused(beside: list[Path], without: set[str]) -> list[str]:
     """A line on annotations in the slide folder that belong to slides without any, if there are such."""
-    unused = sorted(path for path in beside if folded(slide_id_of(path)) in without)
+    unused = sorted(path for path in beside if normalize_id(slide_id_of(path)) in without)
     if not unused:
         return []
-    what = "outline lies beside its slide and is not used:"
+    what = "annotation lies beside its slide and is not used:"
     if len(unused) > 1:
-        what = "outlines lie beside their slides and are not used, e.g."
+        what = "annotations lie beside their slides and are not used, e.g."
     return [f"{len(unused)} {what} {unused[0]}. To use such files, name the slide folder for annotations too"]
 
 
@@ -104,7 +129,7 @@ def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> 
     if len(annotations) > 1:
         return f"it has {len(annotations)} annotations: {_names(annotations)}. Keep one"
     try:
-        found = reached(paths[0])
+        found = stat_or_none(paths[0])
     except SlideError as error:
         return f"it {error.fault}: {paths[0]}. {error.remedy}"
     if found is None:
@@ -128,7 +153,7 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def _shown(text: str) -> str:
+def _printable(text: str) -> str:
     """One line that any terminal and database takes, also of a name that is no text."""
     return one_line(text.encode(errors="backslashreplace").decode())
 
@@ -191,7 +216,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         for one in files:
             # os.walk takes a link to a folder that cannot be reached for a file; by its name it may be one.
             if not Path(one).suffix and _is_link(place / one):
-                reached(place / one)
+                stat_or_none(place / one)
         yield place, folders, files
 
 
@@ -205,7 +230,7 @@ def _is_link(path: Path) -> bool:
 def _by_id(paths: Iterator[Path]) -> dict[str, list[Path]]:
     found = defaultdict(list)
     for path in paths:
-        found[folded(slide_id_of(path))].append(path)
+        found[normalize_id(slide_id_of(path))].append(path)
     return dict(found)
 
 
@@ -215,7 +240,7 @@ def _names(paths: list[Path]) -> str:
 
 def _folder(path: str | Path) -> Path:
     path = Path(path)
-    found = reached(path)
+    found = stat_or_none(path)
     if found is None or not stat.S_ISDIR(found.st_mode):
         fault = "does not exist" if found is None else "is not a folder"
         raise SlideError(fault, path=path, remedy="Check the path, or that its disk is mounted")

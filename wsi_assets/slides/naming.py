@@ -1,10 +1,11 @@
-"""What a slide's name tells: its id, its patient, whether it is a test slide. Pure functions of strings."""
+"""What a slide's name says: its id, its patient, whether it is a test slide. Pure functions of strings."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from wsi_assets.errors import ConfigError
@@ -33,16 +34,14 @@ ANNOTATION_SUFFIXES = frozenset({".xml", ".geojson", ".json"})
 DEFAULT_PATIENT_PATTERN = r"^(.*?)(?:_node_\d+)?$"
 """Group 1 is the patient: ``patient_004_node_4`` and ``patient_004_node_2`` are one, others are their own."""
 
-
 DEFAULT_TEST_PATTERN = "test"
-"""A slide whose id holds it, in any case, is a test slide."""
+"""``test_001`` and ``Test_001`` are test slides."""
 
 
 def slide_id_of(path: str | Path) -> str:
     """The id of a slide: its file name without the ending; for a DICOM folder the folder's whole name.
 
     A folder's name may hold full stops (DICOM UIDs do), so only endings of slides and annotations are cut.
-    Nothing is looked up on disk.
     """
     path = Path(path)
     return path.stem if path.suffix.lower() in SLIDE_SUFFIXES | ANNOTATION_SUFFIXES else path.name
@@ -54,21 +53,20 @@ def patient_of(slide_id: str, pattern: str = DEFAULT_PATIENT_PATTERN) -> str:
     Raises:
         ConfigError: the pattern is no regular expression, or has no group.
     """
-    return _patient(slide_id, _compiled(pattern)) or slide_id
+    return _patient(slide_id, pattern) or slide_id
 
 
 def patients_of(slide_ids: Iterable[str], pattern: str = DEFAULT_PATIENT_PATTERN) -> dict[str, str]:
     """Slide id -> its patient (:func:`patient_of`), one patient under one spelling.
 
-    ``Patient_004_node_4`` and ``patient_004_node_2`` are of one patient, who is called as in the first of the
-    ids; taken for two, they could fall on both sides of a split.
+    ``Patient_004_node_4`` and ``patient_004_node_2`` are of one patient, spelled as in the first of the ids;
+    taken for two, they could fall on both sides of a split.
 
     Raises:
         ConfigError: as for :func:`patient_of`, or the pattern finds a patient in none of the ids: each slide
             would be a patient of its own, which is what splitting by patient is to prevent.
     """
-    compiled = _compiled(pattern)
-    found = {slide_id: _patient(slide_id, compiled) for slide_id in sorted(set(slide_ids))}
+    found = {slide_id: _patient(slide_id, pattern) for slide_id in sorted(set(slide_ids))}
     if found and not any(found.values()) and pattern != DEFAULT_PATIENT_PATTERN:
         raise ConfigError(
             f"patient_pattern {pattern!r} finds a patient in none of the {len(found)} slide ids, "
@@ -77,31 +75,19 @@ def patients_of(slide_ids: Iterable[str], pattern: str = DEFAULT_PATIENT_PATTERN
         )
     spelled: dict[str, str] = {}
     named = ((slide_id, patient or slide_id) for slide_id, patient in found.items())
-    return {slide_id: spelled.setdefault(folded(patient), patient) for slide_id, patient in named}
+    return {slide_id: spelled.setdefault(normalize_id(patient), patient) for slide_id, patient in named}
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        compiled = re.compile(pattern, re.IGNORECASE)
-    except re.error as error:
-        raise ConfigError(
-            f"patient_pattern {pattern!r} is no regular expression ({error})",
-            remedy=f"Use one with a group around the patient, such as {DEFAULT_PATIENT_PATTERN}",
-        ) from error
-    if not compiled.groups:
-        raise ConfigError(
-            f"patient_pattern {pattern!r} has no group",
-            remedy=f"Put round brackets around the patient, as in {DEFAULT_PATIENT_PATTERN}",
-        )
-    return compiled
+def is_test_slide(slide_id: str, pattern: str = DEFAULT_TEST_PATTERN) -> bool:
+    """Whether a slide is kept for testing: ``pattern`` occurs in its id, without regard to case.
+
+    Raises:
+        ConfigError: the pattern is no regular expression.
+    """
+    return _compiled("test_pattern", pattern, DEFAULT_TEST_PATTERN).search(slide_id) is not None
 
 
-def _patient(slide_id: str, pattern: re.Pattern[str]) -> str | None:
-    match = pattern.search(slide_id)
-    return (match.group(1) or None) if match else None
-
-
-def folded(name: str) -> str:
+def normalize_id(name: str) -> str:
     """The form in which ids and patients are compared: without regard to case or to how accents are coded.
 
     A file copied from macOS may have its accents as marks of their own; it is the same name.
@@ -109,16 +95,23 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).lower()
 
 
-def is_test_slide(slide_id: str, pattern: str = DEFAULT_TEST_PATTERN) -> bool:
-    """Whether a slide is kept for testing: ``pattern`` is found in its id, in any case.
+def _patient(slide_id: str, pattern: str) -> str | None:
+    compiled = _compiled("patient_pattern", pattern, DEFAULT_PATIENT_PATTERN)
+    if not compiled.groups:
+        raise ConfigError(
+            f"patient_pattern {pattern!r} has no group",
+            remedy=f"Put round brackets around the patient, as in {DEFAULT_PATIENT_PATTERN}",
+        )
+    match = compiled.search(slide_id)
+    return (match.group(1) or None) if match else None
 
-    Raises:
-        ConfigError: the pattern is no regular expression.
-    """
+
+@lru_cache(maxsize=64)
+def _compiled(setting: str, pattern: str, example: str) -> re.Pattern[str]:
     try:
-        return re.search(pattern, slide_id, re.IGNORECASE) is not None
+        return re.compile(pattern, re.IGNORECASE)
     except re.error as error:
         raise ConfigError(
-            f"test_pattern {pattern!r} is no regular expression ({error})",
-            remedy="Use one that is found in the ids of test slides, such as test",
+            f"{setting} {pattern!r} is no regular expression ({error})",
+            remedy=f"Use one such as {example}",
         ) from error

@@ -1,11 +1,9 @@
-"""Which pixels are not of the slide: never scanned, never written, or padding.
-
-A pure function of pixels and the slide's padding colours. What is tissue and what glass is for others.
-"""
+"""Which pixels of a slide hold no data: never scanned, never written, or padding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -19,7 +17,15 @@ Odd, so that OpenCV's opening has a middle and does not shift.
 MARGIN = SIDE - 1
 """Pixels around a window that decide about it."""
 
+Read = Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray]]
+"""(y, x, height, width) of a window inside level 0 -> uint8 (h, w, 3), and bool (h, w), where written."""
+
 _WHITE, _BLACK = 254, 1
+_ALONG = 32
+_WINDOWS = 12
+_LINES = 8
+_STRAIGHT = 24
+_GLASS_LIGHTNESS, _GLASS_CHROMA = 160, 30
 
 
 def no_data(
@@ -29,7 +35,7 @@ def no_data(
 
     A pixel has none if it was never written (not ``present``), or lies in a square of ``SIDE`` x ``SIDE``
     pixels that are all pure white (254 or more in each channel, as JPEG keeps it), all pure black (at most 1)
-    or all of one padding colour (within 1). A single saturated pixel in tissue is therefore data, and so is a
+    or all of one padding color (within 1). A single saturated pixel in tissue is therefore data, and so is a
     line thinner than the square. At the array's edge the picture counts as mirrored, so that half a square
     there is enough. Give a window inside a level ``MARGIN`` pixels of surroundings and crop: the result then
     does not depend on the window.
@@ -37,22 +43,107 @@ def no_data(
     Args:
         rgb: uint8 (h, w, 3), white where not ``present``.
         present: bool (h, w).
-        paddings: RGB colours that the slide's border is padded with.
+        paddings: RGB colors that the slide's border is padded with.
     """
     found = (~present).astype(np.uint8)
-    candidates = [((_WHITE,) * 3, (255,) * 3), ((0,) * 3, (_BLACK,) * 3)]
-    candidates += [
-        (tuple(max(0, c - 1) for c in colour), tuple(min(255, c + 1) for c in colour)) for colour in paddings
-    ]
-    square = np.ones((SIDE, SIDE), np.uint8)
-    for low, high in candidates:
+    ranges = [((_WHITE,) * 3, (255,) * 3), ((0,) * 3, (_BLACK,) * 3)]
+    ranges += [(tuple(max(0, c - 1) for c in rgb), tuple(min(255, c + 1) for c in rgb)) for rgb in paddings]
+    for low, high in ranges:
         flat = cv2.inRange(rgb, low, high)
         if flat.any():
-            found |= _opened(flat, square)
+            framed = cv2.copyMakeBorder(flat, SIDE, SIDE, SIDE, SIDE, cv2.BORDER_REFLECT)
+            opened = cv2.morphologyEx(framed, cv2.MORPH_OPEN, np.ones((SIDE, SIDE), np.uint8))
+            found |= opened[SIDE:-SIDE, SIDE:-SIDE]
     return found > 0
 
 
-def _opened(mask: np.ndarray, square: np.ndarray) -> np.ndarray:
-    side = square.shape[0]
-    framed = cv2.copyMakeBorder(mask, side, side, side, side, cv2.BORDER_REFLECT)
-    return cv2.morphologyEx(framed, cv2.MORPH_OPEN, square)[side:-side, side:-side]
+def padding_colors(read: Read, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
+    """RGB colors of constant padding along whole sides of a slide, besides pure white and black.
+
+    Found from a few windows of level 0. A side is padded if all along it the outermost pixels are of one
+    color to within 1 (scanned glass never is; tiles never written say nothing), if what lies inside begins at
+    one depth (a writer's padding has a straight edge, the clear background of a drawn picture has not), and
+    if it begins with glass, not with tissue: where tissue borders directly on a flat color, that color is
+    all the glass there is and must stay data.
+
+    Raises:
+        SlideError: the slide does not read there.
+    """
+    if min(height, width) < 4 * _ALONG:
+        return ()
+    sides = (
+        _Side(read, turned, far, *((height, width) if turned else (width, height)))
+        for turned in (False, True)
+        for far in (True, False)
+    )
+    return tuple(sorted({color for side in sides if (color := _padding_of(side)) is not None}))
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of the slide, seen as if it were the left one: ``depth`` inwards, ``along`` the border."""
+
+    read: Read
+    turned: bool
+    far: bool
+    depth: int
+    length: int
+
+    def window(self, depth: int, along: int, deep: int) -> tuple[np.ndarray, np.ndarray]:
+        start = self.depth - depth - deep if self.far else depth
+        return self.read(*((start, along, deep, _ALONG) if self.turned else (along, start, _ALONG, deep)))
+
+
+def _padding_of(side: _Side) -> tuple[int, int, int] | None:
+    color, seen = None, 0
+    for along in np.linspace(0, side.length - _ALONG, _WINDOWS).astype(int).tolist():
+        pixels, written = side.window(0, along, SIDE)
+        if not written.any():
+            continue
+        seen += 1
+        if color is None:
+            color = np.median(pixels[written], axis=0).astype(int)
+        if not _is_flat(pixels, written, color):
+            return None
+    if color is None or seen < _WINDOWS / 3 or color.min() >= _WHITE or color.max() <= _BLACK:
+        return None
+    red, green, blue = map(int, color)
+    return (red, green, blue) if _is_framed(side, color) else None
+
+
+def _is_framed(side: _Side, color: np.ndarray) -> bool:
+    """Whether most lines from the border inwards leave the color at one depth, and for glass."""
+    found, glass = [], 0
+    for along in np.linspace(side.length * 0.2, side.length * 0.8 - _ALONG, _LINES).astype(int).tolist():
+        depth = _first_other(side, along, color)
+        if depth is None:
+            continue
+        found.append(depth)
+        inside, _ = side.window(min(depth + SIDE, side.depth - _ALONG), along, _ALONG)
+        typical = np.median(inside.reshape(-1, 3).astype(int), axis=0)
+        clear = typical.min() >= _GLASS_LIGHTNESS and np.ptp(typical) <= _GLASS_CHROMA
+        glass += bool(clear or typical.max() <= _BLACK)
+    if len(found) < _LINES * 0.6:
+        return False
+    straight = np.abs(np.array(found) - np.median(found)) <= _STRAIGHT
+    return straight.mean() >= 0.6 and glass >= len(found) / 2
+
+
+def _first_other(side: _Side, along: int, color: np.ndarray) -> int | None:
+    """Depth at which a line inwards is no longer of the color, to within ``SIDE``; None if it always is."""
+    flat, step = 0, SIDE
+    while _is_flat(*side.window(probe := min(flat + step, side.depth - SIDE), along, SIDE), color):
+        if probe == side.depth - SIDE:
+            return None
+        flat, step = probe, step * 2
+    while probe - flat > SIDE:
+        middle = (probe + flat) // 2
+        if _is_flat(*side.window(middle, along, SIDE), color):
+            flat = middle
+        else:
+            probe = middle
+    return probe
+
+
+def _is_flat(pixels: np.ndarray, written: np.ndarray, color: np.ndarray) -> bool:
+    return bool((np.abs(pixels.astype(int) - color).max(axis=2) <= 1)[written].all())

@@ -1,31 +1,35 @@
-"""OpenSlide behind a small surface: what a file says of itself, and exact reads by a level's own pixels.
-
-What a level's downsample truly is, and which pixels are no-data, are decided elsewhere.
-"""
+"""OpenSlide behind a small surface: what a file says of itself, and exact reads by a level's own pixels."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import stat
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import openslide
+import tifffile
 
 from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.listing import stat_or_none
 from wsi_assets.slides.naming import SLIDE_SUFFIXES
-from wsi_assets.slides.reaching import reached
-from wsi_assets.slides.tiff_lengths import is_cut_short, longest_part
+
+# Each damaged tag would be a line of its own; what comes of the damage is one error of ours.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _CACHE_BYTES = 96 << 20
-_MOST_TILE_PIXELS = 1 << 26
-_LEAST_TILE_BYTES = 6
+_MAX_TILE_PIXELS = 1 << 26
+_MIN_TILE_BYTES = 6
+_MAX_TIFF_PAGES = 1000
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TILE_TABLES = {"generic-tiff", "aperio", "philips"}
 _SUBPIXEL = 1 / 512
-_BACK = 256
+_MAX_BACK = 256
 
 
 class OpenSlideFile:
@@ -53,6 +57,25 @@ class OpenSlideFile:
         except SlideError:
             self.close()
             raise
+
+    @cached_property
+    def tiff_pages(self) -> list[tifffile.TiffPage]:
+        """The pages of a TIFF, up to the first that tifffile cannot parse; none of another format.
+
+        Raises:
+            SlideError: the file cannot be read.
+        """
+        pages: list[tifffile.TiffPage] = []
+        if _is_tiff(self._entry):
+            # The end is an IndexError; a damaged page may be any other.
+            with contextlib.suppress(Exception), tifffile.TiffFile(self._entry) as file:
+                # One by one: the pages before a damaged one count, and damage may link pages in a circle.
+                while len(pages) < _MAX_TIFF_PAGES:
+                    page = file.pages[len(pages)]
+                    if {*map(type, page.dataoffsets), *map(type, page.databytecounts)} - {int}:
+                        break
+                    pages.append(page)
+        return pages
 
     def read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """A window inside the level: uint8 (h, w, 3) RGB, and bool (h, w) where it has pixels; else white.
@@ -100,26 +123,40 @@ class OpenSlideFile:
                 self.properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")
             )
             wide, high = (int(side or 0) for side in named)
-            if wide * high > _MOST_TILE_PIXELS:
+            if wide * high > _MAX_TILE_PIXELS:
                 self._refuse(f"has tiles of {wide} x {high} pixels at level {level}")
             if wide and high:
                 listed += -(-width // wide) * -(-height // high)
-        if self.vendor in _TILE_TABLES and listed * _LEAST_TILE_BYTES > self._entry.stat().st_size:
+        if self.vendor in _TILE_TABLES and listed * _MIN_TILE_BYTES > self._size():
             self._refuse(f"is too short to list its {listed} tiles")
 
     def _check_lengths(self) -> None:
         """Refuse a TIFF with a tile longer than the file: OpenSlide takes memory for all of it, as above."""
         # Hamamatsu writes lengths in its own way.
         if self.vendor != "hamamatsu":
-            try:
-                size, longest = self._entry.stat().st_size, longest_part(self._entry)
-            except OSError as error:
-                raise SlideError(
-                    f"cannot be read ({error.strerror})", path=self.path, remedy="Check its disk"
-                ) from error
+            size = self._size()
+            # Where the tag is missing tifffile makes up a length.
+            listed = (page.databytecounts for page in self.tiff_pages if 279 in page.tags or 325 in page.tags)
+            longest = max(chain(*listed), default=0)
             if longest > size:
                 self._refuse(f"lists a tile of {longest} bytes, more than the {size} of the whole file")
         self._lengths_checked = True
+
+    def _size(self) -> int:
+        found = stat_or_none(self._entry)
+        return found.st_size if found else 0
+
+    def _refusal(self, error: Exception) -> SlideError:
+        """Why OpenSlide does not open the file."""
+        remedy = "Copy it again, convert it to a tiled TIFF, or take it out of the images folder"
+        if not isinstance(error, openslide.OpenSlideUnsupportedFormatError):
+            return SlideError(f"does not open ({one_line(error)})", path=self.path, remedy=remedy)
+        size = self._size()
+        parts = chain(*(zip(page.dataoffsets, page.databytecounts, strict=False) for page in self.tiff_pages))
+        if _is_tiff(self._entry) and (not self.tiff_pages or any(sum(part) > size for part in parts)):
+            self._refuse(f"is a TIFF that ends, after {size} bytes, before its pages do")
+        fault = "is empty (0 bytes)" if size == 0 else "is not a slide OpenSlide knows"
+        return SlideError(fault, path=self.path, remedy=remedy)
 
     def _refuse(self, fault: str) -> NoReturn:
         raise SlideError(
@@ -130,23 +167,8 @@ class OpenSlideFile:
         if self._handle is None:
             try:
                 handle = openslide.OpenSlide(self._entry)
-            except openslide.OpenSlideUnsupportedFormatError as error:
-                _check_reads(self._entry)
-                size = self._entry.stat().st_size
-                if is_cut_short(self._entry):
-                    self._refuse(f"is a TIFF that ends, after {size} bytes, before all its parts are listed")
-                fault = "is empty (0 bytes)" if size == 0 else "is not a slide OpenSlide knows"
-                raise SlideError(
-                    fault,
-                    path=self.path,
-                    remedy="Copy it again, convert it to a tiled TIFF, or take it out of the images folder",
-                ) from error
             except (openslide.OpenSlideError, OSError) as error:
-                raise SlideError(
-                    f"does not open ({one_line(error)})",
-                    path=self.path,
-                    remedy="Copy it again, convert it, or take it out of the images folder",
-                ) from error
+                raise self._refusal(error) from error
             handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
             self._handle = handle
         return self._handle
@@ -170,7 +192,7 @@ def whole_start(position: int, downsample: float) -> tuple[int, int]:
     ``0.5 / downsample`` pixels at most, and the read blended by as much.
     """
     best = (1.0, 0, 0)
-    for start in range(position, max(-1, position - _BACK), -1):
+    for start in range(position, max(-1, position - _MAX_BACK), -1):
         base = round(start * downsample)
         off = abs(base / downsample - start)
         if off < _SUBPIXEL:
@@ -191,7 +213,7 @@ def _over_white(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _entry_of(path: Path) -> Path:
     """The file to give OpenSlide: the path itself, or one file of a DICOM folder."""
-    found = reached(path)
+    found = stat_or_none(path)
     if found is None:
         raise SlideError("does not exist", path=path, remedy="Check the path, or that its disk is mounted")
     if stat.S_ISDIR(found.st_mode):
@@ -227,3 +249,9 @@ def _check_reads(path: Path) -> None:
             path=path,
             remedy="Check its permissions and its disk",
         ) from error
+
+
+def _is_tiff(path: Path) -> bool:
+    _check_reads(path)
+    with path.open("rb") as stream:
+        return stream.read(4) in _TIFF_STARTS

@@ -1,4 +1,4 @@
-"""What a user may set about slides. Nothing but pydantic is imported here."""
+"""What a user may set about slides. Imports only pydantic, so that settings load fast."""
 
 from __future__ import annotations
 

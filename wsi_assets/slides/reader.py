@@ -1,29 +1,36 @@
-"""The one way to read a slide: true scale, regions by a level's own pixels, and where there is no data.
-
-Which library gives the pixels is settled below this module; what they mean (tissue, tumour) above it.
-"""
+"""Read a slide: its true scale, regions in each level's own pixels, and where there is no data."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.slides.naming import slide_id_of
-from wsi_assets.slides.no_data import MARGIN, no_data
+from wsi_assets.slides.no_data import MARGIN, no_data, padding_colors
 from wsi_assets.slides.openslide_file import OpenSlideFile
 from wsi_assets.slides.options import ScaleOptions
-from wsi_assets.slides.padding import padding_colours
-from wsi_assets.slides.reduce import reduced
-from wsi_assets.slides.region import Region
+from wsi_assets.slides.reduce import area_mean, cell_edges, reduce_mean, source_range
 from wsi_assets.slides.scale import Level, Scale, content_size, scale_of, true_downsamples
-from wsi_assets.slides.tiff_tiles import open_tiles
-from wsi_assets.slides.tile_cache import CachedTiles
+from wsi_assets.slides.tiff_tiles import TileLevel, open_tiles
 
 _DEFAULT = ScaleOptions()
+_BLOCK = 1024
+_MAX_STEP = 512
+_BAND = 8
+
+
+@dataclass(frozen=True)
+class Region:
+    """``pixels``: uint8 (h, w, 3) RGB; ``no_data``: bool (h, w), True where the slide has nothing."""
+
+    pixels: np.ndarray
+    no_data: np.ndarray
 
 
 def open_slide(path: str | Path, options: ScaleOptions = _DEFAULT) -> SlideReader:
@@ -61,14 +68,14 @@ class SlideReader:
         except BaseException:
             self._file.close()
             raise
-        self._tiles: CachedTiles | None = None
+        self._tiles: dict[int, TileLevel | None] = {}
         self._paddings: tuple[tuple[int, int, int], ...] | None = None
 
     def read_region(self, level: int, y: int, x: int, height: int, width: int) -> Region:
         """A window of a level, ``y`` and ``x`` of its top-left corner in that level's own pixels.
 
         The window may reach over the level's edge. What lies there, and what was never written or is fully
-        transparent, is white and no-data; pure white, pure black and padding keep their colour and are
+        transparent, is white and no-data; pure white, pure black and padding keep their color and are
         no-data too (:func:`wsi_assets.slides.no_data.no_data`). Neither depends on the window.
 
         Raises:
@@ -87,7 +94,7 @@ class SlideReader:
         left, right = max(0, x), min(limits.width, x + width)
         if top < bottom and left < right:
             window = (slice(top - y, bottom - y), slice(left - x, right - x))
-            pixels[window], missing[window] = self._read_inside(level, top, bottom, left, right)
+            pixels[window], missing[window] = self._read_inside(limits, top, bottom, left, right)
         return Region(pixels, missing)
 
     def reduced(self, downsample: float) -> Region:
@@ -100,7 +107,33 @@ class SlideReader:
             SlideError: the slide does not read.
             ValueError: the downsample is under 1.
         """
-        return reduced(self, downsample)
+        if not 1 <= downsample < math.inf:
+            raise ValueError(f"a slide cannot be reduced by {downsample}")
+        # A level that misses the wanted downsample by rounding alone is meant.
+        level = max(
+            (one for one in self.levels if one.downsample <= downsample * (1 + 1e-9)),
+            key=lambda one: one.downsample,
+        )
+        step = downsample / level.downsample
+        if step > _MAX_STEP:
+            # One output pixel would cover more of the level than should be in memory: reduce twice.
+            again = math.ceil(step / _MAX_STEP)
+            finer = self.reduced(downsample / again)
+            return Region(*reduce_mean(finer.pixels, finer.no_data, again))
+        base = self.levels[0]
+        height, width = math.ceil(base.height / downsample), math.ceil(base.width / downsample)
+        pixels = np.empty((height, width, 3), np.uint8)
+        missing = np.empty((height, width), bool)
+        block = max(1, int(_BLOCK / step))
+        for top, left in _in_bands(height, width, block):
+            bottom, right = min(height, top + block), min(width, left + block)
+            rows = cell_edges(top, bottom, step, level.height)
+            cols = cell_edges(left, right, step, level.width)
+            (y0, y1), (x0, x1) = source_range(rows, level.height), source_range(cols, level.width)
+            region = self.read_region(level.index, y0, x0, y1 - y0, x1 - x0)
+            window = (slice(top, bottom), slice(left, right))
+            pixels[window], missing[window] = area_mean(region.pixels, region.no_data, rows - y0, cols - x0)
+        return Region(pixels, missing)
 
     def thumbnail(self, max_side: int) -> np.ndarray:
         """The whole slide as uint8 (h, w, 3) RGB, its longer side at most ``max_side`` pixels.
@@ -111,23 +144,14 @@ class SlideReader:
         base = self.levels[0]
         return self.reduced(max(1.0, base.width / max_side, base.height / max_side)).pixels
 
-    def to_plain(self) -> dict[str, Any]:
-        """What is known without reading pixels, in plain types."""
-        return {
-            "path": str(self.path),
-            "slide_id": self.slide_id,
-            "vendor": self.vendor,
-            "levels": [vars(level).copy() for level in self.levels],
-            "scale": vars(self.scale).copy(),
-        }
-
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; a later read opens it again."""
+        for tiles in self._tiles.values():
+            if tiles is not None:
+                tiles.close()
+        self._tiles.clear()
         self._file.close()
-        if self._tiles is not None:
-            self._tiles.close()
-        # A read after closing opens the slide again.
-        self._tiles = self._paddings = None
+        self._paddings = None
 
     def __enter__(self) -> SlideReader:
         return self
@@ -139,32 +163,43 @@ class SlideReader:
         raise TypeError("an open slide does not pickle: send its path and open it there")
 
     def _read_inside(
-        self, level: int, top: int, bottom: int, left: int, right: int
+        self, level: Level, top: int, bottom: int, left: int, right: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels and no-data of a window inside a level, told from the window and what lies around it."""
-        limits = self.levels[level]
-        y0, y1 = max(0, top - MARGIN), min(limits.height, bottom + MARGIN)
-        x0, x1 = max(0, left - MARGIN), min(limits.width, right + MARGIN)
-        pixels, present = self._read(level, y0, x0, y1 - y0, x1 - x0)
+        """Pixels and no-data of a window inside a level, decided from the window and what lies around it."""
+        if self._paddings is None:
+            # At the first read, not at opening: many only ask a slide for its levels.
+            self._paddings = self._find_paddings()
+        y0, y1 = max(0, top - MARGIN), min(level.height, bottom + MARGIN)
+        x0, x1 = max(0, left - MARGIN), min(level.width, right + MARGIN)
+        pixels, present = self._read_window(level.index, y0, x0, y1 - y0, x1 - x0)
         inner = (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
         if not present.any():
             return pixels[inner], ~present[inner]
-        return pixels[inner], no_data(pixels, present, self._paddings or ())[inner]
+        return pixels[inner], no_data(pixels, present, self._paddings)[inner]
 
-    def _read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._paddings is None:
-            # At the first read, not at opening: many only ask a slide for its levels.
-            source = open_tiles(self.path, self._file)
-            self._tiles = CachedTiles(source) if source else None
-            self._paddings = self._find_paddings()
-        reads = self._file if self._tiles is None else self._tiles
-        return reads.read(level, y, x, height, width)
+    def _read_window(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if level not in self._tiles:
+            self._tiles[level] = open_tiles(self.path, level, self._file)
+        tiles = self._tiles[level]
+        if tiles is None:
+            return self._file.read(level, y, x, height, width)
+        return tiles.read_window(y, x, height, width)
 
     def _find_paddings(self) -> tuple[tuple[int, int, int], ...]:
-        reads = self._file if self._tiles is None else self._tiles
         base = self.levels[0]
         try:
-            return padding_colours(partial(reads.read, 0), base.height, base.width)
+            return padding_colors(partial(self._read_window, 0), base.height, base.width)
         except SlideError:
             # A damaged border is no reason to refuse the rest; a read that needs it will fail by itself.
             return ()
+
+
+def _in_bands(height: int, width: int, block: int) -> Iterator[tuple[int, int]]:
+    """Top-left corners of blocks, in vertical bands so narrow that the tiles two rows share stay cached."""
+    band = _BAND * block
+    for first in range(0, width, band):
+        for top in range(0, height, block):
+            for left in range(first, min(width, first + band), block):
+                yield top, left

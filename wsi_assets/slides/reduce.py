@@ -1,122 +1,107 @@
-"""A whole slide made small, block by block, by exact area averages. What it is wanted for is the caller's."""
+"""Area averages that leave out pixels without data. Arrays in, arrays out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from wsi_assets.slides.region import Region
-
-if TYPE_CHECKING:
-    from wsi_assets.slides.reader import SlideReader
-
-_BLOCK = 1024
-_MOST = 512
-_BAND = 8
+_STRIP_PIXELS = 1 << 20
+"""Pixels averaged at a time: their sums fit into 32 bits, and memory stays near that of the result."""
 
 
-def reduced(reader: SlideReader, downsample: float) -> Region:
-    """See :meth:`wsi_assets.slides.reader.SlideReader.reduced`."""
-    if not 1 <= downsample < math.inf:
-        raise ValueError(f"a slide cannot be reduced by {downsample}")
-    base = reader.levels[0]
-    # A level that misses the wanted downsample by rounding alone is meant.
-    level = max(
-        (one for one in reader.levels if one.downsample <= downsample * (1 + 1e-9)),
-        key=lambda one: one.downsample,
-    )
-    step = downsample / level.downsample
-    if step > _MOST:
-        # One output pixel would cover more of the level than should be in memory: do it in two goes.
-        again = math.ceil(step / _MOST)
-        first = reduced(reader, downsample / again)
-        spans = (Cells(0, math.ceil(side / again), again, side) for side in first.no_data.shape)
-        return Region(*area_average(first, *spans))
-    height, width = math.ceil(base.height / downsample), math.ceil(base.width / downsample)
-    pixels = np.full((height, width, 3), 255, np.uint8)
-    missing = np.ones((height, width), bool)
-    block = max(1, int(_BLOCK / step))
-    for top, left in _in_bands(height, width, block):
-        rows = Cells(top, min(height, top + block), step, level.height)
-        cols = Cells(left, min(width, left + block), step, level.width)
-        region = reader.read_region(level.index, rows.start, cols.start, rows.length, cols.length)
-        window = (slice(top, top + rows.count), slice(left, left + cols.count))
-        pixels[window], missing[window] = area_average(region, rows, cols)
-    return Region(pixels, missing)
+def cell_edges(first: int, last: int, step: float, limit: int) -> np.ndarray:
+    """Where cells ``first`` to ``last`` (half-open) along one axis begin and end: float (last - first + 1,).
 
-
-def _in_bands(height: int, width: int, block: int) -> Iterator[tuple[int, int]]:
-    """Top-left corners of blocks, in vertical bands so narrow that the tiles two rows share stay cached."""
-    band = _BAND * block
-    for first in range(0, width, band):
-        for top in range(0, height, block):
-            for left in range(first, min(width, first + band), block):
-                yield top, left
-
-
-class Cells:
-    """Output pixels ``first`` to ``last`` (half-open) along one axis, and the source pixels under them.
-
-    Output pixel i covers the source from ``i * step`` to ``(i + 1) * step``; a source pixel partly under it
-    counts by that part, and what lies beyond the source's ``limit`` pixels not at all.
-
-    Attributes:
-        start, length: the run of source pixels the cells touch.
-        count: number of cells.
-        sizes: float (count,), source pixels under each cell.
-        whole_step: source pixels of every cell if that is one whole number, else 0.
-        middles: int (count,), the source pixel in each cell's middle, counted from ``start``.
+    Cell i covers the source pixels from ``i * step`` to ``(i + 1) * step``, cut off at ``limit``.
     """
-
-    def __init__(self, first: int, last: int, step: float, limit: int):
-        edges = np.arange(first, last + 1) * step
-        whole = np.rint(edges)
-        edges = np.where(np.abs(edges - whole) < 1e-6, whole, edges)
-        self.count = last - first
-        self.start = min(int(edges[0]), limit - 1)
-        self.length = max(1, min(limit, math.ceil(edges[-1])) - self.start)
-        self._edges = np.clip(edges - self.start, 0, self.length)
-        self.sizes = np.diff(self._edges)
-        self.whole_step = int(step) if np.all(self.sizes == int(step)) else 0
-        self.middles = np.minimum((self._edges[:-1] + self._edges[1:]) / 2, self.length - 1).astype(int)
-
-    def at_edges(self, running: np.ndarray) -> np.ndarray:
-        """A running sum (length + 1, ...) along the first axis, at the count + 1 edges of the cells."""
-        whole = np.floor(self._edges).astype(int)
-        part = (self._edges - whole).reshape(-1, *[1] * (running.ndim - 1))
-        below, above = running[whole], running[np.minimum(whole + 1, self.length)]
-        # Within a source pixel the running sum rises evenly.
-        return below + part * (above - below)
+    edges = np.arange(first, last + 1) * step
+    whole = np.rint(edges)
+    return np.clip(np.where(np.abs(edges - whole) < 1e-6, whole, edges), 0, limit)
 
 
-def area_average(region: Region, rows: Cells, cols: Cells) -> tuple[np.ndarray, np.ndarray]:
-    """Colour uint8 (rows, cols, 3) and no-data bool (rows, cols) of the cells over a region.
+def source_range(edges: np.ndarray, limit: int) -> tuple[int, int]:
+    """The half-open range of source pixels that cells touch, at least one pixel."""
+    start = min(int(edges[0]), limit - 1)
+    return start, max(start + 1, math.ceil(edges[-1]))
 
-    The colour is the mean of the pixels that have data; a cell without any takes its middle pixel's, and a
-    cell beyond the level is white. A cell is no-data if at most half of its pixels in the level have data.
 
-    The sums come from a summed-area table, read between its entries where a cell ends within a pixel.
+def area_mean(
+    pixels: np.ndarray, no_data: np.ndarray, rows: np.ndarray, cols: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average pixels over cells; a pixel partly under a cell counts by that part.
+
+    The color of a cell is the mean of its pixels with data. A cell without any has its middle pixel's color,
+    and a cell of no area is white. A cell is no-data if at most half of its area has data.
+
+    Args:
+        pixels: uint8 (h, w, 3); at most 2^23 pixels, for sums of 32 bits.
+        no_data: bool (h, w).
+        rows, cols: float, ascending, the edges of r and of c cells in pixels of the array.
+
+    Returns:
+        uint8 (r, c, 3) and no-data bool (r, c).
     """
-    if region.no_data.all():
-        return region.pixels[np.ix_(rows.middles, cols.middles)], np.ones((rows.count, cols.count), bool)
-    if rows.whole_step and cols.whole_step and not region.no_data.any():
+    area = np.outer(np.diff(rows), np.diff(cols))
+    if _is_even(rows) and _is_even(cols) and not no_data.any():
         # The same average, several times as fast.
-        size = (cols.count, rows.count)
-        return cv2.resize(region.pixels, size, interpolation=cv2.INTER_AREA), np.zeros(size[::-1], bool)
-    values = np.dstack([region.pixels, np.ones(region.no_data.shape, np.uint8)])
-    values[region.no_data] = 0
+        means = cv2.resize(pixels, area.shape[::-1], interpolation=cv2.INTER_AREA)
+        return means, np.zeros(area.shape, bool)
+    colors = pixels[np.ix_(_middles(rows), _middles(cols))]
+    known = area
+    if no_data.any():
+        valid = (~no_data).astype(np.uint8)
+        known = _sums(valid, rows, cols)
+        pixels = cv2.bitwise_and(pixels, pixels, mask=valid)
+    seen = known > 1e-3
+    if seen.any():
+        means = _sums(pixels, rows, cols)[seen] / known[seen][:, None]
+        colors[seen] = np.rint(means)
+    colors[area <= 1e-6] = 255
+    return colors, known <= area / 2
+
+
+def reduce_mean(pixels: np.ndarray, no_data: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Average blocks of ``factor`` x ``factor`` pixels, at the far edges what there is of them.
+
+    Args and returns as for :func:`area_mean`; the result is ceil(h / factor) x ceil(w / factor).
+    """
+    height, width = no_data.shape
+    rows = math.ceil(height / factor)
+    cols = cell_edges(0, math.ceil(width / factor), factor, width)
+    strip = max(1, _STRIP_PIXELS // (width * factor))
+    parts = []
+    for first in range(0, rows, strip):
+        edges = cell_edges(first, min(rows, first + strip), factor, height)
+        part = slice(*source_range(edges, height))
+        parts.append(area_mean(pixels[part], no_data[part], edges - part.start, cols))
+    means, missing = zip(*parts, strict=True)
+    return np.concatenate(means), np.concatenate(missing)
+
+
+def _is_even(edges: np.ndarray) -> bool:
+    """Whether all cells are of one whole number of pixels."""
+    steps = np.diff(edges)
+    return edges[0] == 0 and steps[0] >= 1 and steps[0].is_integer() and bool((steps == steps[0]).all())
+
+
+def _middles(edges: np.ndarray) -> np.ndarray:
+    return np.minimum((edges[:-1] + edges[1:]) / 2, max(0, math.ceil(edges[-1]) - 1)).astype(int)
+
+
+def _sums(values: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """Sums of uint8 (h, w) or (h, w, n) over cells, from a summed-area table."""
     table = cv2.integral(values, sdepth=cv2.CV_32S)
-    corners = cols.at_edges(rows.at_edges(table).swapaxes(0, 1)).swapaxes(0, 1)
-    totals = np.diff(np.diff(corners, axis=0), axis=1)
-    area = np.outer(rows.sizes, cols.sizes)
-    weight = totals[..., 3]
-    empty = weight <= 1e-3
-    mean = totals[..., :3] / np.where(empty, 1, weight)[..., None]
-    colours = np.clip(np.rint(mean), 0, 255).astype(np.uint8)
-    colours[empty] = region.pixels[np.ix_(rows.middles, cols.middles)][empty]
-    colours[area <= 1e-6] = 255
-    return colours, weight <= area / 2
+    return _between(_between(table, rows, axis=0), cols, axis=1)
+
+
+def _between(table: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
+    """Differences of running sums between edges; within a pixel a sum rises evenly."""
+    whole = edges.astype(int)
+    at = np.take(table, whole, axis)
+    part = edges - whole
+    if part.any():
+        rise = np.take(table, np.minimum(whole + 1, table.shape[axis] - 1), axis) - at
+        at = at + rise * part.reshape(-1, *[1] * (table.ndim - 1 - axis))
+    return np.diff(at, axis=axis)

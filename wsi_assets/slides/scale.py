@@ -1,6 +1,6 @@
 """How large a slide's pixels are: true downsamples of the levels, magnification, mpp, and where each is from.
 
-Pure functions of what a file says, and the table that overrides it. Nothing here opens a slide.
+Pure functions of what a file says, and the table that overrides it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from wsi_assets.errors import ConfigError, one_line
-from wsi_assets.slides.naming import folded, slide_id_of
+from wsi_assets.slides.naming import normalize_id, slide_id_of
 from wsi_assets.slides.options import ScaleOptions
 
-MPP_BELIEVED = (0.05, 20.0)
+MPP_RANGE = (0.05, 20.0)
 """A level-0 pixel outside these um is a writer's default (1000, 352.8), not a measurement."""
 
 STANDARD_MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0)
 
 _NEAR = 1e-3
 _TINY = 32
-_LEAST_UNIT = 64
+_MIN_UNIT = 64
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def true_downsamples(
        alone does not explain them. Then those powers: (3072, 7168), (1536, 3584), (1024, 2048) is 1, 2, 4,
        not 1, 2, 3.25. If several powers fit a level (it is one unit wide), the run's own step is kept, else
        the smallest. A pyramid whose sides shrink alike by one constant step (1, 3, 9) is believed, not
-       called padded.
+       taken for padded.
     2. **Near a power of two**: a level within 0.1 % of 2^k whose sides are those of level 0 over 2^k to
        within one pixel has 2^k. So has a level with a side under 32 px, however far off: there the rounding
        of that side makes the ratio worthless ((4, 3) of 2048 x 1792 says 554.67; it is 512).
@@ -125,10 +125,10 @@ def scale_of(slide_id: str, properties: Mapping[str, str], options: ScaleOptions
     Raises:
         ConfigError: the table is missing or damaged.
     """
-    row = _table_of(options.scale_table).get(folded(slide_id), {}) if options.scale_table else {}
+    row = _table_of(options.scale_table).get(normalize_id(slide_id), {}) if options.scale_table else {}
     mpp, mpp_source = row.get("mpp"), "table"
     if mpp is None:
-        mpp, mpp_source = _believed_mpp(properties)
+        mpp, mpp_source = _plausible_mpp(properties)
     objective = _number(properties.get("openslide.objective-power"))
     if "base_mag" in row:
         return Scale(row["base_mag"], "table", mpp, mpp_source)
@@ -148,7 +148,7 @@ def magnification_from_mpp(mpp: float) -> float:
 
 
 def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
-    """Slide id, folded -> {"base_mag", "mpp"}, only what a row fills in.
+    """Normalized slide id -> {"base_mag", "mpp"}, only what a row fills in.
 
     The header is read without regard to case; a slide may be named by its file.
 
@@ -156,45 +156,38 @@ def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
         ConfigError: the file is missing, has not the columns it should, repeats a slide or holds an odd
             number.
     """
-    remedy = "Write a CSV with the columns slide_id, base_mag, mpp; leave a cell empty to override nothing"
+
+    def refused(fault: str) -> ConfigError:
+        remedy = (
+            "Write a CSV with the columns slide_id, base_mag, mpp; leave a cell empty to override nothing"
+        )
+        return ConfigError(f"scale_table {fault}", path=path, remedy=remedy)
+
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames or ()]
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(
-            f"scale_table cannot be read ({one_line(error)})", path=path, remedy=remedy
-        ) from error
-    bounds = {"base_mag": (1.0, 200.0), "mpp": MPP_BELIEVED}
-    fault = _header_fault(names, bounds)
-    if fault:
-        raise ConfigError(f"scale_table {fault}", path=path, remedy=remedy)
+        raise refused(f"cannot be read ({one_line(error)})") from error
+    bounds = {"base_mag": (1.0, 200.0), "mpp": MPP_RANGE}
+    if fault := _header_fault(names, bounds):
+        raise refused(fault)
     table: dict[str, dict[str, float]] = {}
     for line, row in enumerate(rows, start=2):
-        slide_id = folded(slide_id_of((row.get("slide_id") or "").strip()))
-        if not slide_id or slide_id in table or None in row:
-            fault = (
-                "no slide_id"
-                if not slide_id
-                else f"{slide_id:.60} twice"
-                if slide_id in table
-                else "extra cells"
-            )
-            raise ConfigError(f"scale_table has {fault} in line {line}", path=path, remedy=remedy)
-        table[slide_id] = {}
-        for name, (low, high) in bounds.items():
-            text = (row.get(name) or "").strip()
-            value = _number(text)
-            if text and (value is None or not low <= value <= high):
-                raise ConfigError(
-                    f"scale_table has {name} {text!r:.60} in line {line}, "
-                    f"not a number from {low:g} to {high:g}",
-                    path=path,
-                    remedy=remedy,
+        slide_id = normalize_id(slide_id_of((row.get("slide_id") or "").strip()))
+        if not slide_id or slide_id in table:
+            raise refused(f"has {f'{slide_id:.60} twice' if slide_id else 'no slide_id'} in line {line}")
+        if None in row:
+            raise refused(f"has extra cells in line {line}")
+        filled = {name: text.strip() for name in bounds if (text := row.get(name) or "").strip()}
+        table[slide_id] = {name: _number(text) for name, text in filled.items()}
+        for name, value in table[slide_id].items():
+            low, high = bounds[name]
+            if value is None or not low <= value <= high:
+                raise refused(
+                    f"has {name} {filled[name]!r:.60} in line {line}, not a number from {low:g} to {high:g}"
                 )
-            if value is not None:
-                table[slide_id][name] = value
     return table
 
 
@@ -227,12 +220,12 @@ def _read_once(path: str, changed_ns: int, size: int) -> dict[str, dict[str, flo
     return read_scale_table(path)
 
 
-def _believed_mpp(properties: Mapping[str, str]) -> tuple[float | None, str | None]:
+def _plausible_mpp(properties: Mapping[str, str]) -> tuple[float | None, str | None]:
     axes = [_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
     known = [value for value in axes if value is not None]
     if not known:
         return None, None
-    low, high = MPP_BELIEVED
+    low, high = MPP_RANGE
     odd = [value for value in known if not low <= value <= high]
     if odd:
         return None, f"refused: {odd[0]:.6g} um is outside {low:g} to {high:g}"
@@ -251,10 +244,10 @@ def _padded_run(sizes: list[tuple[int, int]]) -> list[float] | None:
     """The powers of two of a pyramid padded to whole units, or None if padding is not what it shows."""
     (width, height), *rest = sizes
     unit = math.gcd(*(side for size in rest for side in size)) if rest else 0
-    # Two levels tell little about the unit; writers use tiles of at most 1024 px.
+    # Two levels say little about the unit; writers use tiles of at most 1024 px.
     while unit > 1024 and unit % 2 == 0:
         unit //= 2
-    if unit < _LEAST_UNIT or _shrinks_evenly(sizes):
+    if unit < _MIN_UNIT or _shrinks_evenly(sizes):
         return None
     run, rounding = [1.0], True
     for w, h in rest:

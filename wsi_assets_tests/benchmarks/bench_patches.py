@@ -61,13 +61,12 @@ def extraction(folder: Path, tiles: int, repeats: int) -> list[Row]:
     encode = encoder("jpeg", 95)
 
     def limit() -> None:
-        source = open_tiles(path)
-        level = source.level(0)
+        level = open_tiles(path, 0)
         for _, _, tile in level.read_tiles((r, c) for r in range(tiles) for c in range(tiles)):
             for y in range(0, TILE, SIZE):
                 for x in range(0, TILE, SIZE):
                     encode(tile[y : y + SIZE, x : x + SIZE])
-        source.close()
+        level.close()
 
     few = row["patches"][:: max(1, len(row["patches"]) // 60)]
 
@@ -235,10 +234,10 @@ def reading(folder: Path, tiles: int) -> list[Row]:
 
 def codecs(folder: Path) -> list[Row]:
     """What each codec costs: the ground for the choice of defaults."""
-    source = open_tiles(folder / "slide.tif")
-    tiles = [source.level(0).read_tile(0, column) for column in range(8)]
+    level = open_tiles(folder / "slide.tif", 0)
+    tiles = [level.read_tile(0, column) for column in range(8)]
     patches = [np.ascontiguousarray(tile[y : y + SIZE, :SIZE]) for tile in tiles for y in (0, SIZE)]
-    source.close()
+    level.close()
     found = []
     for codec in ("jpeg", "png", "qoi", "raw"):
         encode, decode = encoder(codec, 95), decoder(codec, SIZE)

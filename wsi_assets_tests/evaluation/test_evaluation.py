@@ -79,16 +79,16 @@ def test_a_good_model_on_a_small_cohort():
 def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
     """Detections are placed and suppressed in micrometres, so the level they were seen at does not matter."""
     probability = np.random.default_rng(0).beta(2, 3, (12, 12))
-    told = []
+    seen = []
     for level in (0, 4):
         side = 256 // 2**level
         shape = {"patch_size": side, "stride": side, "level": level, "downsample": 2.0**level}
         plain = grid_entry("test_1", probability, **shape)
         outcome = evaluate({"test_1": plain}, tumor_regions={"test_1": square(512, 512, 1024)}, options=FAST)
         view = view_of(outcome.slides[0], None, 100)
-        told.append((outcome.slides[0].detections, view.box, view.mpp, outcome.notes))
-    assert told[0] == told[1]
-    assert len(told[0][0]) > 1
+        seen.append((outcome.slides[0].detections, view.box, view.mpp, outcome.notes))
+    assert seen[0] == seen[1]
+    assert len(seen[0][0]) > 1
 
 
 def test_slide_scores_are_the_maximum_and_the_mean_of_the_top_share():
@@ -280,8 +280,9 @@ def test_calibrated_metrics_stand_beside_the_raw_ones(tmp_path):
     assert same.patch.calibrated.brier.value == pytest.approx(patch.brier.value)
     page = write_report(result, tmp_path, open_slide=no_slide).read_text(encoding="utf-8")
     assert "Calibrated" in page
-    with pytest.raises(EvaluationError):
-        evaluate(entries, calibration={"temperature": 0, "bias": 0})
+    for wrong in ({"temperature": 0, "bias": 0}, {"temperature": 1}, {"bias": 1}, 3):
+        with pytest.raises(EvaluationError):
+            evaluate(entries, calibration=wrong)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +360,14 @@ def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
         split=[{"part": "training", "patients": 3}],
         split_notes=["Split by slide: too few patients."],
         epochs=[{"epoch": 1, "train_loss": 0.7, "train_acc": 0.5, "val_loss": "", "val_acc": None}],
+        cross_validation={
+            "folds": [
+                {"fold": n, "slides": ["a", "b"], "tumor": 9, "normal": 99, "roc_auc": auc}
+                for n, auc in enumerate((0.8, 0.9, None))
+            ],
+            "mean": {"roc_auc": 0.85},
+            "spread": {"roc_auc": 0.0707},
+        },
         left_out={"normal_007": "has no level 4"},
         quarantined=[{"slide": "test_002", "y": 256, "x": 512, "reason": "tile is damaged"}],
         audit=[{"name": "bow-tie", "action": "repaired"}],
@@ -371,8 +380,16 @@ def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
     assert not re.search(r"""(?:src|href)=["'](?!data:|#|http://localhost:5000)""", page)
     assert "<script" not in page
     assert "A &lt;b&gt;cohort&lt;/b&gt;, level 4" in page
-    for told in ("1,234", "too few patients", "has no level 4", "tile is damaged", "bow-tie", "2 min 5 s"):
-        assert told in page
+    for seen in (
+        "1,234",
+        "too few patients",
+        "has no level 4",
+        "tile is damaged",
+        "bow-tie",
+        "2 min 5 s",
+        "0.850 ± 0.071",
+    ):
+        assert seen in page
     rows = list(csv.reader((tmp_path / "detections" / "test_002.csv").open()))
     assert [(float(p), int(x), int(y)) for p, x, y in rows] == [
         (found.probability, found.x, found.y) for found in result.slides[2].detections

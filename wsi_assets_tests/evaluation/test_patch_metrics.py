@@ -185,7 +185,7 @@ def weighted_by_scikit_learn(resamples: Resamples, scores, labels, groups) -> np
     ("share", "shift", "step"), [(0.001, 40.0, 0), (0.001, 1.0, 1 / 256), (0.3, 4.0, 0), (0.3, 1.0, 1 / 8)]
 )
 def test_resampled_rankings_are_scikit_learns(share, shift, step):
-    """Few tumor patches or many, hard or perfectly told apart, every score its own or many the same."""
+    """Few tumor patches or many, hard or perfectly separated, every score its own or many the same."""
     n = 50_000 if share < 0.01 else 5_000
     scores, labels, groups = patches(share, n, shift, 10)
     scores = np.round(scores / step) * step if step else scores

@@ -41,7 +41,7 @@ def test_a_slide_that_has_its_annotation_wants_no_other():
 
 def test_other_notices_are_not_taken_for_annotations():
     slides = [SlideFile("a_1", Path("a_1.tif"), None)]
-    assert misnamed(slides, ["1 outline lies beside its slide and is not used: /a/a1.xml"]) == {}
+    assert misnamed(slides, ["1 annotation lies beside its slide and is not used: /a/a1.xml"]) == {}
 
 
 @pytest.mark.parametrize(

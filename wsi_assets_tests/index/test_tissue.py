@@ -7,15 +7,13 @@ import json
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import read_plain_pickle, write_plain_pickle
 from wsi_assets.index import TissueOptions, TissueRegions, find_tissue
 from wsi_assets.index.masking import otsu, tissue_mask
-from wsi_assets.index.tissue import averaged, work_level_for
+from wsi_assets.index.tissue import work_level_for
 from wsi_assets.slides import Level, open_slide
 from wsi_assets_tests.index.fakes import ArraySlide
 from wsi_assets_tests.slides.made import halved, padded, write_pyramid
@@ -211,30 +209,6 @@ def test_the_cohort_slides_have_the_tissue_they_were_composed_of(real_data):
             tissue = find_tissue(slide, OPTIONS, "f")
             area = slide.levels[0].width * slide.levels[0].height
         assert tissue.tissue_share == pytest.approx(len(truth[path.stem]) * 256**2 / area, rel=0.08)
-
-
-@given(
-    height=st.integers(1, 40),
-    width=st.integers(1, 40),
-    factor=st.sampled_from([1, 2, 4]),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=60, deadline=None)
-def test_averaging_leaves_no_data_out_and_keeps_whole_and_partial_blocks(height, width, factor, seed):
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
-    no_data = rng.random((height, width)) < rng.choice([0, 0.5, 1])
-    small, missing = averaged(pixels, no_data, factor)
-    assert small.shape[:2] == missing.shape == (-(-height // factor), -(-width // factor))
-    for row, column in np.ndindex(missing.shape):
-        block = np.s_[row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]
-        known = pixels[block][~no_data[block]]
-        if factor == 1:
-            assert missing[row, column] == no_data[row, column]
-            continue
-        assert missing[row, column] == (no_data[block].mean() >= 0.5)
-        expected = (255, 255, 255) if missing[row, column] else known.mean(axis=0)
-        assert np.abs(small[row, column] - np.array(expected)).max() <= 0.51
 
 
 def test_tissue_survives_as_a_pickle_of_plain_types(tmp_path):

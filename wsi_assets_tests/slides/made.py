@@ -27,10 +27,10 @@ def halved(image: np.ndarray, times: int) -> np.ndarray:
     return np.rint(cut.mean(axis=(1, 3))).astype(np.uint8)
 
 
-def padded(image: np.ndarray, unit: int, colour: int = 254) -> np.ndarray:
+def padded(image: np.ndarray, unit: int, color: int = 254) -> np.ndarray:
     """The picture with its right and bottom filled up to whole units."""
     high, wide = -image.shape[0] % unit, -image.shape[1] % unit
-    return np.pad(image, ((0, high), (0, wide), (0, 0)), constant_values=colour)
+    return np.pad(image, ((0, high), (0, wide), (0, 0)), constant_values=color)
 
 
 def write_pyramid(

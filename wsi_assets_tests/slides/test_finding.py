@@ -88,6 +88,14 @@ def test_test_slides_say_so_in_any_case():
     assert is_test_slide("test_001")
     assert is_test_slide("Test_001")
     assert not is_test_slide("tumor_001")
+    assert is_test_slide("Holdout_7", r"^holdout_\d+$")
+    assert not is_test_slide("test_001", r"^holdout_\d+$")
+
+
+def test_a_test_pattern_that_is_no_regular_expression_is_refused():
+    with pytest.raises(ConfigError, match="test_pattern") as caught:
+        is_test_slide("test_001", "(")
+    assert "\n" not in str(caught.value)
 
 
 def test_every_format_is_listed_and_nothing_else(images):
@@ -104,7 +112,7 @@ def test_every_format_is_listed_and_nothing_else(images):
         "j.bif",
         "k.czi",
     ]
-    touch(images, *names, "notes.txt", "thumb.jpg", ".hidden.svs", ".aside-x1.tif", ".trash/z.svs")
+    touch(images, *names, "notes.txt", "thumb.jpg", ".hidden.svs", ".partial-x1.tif", ".trash/z.svs")
     listing = find_slides(images)
     assert [slide.slide_id for slide in listing.slides] == list("abcdefghijk")
     assert (listing.left_out, listing.notices) == ({}, ())
@@ -138,21 +146,21 @@ def test_a_mirax_companion_folder_is_part_of_its_slide(images):
     assert [slide.slide_id for slide in find_slides(images).slides] == ["scan"]
 
 
-def test_outlines_beside_their_slides_are_pointed_out_where_they_are_not_looked_for(images, annotations):
-    """ASAP writes them there; unseen, a cohort of tumour slides would pass for normal ones."""
+def test_annotations_beside_their_slides_are_pointed_out_where_they_are_not_used(images, annotations):
+    """ASAP writes them there; unseen, a cohort of tumor slides would pass for normal ones."""
     touch(images, "tumor_001.tif", "tumor_001.xml", "tumor_002.tif", "tumor_002.xml", "readme.xml")
     touch(annotations, "tumor_002.xml")
     (notice,) = find_slides(images, annotations).notices
-    assert notice.startswith(f"1 outline lies beside its slide and is not used: {images}/tumor_001.xml.")
+    assert notice.startswith(f"1 annotation lies beside its slide and is not used: {images}/tumor_001.xml.")
     (notice,) = find_slides(images).notices
     assert notice.startswith(
-        f"2 outlines lie beside their slides and are not used, e.g. {images}/tumor_001.xml."
+        f"2 annotations lie beside their slides and are not used, e.g. {images}/tumor_001.xml."
     )
     assert not any("is not used" in notice for notice in find_slides(images, images).notices)
 
 
-def test_an_outline_copied_from_macos_belongs_to_its_slide(images, annotations):
-    """There accents are marks of their own; unmatched, a tumour slide would pass for a normal one."""
+def test_an_annotation_copied_from_macos_belongs_to_its_slide(images, annotations):
+    """There accents are marks of their own; unmatched, a tumor slide would pass for a normal one."""
     touch(images, unicodedata.normalize("NFC", "größe_001.tif"))
     touch(annotations, unicodedata.normalize("NFD", "größe_001.xml"))
     listing = find_slides(images, annotations)
@@ -172,7 +180,7 @@ def test_annotations_belong_to_the_slide_of_the_same_id_in_any_case(images, anno
 
 
 @pytest.mark.parametrize(
-    ("slides", "outlines", "key", "said"),
+    ("slides", "annotated", "key", "said"),
     [
         (["x.svs", "x.tif"], [], "x", "share this id"),
         (["x.svs", "X.svs"], [], "X", "share this id"),
@@ -182,9 +190,9 @@ def test_annotations_belong_to_the_slide_of_the_same_id_in_any_case(images, anno
         (["x\ny.svs"], [], "x y", "control character"),
     ],
 )
-def test_what_cannot_be_told_apart_is_left_out_and_named(images, annotations, slides, outlines, key, said):
+def test_what_cannot_be_kept_apart_is_left_out_and_named(images, annotations, slides, annotated, key, said):
     touch(images, "good.svs", *slides)
-    touch(annotations, *outlines)
+    touch(annotations, *annotated)
     listing = find_slides(images, annotations)
     assert [slide.slide_id for slide in listing.slides] == ["good"]
     assert list(listing.left_out) == [key]
@@ -201,15 +209,15 @@ def test_a_link_to_nothing_is_left_out(images):
 
 
 def lock(monkeypatch, folder):
-    """Let the system refuse to tell of what lies in a folder, as to a user who may not enter it."""
-    look = os.stat
+    """Let the system refuse to stat what lies in a folder, as to a user who may not enter it."""
+    original = os.stat
 
     def refusing(path, *args, follow_symlinks=True, **kwargs):
         if follow_symlinks and not isinstance(path, int):
             real = Path(os.path.realpath(path))
             if folder in real.parents:
                 raise PermissionError(13, "Permission denied", os.fspath(path))
-        return look(path, *args, follow_symlinks=follow_symlinks, **kwargs)
+        return original(path, *args, follow_symlinks=follow_symlinks, **kwargs)
 
     monkeypatch.setattr(os, "stat", refusing)
 
@@ -243,7 +251,7 @@ def test_a_folder_that_cannot_be_reached_is_one_line_never_no_slides(images, tmp
             find_slides(folder)
 
 
-def test_a_slide_that_may_not_be_read_is_not_called_an_unknown_format(images, monkeypatch):
+def test_a_slide_that_may_not_be_read_is_no_unknown_format(images, monkeypatch):
     touch(images, "a.svs", "dicom/level0.dcm")
     opened = Path.open
 
@@ -258,7 +266,7 @@ def test_a_slide_that_may_not_be_read_is_not_called_an_unknown_format(images, mo
             open_slide(images / name)
 
 
-def test_a_slide_of_another_format_in_a_dicom_folder_is_told(images):
+def test_a_slide_of_another_format_in_a_dicom_folder_is_a_notice(images):
     touch(images, "case1/x.dcm", "case1/a.svs", "case1/sub/a.svs", "case1/sub/y.dcm", "case2/x.dcm", "c.svs")
     listing = find_slides(images)
     assert [slide.slide_id for slide in listing.slides] == ["c", "case1", "case2"]
@@ -269,7 +277,7 @@ def test_a_slide_of_another_format_in_a_dicom_folder_is_told(images):
     ]
 
 
-def test_an_annotation_without_a_slide_costs_no_slide_and_is_told(images, annotations):
+def test_an_annotation_without_a_slide_costs_no_slide_and_is_a_notice(images, annotations):
     touch(images, "a.svs")
     touch(annotations, "a.xml", "b.xml", "sub/c\n.json")
     listing = find_slides(images, annotations)
@@ -364,10 +372,10 @@ def test_a_slide_of_several_files_changes_with_any_of_them(tmp_path, slide, part
     assert signature(tmp_path / slide) != before[1]
 
 
-@pytest.mark.parametrize("look", [fingerprint, signature])
-def test_what_is_not_there_has_no_fingerprint(tmp_path, look):
+@pytest.mark.parametrize("of", [fingerprint, signature])
+def test_what_is_not_there_has_no_fingerprint(tmp_path, of):
     with pytest.raises(SlideError, match="does not exist"):
-        look(tmp_path / "gone.svs")
+        of(tmp_path / "gone.svs")
 
 
 def test_names_and_options_load_without_any_heavy_library():

@@ -45,7 +45,7 @@ def test_other_flat_areas_are_data(value):
     assert not no_data(image, ALL).any()
 
 
-def test_pure_colours_are_data():
+def test_pure_colors_are_data():
     image = IMAGE.copy()
     image[20:60, 20:60] = (255, 0, 0)
     assert not no_data(image, ALL).any()
@@ -97,14 +97,14 @@ def scanned(height=900, width=700):
 
 
 @pytest.mark.parametrize(
-    "colour", [(200, 200, 200), (128, 128, 128), (245, 240, 240), (30, 60, 90), (254,) * 3, (0,) * 3]
+    "color", [(200, 200, 200), (128, 128, 128), (245, 240, 240), (30, 60, 90), (254,) * 3, (0,) * 3]
 )
 @pytest.mark.parametrize("around", [(0, 16, 0, 20), (300, 90, 400, 33)])
-def test_padding_of_any_colour_is_no_data(tmp_path, colour, around):
+def test_padding_of_any_color_is_no_data(tmp_path, color, around):
     top, bottom, left, right = around
     image = scanned()
     high, wide = image.shape[0] + top + bottom, image.shape[1] + left + right
-    canvas = np.full((high, wide, 3), colour, np.uint8)
+    canvas = np.full((high, wide, 3), color, np.uint8)
     canvas[top : top + 900, left : left + 700] = image
     expected = np.ones((high, wide), bool)
     expected[top : top + 900, left : left + 700] = False
@@ -150,7 +150,7 @@ def test_the_flat_background_of_a_drawn_slide_stays_glass(tmp_path):
             assert not slide.read_region(0, 0, 0, 900, 700).no_data.any()
 
 
-def test_real_slides_without_padding_have_no_padding_colour(real_data):
+def test_real_slides_without_padding_have_no_padding_color(real_data):
     for name in (
         "slides/CMU-1-Small-Region.svs",
         "slides/downsample_4_0058.tif",

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from wsi_assets.errors import SlideError
 from wsi_assets.slides import open_slide
 from wsi_assets.slides.openslide_file import OpenSlideFile, whole_start
-from wsi_assets.slides.tiff_lengths import is_cut_short
 from wsi_assets_tests.slides.made import halved, padded, picture, write_pyramid
 
 
@@ -66,7 +65,7 @@ def test_a_region_of_any_level_is_the_files_own_pixels(real_data, name):
 
 
 def test_plain_read_region_of_the_padded_pyramid_would_be_wrong(real_data):
-    # What this room is for: the same place asked of OpenSlide by level-0 coordinates.
+    # What this package is for: the same place asked of OpenSlide by level-0 coordinates.
     import openslide
 
     path = real_data / "slides/tumor_001_padded.tif"
@@ -328,27 +327,15 @@ def test_a_level_that_is_not_there_is_refused(real_data):
                 slide.read_region(level, 0, 0, 10, 10)
 
 
-def test_what_is_known_of_a_slide_is_plain(real_data):
-    with open_slide(real_data / "slides/tumor_001_padded.tif") as slide:
-        plain = slide.to_plain()
-    assert plain["levels"][2] == {"index": 2, "width": 768, "height": 1792, "downsample": 4.0}
-    assert plain["slide_id"] == "tumor_001_padded"
-    assert plain["vendor"] == "generic-tiff"
-    assert plain["scale"]["magnification_source"] == "base_mag"
-    assert pickle.loads(pickle.dumps(plain)) == plain
-
-
 @pytest.mark.parametrize("name", ["tumor_001_padded.tif", "CMU-1-Small-Region.svs"])
-def test_a_slide_whose_copy_was_cut_off_is_called_so(real_data, tmp_path, name):
+def test_a_slide_whose_copy_was_cut_off_is_said_to_be(real_data, tmp_path, name):
     whole, cut = real_data / "slides" / name, tmp_path / name
     cut.write_bytes(whole.read_bytes()[:300_000])
     with (
-        pytest.raises(SlideError, match=r"TIFF that ends, after 300000 bytes.*cut short"),
+        pytest.raises(SlideError, match=r"300000 bytes.*cut short"),
         open_slide(cut) as slide,
     ):
         slide.levels  # noqa: B018
-    assert is_cut_short(cut)
-    assert not is_cut_short(whole)
 
 
 def test_a_directory_of_impossibly_many_entries_leads_nowhere(tmp_path):
@@ -357,6 +344,5 @@ def test_a_directory_of_impossibly_many_entries_leads_nowhere(tmp_path):
         b"II" + (43).to_bytes(2, "little") + (8).to_bytes(2, "little") + bytes(2) + (16).to_bytes(8, "little")
     )
     damaged.write_bytes(head + b"\xff" * 64)
-    assert is_cut_short(damaged)
     with pytest.raises(SlideError, match="cut short"), open_slide(damaged) as slide:
         slide.levels  # noqa: B018

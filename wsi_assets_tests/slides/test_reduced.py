@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_assets.slides import Region, open_slide
-from wsi_assets.slides.reduce import Cells, area_average
+from wsi_assets.slides import open_slide, reduce_mean
+from wsi_assets.slides.reduce import area_mean, cell_edges
 from wsi_assets_tests.slides.made import halved, padded, picture, write_pyramid
 
 
@@ -33,13 +33,13 @@ def brute_average(values, step):
 def test_an_average_counts_pixels_by_their_area(height, width, tenths, seed):
     step = tenths / 10
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    rows, cols = (Cells(0, math.ceil(side / step), step, side) for side in (height, width))
-    colours, missing = area_average(Region(image, np.zeros((height, width), bool)), rows, cols)
+    rows, cols = (cell_edges(0, math.ceil(side / step), step, side) for side in (height, width))
+    colors, missing = area_mean(image, np.zeros((height, width), bool), rows, cols)
     for channel in range(3):
         expected = brute_average(image[..., channel], step)
         # A sliver under a ten-thousandth of a pixel may be rounded away.
-        assert colours.shape[:2] == expected.shape
-        assert np.abs(colours[..., channel] - expected).max() <= 0.51
+        assert colors.shape[:2] == expected.shape
+        assert np.abs(colors[..., channel] - expected).max() <= 0.51
     assert not missing.any()
 
 
@@ -48,10 +48,38 @@ def test_no_data_takes_no_part_in_the_average_and_wins_where_it_is_most():
     holes = np.zeros((8, 8), bool)
     holes[:4, :3], holes[4:, 4:] = True, True
     image[holes] = 255
-    cells = Cells(0, 2, 4.0, 8)
-    colours, missing = area_average(Region(image, holes), cells, cells)
+    colors, missing = reduce_mean(image, holes, 4)
     assert missing.tolist() == [[True, False], [False, True]]
-    assert colours[..., 0].tolist() == [[100, 100], [100, 255]]
+    assert colors[..., 0].tolist() == [[100, 100], [100, 255]]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 2, 4]), st.integers(0, 99))
+def test_an_average_leaves_no_data_out_and_keeps_whole_and_partial_blocks(height, width, factor, seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+    holes = rng.random((height, width)) < rng.choice([0, 0.5, 1])
+    small, missing = reduce_mean(image, holes, factor)
+    assert small.shape[:2] == missing.shape == (-(-height // factor), -(-width // factor))
+    for row, column in np.ndindex(missing.shape):
+        block = np.s_[row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]
+        assert missing[row, column] == (holes[block].mean() >= 0.5)
+        known = image[block][~holes[block]]
+        if len(known):
+            assert np.abs(small[row, column] - known.mean(axis=0)).max() <= 0.51
+
+
+def test_a_large_picture_is_averaged_strip_by_strip_as_if_at_once():
+    image = picture(1030, 2051, seed=2)
+    holes = np.zeros(image.shape[:2], bool)
+    holes[300:700, 1000:] = True
+    small, missing = reduce_mean(image, holes, 4)
+    assert 1030 * 2051 > 1 << 20
+    for top in (0, 255):
+        part = np.s_[top * 4 : top * 4 + 300]
+        alone, without = reduce_mean(image[part], holes[part], 4)
+        np.testing.assert_array_equal(small[top : top + len(alone)], alone[: len(small) - top])
+        np.testing.assert_array_equal(missing[top : top + len(alone)], without)
 
 
 @pytest.fixture(scope="module")

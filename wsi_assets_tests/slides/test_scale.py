@@ -81,7 +81,7 @@ def test_a_pyramid_of_another_step_is_believed(step):
 
 
 def test_a_format_that_knows_better_than_its_sizes_is_believed():
-    # A Philips file keeps padded sizes and tells its spacing.
+    # A Philips file keeps padded sizes and states its spacing.
     assert true_downsamples([(5000, 4000), (3072, 2560)], [1.0, 2.0]) == [1, 2]
 
 
@@ -115,9 +115,9 @@ def test_a_padded_pyramid_has_powers_of_two(width, height, unit, count, base_too
     sizes = padded(width, height, unit, powers)
     if not base_too:
         sizes[0] = (width, height)
-    # Where a level is one unit wide and high its size tells nothing more; until then it must be right.
+    # Where a level is one unit wide and high its size says nothing more; until then it must be right.
     assume(len(set(sizes)) == len(sizes))
-    # Both sides shrinking alike by one odd step looks like a pyramid of that step.
+    # Both sides shrinking alike by one odd step is like a pyramid of that step.
     ratios = reported(sizes)
     assume(any(abs(r / p - 1) < 1e-9 for r, p in zip(ratios[1:], powers[1:], strict=True)) or count > 3)
     assert true_downsamples(sizes, ratios) == powers
@@ -167,7 +167,7 @@ def test_text_that_is_no_number_is_no_mpp(value):
     assert (scale.base_magnification, scale.magnification_source, scale.mpp) == (40, "base_mag", None)
 
 
-def test_real_slides_tell_the_source_of_their_scale(real_data):
+def test_real_slides_name_the_source_of_their_scale(real_data):
     def scale(name):
         with open_slide(real_data / name) as slide:
             return slide.scale

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import tracemalloc
 
 import numpy as np
+import openslide
 import pytest
 import tifffile
 
@@ -21,62 +23,64 @@ JPEG_SLIDES = [
 ]
 
 
+def places(level):
+    return np.ndindex(level.rows, level.cols)
+
+
 @pytest.mark.parametrize("name", JPEG_SLIDES)
 def test_every_tile_is_what_openslide_reads_there(real_data, name):
     slide = OpenSlideFile(real_data / name)
-    with open_tiles(real_data / name) as tiles:
-        assert [(level.width, level.height) for level in tiles.levels] == list(slide.sizes)
-        for level in tiles.levels:
-            places = list(np.ndindex(level.grid))[:40]
-            for row, col, tile in level.read_tiles(places):
-                y, x = row * level.tile_size[0], col * level.tile_size[1]
-                h, w = min(level.tile_size[0], level.height - y), min(level.tile_size[1], level.width - x)
-                np.testing.assert_array_equal(tile[:h, :w], slide.read(level.index, y, x, h, w)[0])
+    for index, size in enumerate(slide.sizes):
+        with open_tiles(real_data / name, index) as level:
+            assert (level.index, (level.width, level.height)) == (index, size)
+            for row, col, tile in level.read_tiles(list(places(level))[:40]):
+                y, x = row * level.tile_height, col * level.tile_width
+                h, w = min(level.tile_height, level.height - y), min(level.tile_width, level.width - x)
+                np.testing.assert_array_equal(tile[:h, :w], slide.read(index, y, x, h, w)[0])
     slide.close()
 
 
 @pytest.mark.parametrize("name", ["boxes.tiff", "rgba_3level.tif", "unreadable.svs"])
 def test_what_is_no_sound_jpeg_tiff_is_left_to_openslide(real_data, name):
-    assert open_tiles(real_data / "slides" / name) is None
+    assert open_tiles(real_data / "slides" / name, 0) is None
 
 
 def test_what_does_not_open_is_an_error_not_another_readers_work(real_data, tmp_path):
     with pytest.raises(SlideError):
-        open_tiles(real_data / "slides/unopenable.tiff")
+        open_tiles(real_data / "slides/unopenable.tiff", 0)
     with pytest.raises(SlideError):
-        open_tiles(tmp_path / "missing.tif")
+        open_tiles(tmp_path / "missing.tif", 0)
 
 
 @pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
-def test_any_photometric_gives_openslides_colours(tmp_path, photometric):
+def test_any_photometric_gives_openslides_colors(tmp_path, photometric):
     image = picture(300, 500)
     path = write_pyramid(tmp_path / "s.tif", [image, halved(image, 1)], photometric=photometric)
     with tifffile.TiffFile(path) as file:
         assert file.pages[0].photometric.name.lower() == photometric
-    with open_tiles(path) as tiles:
-        tile = tiles.level(0).read_tile(1, 2)
+    with open_tiles(path, 0) as level:
+        tile = level.read_tile(1, 2)
     assert np.abs(tile.astype(int) - image[128:256, 256:384]).mean() < 8
 
 
 def test_tiles_come_once_each_in_file_order(real_data):
-    with open_tiles(real_data / JPEG_SLIDES[1]) as tiles:
-        level = tiles.level(0)
-        places = [(3, 1), (0, 5), (3, 1), (0, 0), (13, 5)]
-        given = [(row, col) for row, col, _ in level.read_tiles(places)]
+    with open_tiles(real_data / JPEG_SLIDES[1], 0) as level:
+        given = [(row, col) for row, col, _ in level.read_tiles([(3, 1), (0, 5), (3, 1), (0, 0), (13, 5)])]
     assert given == [(0, 0), (0, 5), (3, 1), (13, 5)]
 
 
 def test_a_tile_never_written_is_none(tmp_path):
     path = write_pyramid(tmp_path / "s.tif", [picture(384, 384)], photometric="rgb", missing={(0, 1), (2, 2)})
-    with open_tiles(path) as tiles:
-        level = tiles.level(0)
-        absent = {(row, col) for row, col, tile in level.read_tiles(np.ndindex(level.grid)) if tile is None}
-        assert absent == {(0, 1), (2, 2)} == set(map(tuple, np.argwhere(~level.present).tolist()))
+    with open_tiles(path, 0) as level:
+        absent = {(row, col) for row, col, tile in level.read_tiles(places(level)) if tile is None}
+    assert absent == {(0, 1), (2, 2)}
 
 
 def test_a_place_outside_the_grid_is_refused(real_data):
-    with open_tiles(real_data / JPEG_SLIDES[1]) as tiles, pytest.raises(IndexError):
-        tiles.level(0).read_tile(14, 0)
+    with open_tiles(real_data / JPEG_SLIDES[1], 0) as level, pytest.raises(IndexError):
+        level.read_tile(14, 0)
+    with pytest.raises(IndexError):
+        open_tiles(real_data / JPEG_SLIDES[1], 5)
 
 
 def damaged(path, change):
@@ -103,17 +107,70 @@ def damaged(path, change):
 )
 def test_a_damaged_tile_is_an_error_and_never_a_grey_picture(tmp_path, change):
     path = damaged(write_pyramid(tmp_path / "s.tif", [picture(512, 512)], photometric="rgb"), change)
-    with open_tiles(path) as tiles:
+    with open_tiles(path, 0) as level:
         with pytest.raises(SlideError, match="row 1, column 1") as caught:
-            tiles.level(0).read_tile(1, 1)
+            level.read_tile(1, 1)
         assert "\n" not in str(caught.value)
-        assert tiles.level(0).read_tile(2, 2).std() > 5
+        assert level.read_tile(2, 2).std() > 5
+
+
+def test_a_damaged_tile_that_claims_gigabytes_is_refused_before_it_takes_them(tmp_path):
+    path = write_pyramid(tmp_path / "s.tif", [picture(512, 512)], photometric="rgb")
+
+    def enlarged(data):
+        at = data.index(b"\xff\xc0") + 5
+        return data[:at] + b"\xff\x00\xff\x00" + data[at + 4 :]
+
+    with open_tiles(damaged(path, enlarged), 0) as level:
+        tracemalloc.start()
+        with pytest.raises(SlideError, match="row 1, column 1"):
+            level.read_tile(1, 1)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        tracemalloc.stop()
 
 
 def test_real_grey_padding_is_not_taken_for_damage(tmp_path):
     path = write_pyramid(tmp_path / "s.tif", [padded(picture(200, 200), 256, 128)], photometric="rgb")
-    with open_tiles(path) as tiles:
-        assert (tiles.level(0).read_tile(1, 1)[80:, 80:] == 128).all()
+    with open_tiles(path, 0) as level:
+        assert (level.read_tile(1, 1)[80:, 80:] == 128).all()
+
+
+def test_suspect_tiles_do_not_open_the_slide_again(tmp_path, monkeypatch):
+    path = write_pyramid(tmp_path / "s.tif", [padded(picture(200, 200), 512, 128)], photometric="rgb")
+    opened = []
+    original = openslide.OpenSlide
+    monkeypatch.setattr(openslide, "OpenSlide", lambda path: opened.append(path) or original(path))
+    with open_tiles(path, 0) as level:
+        assert sum((tile[-8:, -8:] == 128).all() for _, _, tile in level.read_tiles(places(level))) > 10
+    assert len(opened) == 1
+
+
+def test_only_the_level_asked_for_is_compared_and_none_if_it_was_before(tmp_path, monkeypatch):
+    image = picture(600, 500)
+    path = write_pyramid(tmp_path / "s.tif", [halved(image, k) for k in range(3)])
+    compared = []
+    original = OpenSlideFile.read
+    monkeypatch.setattr(
+        OpenSlideFile,
+        "read",
+        lambda self, level, *rest: compared.append(level) or original(self, level, *rest),
+    )
+    open_tiles(path, 1).close()
+    assert set(compared) == {1}
+    compared.clear()
+    open_tiles(path, 1, verified=True).close()
+    assert compared == []
+
+
+def test_a_level_whose_pixels_differ_from_openslides_is_left_to_it(tmp_path, monkeypatch):
+    path = write_pyramid(tmp_path / "s.tif", [picture(300, 300)])
+    original = OpenSlideFile.read
+    monkeypatch.setattr(
+        OpenSlideFile,
+        "read",
+        lambda self, *window: (original(self, *window)[0] ^ 1, original(self, *window)[1]),
+    )
+    assert open_tiles(path, 0) is None
 
 
 def test_tiles_beyond_the_end_of_a_truncated_file_are_errors(tmp_path):
@@ -126,11 +183,10 @@ def test_tiles_beyond_the_end_of_a_truncated_file_are_errors(tmp_path):
         slide.read_region(0, 900, 900, 100, 100)
 
 
-def test_threads_may_share_a_source(real_data):
-    with open_tiles(real_data / JPEG_SLIDES[1]) as tiles, concurrent.futures.ThreadPoolExecutor(4) as pool:
-        level = tiles.level(1)
-        places = list(np.ndindex(level.grid))
-        alone = [level.read_tile(*place) for place in places]
-        shared = list(pool.map(lambda place: level.read_tile(*place), places * 3))
+def test_threads_may_share_a_level(real_data):
+    with open_tiles(real_data / JPEG_SLIDES[1], 1) as level, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        every = list(places(level))
+        alone = [level.read_tile(*place) for place in every]
+        shared = list(pool.map(lambda place: level.read_tile(*place), every * 3))
     for one, other in zip(alone * 3, shared, strict=True):
         np.testing.assert_array_equal(one, other)

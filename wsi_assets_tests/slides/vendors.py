@@ -32,7 +32,7 @@ def write_svs(path: Path, image: np.ndarray, fields: str) -> Path:
 
 
 def write_philips(path: Path, image: np.ndarray, mpp: float, tile: int = 128) -> Path:
-    """Philips': three levels padded to whole tiles, which tell their own pixel spacing."""
+    """Philips': three levels padded to whole tiles, which state their own pixel spacing."""
     spacings = [f"&quot;{mpp * 2**k / 1000:.8f}&quot; &quot;{mpp * 2**k / 1000:.8f}&quot;" for k in range(3)]
     levels = "".join(
         '<DataObject ObjectType="PixelDataRepresentation">'
