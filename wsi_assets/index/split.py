@@ -14,7 +14,7 @@ import numpy as np
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index.slide_index import Entry, Index, classes, is_test
-from wsi_assets.slides.naming import folded, patients_of
+from wsi_assets.slides.naming import normalize_id, patients_of
 
 Side = Literal["train", "validation", "test"]
 
@@ -74,7 +74,7 @@ def fold_slides(index: Index, folds: int, seed: int) -> dict[str, int]:
 def patients(index: Index) -> dict[str, str]:
     """Slide id -> patient, in one spelling; the entry's ``label``, or what the id tells where it has none."""
     known = patients_of([name for name, entry in index.items() if not entry.get("label")])
-    return {name: folded(str(entry.get("label") or known[name])) for name, entry in index.items()}
+    return {name: normalize_id(str(entry.get("label") or known[name])) for name, entry in index.items()}
 
 
 def _counts(index: Mapping[str, Entry], group_of: Mapping[str, str]) -> dict[str, np.ndarray]:

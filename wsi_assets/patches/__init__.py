@@ -1,9 +1,6 @@
 """Extract patches from slides into a store, and read them from it.
 
-What belongs here: the plan, the extraction engine, codecs, and one contract over three kinds of store. What
-does not: choosing patches, splitting them, learning from them.
-
-Names load on first use, so that importing the room, or only its options, costs nothing.
+Names load on first use, so that importing the package, or only its options, costs nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +12,17 @@ __getattr__, __dir__, __all__ = exports(
     {
         "options": ("Backend", "Codec", "ExtractionOptions"),
         "plan": ("PatchPlan", "SlidePlan", "patch_key", "plan_patches"),
-        "build": ("BuildReport", "build_store"),
+        "build": (
+            "BuildReport",
+            "ExtractedPatches",
+            "build_store",
+            "extract_patches",
+            "write_patches",
+            "write_store",
+        ),
         "store": ("STORE_NAMES", "PatchStore", "open_store"),
         "verify": ("VerifyReport", "verify_store"),
         "mosaic": ("mosaic_png",),
+        "dask_executor": ("ClusterError", "DaskExecutor", "open_executor"),
     },
 )

@@ -1,36 +1,95 @@
-"""Build a store of patches from a plan: take over what is unchanged, extract the rest, publish it whole.
-
-One process, the caller's, owns the store; reading and encoding go out in tasks to an executor. Formats of
-stores, and how pixels are read, belong elsewhere.
-"""
+"""Build a store of patches from a plan: extract what is new, then assemble the store beside the old one."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import hashlib
 import os
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wsi_assets.errors import StoreError, WsiAssetsError, one_line
-from wsi_assets.files import digest, size_of
-from wsi_assets.patches import aside
-from wsi_assets.patches.contract import Contents, Shelf, UnusableStoreError, Writer
-from wsi_assets.patches.extract import Encoded
-from wsi_assets.patches.options import Backend
-from wsi_assets.patches.plan import PatchPlan, patch_key
-from wsi_assets.patches.steps import Step, carried_out, fingerprint_now, steps
-from wsi_assets.patches.store import open_shelf
+from wsi_assets.files import digest, disk_fault, file_lock, publish, recover, remove, size_of
+from wsi_assets.patches.backends.base import (
+    FORMAT,
+    UNKNOWN_LABEL,
+    StoreMetadata,
+    StoreReader,
+    StoreWriter,
+    UnusableStoreError,
+)
+from wsi_assets.patches.codecs import encoder
+from wsi_assets.patches.extraction import ExtractTask, fingerprint_now, run_tasks
+from wsi_assets.patches.options import Backend, ExtractionOptions
+from wsi_assets.patches.parts import Parts, PatchTable
+from wsi_assets.patches.plan import PatchPlan, patch_key, read_batches
+from wsi_assets.patches.store import open_reader, partial_folder
 from wsi_assets.progress import Progress, silent
 
-_COMMIT_BYTES = 32 << 20
-"""Work is made safe against a kill in commits of about this size, counted in bytes put, not in time: so a
-store has the same history, hence the same bytes, however fast it was built."""
+_WORTH_A_POOL = 512
+"""Patches under which starting processes takes longer than it saves."""
+
+_QUARANTINE = ("key", "slide_id", "y", "x", "reason")
+_PACKAGES = ("wsi-assets", "numpy", "opencv-python", "imagecodecs", "tifffile", "openslide-bin")
+"""Packages whose versions decide pixels and codes; a store says which it was made with."""
+
+
+@dataclass(frozen=True)
+class ExtractedPatches:
+    """Patches of a plan on their way into a store: new ones wait in part files beside it.
+
+    Attributes:
+        fingerprints: of each slide of the plan; "" for one that does not read.
+        lost: number of a patch in the plan -> why it could not be read.
+        decoded: patches read from slides.
+        seconds: what it took.
+        current: the store is the plan's already, and nothing is left to do.
+    """
+
+    plan: PatchPlan
+    path: Path
+    backend: Backend
+    fingerprints: list[str]
+    lost: dict[int, str] = field(default_factory=dict)
+    decoded: int = 0
+    seconds: float = 0.0
+    current: bool = False
+
+    @property
+    def labels(self) -> np.ndarray:
+        """uint8 (n,): 1 is tumor, of the patches that could be read."""
+        return np.delete(self.plan.labels, sorted(self.lost))
+
+    @property
+    def patches(self) -> int:
+        """How many patches the store will hold."""
+        return len(self.plan) - len(self.lost)
+
+    @property
+    def reused(self) -> int:
+        """How many of them come from an earlier build."""
+        return self.patches - self.decoded
+
+    @property
+    def quarantined(self) -> list[tuple[str, str, int, int, str]]:
+        """(key, slide id, y, x, reason) of each patch that could not be read."""
+        found = []
+        for row in sorted(self.lost):
+            number, y, x = self.plan.origins[row].tolist()
+            slide_id = self.plan.slides[number].slide_id
+            found.append((patch_key(slide_id, row), slide_id, y, x, self.lost[row]))
+        return found
+
+    @property
+    def digest(self) -> str:
+        """Identity of the store that comes of it: equal ones have equal keys, labels and patches."""
+        return digest(self.plan.digest(self.backend), sorted(self.lost), self.fingerprints)
 
 
 @dataclass(frozen=True)
@@ -40,7 +99,7 @@ class BuildReport:
     Attributes:
         patches, tumor, normal: how many the store holds now.
         bytes: size of the store on disk.
-        decoded, reused: how many of them were read from slides, and taken over from an earlier build.
+        decoded, reused: how many of them were read from slides, and taken from an earlier build.
         quarantined: (key, slide id, y, x, reason) of each patch that could not be read.
     """
 
@@ -67,38 +126,117 @@ def build_store(
     backend: Backend,
     *,
     executor: Executor | None = None,
+    workers: int | None = None,
     progress: Progress = silent,
 ) -> BuildReport:
     """Build the store of ``plan`` at ``path``, or bring the one there up to date.
 
-    Patches whose slide, place, size and encoding are unchanged are taken over without reading a slide,
-    whatever their number is now. The old store stays readable until the new one is complete and takes its
-    place. A build that was killed is continued and ends in the same bytes; these do not depend on the number
-    of workers either. A patch or slide that cannot be read, or a slide that changed since it was indexed, is
-    quarantined with the reason; the next build tries it again.
+    Patches whose slide, place, size and encoding are unchanged are copied without reading a slide, whatever
+    their count is now. The old store stays readable until the new one takes its place. A killed build is
+    continued by the next one. The store depends on the plan only, not on its history or on who did the work.
+    A patch or slide that cannot be read, or a slide that changed since it was indexed, is quarantined with
+    the reason; the next build tries it again.
 
     Args:
-        executor: runs the tasks; by default a process pool of ``plan.options.extraction_workers``, or this
-            process if there is little to do.
-        progress: told of patches done.
+        executor: reads and encodes; by default processes of this machine, or this process if there is
+            little to do.
+        workers: how many tasks are done at once; by default ``plan.options.extraction_workers``, or one a
+            CPU core.
+        progress: called with patches done.
 
     Raises:
         StoreError: another process builds this store, the disk is full or not writable, or what lies at
-            ``path`` is not a store.
+            ``path`` is not a store of ours.
     """
-    path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
+    with _building(path) as path:
+        extracted = _extract(plan, path, backend, executor, workers, progress)
+        return _write(extracted, progress)
+
+
+def extract_patches(
+    plan: PatchPlan,
+    path: str | Path,
+    backend: Backend,
+    *,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> ExtractedPatches:
+    """The first half of :func:`build_store`: read and encode what the store at ``path`` lacks."""
+    with _building(path) as path:
+        return _extract(plan, path, backend, executor, workers, progress)
+
+
+def write_store(extracted: ExtractedPatches, *, progress: Progress = silent) -> BuildReport:
+    """The second half of :func:`build_store`: assemble the store and put it in the old one's place."""
+    with _building(extracted.path):
+        return _write(extracted, progress)
+
+
+def write_patches(
+    path: str | Path,
+    backend: Backend,
+    items: Iterable[tuple[str, np.ndarray, int]],
+    options: ExtractionOptions | None = None,
+) -> BuildReport:
+    """Write a store of patches that are at hand: (key, uint8 (P, P, 3) RGB, label) each.
+
+    Raises:
+        StoreError: as :func:`build_store`; patches of different sizes, a key twice, or no patch at all.
+    """
+    options = options or ExtractionOptions()
     started = time.perf_counter()
+    codec = {"fs": "png", "hdf5": "pixels"}.get(backend, options.codec)
+    quality = options.jpeg_quality if codec == "jpeg" else None
+    encode = encoder(codec, quality)
+    labels: dict[str, int] = {}
+    values = hashlib.blake2b(digest_size=16)
+    writer: StoreWriter | None = None
+    with _building(path) as path:
+        if (old := _open_old(path, backend)) is not None:
+            old.close()
+        try:
+            for key, image, label in items:
+                if writer is None:
+                    size = len(image)
+                    writer = _writer(backend, path, None, size)
+                if image.shape != (size, size, 3) or image.dtype != np.uint8 or key in labels:
+                    what = f"patch {key!r} is there twice, or is {image.dtype} {image.shape}"
+                    raise StoreError(what, path=path, remedy=f"Give uint8 ({size}, {size}, 3) patches")
+                value = encode(image)
+                writer.write(len(labels), key, int(label), value)
+                values.update(value)
+                labels[key] = int(label)
+            if writer is None:
+                raise StoreError("would have no patches", path=path)
+            stored = np.array(list(labels.values()), np.uint8)
+            info = {
+                **_counts(backend, stored),
+                **{"format": FORMAT, "patch_size": size, "codec": codec, "quality": quality},
+                **{"digest": digest(list(labels.items()), values.hexdigest()), "quarantined": []},
+            }
+            writer.finish(StoreMetadata(info, list(labels), stored, None))
+        finally:
+            if writer is not None:
+                writer.close()
+        _publish(path)
+    return _report(path, info, len(stored), time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _building(path: str | Path) -> Iterator[Path]:
+    """Own the store at ``path``; what befalls the disk or the workers is one line."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.locked(path):
-            aside.recover(path)
-            old = _old_store(path, backend, plan)
-            if old is not None and old.is_of(plan, backend):
-                old.tidy(path)
-                old.close()
-                return _report(path, old.info, 0, started)
-            info, decoded = _build(plan, path, backend, old, executor, progress)
-            return _report(path, info, decoded, started)
+        with file_lock(path.with_name(f".{path.name}.lock")):
+            recover(path)
+            remove(_staged(path))
+            yield path
+    except BlockingIOError as error:
+        raise StoreError(
+            "is being built by another process", path=path, remedy="Wait for it to end, then run again"
+        ) from error
     except BrokenExecutor as error:
         raise StoreError(
             f"a worker process died ({one_line(error) or 'killed'})",
@@ -108,154 +246,228 @@ def build_store(
     except WsiAssetsError:
         raise
     except Exception as error:
-        fault = _disk_error(path, error)
+        fault = disk_fault(error, path)
         if fault is None:
             raise
-        raise fault from error
+        remove(_staged(path))  # a full disk needs the space; the part files stay
+        raise StoreError(fault.fault, path=path, remedy=fault.remedy) from error
 
 
-class _Old:
-    """The store a build replaces; ``usable``: its patches are of the plan's kind."""
-
-    def __init__(self, shelf: Shelf, usable: bool):
-        self.shelf = shelf
-        self.usable = usable
-        self.info = shelf.contents.info
-
-    def is_of(self, plan: PatchPlan, backend: Backend) -> bool:
-        """Whether it is the plan's store, and nothing is left to try again."""
-        if self.info["plan_digest"] != plan.digest(backend) or self.info["quarantined"]:
-            return False
-        # An index without fingerprints does not tell when a slide changed.
-        pairs = zip(plan.slides, self.info["slides"], strict=True)
-        return all(s.fingerprint or stored["fingerprint"] == fingerprint_now(s.path) for s, stored in pairs)
-
-    def tidy(self, path: Path) -> None:
-        """Remove what killed builds of other plans left: this store is what is asked for now."""
-        if aside.building_folder(path).exists():
-            self.shelf.tidy()
-        aside.forget(path)
-
-    def close(self) -> None:
-        self.shelf.close()
-
-
-def _old_store(path: Path, backend: Backend, plan: PatchPlan) -> _Old | None:
-    if not path.exists():
-        return None
-    try:
-        shelf = open_shelf(path)
-    except UnusableStoreError:
-        return None
-    info = shelf.contents.info
-    if info["backend"] != backend:
-        shelf.close()
-        raise StoreError(
-            f"is a store of another kind ({info['backend']})",
-            path=path,
-            remedy="Move it away, or build elsewhere",
-        )
-    content = plan.content(backend)
-    return _Old(shelf, all(info.get(name) == value for name, value in content.items()))
-
-
-def _build(
+def _extract(
     plan: PatchPlan,
     path: Path,
     backend: Backend,
-    old: _Old | None,
     executor: Executor | None,
+    workers: int | None,
     progress: Progress,
-) -> tuple[dict[str, Any], int]:
-    """Build and publish; what the new store says of itself, and how many patches were decoded."""
-    usable = old.shelf if old is not None and old.usable else None
-    writer = _writer_class(backend)(path, plan.content(backend), usable)
-    try:
-        lost: dict[int, str] = {}
-        decoded = waiting = 0
-        for step, encoded in carried_out(steps(plan, backend, writer.sources), plan, executor):
-            read, size = _add(writer, plan, step, encoded, lost)
-            decoded += read
-            waiting += size
-            if waiting >= _COMMIT_BYTES:
-                writer.commit()
-                waiting = 0
-            progress(step.before + len(step.positions), len(plan), "extracting patches")
-        contents = _contents(plan, backend, lost)
-        writer.finish(contents)
-    finally:
-        writer.close()
-        if old is not None:
-            old.close()
-    return contents.info, decoded
+) -> ExtractedPatches:
+    started = time.perf_counter()
+    fingerprints = [slide.fingerprint or fingerprint_now(slide.path) for slide in plan.slides]
+    with contextlib.closing(_AtHand(path, backend, plan)) as at_hand:
+        if at_hand.is_current(fingerprints):
+            remove(partial_folder(path))
+            return ExtractedPatches(plan, path, backend, fingerprints, current=True)
+        missing = [
+            np.flatnonzero((at_hand.find(mark, slide.coords) < 0).all(axis=0))
+            for slide, mark in zip(plan.slides, fingerprints, strict=True)
+        ]
+    count = sum(map(len, missing))
+    workers = workers or plan.options.extraction_workers or len(os.sched_getaffinity(0))
+    pool = workers > 1 and count > _WORTH_A_POOL
+    tasks = _tasks(plan, plan.content(backend), fingerprints, missing)
+    folder = _parts_folder(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    lost: dict[int, str] = {}
+    done = len(plan) - count
+    for task, result in run_tasks(tasks, folder, executor, workers, pool):
+        lost.update((int(task.rows[number]), reason) for number, reason in result.reasons.items())
+        done += len(task.rows)
+        progress(done, len(plan), "extracting patches")
+    seconds = time.perf_counter() - started
+    return ExtractedPatches(plan, path, backend, fingerprints, lost, count - len(lost), seconds)
 
 
-def _add(
-    writer: Writer, plan: PatchPlan, step: Step, encoded: Encoded | None, lost: dict[int, str]
-) -> tuple[int, int]:
-    """Put a step's patches into the store; the unreadable go to ``lost``. Patches decoded, and bytes put."""
-    read = iter(()) if encoded is None else iter(enumerate(encoded.values))
-    decoded = size = 0
-    places = zip(step.positions.tolist(), step.coords.tolist(), step.taken, strict=True)
-    for position, (y, x), taken in places:
-        value = reuse = None
-        if taken is None:
-            at, value = next(read)
-            if value is None:
-                lost[position] = encoded.reasons[at]
-                continue
-            decoded += 1
-            size += len(value)
-        else:
-            source, locator = taken
-            reuse = source.take(locator)
-            size += len(reuse) if isinstance(reuse, (bytes, memoryview)) else 0
-        key = patch_key(step.slide.slide_id, position)
-        writer.add(position, key, int(plan.labels[position]), (step.fingerprint, y, x), value, reuse)
-    return decoded, size
+def _tasks(
+    plan: PatchPlan, content: dict[str, Any], fingerprints: list[str], missing: list[np.ndarray]
+) -> Iterator[ExtractTask]:
+    """What is to be read of each slide; one without any missing patch is not opened."""
+    from wsi_assets.patches.patch_reader import tiles_are_openslides
+
+    for slide, mark, wanted in zip(plan.slides, fingerprints, missing, strict=True):
+        coords = slide.coords[wanted]
+        batches = read_batches(coords, plan.patch_size)
+        # Where a slide is read by several processes, only this one compares its tiles with OpenSlide's.
+        direct = tiles_are_openslides(slide.path, plan.level) if len(batches) > 1 else None
+        for chosen in batches:
+            rows = wanted[chosen] + slide.first
+            yield ExtractTask(rows, slide.path, mark, coords[chosen], content, direct)
 
 
-def _contents(plan: PatchPlan, backend: Backend, lost: dict[int, str]) -> Contents:
-    keep = np.ones(len(plan), bool)
-    keep[list(lost)] = False
-    keys = list(plan.keys())
-    labels = plan.labels[keep]
-    quarantined = []
-    for position in sorted(lost):
-        slide_number, y, x = plan.origins[position].tolist()
-        slide_id = plan.slides[slide_number].slide_id
-        quarantined.append(
-            {"key": keys[position], "slide_id": slide_id, "y": y, "x": x, "reason": lost[position]}
+def _write(extracted: ExtractedPatches, progress: Progress) -> BuildReport:
+    started = time.perf_counter()
+    plan, path, backend = extracted.plan, extracted.path, extracted.backend
+    writer: StoreWriter | None = None
+    with contextlib.closing(_AtHand(path, backend, plan)) as at_hand:
+        if extracted.current and at_hand.is_current(extracted.fingerprints):
+            return _report(path, at_hand.old.metadata.info, 0, extracted.seconds)
+        slides = zip(plan.slides, extracted.fingerprints, strict=True)
+        found = np.concatenate([at_hand.find(mark, slide.coords) for slide, mark in slides], axis=1)
+        metadata = _metadata(extracted, (found >= 0).any(axis=0))
+        keys, labels = list(plan.keys()), plan.labels.tolist()
+        order = range(len(plan)) if backend != "lmdb" else sorted(range(len(plan)), key=keys.__getitem__)
+        try:
+            writer = _writer(backend, path, len(plan), plan.patch_size)
+            for done, row in enumerate(order):
+                in_old, in_parts = found[:, row].tolist()
+                if row in extracted.lost:
+                    continue
+                if in_old >= 0:
+                    writer.keep(row, keys[row], labels[row], at_hand.old, in_old)
+                else:
+                    writer.write(row, keys[row], labels[row], at_hand.parts.read(in_parts))
+                if done % 256 == 0:
+                    progress(done, len(plan), "storing patches")
+            writer.finish(metadata)
+        finally:
+            if writer is not None:
+                writer.close()
+    _publish(path)
+    progress(len(plan), len(plan), "storing patches")
+    seconds = extracted.seconds + time.perf_counter() - started
+    return _report(path, metadata.info, extracted.decoded, seconds)
+
+
+class _AtHand:
+    """Encoded patches that need not be read from slides: of the store there is, and of part files."""
+
+    def __init__(self, path: Path, backend: Backend, plan: PatchPlan):
+        self._plan, self._backend = plan, backend
+        content = plan.content(backend)
+        self.old = _open_old(path, backend)
+        self.parts = Parts(_parts_folder(path), content)
+        self._of_old = PatchTable()
+        metadata = None if self.old is None else self.old.metadata
+        if metadata is None or metadata.origins is None:
+            return
+        if any(metadata.info.get(name) != value for name, value in content.items()):
+            return
+        rows = np.flatnonzero(metadata.labels != UNKNOWN_LABEL)
+        slides = metadata.origins[rows, 0]
+        rows = rows[np.argsort(slides, kind="stable")]
+        borders = np.cumsum(np.bincount(slides, minlength=len(metadata.info["slides"])))
+        for slide, chosen in zip(metadata.info["slides"], np.split(rows, borders[:-1]), strict=True):
+            self._of_old.add(slide["fingerprint"], metadata.origins[chosen, 1:], chosen)
+
+    def find(self, fingerprint: str, coords: np.ndarray) -> np.ndarray:
+        """int64 (2, n): row in the old store and number in the parts of each patch, -1 where it is not."""
+        return np.stack([table.find(fingerprint, coords) for table in (self._of_old, self.parts.table)])
+
+    def is_current(self, fingerprints: list[str]) -> bool:
+        """Whether the old store is the plan's, and nothing is left to try again."""
+        info = {} if self.old is None else self.old.metadata.info
+        # An index without fingerprints does not say when a slide changed.
+        return (
+            info.get("plan_digest") == self._plan.digest(self._backend)
+            and not info["quarantined"]
+            and [slide["fingerprint"] for slide in info["slides"]] == fingerprints
         )
+
+    def close(self) -> None:
+        self.parts.close()
+        if self.old is not None:
+            self.old.close()
+
+
+def _open_old(path: Path, backend: Backend) -> StoreReader | None:
+    """The store that a build replaces; None if there is none that can be read.
+
+    Raises:
+        StoreError: what lies there is not a store of this kind that we wrote.
+    """
+    if not path.exists():
+        return None
+    try:
+        old = open_reader(path)
+    except UnusableStoreError:
+        return None
+    found = old.metadata.info["backend"]
+    if old.metadata.ours and found == backend:
+        return old
+    old.close()
+    what = f"is a store of another kind ({found})" if old.metadata.ours else "was written by another program"
+    raise StoreError(f"{what}, and is not overwritten", path=path, remedy="Move it away, or build elsewhere")
+
+
+def _metadata(extracted: ExtractedPatches, at_hand: np.ndarray) -> StoreMetadata:
+    """What the store will hold; ``at_hand``: bool (n,), the patches of the plan that there are.
+
+    Raises:
+        StoreError: a patch that was extracted is gone.
+    """
+    plan, backend = extracted.plan, extracted.backend
+    readable = np.ones(len(plan), bool)
+    readable[list(extracted.lost)] = False
+    if gone := np.count_nonzero(readable & ~at_hand):
+        what = f"{gone} extracted patches are gone"
+        raise StoreError(what, path=extracted.path, remedy="Extract them again")
+    keys, labels, origins = list(plan.keys()), plan.labels, plan.origins
     slides = [
         {
             "slide_id": slide.slide_id,
-            "fingerprint": slide.fingerprint or fingerprint_now(slide.path),
-            "patches": int(np.count_nonzero(keep[slide.first : slide.first + len(slide)])),
+            "fingerprint": mark,
+            "patches": int(np.count_nonzero(readable[slide.first : slide.first + len(slide)])),
             **slide.scale,
         }
-        for slide in plan.slides
+        for slide, mark in zip(plan.slides, extracted.fingerprints, strict=True)
     ]
-    asked = plan.digest(backend)
     info = {
         **plan.content(backend),
-        "backend": backend,
+        **_counts(backend, extracted.labels),
         "stride": plan.stride,
-        "plan_digest": asked,
-        "digest": digest(asked, sorted(lost), [slide["fingerprint"] for slide in slides]),
-        "complete": True,
-        "patches": len(labels),
-        "tumor": int(labels.sum()),
-        "normal": int(len(labels) - labels.sum()),
+        "plan_digest": plan.digest(backend),
+        "digest": extracted.digest,
         "slides": slides,
-        "quarantined": quarantined,
+        "quarantined": [dict(zip(_QUARANTINE, row, strict=True)) for row in extracted.quarantined],
         "versions": _versions(),
     }
-    stored = [key for key, kept in zip(keys, keep.tolist(), strict=True) if kept]
-    return Contents(info, stored, labels, plan.origins[keep])
+    if backend == "hdf5":  # row is count
+        return StoreMetadata(info, keys, np.where(readable, labels, UNKNOWN_LABEL).astype(np.uint8), origins)
+    stored = [key for key, kept in zip(keys, readable.tolist(), strict=True) if kept]
+    return StoreMetadata(info, stored, labels[readable], origins[readable])
 
 
-def _report(path: Path, info: dict[str, Any], decoded: int, started: float) -> BuildReport:
+def _counts(backend: Backend, labels: np.ndarray) -> dict[str, Any]:
+    tumor = int(np.count_nonzero(labels == 1))
+    return {"backend": backend, "patches": len(labels), "tumor": tumor, "normal": len(labels) - tumor}
+
+
+def _parts_folder(path: Path) -> Path:
+    return partial_folder(path) / "parts"
+
+
+def _staged(path: Path) -> Path:
+    return partial_folder(path) / path.name
+
+
+def _writer(backend: Backend, path: Path, count: int | None, patch_size: int) -> StoreWriter:
+    if backend == "lmdb":
+        from wsi_assets.patches.backends.lmdb import LmdbWriter as Writer
+    elif backend == "hdf5":
+        from wsi_assets.patches.backends.hdf5 import Hdf5Writer as Writer
+    else:
+        from wsi_assets.patches.backends.image_folder import ImageFolderWriter as Writer
+    staged = _staged(path)
+    remove(staged)
+    staged.parent.mkdir(exist_ok=True)
+    return Writer(staged, count, patch_size)
+
+
+def _publish(path: Path) -> None:
+    publish(_staged(path), path)
+    remove(partial_folder(path))
+
+
+def _report(path: Path, info: dict[str, Any], decoded: int, seconds: float) -> BuildReport:
     return BuildReport(
         path=path,
         backend=info["backend"],
@@ -263,12 +475,10 @@ def _report(path: Path, info: dict[str, Any], decoded: int, started: float) -> B
         tumor=info["tumor"],
         normal=info["normal"],
         bytes=size_of(path),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         decoded=decoded,
         reused=info["patches"] - decoded,
-        quarantined=[
-            (row["key"], row["slide_id"], row["y"], row["x"], row["reason"]) for row in info["quarantined"]
-        ],
+        quarantined=[tuple(row[name] for name in _QUARANTINE) for row in info["quarantined"]],
     )
 
 
@@ -276,40 +486,7 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in (
-        "wsi-assets",
-        "numpy",
-        "opencv-python",
-        "imagecodecs",
-        "tifffile",
-        "openslide-python",
-        "openslide-bin",
-    ):
+    for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _writer_class(backend: Backend) -> type[Writer]:
-    if backend == "lmdb":
-        from wsi_assets.patches.lmdb_store import LmdbWriter as Kind
-    elif backend == "hdf5":
-        from wsi_assets.patches.hdf5_store import Hdf5Writer as Kind
-    else:
-        from wsi_assets.patches.folder_store import FolderWriter as Kind
-    return Kind
-
-
-def _disk_error(path: Path, error: Exception) -> StoreError | None:
-    """The one line for a disk's fault, which every library words its own way; None if it is another fault."""
-    text = str(error)
-    if any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
-        return StoreError(
-            "the disk is full", path=path, remedy="Free some space, then run again; the build continues"
-        )
-    for code in (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOTDIR):
-        if os.strerror(code) in text:
-            return StoreError(
-                f"cannot be written ({os.strerror(code)})", path=path, remedy="Check its disk and permissions"
-            )
-    return None

@@ -1,7 +1,4 @@
-"""Patches to bytes and back, one place for each encoding.
-
-Every encoding is one that ordinary image libraries decode. Files and databases do not belong here.
-"""
+"""Encode patches to bytes and decode them again."""
 
 from __future__ import annotations
 
@@ -11,18 +8,18 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 
-LOSSLESS = frozenset({"png", "qoi", "raw", "gzip", "pixels"})
+LOSSLESS = frozenset({"png", "pixels"})
 
-
-_ENDS = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "qoi": b"\0" * 7 + b"\1"}
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 def encoder(codec: str, quality: int | None = None) -> Callable[[np.ndarray], bytes]:
     """A function from uint8 (P, P, 3) RGB to bytes.
 
     ``jpeg`` is 4:4:4 at ``quality``. ``png`` uses the Sub filter at zlib level 1: stained tissue compresses
-    as well with it as with the adaptive choice, in two thirds of the time. ``raw`` is binary PPM. HDF5 chunks
-    are ``pixels``, or ``gzip`` at level ``quality``.
+    as well with it as with the adaptive choice, in two thirds of the time. ``pixels`` is the pixels' own
+    bytes, as HDF5 holds them.
     """
     if codec == "jpeg":
         import imagecodecs
@@ -45,75 +42,53 @@ def encoder(codec: str, quality: int | None = None) -> Callable[[np.ndarray], by
             return data.tobytes()
 
         return encode_png
-    if codec == "qoi":
-        import imagecodecs
-
-        return lambda pixels: bytes(imagecodecs.qoi_encode(np.ascontiguousarray(pixels)))
-    if codec == "raw":
-        return lambda pixels: b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
-    if codec == "gzip":
-        import zlib
-
-        return lambda pixels: zlib.compress(pixels.tobytes(), int(quality or 1))
     if codec == "pixels":
         return lambda pixels: pixels.tobytes()
-    raise StoreError(f"unknown codec {codec!r}", remedy="Use jpeg, png, qoi or raw")
+    raise StoreError(f"unknown codec {codec!r}", remedy="Use jpeg or png")
 
 
-def decoder(codec: str, patch_size: int) -> Callable[[bytes | memoryview], np.ndarray]:
-    """A function from the bytes of :func:`encoder` to uint8 (P, P, 3) RGB that the caller owns.
+def codec_of(data: bytes) -> str | None:
+    """``jpeg`` or ``png`` by the first bytes of an image; None if it is neither."""
+    return "jpeg" if data[:3] == _JPEG else "png" if data[:8] == _PNG else None
 
-    Bytes that are not such an image raise ValueError or the image library's own error.
+
+def decode(data: bytes, patch_size: int | None = None) -> np.ndarray:
+    """A JPEG or PNG image as uint8 (P, P, 3) RGB that the caller owns.
+
+    Args:
+        patch_size: what P must be; None takes an image of any size, for which the image may claim any memory.
+
+    Raises:
+        ValueError, or an image library's own error: the bytes are not such an image, or are cut short.
     """
-    shape = (patch_size, patch_size, 3)
-    if codec == "jpeg":
-        import imagecodecs
-
-        def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
-            _whole(data, _ENDS[codec])
-            # The same pixels as OpenCV's, a seventh faster. Memory is the patch's, whatever the data claim.
-            out = np.empty(shape, np.uint8)
-            return _checked(imagecodecs.jpeg8_decode(data, outcolorspace="RGB", out=out), shape)
-
-        return decode_jpeg
-    if codec == "png":
-        import cv2
-
-        def decode_png(data: bytes | memoryview) -> np.ndarray:
-            _whole(data, _ENDS[codec])
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-            return _checked(pixels, shape)
-
-        return decode_png
-    if codec == "qoi":
-        import imagecodecs
-
-        def decode_qoi(data: bytes | memoryview) -> np.ndarray:
-            _whole(data, _ENDS[codec])
-            return _checked(imagecodecs.qoi_decode(data), shape)
-
-        return decode_qoi
-    if codec == "raw":
-        header = len(b"P6\n%d %d\n255\n" % (patch_size, patch_size))
-        return lambda data: np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
-    if codec == "gzip":
-        import zlib
-
-        return lambda data: np.frombuffer(bytearray(zlib.decompress(data)), np.uint8).reshape(shape)
-    if codec == "pixels":
-        return lambda data: np.frombuffer(data, np.uint8).reshape(shape).copy()
-    raise StoreError(f"unknown codec {codec!r}", remedy="Build the store again")
-
-
-def _whole(data: bytes | memoryview, end: bytes) -> None:
-    """Decoders make grey of what a cut file lacks, so its last bytes are looked at first."""
-    if bytes(data[-len(end) :]) != end:
+    shape = None if patch_size is None else (patch_size, patch_size, 3)
+    codec = codec_of(data)
+    if codec is None:
+        raise ValueError("is neither a JPEG nor a PNG image")
+    # Decoders make gray of what a cut file lacks, so its last bytes are checked first.
+    # (Scanners pad their tiles by a few bytes.)
+    if (_JPEG_END if codec == "jpeg" else _PNG_END) not in data[-18:]:
         raise ValueError("is cut short")
+    if codec == "jpeg" and shape is not None:
+        import imagecodecs
+
+        # The same pixels as OpenCV's, a seventh faster, into memory of the size asked for.
+        out = np.empty(shape, np.uint8)
+        try:
+            pixels = imagecodecs.jpeg8_decode(data, outcolorspace="RGB", out=out)
+        except ValueError:
+            pixels = _decode_any(data)  # a gray one, or of another size
+    else:
+        pixels = _decode_any(data)
+    if shape is not None and pixels.shape != shape:
+        raise ValueError(f"is an image of shape {pixels.shape}, not {shape}")
+    return pixels
 
 
-def _checked(pixels: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray:
-    if pixels is None or pixels.shape != shape:
-        raise ValueError(
-            "is not a readable patch" if pixels is None else f"is a patch of shape {pixels.shape}"
-        )
+def _decode_any(data: bytes) -> np.ndarray:
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if pixels is None:
+        raise ValueError("is not a readable image")
     return pixels

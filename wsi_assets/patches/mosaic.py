@@ -1,4 +1,4 @@
-"""A picture of a store's patches, tumour beside normal, for a person to look at."""
+"""A picture of a store's patches, normal beside tumor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TITLE = 28
 def mosaic_png(
     store: PatchStore, *, columns: int = 6, rows: int = 4, side: int = 128, seed: int = 42
 ) -> bytes:
-    """PNG with a seeded choice of ``rows`` x ``columns`` patches of each class, normal left, tumour right.
+    """PNG with a seeded choice of ``rows`` x ``columns`` patches of each class, normal left, tumor right.
 
     Patches are spread evenly over the store, so over slides, and scaled to ``side`` pixels.
     """

@@ -1,30 +1,27 @@
-"""Which patches a store shall hold: a pure value made of index entries.
-
-Keys, order and the content digest are decided here. Reading slides and writing stores are not.
-"""
+"""Which patches a store shall hold: a value made from a slide index, with their keys, order and identity."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import digest
-from wsi_assets.patches.contract import FORMAT, MOST_PIXELS
+from wsi_assets.patches.backends.base import FORMAT, MAX_PATCH_SIZE
 from wsi_assets.patches.options import Backend, ExtractionOptions
 
-if TYPE_CHECKING:
-    from wsi_assets.index import Index
+BATCH_PIXELS = 1024 * 256 * 256
+"""Pixels of the patches in a batch: a part of a second's work, and about as much as a small slide holds."""
 
-PART_PIXELS = 256 * 256 * 256
-"""Pixels of the patches one task reads: 48 MiB decoded, whatever the slide's width."""
+DEFAULT_PATCH_SIZE = 256
+"""Side of the patches of an index that does not say."""
 
-MOST_COORDINATE = 2**31 - 1
-"""What fits a store's int32 columns; slides are far smaller."""
+_MAX_COORDINATE = 2**31 - 1
+_MAX_ID_BYTES = 200
 
 
 def patch_key(slide_id: str, count: int) -> str:
@@ -40,8 +37,8 @@ class SlidePlan:
         fingerprint: content fingerprint of the slide when it was indexed; None in an index that lacks one.
         first: count of the slide's first patch.
         coords: int32 (n, 2), top-left (y, x) in pixels of the plan's level.
-        labels: uint8 (n,), 1 is tumour.
-        scale: downsample, mpp and magnification as the index gives them.
+        labels: uint8 (n,), 1 is tumor.
+        scale: downsample, mpp and magnification as the index gives them, None where it does not.
     """
 
     slide_id: str
@@ -71,7 +68,7 @@ class PatchPlan:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """uint8 (n,), 1 is tumour."""
+        """uint8 (n,), 1 is tumor."""
         return np.concatenate([slide.labels for slide in self.slides])
 
     @cached_property
@@ -91,22 +88,20 @@ class PatchPlan:
 
     def content(self, backend: Backend) -> dict[str, Any]:
         """All that decides what bytes a patch becomes, or that it is left out, except its slide and place."""
-        options = self.options
-        encoding: dict[str, Any] = {"codec": options.codec, "quality": None}
+        codec, quality = self.options.codec, None
         if backend == "fs":
-            encoding["codec"] = "png"
+            codec = "png"
         elif backend == "hdf5":
-            encoding.update(
-                codec="gzip" if options.hdf5_gzip else "pixels", quality=options.hdf5_gzip or None
-            )
-        elif options.codec == "jpeg":
-            encoding["quality"] = options.jpeg_quality
+            codec = "pixels"
+        elif codec == "jpeg":
+            quality = self.options.jpeg_quality
         return {
             "format": FORMAT,
             "level": self.level,
             "patch_size": self.patch_size,
-            "max_no_data": options.max_no_data,
-            **encoding,
+            "max_no_data": self.options.max_no_data,
+            "codec": codec,
+            "quality": quality,
         }
 
     def digest(self, backend: Backend = "lmdb") -> str:
@@ -118,11 +113,17 @@ class PatchPlan:
         return digest(self.content(backend), self.stride, slides)
 
 
-def plan_patches(index: Index, options: ExtractionOptions) -> PatchPlan:
-    """Plan the patches of an index, in its order.
+def plan_patches(
+    index: Mapping[str, Mapping[str, Any]], options: ExtractionOptions, *, patch_size: int | None = None
+) -> PatchPlan:
+    """Plan the patches of a slide index, in its order.
+
+    Args:
+        index: slide id -> entry; the specification's keys are enough.
+        patch_size: side of the patches where entries do not say; 256 by default.
 
     Raises:
-        SlideIndexError: no index, no patches, mixed levels or patch sizes, or a field missing.
+        SlideIndexError: no patches, mixed levels or patch sizes, or an entry is damaged.
     """
     from wsi_assets.index.slide_index import check_index
 
@@ -130,34 +131,10 @@ def plan_patches(index: Index, options: ExtractionOptions) -> PatchPlan:
     geometry: set[tuple[int, int, int]] = set()
     first = 0
     for slide_id, entry in check_index(index).items():
-        path = ""
-        try:
-            path = str(entry["slide_path"])
-            size = int(entry["patch_size"])
-            geometry.add((int(entry["level"]), size, int(entry.get("stride") or size)))
-            rows = np.array(entry["patches"], dtype=np.int64).reshape(-1, 3)
-            if not 0 < size <= MOST_PIXELS or np.abs(rows).max(initial=0) > MOST_COORDINATE:
-                raise ValueError("a size or place is not possible")
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise SlideIndexError(
-                f"an index entry is damaged: {error!r}", path=path or None, remedy="Make the index again"
-            ) from error
-        if slide_id.startswith("__"):
-            raise SlideIndexError(
-                "a slide's name may not begin with two underscores", path=path, remedy="Rename it"
-            )
-        slides.append(
-            SlidePlan(
-                slide_id=slide_id,
-                path=path,
-                fingerprint=entry.get("fingerprint"),
-                first=first,
-                coords=np.ascontiguousarray(rows[:, :2], dtype=np.int32),
-                labels=(rows[:, 2] != 0).astype(np.uint8),
-                scale={name: entry.get(name) for name in ("downsample", "mpp", "magnification")},
-            )
-        )
-        first += len(rows)
+        slide, shape = _slide_plan(slide_id, entry, first, patch_size)
+        slides.append(slide)
+        geometry.add(shape)
+        first += len(slide)
     if len(geometry) > 1:
         raise SlideIndexError(
             "the index mixes levels, patch sizes or strides", remedy="Make it again with one set of options"
@@ -168,32 +145,76 @@ def plan_patches(index: Index, options: ExtractionOptions) -> PatchPlan:
             remedy="See why in left_out of slide_index; often a lower level, or a smaller patch_size, helps",
         )
     level, size, stride = geometry.pop()
+    if patch_size is not None and patch_size != size:
+        raise SlideIndexError(
+            f"the index has patches of {size} pixels, not {patch_size}",
+            remedy="Give its patch size, or make the index again",
+        )
     return PatchPlan(tuple(slides), options, level, size, stride)
 
 
-def part_positions(slide: SlidePlan, patch_size: int) -> list[np.ndarray]:
-    """Cut a slide's patches into tasks: arrays of positions in the slide, in file order.
+def _slide_plan(
+    slide_id: str, entry: Mapping[str, Any], first: int, patch_size: int | None
+) -> tuple[SlidePlan, tuple[int, int, int]]:
+    """A slide's plan, and its (level, patch size, stride)."""
+    path = None
+    try:
+        path = str(entry["slide_path"])
+        size = int(entry.get("patch_size") or patch_size or DEFAULT_PATCH_SIZE)
+        rows = np.array(entry["patches"], dtype=np.int64).reshape(-1, 3)
+        if not 0 < size <= MAX_PATCH_SIZE or np.abs(rows).max(initial=0) > _MAX_COORDINATE:
+            raise ValueError("a size or coordinate is out of range")
+        shape = int(entry["level"]), size, int(entry.get("stride") or size)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise SlideIndexError(
+            f"the index entry of {slide_id!r} is damaged: {error!r}",
+            path=path,
+            remedy="Make the index again",
+        ) from error
+    if slide_id.startswith(("__", ".")) or "/" in slide_id or len(slide_id.encode()) > _MAX_ID_BYTES:
+        raise SlideIndexError(
+            f"{slide_id!r:.60} cannot name files and keys: too long, with a slash, or beginning with two "
+            "underscores or a dot",
+            path=path,
+            remedy="Rename the slide",
+        )
+    return (
+        SlidePlan(
+            slide_id=slide_id,
+            path=path,
+            fingerprint=entry.get("fingerprint"),
+            first=first,
+            coords=np.ascontiguousarray(rows[:, :2], dtype=np.int32),
+            labels=(rows[:, 2] != 0).astype(np.uint8),
+            scale={name: entry.get(name) for name in ("downsample", "mpp", "magnification")},
+        ),
+        shape,
+    )
 
-    Patches are gathered over squares aligned to 1,024 pixels, so that tasks seldom share a tile, and squares
-    with little tissue are put together. The cut depends on the plan only, never on who does the work.
+
+def read_batches(coords: np.ndarray, patch_size: int) -> list[np.ndarray]:
+    """Cut patches of one slide into batches: arrays of positions in ``coords``, in file order.
+
+    Patches are gathered over squares aligned to 1,024 pixels, so that batches seldom share a tile, and
+    squares with little tissue are put together.
     """
-    per_part = max(1, PART_PIXELS // patch_size**2)
-    side = max(1024, round(per_part**0.5 * patch_size / 1024) * 1024)
-    blocks = slide.coords // side
-    order = np.lexsort((slide.coords[:, 1], slide.coords[:, 0], blocks[:, 1], blocks[:, 0]))
-    borders = np.flatnonzero(np.any(np.diff(blocks[order], axis=0), axis=1)) + 1
-    parts: list[np.ndarray] = []
-    waiting: list[np.ndarray] = []
-    for block in np.split(order, borders):
-        if waiting and sum(map(len, waiting)) + len(block) > per_part:
-            parts.append(np.concatenate(waiting))
-            waiting = []
-        for start in range(0, len(block), per_part):
-            piece = block[start : start + per_part]
-            if len(piece) == per_part:
-                parts.append(piece)
+    per_batch = max(1, BATCH_PIXELS // patch_size**2)
+    side = max(1024, round(per_batch**0.5 * patch_size / 1024) * 1024)
+    squares = coords // side
+    order = np.lexsort((coords[:, 1], coords[:, 0], squares[:, 1], squares[:, 0]))
+    borders = np.flatnonzero(np.any(np.diff(squares[order], axis=0), axis=1)) + 1
+    batches: list[np.ndarray] = []
+    gathered: list[np.ndarray] = []
+    for square in np.split(order, borders):
+        if gathered and sum(map(len, gathered)) + len(square) > per_batch:
+            batches.append(np.concatenate(gathered))
+            gathered = []
+        for start in range(0, len(square), per_batch):
+            piece = square[start : start + per_batch]
+            if len(piece) == per_batch:
+                batches.append(piece)
             else:
-                waiting.append(piece)
-    if waiting and sum(map(len, waiting)):
-        parts.append(np.concatenate(waiting))
-    return parts
+                gathered.append(piece)
+    if gathered and sum(map(len, gathered)):
+        batches.append(np.concatenate(gathered))
+    return batches

@@ -1,85 +1,102 @@
-"""One handle for every kind of store: light, sent to other processes as its path, opened there when used.
-
-How each kind keeps its patches, and how stores are built, belong elsewhere.
-"""
+"""One handle for every kind of store: light, sent to other processes as its path, opened there when used."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wsi_assets.errors import StoreError
-from wsi_assets.patches import aside
-from wsi_assets.patches.codecs import decoder
-from wsi_assets.patches.contract import Shelf, damaged, incomplete, replaced
+from wsi_assets.files import recover
+from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, damaged
+from wsi_assets.patches.codecs import decode
 
 STORE_NAMES = {"lmdb": "patches_lmdb", "hdf5": "patches.h5", "fs": "image_patches"}
 """The name of each kind of store inside a level's folder."""
-
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class PatchStore:
     """A complete store of patches, all of one level and size.
 
-    The handle opens its files on first use in each process and pickles as its path and digest. It never
-    mixes two stores: when a new one takes its place, an open handle goes on with the old one (a PNG folder's
-    raises StoreError, since its files are gone), and one that must open again raises StoreError.
+    The handle opens its files on first use in each process, is safe to share between threads, and pickles as
+    its path and digest. It never mixes two stores: when a new one takes its place, an open handle goes on
+    with the old one (a PNG folder's raises StoreError, since its files are gone), and one that must open
+    again raises StoreError.
     """
 
     def __init__(self, path: str | Path, digest: str | None = None):
         self.path = Path(path)
         self._digest = digest
-        self._shelf: Shelf | None = None
-        self._owner = 0
-        self._decode = None
+        self._reader: StoreReader | None = None
+        self._process = 0
+        self._rows: dict[str, int] | None = None
 
     def __len__(self) -> int:
-        return len(self._opened().contents.keys)
+        return len(self._opened().metadata.keys)
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the store says of itself: see :class:`wsi_assets.patches.contract.Contents`."""
-        return self._opened().contents.info
+        """What the store says of itself: see :class:`wsi_assets.patches.backends.base.StoreMetadata`.
+
+        Always ``backend, patch_size, codec, quarantined``; of a store that another program wrote only these.
+        """
+        return self._opened().metadata.info
 
     @property
     def keys(self) -> list[str]:
         """``{slide_id}_{count:06d}`` of each patch, in index order."""
-        return self._opened().contents.keys
+        return self._opened().metadata.keys
 
     @property
     def labels(self) -> np.ndarray:
-        """uint8 (n,), 1 is tumour."""
-        return self._opened().contents.labels
+        """uint8 (n,): 1 is tumor, 0 normal, 255 not known (the index knows) or not readable."""
+        return self._opened().metadata.labels
 
     @property
     def slide_ids(self) -> list[str]:
-        """The slide of each patch."""
-        names = [slide["slide_id"] for slide in self.info["slides"]]
-        return [names[number] for number in self._opened().contents.origins[:, 0].tolist()]
+        """The slide of each patch; in a store that another program wrote, its key without the count."""
+        metadata = self._opened().metadata
+        if metadata.origins is None:
+            return [key.rpartition("_")[0] for key in metadata.keys]
+        names = [slide["slide_id"] for slide in metadata.info["slides"]]
+        return [names[number] for number in metadata.origins[:, 0].tolist()]
 
     @property
-    def coords(self) -> np.ndarray:
-        """int32 (n, 2), (y, x) of each patch's top-left corner in pixels of the store's level."""
-        return self._opened().contents.origins[:, 1:]
+    def coords(self) -> np.ndarray | None:
+        """int32 (n, 2), (y, x) of each patch's top-left corner in pixels of the store's level.
+
+        None in a store that another program wrote: the index has them.
+        """
+        origins = self._opened().metadata.origins
+        return None if origins is None else origins[:, 1:]
 
     @property
     def origins(self) -> list[tuple[str, int, int]]:
-        """(slide id, y, x) of each patch."""
+        """(slide id, y, x) of each patch.
+
+        Raises:
+            StoreError: the store does not know.
+        """
+        if self.coords is None:
+            raise StoreError(
+                "does not say where its patches lie", path=self.path, remedy="Take that from the index"
+            )
         return [(name, y, x) for name, (y, x) in zip(self.slide_ids, self.coords.tolist(), strict=True)]
 
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {key: number for number, key in enumerate(self.keys)}
-
     def key_index(self, key: str) -> int:
-        """The number of a key's patch; KeyError if the store lacks it."""
-        return self._numbers[key]
+        """The row of a key's patch; KeyError if the store lacks it.
+
+        In a store without keys (HDF5 of another program) the row is the count at the key's end.
+        """
+        keys = self.keys
+        if self._rows is None:
+            self._rows = {key: row for row, key in enumerate(keys)}
+        row = self._rows.get(key)
+        return self._rows[key.rpartition("_")[2]] if row is None else row
 
     def get(self, index: int) -> np.ndarray:
         """One patch, uint8 (P, P, 3) RGB, the caller's own.
@@ -88,15 +105,17 @@ class PatchStore:
             IndexError: there is no such patch.
             StoreError: its bytes are damaged or gone.
         """
-        shelf = self._opened()
-        if not 0 <= index < len(shelf.contents.keys):
-            raise IndexError(f"patch {index} of {len(shelf.contents.keys)}")
+        reader = self._opened()
+        if not 0 <= index < len(reader.metadata.keys):
+            raise IndexError(f"patch {index} of {len(reader.metadata.keys)}")
+        size = reader.metadata.info["patch_size"]
+        data = reader.read(index)
         try:
-            return self._decode(shelf.raw(index))
-        except StoreError:
-            raise
+            if reader.metadata.info["codec"] == "pixels":
+                return np.frombuffer(data, np.uint8).reshape(size, size, 3).copy()
+            return decode(data, size)
         except Exception as error:  # each image library has its own errors
-            raise damaged(self.path, f"{shelf.contents.keys[index]}: {error}") from error
+            raise damaged(self.path, f"{reader.metadata.keys[index]}: {error}") from error
 
     def get_many(self, indices: Iterable[int]) -> np.ndarray:
         """Several patches, uint8 (k, P, P, 3) RGB, in the order asked for."""
@@ -108,8 +127,12 @@ class PatchStore:
         return patches
 
     def encoded(self, index: int) -> bytes:
-        """The stored bytes of one patch, as ``info["codec"]`` wrote them."""
-        return bytes(self._opened().raw(index))
+        """The stored bytes of one patch: a JPEG or PNG image, or of HDF5 its pixels."""
+        return self._opened().read(index)
+
+    def problems(self) -> list[str]:
+        """What the library's own checker finds wrong with the file (LMDB), or which files are missing."""
+        return self._opened().problems()
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.get(index)
@@ -119,9 +142,9 @@ class PatchStore:
 
     def close(self) -> None:
         """Let go of all files; a later use opens them again."""
-        if self._shelf is not None and self._owner == os.getpid():
-            self._shelf.close()
-        self._shelf = None
+        if self._reader is not None and self._process == os.getpid():
+            self._reader.close()
+        self._reader = None
 
     def __enter__(self) -> PatchStore:
         return self
@@ -135,21 +158,40 @@ class PatchStore:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
 
-    def _opened(self) -> Shelf:
-        if self._shelf is None or self._owner != os.getpid():
-            # A shelf from before a fork is the parent's: it is let go, and this process opens its own.
-            shelf = open_shelf(self.path)
-            if self._digest not in (None, shelf.contents.info["digest"]):
-                shelf.close()
-                raise replaced(self.path)
-            self._digest = shelf.contents.info["digest"]
-            self._decode = decoder(shelf.contents.info["codec"], shelf.contents.info["patch_size"])
-            self._shelf, self._owner = shelf, os.getpid()
-        return self._shelf
+    def _opened(self) -> StoreReader:
+        reader = self._reader
+        if reader is not None and self._process == os.getpid():
+            return reader
+        with _OPENING:
+            if self._reader is None or self._process != os.getpid():
+                if self._reader is not None:
+                    self._reader.close()  # the parent's: what is open at a fork is open in both
+                    self._reader = None
+                reader = open_reader(self.path)
+                digest = reader.metadata.info.get("digest")
+                if self._digest not in (None, digest):
+                    reader.close()
+                    raise StoreError(
+                        "was built anew since this handle was made", path=self.path, remedy="Open it again"
+                    )
+                self._digest = digest
+                self._process, self._reader = os.getpid(), reader
+            return self._reader
+
+
+_OPENING = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _OPENING  # another thread of the parent may have held it
+    _OPENING = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def open_store(path: str | Path) -> PatchStore:
-    """Open a store of any kind, recognised by what lies at ``path``.
+    """Open a store of any kind, recognized by what lies at ``path``, whoever wrote it.
 
     Raises:
         StoreError: there is none, it is half-built, or it is damaged.
@@ -159,30 +201,49 @@ def open_store(path: str | Path) -> PatchStore:
     return store
 
 
-def open_shelf(path: Path) -> Shelf:
-    """The store at ``path`` as its format gives it; use :func:`open_store` to read patches."""
+def open_reader(path: Path) -> StoreReader:
+    """The store at ``path`` as its kind gives it; use :func:`open_store` to read patches."""
     kind = _kind_of(path)
     if kind == "lmdb":
-        from wsi_assets.patches.lmdb_store import LmdbShelf as Kind
+        from wsi_assets.patches.backends.lmdb import LmdbReader as Reader
     elif kind == "hdf5":
-        from wsi_assets.patches.hdf5_store import Hdf5Shelf as Kind
+        from wsi_assets.patches.backends.hdf5 import Hdf5Reader as Reader
     else:
-        from wsi_assets.patches.folder_store import FolderShelf as Kind
-    return Kind(path)
+        from wsi_assets.patches.backends.image_folder import ImageFolderReader as Reader
+    return Reader(path)
+
+
+def partial_folder(path: Path) -> Path:
+    """Where the store at ``path`` is built; a fixed name, so that the next build finds and continues it."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def _kind_of(path: Path) -> str:
-    if not path.exists():
-        if aside.building_folder(path).exists():
-            raise incomplete(path)
-        raise StoreError("does not exist", path=path, remedy="Build the store first")
-    if path.is_dir():
-        if (path / "data.mdb").is_file():
-            return "lmdb"
-        if (path / "manifest.json").is_file():
-            return "fs"
-        raise StoreError("is not a patch store", path=path, remedy="Check the path")
-    with path.open("rb") as stream:
-        if stream.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE:
-            return "hdf5"
+    try:
+        if not path.exists() and path.parent.is_dir():
+            recover(path)
+        if not path.exists():
+            if partial_folder(path).exists():
+                raise UnusableStoreError(
+                    "is half-built: its build has not finished",
+                    path=path,
+                    remedy="Run the build again; it continues",
+                )
+            raise StoreError("does not exist", path=path, remedy="Build the store first")
+        if path.is_dir():
+            if (path / "data.mdb").is_file():
+                return "lmdb"
+            if any((path / name).exists() for name in ("manifest.json", "normal", "tumor")):
+                return "fs"
+            raise StoreError("is not a patch store", path=path, remedy="Check the path")
+        with path.open("rb") as stream:
+            start = stream.read(32)
+    except OSError as error:
+        raise StoreError(
+            f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions"
+        ) from error
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "hdf5"
+    if (0xBEEFC0DE).to_bytes(4, "little") in start:  # an LMDB without a folder of its own
+        return "lmdb"
     raise StoreError("is not a patch store", path=path, remedy="Check the path, or build it again")

@@ -1,4 +1,4 @@
-"""Compare a store with the slides it was made from. Building and repairing belong elsewhere."""
+"""Compare a store with the slides it was made from."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 
 from wsi_assets.errors import SlideError, StoreError
-from wsi_assets.patches.codecs import LOSSLESS, decoder, encoder
-from wsi_assets.patches.pixels import Patch, PatchReader
+from wsi_assets.patches.codecs import LOSSLESS, decode, encoder
+from wsi_assets.patches.patch_reader import Patch, PatchReader
+from wsi_assets.patches.plan import patch_key
 from wsi_assets.patches.store import PatchStore
 from wsi_assets.progress import Progress, silent
 
 JPEG_TOLERANCE = 1.0
-"""Mean grey levels by which a JPEG patch may differ from its slide's pixels put through JPEG again: 0 with
+"""Mean gray levels by which a JPEG patch may differ from its slide's pixels put through JPEG again: 0 with
 the same libraries, under 1 between versions of them, well above for any other place with tissue."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     """``checked`` of ``patches`` patches were read again; ``problems`` are (key, what is wrong);
-    ``worst_difference`` is the largest mean difference of a patch, in grey levels."""
+    ``worst_difference`` is the largest mean difference of a patch, in gray levels."""
 
     patches: int
     checked: int
@@ -44,13 +45,13 @@ def verify_store(
     *,
     progress: Progress = silent,
 ) -> VerifyReport:
-    """Read a seeded sample of patches again from their slides and compare.
+    """Check the store's file, and read a seeded sample of patches again from their slides to compare.
 
     A lossless store must equal the slide in every pixel. A patch of a JPEG store must equal the slide, or,
     within :data:`JPEG_TOLERANCE`, what its codec makes of the slide's pixels.
 
     Args:
-        index: slide id -> its entry, which has the path of the slide.
+        index: the slide index that the store was made from.
         fraction: share of patches to check, 0 to 1; at least one is checked, 1.0 checks all.
 
     Raises:
@@ -58,44 +59,60 @@ def verify_store(
     """
     if not 0.0 <= fraction <= 1.0:
         raise StoreError(f"a fraction of {fraction} cannot be checked", remedy="Give one between 0 and 1")
-    total = len(store)
+    lost = {row["key"] for row in store.info["quarantined"]}
+    keys, origins = store.keys, _origins(store, index)
+    readable = np.array([row for row, key in enumerate(keys) if key not in lost], np.int64)
+    total = len(readable)
     count = min(total, max(1, round(total * fraction)))
-    chosen = np.sort(np.random.default_rng(seed).choice(total, count, replace=False)) if total else []
-    paths = {slide_id: entry["slide_path"] for slide_id, entry in index.items()}
-    slide_ids, coords, keys = store.slide_ids, store.coords, store.keys
-    problems: list[tuple[str, str]] = []
+    chosen = np.sort(np.random.default_rng(seed).choice(readable, count, replace=False)) if total else []
+    problems: list[tuple[str, str]] = [(store.path.name, problem) for problem in store.problems()]
     worst = 0.0
-    by_slide: dict[str, list[int]] = {}
-    for index in chosen:
-        by_slide.setdefault(slide_ids[index], []).append(int(index))
+    by_slide: dict[str | None, list[int]] = {}
+    for row in chosen:
+        by_slide.setdefault(origins[row][0], []).append(int(row))
     done = 0
-    for slide_id, indices in by_slide.items():
-        for index, difference, problem in _compare(store, paths.get(slide_id), indices, coords):
+    for slide_id, rows in by_slide.items():
+        entry = index.get(slide_id)
+        coords = np.array([origins[row][1:] for row in rows], np.int64)
+        for row, difference, problem in _compare(store, entry, rows, coords):
             worst = max(worst, difference)
             if problem:
-                problems.append((keys[index], problem))
+                problems.append((keys[row], problem))
             done += 1
             progress(done, count, "verifying patches")
     return VerifyReport(total, count, worst, problems)
 
 
+def _origins(store: PatchStore, index: Mapping[str, Mapping[str, Any]]) -> list[tuple[str | None, int, int]]:
+    """(slide id, y, x) of each patch: from the store, or by its key from the index."""
+    if store.coords is not None:
+        return store.origins
+    origins: list[tuple[str | None, int, int]] = [(None, 0, 0)] * len(store)
+    count = 0
+    for slide_id, entry in index.items():
+        for y, x, _ in entry["patches"]:
+            with contextlib.suppress(KeyError):
+                origins[store.key_index(patch_key(slide_id, count))] = slide_id, int(y), int(x)
+            count += 1
+    return origins
+
+
 def _compare(
-    store: PatchStore, path: str | None, indices: list[int], coords: np.ndarray
+    store: PatchStore, entry: Mapping[str, Any] | None, rows: list[int], coords: np.ndarray
 ) -> Iterator[tuple[int, float, str | None]]:
-    """(patch number, mean difference, what is wrong) of some patches of one slide."""
-    if path is None:
-        yield from ((index, 0.0, "its slide is not in the index") for index in indices)
+    """(row, mean difference, what is wrong) of some patches of one slide."""
+    if entry is None:
+        yield from ((row, 0.0, "its slide is not in the index") for row in rows)
         return
-    info = store.info
-    again = _codec_again(info)
-    unread = dict.fromkeys(indices)
+    again = _round_trip(store.info)
+    unread = dict.fromkeys(rows)
     try:
-        with contextlib.closing(PatchReader(path)) as reader:
-            for number, patch in reader.read(info["level"], coords[indices], info["patch_size"]):
-                del unread[indices[number]]
-                yield (indices[number], *_difference(store, indices[number], patch, again))
+        with contextlib.closing(PatchReader(entry["slide_path"], int(entry["level"]))) as reader:
+            for number, patch in reader.read(coords, store.info["patch_size"]):
+                del unread[rows[number]]
+                yield (rows[number], *_difference(store, rows[number], patch, again))
     except SlideError as error:
-        yield from ((index, 0.0, error.fault) for index in unread)
+        yield from ((row, 0.0, error.fault) for row in unread)
 
 
 def _difference(
@@ -115,14 +132,13 @@ def _difference(
         expected = again(expected)
     difference = float(np.abs(stored.astype(np.int16) - expected).mean())
     if difference > (0.0 if again is None else JPEG_TOLERANCE):
-        return difference, f"differs from its slide by {difference:.2f} grey levels"
+        return difference, f"differs from its slide by {difference:.2f} gray levels"
     return difference, None
 
 
-def _codec_again(info: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What a lossy codec makes of pixels; None for a lossless one."""
+def _round_trip(info: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Encode and decode, to compare a JPEG patch with its source; None if the codec is lossless."""
     if info["codec"] in LOSSLESS:
         return None
-    encode = encoder(info["codec"], info["quality"])
-    decode = decoder(info["codec"], info["patch_size"])
-    return lambda pixels: decode(encode(pixels))
+    encode = encoder(info["codec"], info.get("quality"))
+    return lambda pixels: decode(encode(pixels), info["patch_size"])

@@ -71,7 +71,7 @@ def slides(folder: Path) -> Case:
     """Slides, as opened, read, searched for tissue and read patch by patch."""
     from wsi_assets.index import find_tissue
     from wsi_assets.index.options import TissueOptions
-    from wsi_assets.patches.pixels import PatchReader
+    from wsi_assets.patches.patch_reader import PatchReader
     from wsi_assets.slides import fingerprint, open_slide
     from wsi_assets_tests.slides.made import halved, picture, write_pyramid
 
@@ -99,11 +99,11 @@ def slides(folder: Path) -> Case:
                 assert region.pixels.shape == (96, 64, 3)
             tissue = find_tissue(slide, TissueOptions(), contents)
             assert 0 <= tissue.tissue_share <= 1
-        reader = PatchReader(path)
+        reader = PatchReader(path, 0)
         try:
             import numpy as np
 
-            assert len(dict(reader.read(0, np.array([[0, 0], [64, 128]], np.int32), 64))) == 2
+            assert len(dict(reader.read(np.array([[0, 0], [64, 128]], np.int32), 64))) == 2
         finally:
             reader.close()
 
@@ -262,7 +262,7 @@ def pickles(folder: Path) -> Case:
             content = damaged(pickle.dumps(value, protocol=rng.choice([2, 3, 4, 4, 5])), rng)
         if rng.random() < 0.1:
             at = rng.randrange(len(content) + 1)
-            claims = (b"r", b"\x8e", b"\x8d", b"\x96", b"\x95", b"X", b"B", b"\x8b", b"j")
+            claims = (b"\x8e", b"\x8d", b"\x96", b"\x95", b"X", b"B", b"\x8b", b"j")
             content = (
                 content[:at] + rng.choice(claims) + struct.pack("<Q", rng.getrandbits(rng.randrange(64)))
             )
@@ -284,6 +284,8 @@ def pickles(folder: Path) -> Case:
 
 def stores(kind: str, folder: Path) -> Case:
     """A patch store, opened and read patch by patch."""
+    from lmdb.verify import verify
+
     from wsi_assets.patches import STORE_NAMES, build_store, open_store, plan_patches
     from wsi_assets.patches.options import ExtractionOptions
     from wsi_assets_tests.patches.made import entry, grid, texture, write_slide
@@ -291,7 +293,8 @@ def stores(kind: str, folder: Path) -> Case:
     slide = write_slide(folder / "slides" / "s_1.tif", texture(256, 256))
     whole = folder / "whole" / STORE_NAMES[kind]
     if not whole.exists():
-        plan = plan_patches([entry(slide, grid(256, 256, 32), 32)], ExtractionOptions(extraction_workers=1))
+        index = {"s_1": entry(slide, grid(256, 256, 32), 32)}
+        plan = plan_patches(index, ExtractionOptions(extraction_workers=1))
         build_store(plan, whole, kind)
     files = [file for file in whole.rglob("*") if file.is_file()] if whole.is_dir() else [whole]
     contents = {file.relative_to(whole): file.read_bytes() for file in files}
@@ -315,6 +318,8 @@ def stores(kind: str, folder: Path) -> Case:
             (path / chosen).write_bytes(new)
         else:
             path.write_bytes(new)
+        if kind == "lmdb" and len(new) >= len(content) and verify(str(path)):
+            return  # LMDB trusts the pages of its tree; its checker does not
         with open_store(path) as store:
             assert len(store.labels) == len(store.origins) == len(store)
             for number in range(min(len(store), 200)):

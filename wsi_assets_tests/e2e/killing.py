@@ -21,7 +21,7 @@ from typing import Any
 LONGEST = 120
 """Seconds after which a run counts as one that hangs, and is killed."""
 
-SMALL_COMMITS = 1 << 16
+SMALL_BATCHES = 16 * 32 * 32
 """Bytes between commits of a store here: a small cohort then has several, as a large one does."""
 
 _BEGAN, _DONE = b"+", b"-"
@@ -112,12 +112,13 @@ def _nurse() -> None:
     import wsi_assets.orchestration.cli_run
     import wsi_assets.orchestration.instance
     import wsi_assets.patches.build
+    import wsi_assets.patches.plan
     from wsi_assets.learning import checkpoints, prediction, training  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import mlflow  # noqa: F401
         import torchvision  # noqa: F401
-    wsi_assets.patches.build._COMMIT_BYTES = SMALL_COMMITS
+    wsi_assets.patches.plan.BATCH_PIXELS = SMALL_BATCHES
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     for line in sys.stdin:

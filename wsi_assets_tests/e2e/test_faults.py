@@ -33,7 +33,7 @@ TRAINING = (
 PARAMETERS = settings("patch_size=32", "codec=png", "bootstrap_samples=20", "save_interval=1", *TRAINING)
 # What MLflow could not be told waits for it there, also of a training that was killed.
 NOT_COMPARED = "mlflow_pending"
-LEFT_BY_THE_KILLED = (".aside-", ".building-", ".salvage-", ".retired-", "training_in_progress")
+LEFT_BY_THE_KILLED = (".partial", ".new", ".old", "training_in_progress")
 STORES = {"lmdb": "patches_lmdb", "hdf5": "patches.h5", "fs": "image_patches"}
 
 
@@ -89,7 +89,7 @@ def contents(storage: Path) -> dict[str, str]:
             continue
         if any(mark in name for mark in LEFT_BY_THE_KILLED):
             found[name] = "left behind"
-        elif not path.is_file() or path.name.startswith(".lock-") or path.suffix in (".html", ".png"):
+        elif not path.is_file() or path.name.endswith(".lock") or path.suffix in (".html", ".png"):
             found.setdefault(name, "here") if path.parent.name != "level_0" else None
         elif path.suffix == ".pt":
             found[name] = _tensors(path)

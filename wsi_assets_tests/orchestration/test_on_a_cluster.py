@@ -12,7 +12,7 @@ import pytest
 from distributed import LocalCluster
 
 from wsi_assets.orchestration.build import build_definitions
-from wsi_assets.orchestration.executors import in_order
+from wsi_assets.orchestration.by_slide import in_order
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets_tests.patches.made import texture, write_slide
@@ -91,7 +91,7 @@ def test_the_graph_makes_the_same_bytes_on_a_cluster_and_a_bad_slide_costs_itsel
 
 
 def test_a_scheduler_that_is_not_there_fails_the_run_with_one_line(folders, monkeypatch):
-    monkeypatch.setattr("wsi_assets.orchestration.executors._CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("wsi_assets.patches.dask_executor._CONNECT_SECONDS", 0.3)
     home = folders
     settings = Settings(home / "images", home / "annotations", home / "none", scheduler="tcp://127.0.0.1:1")
     with dg.instance_for_test() as instance:
@@ -108,6 +108,11 @@ def test_the_scheduler_is_read_from_the_environment_and_handed_on():
     assert Settings.from_environment({"WSI_SCHEDULER": ""}, Path("/home")).scheduler is None
 
 
+class Threads(ThreadPoolExecutor):
+    def workers(self):
+        return self._max_workers
+
+
 def test_works_come_back_in_order_each_with_its_own_fault_and_few_under_way():
     begun, most, lock = 0, 0, Lock()
     taken = []
@@ -120,7 +125,7 @@ def test_works_come_back_in_order_each_with_its_own_fault_and_few_under_way():
                 most = max(most, begun - len(taken))
             yield number, (ValueError(number) if number == 7 else partial(divmod, number, number % 5))
 
-    with ThreadPoolExecutor(2) as executor:
+    with Threads(2) as executor:
         for number, future in in_order(executor, works()):
             taken.append(number)
             if number == 7 or number % 5 == 0:
@@ -132,7 +137,7 @@ def test_works_come_back_in_order_each_with_its_own_fault_and_few_under_way():
 
 
 def test_works_that_nobody_waits_for_any_more_are_cancelled():
-    with ThreadPoolExecutor(1) as executor:
+    with Threads(1) as executor:
         done = []
         works = in_order(executor, ((number, partial(done.append, number)) for number in range(1000)))
         next(works)

@@ -42,4 +42,4 @@ def is_the_same_store(path: Path, other: Path) -> bool:
 
 
 def only_the_store_is_left(path: Path) -> bool:
-    return {name.name for name in path.parent.iterdir()} == {path.name, f".lock-{path.name}"}
+    return {name.name for name in path.parent.iterdir()} == {path.name, f".{path.name}.lock"}

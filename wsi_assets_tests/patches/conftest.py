@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_assets_tests.patches.made import entry, grid, texture, write_slide
+from wsi_assets_tests.patches.made import entry, grid, index_of, texture, write_slide
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +25,12 @@ def entries(cohort) -> list[dict]:
     """Patches of 128 px on the whole of level 0: 96 + 64 + 48."""
     sizes = [(1024, 1536), (1024, 1024), (512, 1536)]
     return [entry(path, grid(*size, 128), 128) for path, size in zip(cohort, sizes, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def index(entries) -> dict[str, dict]:
+    """All three slides."""
+    return index_of(*entries)
 
 
 @pytest.fixture(params=["lmdb", "hdf5", "fs"])

@@ -12,11 +12,11 @@ import numpy as np
 import tifffile
 
 from wsi_assets.patches import ExtractionOptions
-from wsi_assets.slides import fingerprint
+from wsi_assets.slides import fingerprint, slide_id_of
 
 TILE = 512
 
-ONE = ExtractionOptions(codec="qoi", extraction_workers=1)
+ONE = ExtractionOptions(codec="png", extraction_workers=1)
 """Lossless, and all in this process."""
 
 
@@ -63,10 +63,12 @@ def write_mosaic_slide(
     tile: int = TILE,
     variants: int = 12,
     written: np.ndarray | None = None,
+    levels: int = 1,
 ) -> Path:
     """A slide of any size in no time: ``rows`` x ``columns`` tiles out of a few coded once.
 
     ``written``: bool (rows, columns), tiles that are False are missing, as scanners leave unscanned glass.
+    ``levels``: each has half the tiles of the one before, of other tissue.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     source = texture(tile, tile * variants, seed=rows * 7919 + columns)
@@ -80,35 +82,38 @@ def write_mosaic_slide(
         for i in range(variants)
     ]
 
-    def tiles():
-        for row in range(rows):
-            for column in range(columns):
+    def tiles(high: int, wide: int):
+        for row in range(high):
+            for column in range(wide):
                 here = written is None or written[row, column]
                 yield coded[(row * 5 + column) % variants] if here else b""
 
-    tifffile.imwrite(
-        path,
-        tiles(),
-        shape=(rows * tile, columns * tile, 3),
-        dtype=np.uint8,
-        tile=(tile, tile),
-        photometric="ycbcr",
-        compression="jpeg",
-        bigtiff=True,
-        metadata=None,
-    )
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for level in range(levels):
+            shape = tuple(max(1, side * tile >> level) for side in (rows, columns))
+            high, wide = (-(-side // tile) for side in shape)
+            file.write(
+                tiles(high, wide),
+                shape=(*shape, 3),
+                dtype=np.uint8,
+                tile=(tile, tile),
+                photometric="ycbcr",
+                compression="jpeg",
+                subfiletype=1 if level else 0,
+                metadata=None,
+            )
     return path
 
 
-def grid(height: int, width: int, size: int, stride: int | None = None) -> list[tuple[int, int, int]]:
-    """Every whole patch, row by row; every third is called tumour."""
+def grid(height: int, width: int, size: int, stride: int | None = None) -> list[tuple[int, int, bool]]:
+    """Every whole patch, row by row; every third is tumor."""
     stride = stride or size
     places = [(y, x) for y in range(0, height - size + 1, stride) for x in range(0, width - size + 1, stride)]
-    return [(y, x, int(i % 3 == 0)) for i, (y, x) in enumerate(places)]
+    return [(y, x, i % 3 == 0) for i, (y, x) in enumerate(places)]
 
 
 def entry(
-    path: Path, patches: Sequence[tuple[int, int, int]], size: int, *, level: int = 0, **fields: Any
+    path: Path, patches: Sequence[tuple[int, int, bool]], size: int, *, level: int = 0, **fields: Any
 ) -> dict[str, Any]:
     """An index entry of plain values."""
     return {
@@ -128,3 +133,8 @@ def entry(
         "config": {},
         **fields,
     }
+
+
+def index_of(*entries: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The slide index of entries, by the names of their files."""
+    return {slide_id_of(entry["slide_path"]): entry for entry in entries}

@@ -16,12 +16,17 @@ import pytest
 from distributed import LocalCluster
 
 from wsi_assets.errors import SlideError, StoreError
-from wsi_assets.orchestration import executors
-from wsi_assets.orchestration.executors import ClusterError, open_executor
-from wsi_assets.patches import ExtractionOptions, build_store, open_store, plan_patches, verify_store
-from wsi_assets.patches import steps as steps_module
+from wsi_assets.patches import (
+    ExtractionOptions,
+    build_store,
+    dask_executor,
+    open_store,
+    plan_patches,
+    verify_store,
+)
+from wsi_assets.patches.dask_executor import ClusterError, open_executor
 from wsi_assets_tests.patches.compared import contents
-from wsi_assets_tests.patches.made import entry
+from wsi_assets_tests.patches.made import entry, index_of
 
 TWO = ExtractionOptions(codec="jpeg", extraction_workers=2)
 
@@ -35,9 +40,9 @@ def cluster():
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
+def small_batches(monkeypatch):
     """Four patches a task: 52 tasks."""
-    monkeypatch.setattr("wsi_assets.patches.plan.PART_PIXELS", 4 * 128 * 128)
+    monkeypatch.setattr("wsi_assets.patches.plan.BATCH_PIXELS", 4 * 128 * 128)
 
 
 @pytest.fixture(scope="module")
@@ -45,32 +50,33 @@ def by_the_pool(entries, tmp_path_factory) -> dict[str, str]:
     """What a process pool makes of the same plan."""
     path = tmp_path_factory.mktemp("pool") / "patches_lmdb"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(steps_module, "_WORTH_A_POOL", 0)
-        patched.setattr("wsi_assets.patches.plan.PART_PIXELS", 4 * 128 * 128)
-        build_store(plan_patches(entries, TWO), path, "lmdb")
+        patched.setattr("wsi_assets.patches.build._WORTH_A_POOL", 0)
+        patched.setattr("wsi_assets.patches.plan.BATCH_PIXELS", 4 * 128 * 128)
+        build_store(plan_patches(index_of(*entries), TWO), path, "lmdb")
     return contents(path)
 
 
 def test_a_cluster_makes_the_bytes_of_the_process_pool_and_the_bound_holds(
     cluster, entries, by_the_pool, tmp_path
 ):
-    plan = plan_patches(entries, TWO)
+    plan = plan_patches(index_of(*entries), TWO)
     known, names = [], set()
 
     def slow_writer(done, total, what):
-        time.sleep(0.01)  # the workers could run ahead, if they were let
-        known.append(len(cluster.scheduler.tasks))
-        names.update(cluster.scheduler.task_prefixes)
+        if what == "extracting patches":
+            time.sleep(0.01)  # the workers could run ahead, if they were let
+            known.append(len(cluster.scheduler.tasks))
+            names.update(cluster.scheduler.task_prefixes)
 
     path = tmp_path / "patches_lmdb"
-    with open_executor(cluster.scheduler_address, 2) as executor:
-        report = build_store(plan, path, "lmdb", executor=executor, progress=slow_writer)
+    with open_executor(cluster.scheduler_address) as executor:
+        report = build_store(plan, path, "lmdb", executor=executor, workers=2, progress=slow_writer)
     assert report.decoded == 208
     assert contents(path) == by_the_pool
-    # Two tasks a worker and one, one being taken, and what the scheduler has not yet heard is let go.
+    # Two tasks a worker, and what the scheduler has not yet heard is let go.
     assert len(known) == 52
     assert 2 <= max(known) <= 8
-    assert names == {"extract"}
+    assert names == {"extract_values"}
 
 
 def test_a_worker_killed_in_the_middle_is_made_good(cluster, entries, by_the_pool, tmp_path):
@@ -82,8 +88,10 @@ def test_a_worker_killed_in_the_middle_is_made_good(cluster, entries, by_the_poo
             os.kill(killed[0], signal.SIGKILL)
 
     path = tmp_path / "patches_lmdb"
-    with open_executor(cluster.scheduler_address, 2) as executor:
-        report = build_store(plan_patches(entries, TWO), path, "lmdb", executor=executor, progress=kill_one)
+    with open_executor(cluster.scheduler_address) as executor:
+        report = build_store(
+            plan_patches(index_of(*entries), TWO), path, "lmdb", executor=executor, progress=kill_one
+        )
     assert killed
     assert (report.patches, report.quarantined) == (208, [])
     assert contents(path) == by_the_pool
@@ -93,9 +101,9 @@ def test_a_worker_killed_in_the_middle_is_made_good(cluster, entries, by_the_poo
 def test_every_kind_of_store_is_built_from_values_that_workers_return(cluster, entries, backend, tmp_path):
     path = tmp_path / "store"
     with open_executor(cluster.scheduler_address) as executor:
-        build_store(plan_patches(entries[2:], TWO), path, backend, executor=executor)
+        build_store(plan_patches(index_of(*entries[2:]), TWO), path, backend, executor=executor)
     with open_store(path) as store:
-        assert verify_store(store, entries[2:], 1.0).ok
+        assert verify_store(store, index_of(*entries[2:]), 1.0).ok
 
 
 def test_a_slide_that_workers_do_not_see_stops_the_build_and_costs_no_patch(cluster, cohort, tmp_path):
@@ -103,7 +111,7 @@ def test_a_slide_that_workers_do_not_see_stops_the_build_and_costs_no_patch(clus
     folder = os.open(cohort[0].parent, os.O_RDONLY)
     hidden = Path(f"/proc/self/fd/{os.dup2(folder, 900)}") / cohort[0].name
     try:
-        plan = plan_patches([entry(hidden, [(0, 0, 0), (0, 128, 1)], 128)], TWO)
+        plan = plan_patches(index_of(entry(hidden, [(0, 0, False), (0, 128, True)], 128)), TWO)
         with (
             open_executor(cluster.scheduler_address) as executor,
             pytest.raises(SlideError, match=r"not by the worker on .*: does not exist") as fault,
@@ -121,7 +129,10 @@ def test_a_slide_that_nobody_sees_is_quarantined_as_on_one_machine(cluster, entr
     gone = {**entries[2], "slide_path": "/no/where/tumor_001.tif"}
     with open_executor(cluster.scheduler_address) as executor:
         report = build_store(
-            plan_patches([entries[1], gone], TWO), tmp_path / "patches_lmdb", "lmdb", executor=executor
+            plan_patches(index_of(entries[1], gone), TWO),
+            tmp_path / "patches_lmdb",
+            "lmdb",
+            executor=executor,
         )
     assert report.patches == 64
     assert {row[1] for row in report.quarantined} == {"tumor_001"}
@@ -149,11 +160,8 @@ def doomed(tmp_path):
         process.wait()
 
 
-def test_a_scheduler_killed_in_the_middle_is_one_line_and_the_next_build_continues(
-    doomed, entries, tmp_path, monkeypatch
-):
+def test_a_scheduler_killed_in_the_middle_is_one_line_and_the_next_build_continues(doomed, entries, tmp_path):
     scheduler, file = doomed
-    monkeypatch.setattr("wsi_assets.patches.build._COMMIT_BYTES", 1)
     path = tmp_path / "patches_lmdb"
 
     def kill(done, total, what):
@@ -162,12 +170,12 @@ def test_a_scheduler_killed_in_the_middle_is_one_line_and_the_next_build_continu
             scheduler.wait()
 
     with (
-        open_executor(str(file), 1) as executor,
+        open_executor(str(file)) as executor,
         pytest.raises(ClusterError, match="was lost") as fault,
     ):
-        build_store(plan_patches(entries, TWO), path, "lmdb", executor=executor, progress=kill)
+        build_store(plan_patches(index_of(*entries), TWO), path, "lmdb", executor=executor, progress=kill)
     assert "\n" not in str(fault.value)
-    report = build_store(plan_patches(entries, TWO), path, "lmdb")
+    report = build_store(plan_patches(index_of(*entries), TWO), path, "lmdb")
     assert report.patches == 208
     assert report.decoded < 208
 
@@ -194,7 +202,7 @@ def test_what_a_task_raises_comes_back_as_it_is(cluster):
 
 
 def test_a_worker_with_other_versions_is_refused(cluster, monkeypatch):
-    monkeypatch.setattr(executors, "ONE_ENVIRONMENT", ("numpy", "a-package-of-nobody"))
+    monkeypatch.setattr(dask_executor, "SAME_PACKAGES", ("numpy", "a-package-of-nobody"))
     with open_executor(cluster.scheduler_address):
         pass  # absent on both sides is alike
     monkeypatch.setattr("distributed.client.version_module.get_versions", _another_numpy)
@@ -219,7 +227,7 @@ def _another_numpy(packages=None):
     ],
 )
 def test_a_scheduler_that_is_not_there_is_one_line_within_seconds(scheduler, line, monkeypatch):
-    monkeypatch.setattr(executors, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(dask_executor, "_CONNECT_SECONDS", 0.5)
     with pytest.raises(ClusterError, match=line) as fault, open_executor(scheduler):
         pass
     assert "\n" not in str(fault.value)

@@ -1,8 +1,4 @@
-"""Many patches of one slide's level, every touched tile read once and in file order.
-
-Where pixels come from is settled here: straight from JPEG tiles when the slide allows, else from OpenSlide in
-aligned windows. Encoding patches and handing out work belong elsewhere.
-"""
+"""Many patches of one slide's level, every touched tile read once and in file order."""
 
 from __future__ import annotations
 
@@ -87,45 +83,53 @@ class _Block:
 
 
 class PatchReader:
-    """An open slide that gives patches; use it in the process and thread that opened it.
+    """One level of an open slide, which gives patches; use it in the process and thread that opened it.
+
+    Pixels come straight from JPEG tiles where those are the same as OpenSlide's, else from OpenSlide.
+
+    Args:
+        direct: whether tiles may be decoded directly, if that was found out before
+            (:func:`tiles_are_openslides`); None finds it out now.
 
     Raises:
-        SlideError: the slide does not open.
+        SlideError: the slide does not open, or has no such level.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, level: int, *, direct: bool | None = None):
         self.path = Path(path)
+        self.level = level
         self._slide = OpenSlideFile(self.path)
-        self._tiles: dict[int, TileLevel | None] = {}
+        self._tiles: TileLevel | None = None
+        try:
+            if not 0 <= level < len(self._slide.sizes):
+                raise SlideError(f"has levels 0 to {len(self._slide.sizes) - 1}, not {level}", path=self.path)
+            if direct is not False:
+                self._tiles = open_tiles(self.path, level, self._slide, verified=bool(direct))
+        except BaseException:
+            self._slide.close()
+            raise
 
-    def direct(self, level: int) -> bool:
-        """Whether the level's tiles are decoded straight from their bytes."""
-        return self._tiles_of(level) is not None
+    @property
+    def direct(self) -> bool:
+        """Whether tiles are decoded straight from their bytes."""
+        return self._tiles is not None
 
-    def read(
-        self, level: int, coords: np.ndarray, size: int, *, jpeg: bool = False
-    ) -> Iterator[tuple[int, Patch]]:
+    def read(self, coords: np.ndarray, size: int, *, jpeg: bool = False) -> Iterator[tuple[int, Patch]]:
         """(number, patch) of each of the patches with top-left corners ``coords``, as they become complete.
 
-        ``coords`` are int (n, 2) of (y, x), all in pixels of ``level``. A damaged tile is a fault of the
-        patches over it, not of the others.
+        ``coords`` are int (n, 2) of (y, x) in pixels of the level. A damaged tile is a fault of the patches
+        over it, not of the others.
 
         Args:
             jpeg: also give the JPEG of patches that are a whole tile.
-
-        Raises:
-            SlideError: the slide has no such level.
         """
-        if not 0 <= level < len(self._slide.sizes):
-            raise SlideError(f"has levels 0 to {len(self._slide.sizes) - 1}, not {level}", path=self.path)
         places = coords.tolist()
-        tiles = self._tiles_of(level)
-        if tiles is None:
+        if self._tiles is None:
             touching = _touching(coords, size, (_WINDOW, _WINDOW))
-            blocks = self._windows(level, coords, size, touching)
+            blocks = self._windows(coords, size, touching)
         else:
-            touching = _touching(coords, size, (tiles.tile_height, tiles.tile_width))
-            blocks = _tiles(tiles, coords, size, touching, jpeg)
+            touching = _touching(coords, size, (self._tiles.tile_height, self._tiles.tile_width))
+            blocks = _tiles(self._tiles, coords, size, touching, jpeg)
         parts = [0] * len(places)
         for over in touching.values():
             for number in over:
@@ -148,61 +152,58 @@ class PatchReader:
 
     def close(self) -> None:
         """Let go of the slide."""
-        for tiles in self._tiles.values():
-            if tiles is not None:
-                tiles.close()
+        if self._tiles is not None:
+            self._tiles.close()
         self._slide.close()
 
-    def _tiles_of(self, level: int) -> TileLevel | None:
-        if level not in self._tiles:
-            self._tiles[level] = open_tiles(self.path, level, self._slide)
-        return self._tiles[level]
-
     def _windows(
-        self, level: int, coords: np.ndarray, size: int, touching: dict[tuple[int, int], list[int]]
+        self, coords: np.ndarray, size: int, touching: dict[tuple[int, int], list[int]]
     ) -> Iterator[_Block]:
         """What OpenSlide gives of the patches, window by window; once for each patch over a window."""
         for (row, col), over in sorted(touching.items()):
             place = row * _WINDOW, col * _WINDOW, _WINDOW
             try:
-                yield self._window(level, coords, size, over, *place)
+                yield self._window(coords, size, over, *place)
             except SlideError:
                 # The fault may lie beside some of the patches: ask for each by itself.
                 for number in over:
                     try:
-                        yield self._window(level, coords, size, [number], *place)
+                        yield self._window(coords, size, [number], *place)
                     except SlideError as error:
                         yield _Block([number], *place[:2], None, fault=error.fault)
 
     def _window(
-        self, level: int, coords: np.ndarray, size: int, over: list[int], top: int, left: int, side: int
+        self, coords: np.ndarray, size: int, over: list[int], top: int, left: int, side: int
     ) -> _Block:
-        window = self._within(level, coords[over], size, top, left, side)
-        if window is None:
+        """What the patches ``over`` need of a square of the level."""
+        width, height = self._slide.sizes[self.level]
+        corners = coords[over]
+        y0, x0 = np.maximum(corners.min(axis=0), (top, left)).clip(0).tolist()
+        y1, x1 = np.minimum(corners.max(axis=0) + size, (top + side, left + side)).tolist()
+        y1, x1 = min(height, y1), min(width, x1)
+        if y0 >= y1 or x0 >= x1:
             return _Block(over, top, left, None)
-        y0, x0, y1, x1 = window
-        return _Block(over, y0, x0, *self._slide.read(level, y0, x0, y1 - y0, x1 - x0))
+        return _Block(over, y0, x0, *self._slide.read(self.level, y0, x0, y1 - y0, x1 - x0))
 
-    def _within(
-        self, level: int, coords: np.ndarray, size: int, top: int, left: int, side: int
-    ) -> tuple[int, int, int, int] | None:
-        """What the patches need of a square of the level, half-open (y0, x0, y1, x1)."""
-        width, height = self._slide.sizes[level]
-        y0, x0 = np.maximum(coords.min(axis=0), (top, left)).tolist()
-        y1, x1 = np.minimum(coords.max(axis=0) + size, (top + side, left + side)).tolist()
-        y0, x0, y1, x1 = max(0, y0), max(0, x0), min(height, y1), min(width, x1)
-        return (y0, x0, y1, x1) if y0 < y1 and x0 < x1 else None
+
+def tiles_are_openslides(path: str | Path, level: int) -> bool:
+    """Whether a level's tiles may be decoded directly; False also for a slide that does not open."""
+    try:
+        reader = PatchReader(path, level)
+    except SlideError:
+        return False
+    reader.close()
+    return reader.direct
 
 
 def _tiles(
     tiles: TileLevel, coords: np.ndarray, size: int, touching: dict[tuple[int, int], list[int]], jpeg: bool
 ) -> Iterator[_Block]:
     """The touched tiles in the order of the file; first those outside the level, which have no pixels."""
-    rows, cols = tiles.rows, tiles.cols
     high, wide = tiles.tile_height, tiles.tile_width
     inside = []
     for (row, col), over in touching.items():
-        if 0 <= row < rows and 0 <= col < cols:
+        if 0 <= row < tiles.rows and 0 <= col < tiles.cols:
             inside.append((row, col))
         else:
             yield _Block(over, row * high, col * wide, None)

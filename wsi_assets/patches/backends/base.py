@@ -1,0 +1,156 @@
+"""What every kind of store offers to readers and to builders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from wsi_assets.errors import StoreError
+
+FORMAT = 4
+"""Version of our metadata; a store of another version is built again."""
+
+MAX_PATCH_SIZE = 1 << 14
+"""Largest patch side accepted from a file; more means that it is corrupt."""
+
+UNKNOWN_LABEL = 255
+"""Label of a patch that could not be read (HDF5 keeps its row), or whose class the store does not know."""
+
+
+@dataclass(frozen=True)
+class StoreMetadata:
+    """What a store holds, without the patches.
+
+    Attributes:
+        info: plain values. Every store: ``backend, patch_size, codec``. A store of ours also ``format, level,
+            stride, max_no_data, quality, plan_digest`` (of what was asked for), ``digest`` (of what it
+            holds: equal ones mean equal keys, labels and patches), ``patches, tumor, normal, slides`` (id,
+            fingerprint, downsample, mpp, magnification, patches of each), ``quarantined``, ``versions``.
+        keys: one a patch.
+        labels: uint8 (n,), 1 is tumor, 0 normal, :data:`UNKNOWN_LABEL`.
+        origins: int32 (n, 3): slide number in ``info["slides"]``, y, x in pixels of the level; None where the
+            store does not know.
+    """
+
+    info: dict[str, Any]
+    keys: Sequence[str]
+    labels: np.ndarray
+    origins: np.ndarray | None
+
+    @property
+    def ours(self) -> bool:
+        """Whether this package wrote the store."""
+        return "format" in self.info
+
+    def check(self, path: Path) -> None:
+        """See that metadata of ours fit each other; the file may be corrupt.
+
+        Raises:
+            UnusableStoreError: it is of another version.
+            ValueError: they do not fit.
+        """
+        info, count = self.info, len(self.keys)
+        version = info.get("format") if isinstance(info, dict) else None
+        if isinstance(version, int) and version != FORMAT:
+            raise UnusableStoreError(
+                f"is of format {version}, and this version of wsi-assets writes {FORMAT}",
+                path=path,
+                remedy="Build it again: run the level, or materialize its patch_store",
+            )
+        kinds = {"patch_size": int, "codec": str, "digest": str, "backend": str, "quarantined": list}
+        for name, kind in kinds.items():
+            if not isinstance(info, dict) or type(info.get(name)) is not kind:
+                raise ValueError(f"metadata field {name!r} is missing or has the wrong type")
+        if not 0 < info["patch_size"] <= MAX_PATCH_SIZE:
+            raise ValueError(f"patch size {info['patch_size']}")
+        tables = [self.labels] if self.origins is None else [self.labels, self.origins]
+        shapes = [(count,), (count, 3)]
+        if any(a.dtype.kind not in "iu" or a.shape != b for a, b in zip(tables, shapes, strict=False)):
+            raise ValueError("keys, labels and origins do not fit")
+        if self.origins is not None:
+            slides = info.get("slides")
+            if not isinstance(slides, list) or not all(map(_is_slide, slides)):
+                raise ValueError("metadata field 'slides' is missing or damaged")
+            if count and (self.origins[:, 0].min() < 0 or self.origins[:, 0].max() >= len(slides)):
+                raise ValueError("origins name slides that are not listed")
+
+
+class StoreReader(Protocol):
+    """A published store, open for reading in this process; threads may share it."""
+
+    metadata: StoreMetadata
+
+    def read(self, row: int) -> bytes:
+        """The encoded patch.
+
+        Raises:
+            StoreError: it is gone or does not read.
+        """
+
+    def problems(self) -> list[str]:
+        """What the library's own checker finds wrong with the file, where it has one; slow."""
+
+    def close(self) -> None:
+        """Let go of all files."""
+
+
+class StoreWriter(Protocol):
+    """Fills a store at a staging path. Faults of the disk are OSErrors with their errno."""
+
+    def write(self, row: int, key: str, label: int, value: bytes) -> None:
+        """Put one encoded patch; ``row`` is its number in the plan."""
+
+    def keep(self, row: int, key: str, label: int, old: StoreReader, old_row: int) -> None:
+        """Put a patch of another store of this kind, unchanged."""
+
+    def finish(self, metadata: StoreMetadata) -> None:
+        """Write the metadata and have all bytes on disk."""
+
+    def close(self) -> None:
+        """Let go of all files; without :meth:`finish` the store is incomplete."""
+
+
+class UnusableStoreError(StoreError):
+    """A store of ours that is half-built or damaged: building replaces it."""
+
+
+def check_count(path: Path, found: int, listed: int) -> None:
+    """Refuse a store of ours whose patches another program added or removed.
+
+    Raises:
+        UnusableStoreError: the numbers differ.
+    """
+    if found != listed:
+        raise UnusableStoreError(
+            f"holds {found} patches and its metadata list {listed}: another program changed it",
+            path=path,
+            remedy="Build it again",
+        )
+
+
+def foreign_info(backend: str, codec: str, patch_size: int) -> dict[str, Any]:
+    """``info`` of a store that another program wrote."""
+    return {"backend": backend, "codec": codec, "patch_size": patch_size, "quarantined": []}
+
+
+def damaged(path: Path, why: object) -> StoreError:
+    """The error of a store that cannot be understood."""
+    return UnusableStoreError(f"is damaged ({why})", path=path, remedy="Delete it and build it again")
+
+
+def no_patch_store(path: Path, why: str) -> StoreError:
+    """The error of a database or folder of something else."""
+    return StoreError(f"is no patch store ({why})", path=path, remedy="Check the path")
+
+
+def _is_slide(slide: Any) -> bool:
+    return (
+        isinstance(slide, dict)
+        and isinstance(slide.get("slide_id"), str)
+        and isinstance(slide.get("fingerprint"), str)
+        and {"mpp", "downsample", "magnification"} <= slide.keys()
+    )

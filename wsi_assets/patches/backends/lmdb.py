@@ -1,0 +1,288 @@
+"""LMDB: key -> encoded image in the main database; names that begin with ``__`` hold our metadata.
+
+``__info__`` is JSON, ``__keys__`` one key a line in index order, ``__labels__`` and ``__origins__`` npy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from tokenize import TokenError
+from typing import ClassVar
+
+import lmdb
+import numpy as np
+
+from wsi_assets.errors import StoreError
+from wsi_assets.patches.backends.base import (
+    UNKNOWN_LABEL,
+    StoreMetadata,
+    StoreReader,
+    check_count,
+    damaged,
+    foreign_info,
+    no_patch_store,
+)
+from wsi_assets.patches.codecs import codec_of, decode
+
+_INFO, _KEYS, _LABELS, _ORIGINS = b"__info__", b"__keys__", b"__labels__", b"__origins__"
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_FIRST_MAP_SIZE = 1 << 30
+_COMMIT_BYTES = 16 << 20
+
+
+class LmdbReader:
+    """A published environment, a folder or (``subdir=False``) a single file, opened read-only.
+
+    One that another program wrote has the keys of its main database, in their order and without an image's
+    suffix; classes and places of its patches are not known.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._environment = _Environment.open(path)
+        try:
+            with self._environment.begin() as view:
+                info = view.get(_INFO)
+                try:
+                    ours = isinstance(json.loads(info or b"0"), dict)
+                except ValueError:
+                    ours = False
+                self._names, self.metadata = self._ours(view) if ours else self._foreign(view)
+        except StoreError:
+            self.close()
+            raise
+        except (lmdb.Error, ValueError, TypeError, KeyError, EOFError, RecursionError) as error:
+            self.close()
+            raise damaged(path, error) from error
+
+    def _ours(self, view: lmdb.Transaction) -> tuple[list[bytes], StoreMetadata]:
+        keys = view.get(_KEYS, b"").decode().split("\n")[:-1]
+        origins = view.get(_ORIGINS)
+        metadata = StoreMetadata(
+            info=json.loads(view.get(_INFO)),
+            keys=keys,
+            labels=_array(view.get(_LABELS, b"")),
+            origins=None if origins is None else _array(origins),
+        )
+        metadata.check(self.path)
+        check_count(self.path, view.stat()["entries"] - 3 - (origins is not None), len(keys))
+        return [key.encode() for key in keys], metadata
+
+    def _foreign(self, view: lmdb.Transaction) -> tuple[list[bytes], StoreMetadata]:
+        names = [name for name in view.cursor().iternext(values=False) if not name.startswith(b"__")]
+        if not names:
+            raise no_patch_store(self.path, "it has no keys")
+        value = view.get(names[0])
+        codec = codec_of(value)
+        if codec is None:
+            raise no_patch_store(
+                self.path, f"the value of {names[0][:80].decode(errors='replace')!r} is no PNG or JPEG image"
+            )
+        keys = [_without_suffix(name.decode(errors="replace")) for name in names]
+        labels = np.full(len(keys), UNKNOWN_LABEL, np.uint8)
+        info = foreign_info("lmdb", codec, decode(value).shape[0])
+        return names, StoreMetadata(info, keys, labels, None)
+
+    def read(self, row: int) -> bytes:
+        name = self._names[row]
+        try:
+            with self._environment.begin() as view:
+                value = view.get(name)
+        except lmdb.Error as error:
+            raise damaged(self.path, error) from error
+        if value is None:
+            raise StoreError(f"{name.decode()} is gone", path=self.path, remedy="Build the store again")
+        return value
+
+    def problems(self) -> list[str]:
+        try:
+            from lmdb.verify import VerifyError, verify
+        except ImportError:  # lmdb before 3.0
+            return []
+        try:
+            return verify(str(self.path))
+        except VerifyError as error:
+            return [str(error)]
+
+    def close(self) -> None:
+        self._environment.close()
+
+
+class LmdbWriter:
+    """See :class:`StoreWriter`. Keys given in the order of their bytes make a compact file."""
+
+    def __init__(self, path: Path, count: int | None, patch_size: int):
+        path.mkdir(parents=True)
+        self._file = path / "data.mdb"
+        self._map_size = _FIRST_MAP_SIZE
+        self._environment: lmdb.Environment | None = None
+        with _errors_of_the_disk(self._file):
+            self._environment = lmdb.open(str(path), map_size=self._map_size, lock=False, sync=False)
+        self._pending: list[tuple[bytes, bytes]] = []
+        self._pending_bytes = 0
+        self._last = b""
+
+    def write(self, row: int, key: str, label: int, value: bytes) -> None:
+        self._put(key.encode(), value)
+
+    def keep(self, row: int, key: str, label: int, old: StoreReader, old_row: int) -> None:
+        self._put(key.encode(), old.read(old_row))
+
+    def finish(self, metadata: StoreMetadata) -> None:
+        self._put(_INFO, json.dumps(metadata.info, sort_keys=True).encode())
+        self._put(_KEYS, "".join(f"{key}\n" for key in metadata.keys).encode())
+        self._put(_LABELS, _npy(metadata.labels))
+        if metadata.origins is not None:
+            self._put(_ORIGINS, _npy(metadata.origins))
+        self._commit()
+        with _errors_of_the_disk(self._file):
+            self._environment.sync(True)
+
+    def close(self) -> None:
+        if self._environment is not None:
+            self._environment.close()
+
+    def _put(self, name: bytes, value: bytes) -> None:
+        self._pending.append((name, value))
+        self._pending_bytes += len(value)
+        if self._pending_bytes >= _COMMIT_BYTES:
+            self._commit()
+
+    def _commit(self) -> None:
+        # Commits are counted in bytes, not in time, so that equal contents make equal files.
+        with _errors_of_the_disk(self._file):
+            while True:
+                try:
+                    self._last = self._put_all()
+                    break
+                except lmdb.MapFullError:
+                    self._map_size *= 2
+                    self._environment.set_mapsize(self._map_size)
+        self._pending, self._pending_bytes = [], 0
+
+    def _put_all(self) -> bytes:
+        """Put what is pending in one transaction; the last of all names in order."""
+        last = self._last
+        with self._environment.begin(write=True) as change:
+            for name, value in self._pending:
+                change.put(name, value, append=name > last)
+                last = max(last, name)
+        return last
+
+
+@contextlib.contextmanager
+def _errors_of_the_disk(file: Path) -> Iterator[None]:
+    """Turn LMDB's errors into OSErrors, whose errno says what is wrong with the disk."""
+    try:
+        yield
+    except lmdb.Error as error:
+        code = {lmdb.DiskError: errno.ENOSPC, lmdb.ReadonlyError: errno.EROFS}.get(type(error))
+        code = code or getattr(error, "code", 0)
+        if code == errno.EIO:
+            # LMDB's word for a write that ended early, as on a full disk: a write of our own tells why.
+            with file.open("ab", buffering=0) as stream:
+                for _ in range(8):
+                    stream.write(bytes(1 << 20))
+                os.fsync(stream.fileno())
+        if code > 0:
+            raise OSError(code, os.strerror(code), str(file)) from error
+        raise
+
+
+class _Environment:
+    """A read-only environment, shared by the stores of this process that read the same file.
+
+    LMDB refuses to open a file twice in a process, and an open environment may not be used after a fork.
+    """
+
+    _lock = threading.Lock()
+    _open: ClassVar[dict[tuple[int, int], _Environment]] = {}
+
+    def __init__(self, path: Path, file: tuple[int, int]):
+        self._file = file
+        self._users = 0
+        self._environment = lmdb.open(
+            str(path), readonly=True, lock=False, readahead=False, max_spare_txns=64, subdir=path.is_dir()
+        )
+        self.begin = self._environment.begin
+
+    @classmethod
+    def open(cls, path: Path) -> _Environment:
+        """The environment at ``path``; close it as often as it was opened.
+
+        Raises:
+            StoreError: it is cut short, of another kind, or does not read.
+        """
+        data = path / "data.mdb" if path.is_dir() else path
+        try:
+            with cls._lock:
+                found = data.stat()
+                file = found.st_dev, found.st_ino
+                environment = cls._open.get(file) or cls(path, file)
+                environment._check_size(found.st_size)
+                cls._open[file] = environment
+                environment._users += 1
+                return environment
+        except lmdb.Error as error:
+            if "already open" in str(error):
+                raise StoreError(
+                    "is already open in this process by lmdb.open", path=path, remedy="Close that first"
+                ) from error
+            raise damaged(path, error) from error
+        except ValueError as error:
+            raise damaged(path, error) from error
+        except OSError as error:
+            raise StoreError(
+                f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions"
+            ) from error
+
+    def _check_size(self, size: int) -> None:
+        """Reading past the end of a file that was cut short would end the process."""
+        needed = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
+        if size < needed:
+            if not self._users:
+                self._environment.close()
+            raise ValueError(f"it is cut short: {size} of {needed} bytes")
+
+    def close(self) -> None:
+        """Let go of it; the last user closes it."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._environment.close()
+                if self._open.get(self._file) is self:
+                    del self._open[self._file]
+
+    @classmethod
+    def _after_fork(cls) -> None:
+        cls._lock = threading.Lock()
+        for environment in cls._open.values():
+            environment._environment.close()
+        cls._open = {}
+
+
+os.register_at_fork(after_in_child=_Environment._after_fork)
+
+
+def _without_suffix(key: str) -> str:
+    return key[: -len(suffix)] if (suffix := Path(key).suffix).lower() in _IMAGE_SUFFIXES else key
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _array(data: bytes) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except TokenError as error:  # numpy reads the header as Python
+        raise ValueError("its arrays have damaged headers") from error
