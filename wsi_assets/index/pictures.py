@@ -43,6 +43,8 @@ def overlay_jpeg(
     Raises:
         SlideError: the slide does not read.
     """
+    import cv2
+
     picture = overlay(reader, tissue, tumor, max_side=max_side)
     while True:
         for quality in (88, 80, 70, 60):

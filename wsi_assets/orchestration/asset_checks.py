@@ -195,7 +195,7 @@ def store_equals_its_index(level: Level) -> Result:
 
     options = PATCH_STORE.options(**level.record(PATCH_STORE).parameters)
     plan, info = plan_patches(level.sampled, options), level.store.info
-    lost, stored = len(info.get("quarantined") or []), _patches_of(level.store)
+    lost, stored = len(info.get("quarantined") or []), info.get("patches", len(level.store))
     text = f"{stored} stored + {lost} unreadable of {len(plan)} in the index"
     same = info.get("plan_digest") == plan.digest(options.backend)
     if not same:
@@ -520,11 +520,6 @@ def curate(index: dict[str, Any], load: Callable[[Artefact, str], Any]) -> dict[
         light.append(replace(tissue, mask=np.full((1, 1), bool(tissue.mask.any()))))
     findings += curation.duplicate_slides(light)
     return {name: [(one.slide_id, one.message) for one in findings if one.check == name] for name in CURATION}
-
-
-def _patches_of(store: Any) -> int:
-    """Patches that can be read: rows of unreadable ones stay in an HDF5 store."""
-    return sum(1 for label in store.labels if label != 255)
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

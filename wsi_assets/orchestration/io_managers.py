@@ -6,14 +6,12 @@ written beside the artefact. Every class works alone, in any graph, with any ass
 stores.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -26,9 +24,13 @@ from wsi_assets.files import (
     write_json,
     write_plain_pickle,
 )
-from wsi_assets.orchestration.metadata import user_errors_as_failures
-from wsi_assets.orchestration.paths import STORE_POINTER, store_named_by
+from wsi_assets.orchestration.metadata import picture, user_errors_as_failures
+from wsi_assets.orchestration.paths import store_named_by
 from wsi_assets.orchestration.provenance import forget_record, write_record
+from wsi_assets.patches.options import Backend
+
+if TYPE_CHECKING:
+    from wsi_assets.patches import ExtractedPatches, PatchStore
 
 PROVENANCE = "provenance"
 """Metadata entry with the record of an artefact."""
@@ -126,56 +128,66 @@ class PickleIOManager(StorageIOManager):
     def load(self, path: Path) -> Any:
         return read_plain_pickle(path)
 
-    def load_many(self, paths: Mapping[str, Path]) -> LazyPickles:
+    def load_many(self, paths: Mapping[str, Path]) -> "LazyPickles":
         return LazyPickles(paths)
 
 
 class PatchStoreIOManager(StorageIOManager):
-    """Patches in the backend that the extracted patches name, and a lazy :class:`PatchStore` downstream.
+    """Patches in the backend they were extracted for, and a lazy :class:`PatchStore` downstream.
 
-    ``patch_store.json`` names the store in use, so that a reader opens the right one whatever is written next.
+    ``patch_store.json`` names the store in use, so that a reader opens the right one whatever comes next.
     """
 
-    def store(self, path: Path, value: Any) -> dict[str, Any]:
+    def store(self, path: Path, value: "ExtractedPatches") -> dict[str, Any]:
         return BACKEND_IO_MANAGERS[value.backend](storage_dir=self.storage_dir).store(path, value)
 
-    def load(self, path: Path) -> Any:
+    def load(self, path: Path) -> "PatchStore":
         from wsi_assets.patches import open_store
 
         return open_store(store_named_by(path))
 
 
-class _OneBackend(PatchStoreIOManager):
-    def store(self, path: Path, value: Any) -> dict[str, Any]:
-        from wsi_assets.orchestration.extraction import write_extracted
-        from wsi_assets.patches import STORE_NAMES
+class LmdbIOManager(PatchStoreIOManager):
+    """One LMDB environment, ``patches_lmdb/``, of extracted patches or of (key, pixels, label) triples."""
 
-        report = write_extracted(value, path.parent / STORE_NAMES[self.backend], self.backend)
+    backend: Backend = "lmdb"
+
+    def store(self, path: Path, value: "ExtractedPatches | Iterable[tuple[str, Any, int]]") -> dict[str, Any]:
+        from wsi_assets.patches import (
+            STORE_NAMES,
+            ExtractedPatches,
+            mosaic_png,
+            open_store,
+            write_patches,
+            write_store,
+        )
+
+        if isinstance(value, ExtractedPatches):
+            report = write_store(value)
+        else:
+            report = write_patches(path.parent / STORE_NAMES[self.backend], self.backend, value)
         write_json(path, {"store": report.path.name, "backend": report.backend})
+        with open_store(report.path) as store:
+            mosaic = picture(mosaic_png(store), "patches by class")
         return {
             "path": dg.MetadataValue.path(str(report.path)),
             "size_bytes": report.bytes,
             "backend": report.backend,
             "count": report.patches,
+            "mosaic": mosaic,
         }
 
 
-class LmdbIOManager(_OneBackend):
-    """One LMDB environment, ``patches_lmdb/``."""
-
-    backend: str = "lmdb"
-
-
-class Hdf5IOManager(_OneBackend):
+class Hdf5IOManager(LmdbIOManager):
     """One HDF5 file, ``patches.h5``."""
 
-    backend: str = "hdf5"
+    backend: Backend = "hdf5"
 
 
-class PngFolderIOManager(_OneBackend):
+class PngFolderIOManager(LmdbIOManager):
     """A folder of PNG files by class, ``image_patches/``."""
 
-    backend: str = "fs"
+    backend: Backend = "fs"
 
 
 BACKEND_IO_MANAGERS = {"lmdb": LmdbIOManager, "hdf5": Hdf5IOManager, "fs": PngFolderIOManager}
@@ -248,16 +260,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # file systems without hard links
         shutil.copyfile(source, target)
-
-
-__all__ = [
-    "STORE_POINTER",
-    "Hdf5IOManager",
-    "LazyPickles",
-    "LmdbIOManager",
-    "ModelIOManager",
-    "PatchStoreIOManager",
-    "PickleIOManager",
-    "PngFolderIOManager",
-    "ReportIOManager",
-]

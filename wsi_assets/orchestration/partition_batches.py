@@ -15,7 +15,7 @@ from wsi_assets.orchestration.io_managers import StorageIOManager
 from wsi_assets.orchestration.metadata import progress_to
 from wsi_assets.orchestration.paths import StoragePaths
 from wsi_assets.orchestration.provenance import Record, recipe_of
-from wsi_assets.orchestration.resources import cluster_fault
+from wsi_assets.patches.dask_executor import ClusterError
 
 SLIDES_PER_RUN = 50
 """Slides whose regions one run of the daemon makes: a run costs seconds to start, and a long one hides a
@@ -69,6 +69,8 @@ class SlideBatch:
         for done, (slide_id, future) in enumerate(self._finished(works), start=len(faults) + 1):
             try:
                 made[slide_id] = self._store(slide_id, self.finish(slide_id, future.result()))
+            except ClusterError:
+                raise
             except WsiAssetsError as error:
                 faults[slide_id] = str(error)
             except BrokenExecutor as error:
@@ -76,11 +78,6 @@ class SlideBatch:
                     f"a worker process died ({one_line(error) or 'killed'}), the slides before it are made",
                     remedy="Give it more memory, then run again; it continues",
                 ) from error
-            except Exception as error:
-                lost = cluster_fault(error)
-                if lost is None:
-                    raise
-                raise lost from error
             progress(done, len(slide_ids), what)
         return self._result(made, faults, len(slide_ids))
 

@@ -129,6 +129,6 @@ def why_out_of_date(
         if name not in artefact.without_effect and record.parameters.get(name) != value
     ]
     differs += [f"{name} changed" for name, version in inputs.items() if record.inputs.get(name) != version]
-    if record.code_version != artefact.code_version:
+    if record.code_version != artefact.code_version or record.parameters.keys() != parameters.keys():
         differs.append("its code changed")
     return ", ".join(differs) or "a file that a parameter names changed"

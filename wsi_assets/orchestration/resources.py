@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import os
-import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import PrivateAttr
 
-from wsi_assets.errors import SlideError, WsiAssetsError, one_line
+from wsi_assets.errors import SlideError
 from wsi_assets.orchestration.config import ParameterFile
 from wsi_assets.orchestration.paths import StoragePaths
 from wsi_assets.orchestration.provenance import Provenance
@@ -23,18 +22,8 @@ from wsi_assets.orchestration.settings import Settings
 from wsi_assets.slides.naming import normalize_id
 
 if TYPE_CHECKING:
+    from wsi_assets.patches import DaskExecutor
     from wsi_assets.slides import SlideFile, SlideListing
-
-ONE_ENVIRONMENT = ("wsi-assets", "numpy", "opencv-python", "imagecodecs", "openslide-bin", "shapely")
-"""Packages whose version can show in a result: with others, workers would make other bytes."""
-
-CONNECT_SECONDS = 5.0
-
-_ADDRESS = re.compile(r"(?:(?:tcp|tls|ucx|wss?)://)?[^\s/]+:\d+")
-
-
-class ClusterError(WsiAssetsError):
-    """The cluster cannot be reached, or is not set up for this work."""
 
 
 class SlideFolderResource(dg.ConfigurableResource):
@@ -74,7 +63,9 @@ class SlideFolderResource(dg.ConfigurableResource):
             if slide.slide_id == slide_id:
                 return slide
         # Of ids that differ only by case one stands for all.
-        why = {normalize_id(name): reason for name, reason in listing.left_out.items()}.get(normalize_id(slide_id))
+        why = {normalize_id(name): reason for name, reason in listing.left_out.items()}.get(
+            normalize_id(slide_id)
+        )
         raise SlideError(
             f"slide {slide_id} is left out: {why}" if why else f"holds no slide {slide_id!r}",
             path=self.images_dir,
@@ -135,7 +126,7 @@ class WorkersResource(dg.ConfigurableResource):
                 a worker has other versions than this process.
         """
         if self.scheduler:
-            with open_cluster(self.scheduler) as executor:
+            with self.open_cluster() as executor:
                 yield executor
             return
         processes = min(tasks, os.cpu_count() or 1)
@@ -148,93 +139,15 @@ class WorkersResource(dg.ConfigurableResource):
         with ProcessPoolExecutor(processes, context, initializer=_one_thread) as executor:
             yield executor
 
-    @contextlib.contextmanager
-    def open_cluster(self) -> Iterator[Executor | None]:
+    def open_cluster(self) -> AbstractContextManager[DaskExecutor | None]:
         """The cluster's executor, or None where there is no cluster.
 
         Raises:
             ClusterError: as for :meth:`open`.
         """
-        if not self.scheduler:
-            yield None
-            return
-        with open_cluster(self.scheduler) as executor:
-            yield executor
+        from wsi_assets.patches import open_executor
 
-
-@contextlib.contextmanager
-def open_cluster(scheduler: str) -> Iterator[Executor]:
-    """A Dask cluster as a standard executor.
-
-    Raises:
-        ClusterError: ``distributed`` is not installed, the scheduler does not answer, or a worker has other
-            versions than this process.
-    """
-    client = _connect(scheduler)
-    try:
-        found = client.get_versions(check=False, packages=list(ONE_ENVIRONMENT))
-        here = found["client"]["packages"]
-        for address, worker in found["workers"].items():
-            there = worker["packages"] if worker else {}
-            for name in ONE_ENVIRONMENT:
-                if there.get(name) != here[name]:
-                    raise ClusterError(
-                        f"worker {address} has {name} {there.get(name) or 'not installed'}, this process has "
-                        f"{here[name] or 'none'}",
-                        remedy="Give workers and this process one environment",
-                    )
-        # A worker that dies has its tasks done by another.
-        yield client.get_executor(pure=False, retries=2)
-    finally:
-        with contextlib.suppress(Exception):  # a scheduler that is gone needs no goodbye
-            client.close(timeout=CONNECT_SECONDS)
-
-
-def cluster_fault(error: BaseException) -> ClusterError | None:
-    """The one line for a cluster that was lost or cannot do the work; None if ``error`` is another fault."""
-    module = type(error).__module__.partition(".")[0]
-    if module != "distributed" and type(error).__name__ != "CancelledError":
-        return None
-    return ClusterError(
-        f"the Dask cluster was lost, or its workers died ({one_line(error)[:300]})",
-        remedy="Look into the workers' logs, start them again, then run again; it continues",
-    )
-
-
-def _connect(scheduler: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ClusterError(
-            f"WSI_SCHEDULER names {scheduler}, and the package distributed is not installed here",
-            remedy="Run: pip install 'wsi-assets[cluster]', or unset WSI_SCHEDULER",
-        ) from error
-    where: dict[str, Any] = {"address": scheduler}
-    if scheduler.endswith(".json"):
-        if not Path(scheduler).is_file():
-            raise ClusterError(
-                "WSI_SCHEDULER names this file, and it does not exist",
-                path=scheduler,
-                remedy="Start the scheduler with --scheduler-file, or unset WSI_SCHEDULER",
-            )
-        where = {"scheduler_file": scheduler}
-    elif not _ADDRESS.fullmatch(scheduler):
-        # A client that is given a false address hangs when it is thrown away.
-        raise ClusterError(
-            f"WSI_SCHEDULER is {scheduler!r}, which is not an address",
-            remedy="Write it as tcp://host:8786, or name the scheduler's .json file",
-        )
-    # What it logs of a lost cluster as tracebacks is raised here as one line.
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-    try:
-        return Client(
-            **where, timeout=CONNECT_SECONDS, set_as_default=False, name=f"wsi-assets-{os.getpid()}"
-        )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ClusterError(
-            f"no Dask scheduler answers at {scheduler} ({one_line(error)[:200]})",
-            remedy="Start one, correct WSI_SCHEDULER, or unset it to run on this machine",
-        ) from error
+        return open_executor(self.scheduler)
 
 
 def _one_thread() -> None:

@@ -44,7 +44,9 @@ def retire_slide(
             f"the slide folder {folder.images_dir} is empty, which looks like a disk that is not mounted",
             remedy="Mount it, or put back any one slide",
         )
-    there = {normalize_id(name) for name in (*(slide.slide_id for slide in listing.slides), *listing.left_out)}
+    there = {
+        normalize_id(name) for name in (*(slide.slide_id for slide in listing.slides), *listing.left_out)
+    }
     if normalize_id(slide_id) in there:
         raise ConfigError(
             f"the file of {slide_id} is still in {folder.images_dir}",

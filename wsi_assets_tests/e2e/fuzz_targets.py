@@ -340,9 +340,9 @@ def _link(source: str, target: str) -> None:
 def checkpoints(folder: Path) -> Case:
     """``best.pt``, loaded as the graph loads it, and as somebody's weights."""
     import torch
+    from wsi_assets.learning.backbones import build_model, read_state_dict
 
     from wsi_assets.learning import load_model
-    from wsi_assets.learning.backbones import build_model, read_state_dict
     from wsi_assets.learning.checkpoints import best_payload, publish
     from wsi_assets_tests.learning import tiny
 

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from wsi_assets.errors import ModelError
-from wsi_assets.orchestration.ui import server_commands
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.orchestration.ui import server_commands
 from wsi_assets_tests.e2e.conftest import settings
 from wsi_assets_tests.e2e.fuzzing import MEMORY, SECONDS, survive
 from wsi_assets_tests.ports import free_port
@@ -77,9 +77,9 @@ class Trap:
 
 def test_weights_that_want_to_run_code_do_not_and_are_one_line(tmp_path):
     import torch
+    from wsi_assets.learning.backbones import build_model
 
     from wsi_assets.learning import load_model
-    from wsi_assets.learning.backbones import build_model
 
     ran = tmp_path / "ran"
     for name, write in {

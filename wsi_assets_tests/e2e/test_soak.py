@@ -6,7 +6,6 @@ process a run. Memory is that of the process alone, without pages of files, whic
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import time

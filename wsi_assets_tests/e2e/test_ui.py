@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
 from wsi_assets.orchestration.catalog import LEVEL_ASSETS, SLIDE_ASSETS
 
 if TYPE_CHECKING:

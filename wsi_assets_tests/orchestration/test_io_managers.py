@@ -1,10 +1,12 @@
 """IO managers alone, in a graph of a user's own: what is stored comes back, whole or not at all."""
 
 import dagster as dg
+import numpy as np
 import pytest
 
 from wsi_assets.files import read_plain_pickle, write_plain_pickle
 from wsi_assets.orchestration.io_managers import (
+    BACKEND_IO_MANAGERS,
     LazyPickles,
     ModelIOManager,
     PickleIOManager,
@@ -115,3 +117,18 @@ def test_lazy_pickles_read_on_access(tmp_path):
     assert "b" not in found
     write_plain_pickle(tmp_path / "a.pkl", 2)
     assert found["a"] == 2
+
+
+@pytest.mark.parametrize("backend", ["lmdb", "hdf5", "fs"])
+def test_patches_of_any_asset_go_into_a_store_that_others_read(tmp_path, backend):
+    patches = [(f"slide_{n:06d}", np.full((16, 16, 3), 40 * n, np.uint8), n % 2) for n in range(4)]
+
+    @dg.asset
+    def patches_of_mine():
+        return iter(patches)
+
+    store_io = BACKEND_IO_MANAGERS[backend](storage_dir=str(tmp_path))
+    assert dg.materialize([patches_of_mine], resources={"io_manager": store_io}).success
+    with store_io.load(tmp_path / "patches_of_mine") as store:
+        assert list(store.labels) == [0, 1, 0, 1]
+        assert [round(store.get(position).mean()) for position in range(4)] == [0, 40, 80, 120]

@@ -1,6 +1,5 @@
 """The patches themselves, in the store of the user's choice."""
 
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import dagster as dg
@@ -10,22 +9,20 @@ from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
 from wsi_assets.orchestration.automation import follow_index
 from wsi_assets.orchestration.config import launchpad_config
-from wsi_assets.orchestration.extraction import extract
 from wsi_assets.orchestration.making import Making
-from wsi_assets.orchestration.metadata import picture, progress_to, table, user_errors_as_failures
+from wsi_assets.orchestration.metadata import progress_to, table, user_errors_as_failures
 from wsi_assets.orchestration.paths import STORE_POINTER
-from wsi_assets.orchestration.resources import (
-    SlideFolderResource,
-    StorageResource,
-    WorkersResource,
-    cluster_fault,
-)
+from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource, WorkersResource
 from wsi_assets.patches.options import Backend, ExtractionOptions
 
 GROUP = "3_patches"
 
 POOL = "extraction"
 """Decoding patches uses every core, so one store is built at a time."""
+
+
+QUARANTINE = ("key", "slide_id", "y", "x", "reason")
+"""Columns of the table of patches that could not be read."""
 
 
 class StoreParameters(ExtractionOptions):
@@ -66,7 +63,7 @@ def patch_store(
     workers: WorkersResource,
     sampled_index: dict[str, Any],
 ) -> dg.MaterializeResult:
-    from wsi_assets.patches import STORE_NAMES, plan_patches
+    from wsi_assets.patches import STORE_NAMES, extract_patches, plan_patches
 
     with user_errors_as_failures():
         making = Making(context, storage, PATCH_STORE, config)
@@ -74,54 +71,33 @@ def patch_store(
         plan = plan_patches(folder.with_present_paths(sampled_index), options)
         level_folder = storage.paths.level_folder(making.partition)
         with workers.open_cluster() as executor:
-            try:
-                extracted = extract(
-                    plan,
-                    level_folder / STORE_NAMES[options.backend],
-                    options.backend,
-                    executor,
-                    progress_to(context.log),
-                )
-            except Exception as error:
-                lost = cluster_fault(error)
-                if lost is None:
-                    raise
-                raise lost from error
+            if executor is not None:
+                context.log.info(f"patches are read by the {executor}")
+            extracted = extract_patches(
+                plan,
+                level_folder / STORE_NAMES[options.backend],
+                options.backend,
+                executor=executor,
+                workers=options.extraction_workers or (executor.workers() if executor else None),
+                progress=progress_to(context.log),
+            )
+    quarantine = [dict(zip(QUARANTINE, row, strict=True)) for row in extracted.quarantined]
     older = [name for kind, name in STORE_NAMES.items() if kind != options.backend]
     return making.result(
         extracted,
-        facts=_facts(extracted),
+        facts={
+            "backend": extracted.backend,
+            "count": extracted.patches,
+            "tumor": int(extracted.labels.sum()),
+            "normal": int(extracted.patches - extracted.labels.sum()),
+            "decoded": extracted.decoded,
+            "reused": extracted.reused,
+            "patches_per_second": round(extracted.decoded / max(extracted.seconds, 1e-9), 1),
+            "quarantined": len(quarantine),
+        },
         metadata={
-            "mosaic": _mosaic(extracted),
-            "quarantine": table(_quarantine(extracted)[:200], ("key", "slide_id", "y", "x", "reason")),
+            "quarantine": table(quarantine[:200], QUARANTINE),
             # Not removed: a store may have taken days. Nothing of the graph reads it any more.
             "older_stores_of_other_backends": [name for name in older if (level_folder / name).exists()],
         },
     )
-
-
-def _facts(report: Any) -> dict[str, Any]:
-    return {
-        "backend": report.backend,
-        "count": report.patches,
-        "tumor": report.tumor,
-        "normal": report.normal,
-        "decoded": report.decoded,
-        "reused": report.reused,
-        "patches_per_second": round(report.patches_per_second, 1),
-        "quarantined": len(report.quarantined),
-    }
-
-
-def _quarantine(report: Any) -> list[dict[str, Any]]:
-    names = ("key", "slide_id", "y", "x", "reason")
-    return [
-        asdict(row) if is_dataclass(row) else dict(zip(names, row, strict=True)) for row in report.quarantined
-    ]
-
-
-def _mosaic(report: Any) -> dg.MetadataValue:
-    from wsi_assets.patches import mosaic_png, open_store
-
-    with open_store(report.path) as store:
-        return picture(mosaic_png(store), "patches by class")
