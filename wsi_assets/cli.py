@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that ``--help`` answers 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,9 @@ class OneLineErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _usage_status():
+            # While a command runs: that Dagster calls a feature beta or preview is no news to a user.
+            with _usage_status(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".* is currently in (beta|preview)")
                 return super().invoke(ctx)
         except WsiAssetsError as error:
             fault = error

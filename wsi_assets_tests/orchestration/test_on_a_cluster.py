@@ -103,8 +103,3 @@ def test_the_scheduler_is_read_from_the_environment_and_handed_on():
     assert given.scheduler == "tcp://head:8786"
     assert Settings.from_environment(given.to_environment(), Path("/elsewhere")) == given
     assert Settings.from_environment({"WSI_SCHEDULER": ""}, Path("/home")).scheduler is None
-
-
-class Threads(ThreadPoolExecutor):
-    def workers(self):
-        return self._max_workers
