@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from wsi_assets.learning.backbones import build_model
+from wsi_assets.learning.engine import Learner, make_optimizer, train_epoch
 
 from wsi_assets.learning.augmentation import draw_transforms, normalise
-from wsi_assets.learning.backbones import build_model
 from wsi_assets.learning.checkpoints import PatchClassifier
 from wsi_assets.learning.data import BatchReader, shuffled_batches
 from wsi_assets.learning.devices import (
@@ -31,7 +32,6 @@ from wsi_assets.learning.devices import (
     resolve_precision,
     usable_workers,
 )
-from wsi_assets.learning.engine import Learner, make_optimizer, train_epoch
 from wsi_assets.learning.options import PredictionOptions, TrainingOptions
 from wsi_assets.learning.prediction import patch_probabilities
 from wsi_assets.patches import ExtractionOptions, build_store, open_store, plan_patches

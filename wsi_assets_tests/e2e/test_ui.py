@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from wsi_assets.orchestration.artefact import all_artefacts
 
 if TYPE_CHECKING:

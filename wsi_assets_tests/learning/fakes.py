@@ -42,9 +42,7 @@ class MemoryStore:
 
 def index_of(store, **changes):
     """The index a store's patches are of, with the keys of the specification and ``changes``."""
-    slides = groupby(
-        zip(store.slide_ids, store.coords, store.labels, strict=True), key=lambda row: row[0]
-    )
+    slides = groupby(zip(store.slide_ids, store.coords, store.labels, strict=True), key=lambda row: row[0])
     return {
         slide: {
             "slide_path": f"/data/{slide}.tif",

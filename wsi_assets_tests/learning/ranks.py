@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from wsi_assets.learning import train
 from wsi_assets.learning.backbones import build_model
-from wsi_assets.learning.data import BatchReader
 from wsi_assets.learning.distributed import process_group
 from wsi_assets.learning.engine import Learner, train_epoch
+
+from wsi_assets.learning import train
+from wsi_assets.learning.data import BatchReader
 from wsi_assets_tests.learning import tiny
 from wsi_assets_tests.learning.fakes import cohort, quick
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from wsi_assets.learning.distributed import Group
+
 from wsi_assets_tests.learning import ranks
 
 

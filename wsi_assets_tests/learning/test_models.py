@@ -4,10 +4,10 @@ import urllib.error
 
 import pytest
 import torch
+from wsi_assets.learning.backbones import build_model
 
 from wsi_assets.errors import ModelError
 from wsi_assets.learning import load_model, train
-from wsi_assets.learning.backbones import build_model
 from wsi_assets_tests.learning.fakes import cohort, quick
 
 

@@ -91,8 +91,9 @@ OFF = {"use_augmentation": False, "use_class_weights": False, "use_focal_loss": 
 
 def test_with_every_strategy_off_the_first_loss_is_plain_cross_entropy(tmp_path):
     # One batch of all training patches: its loss is that of the untrained network.
-    from wsi_assets.learning.augmentation import normalise
     from wsi_assets.learning.backbones import build_model
+
+    from wsi_assets.learning.augmentation import normalise
 
     store, options = cohort(), quick(model_name="tiny_plain", max_epochs=1, batch_size=999, **OFF)
     result = train(store, options, tmp_path)
@@ -360,6 +361,7 @@ def test_processes_that_were_not_started_are_not_waited_for(tmp_path, monkeypatc
 
 def test_a_batch_that_leaves_a_process_one_patch_is_refused_before_it_trains():
     from wsi_assets.learning.distributed import Group
+
     from wsi_assets.learning.training import _check_parts
 
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
