@@ -386,12 +386,7 @@ CHECKS: dict[Artefact, list[Check]] = {
 
 def build_checks(artefact: Artefact, checks: Sequence[Check]) -> dg.AssetChecksDefinition:
     """The step that evaluates an asset's checks, and whether it is up to date."""
-    current = Check(
-        "up_to_date",
-        "Made with the parameters of parameters.yaml from what there is now; says what differs.",
-        partial(up_to_date, artefact),
-    )
-    checks = [*checks, current]
+    checks = with_up_to_date(artefact, checks)
 
     @dg.multi_asset_check(
         name=f"{artefact.name}_checks",
@@ -424,6 +419,43 @@ def build_checks(artefact: Artefact, checks: Sequence[Check]) -> dg.AssetChecksD
     return evaluate_checks
 
 
+@dg.op
+def evaluate_all_checks(
+    context: dg.OpExecutionContext, storage: StorageResource, folder: SlideFolderResource
+) -> None:
+    """Evaluate every check of every level in use; what fails is named, and kept beside the artefacts."""
+    failed: list[str] = []
+    for key in context.instance.get_dynamic_partitions(LEVELS.name):
+        level = Level(key, storage, folder, context.instance)
+        for artefact, checks in CHECKS.items():
+            if level.paths.is_there(artefact, key):
+                found = {check.name: evaluate(check, level) for check in with_up_to_date(artefact, checks)}
+                keep_results(storage.paths, artefact, key, found)
+        failed += [f"level {key}: {line}" for line in failed_checks(storage.paths, key, CHECKS)]
+    for line in failed:
+        context.log.warning(line)
+    if failed:
+        raise dg.Failure("; ".join(failed)[:LONGEST_TEXT], allow_retries=False)
+
+
+@dg.job(
+    description="Evaluates every check of every level in use and fails naming those that fail, e.g. what is out "
+    "of date after parameters.yaml was edited. Makes nothing. (A page of checks runs none of a level alone.)"
+)
+def level_checks() -> None:
+    evaluate_all_checks()
+
+
+def with_up_to_date(artefact: Artefact, checks: Sequence[Check]) -> list[Check]:
+    """An asset's checks, and whether it is up to date."""
+    current = Check(
+        "up_to_date",
+        "Made with the parameters of parameters.yaml from what there is now; says what differs.",
+        partial(up_to_date, artefact),
+    )
+    return [*checks, current]
+
+
 def evaluate(check: Check, level: Level) -> Result:
     """A check's result; what cannot be read fails it."""
     try:
@@ -435,28 +467,35 @@ def evaluate(check: Check, level: Level) -> Result:
         return False, f"an artefact is damaged ({error!r:.200}). Materialize it again"
 
 
-def keep_results(paths: StoragePaths, artefact: Artefact, level: str, results: Mapping[str, Result]) -> None:
-    """Write what the checks of an artefact said beside it, with the version they were about."""
+def kept_results(paths: StoragePaths, artefact: Artefact, level: str) -> dict[str, list[Any]]:
+    """Check -> [passed, text], of the checks that were evaluated on the artefact as it is."""
     record = read_record(paths.record(artefact, level))
     path = paths.artefact(artefact, level)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.with_name(path.name + CHECKS_SUFFIX).read_text(encoding="utf-8"))
+        if record is not None and kept["version"] == record.version:
+            return dict(kept["results"])
+    return {}
+
+
+def keep_results(paths: StoragePaths, artefact: Artefact, level: str, results: Mapping[str, Result]) -> None:
+    """Write what checks of an artefact said beside it, with the version they were about."""
+    record = read_record(paths.record(artefact, level))
+    path = paths.artefact(artefact, level)
+    kept = {**kept_results(paths, artefact, level), **{name: list(one) for name, one in results.items()}}
     write_json(
-        path.with_name(path.name + CHECKS_SUFFIX),
-        {"version": record and record.version, "results": {name: list(one) for name, one in results.items()}},
+        path.with_name(path.name + CHECKS_SUFFIX), {"version": record and record.version, "results": kept}
     )
 
 
 def failed_checks(paths: StoragePaths, level: str, artefacts: Iterable[Artefact]) -> list[str]:
     """One line for each check that failed when it was last evaluated on the artefact as it is."""
-    lines = []
-    for artefact in artefacts:
-        record = read_record(paths.record(artefact, level))
-        path = paths.artefact(artefact, level)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(path.with_name(path.name + CHECKS_SUFFIX).read_text(encoding="utf-8"))
-            if record is not None and kept["version"] == record.version:
-                failed = [(name, text) for name, (passed, text) in kept["results"].items() if not passed]
-                lines += [f"{artefact.name} {name}: {text}" for name, text in failed]
-    return lines
+    return [
+        f"{artefact.name} {name}: {text}"
+        for artefact in artefacts
+        for name, (passed, text) in kept_results(paths, artefact, level).items()
+        if not passed
+    ]
 
 
 def nothing_found(faults: Iterable[tuple[str, str]], else_text: str) -> Result:

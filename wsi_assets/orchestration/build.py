@@ -8,7 +8,7 @@ from __future__ import annotations
 import dagster as dg
 
 from wsi_assets.orchestration.artefact import Artefact
-from wsi_assets.orchestration.asset_checks import ALL_CHECKS
+from wsi_assets.orchestration.asset_checks import ALL_CHECKS, level_checks
 from wsi_assets.orchestration.assets import evaluation, index, learning, patches, slides
 from wsi_assets.orchestration.automation import build_automation_sensors, follow_index
 from wsi_assets.orchestration.io_managers import (
@@ -61,7 +61,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
     return dg.Definitions(
         assets=assets,
         asset_checks=ALL_CHECKS,
-        jobs=build_jobs(ARTEFACTS),
+        jobs=[*build_jobs(ARTEFACTS), level_checks],
         executor=step_processes,
         sensors=[
             build_slide_folder_sensor(settings.poll_seconds),

@@ -147,7 +147,7 @@ def test_a_level_is_added_in_the_dialog_and_two_are_launched_as_a_backfill(platf
     if new not in platform.levels():
         page.get_by_role("button", name="Materialize").first.click()
         page.get_by_text("Add a partition").first.click()
-        page.get_by_placeholder("Partition name").fill(new)
+        page.get_by_placeholder("name", exact=True).fill(new)
         shoot(page, "ui_5_add_level")
         page.get_by_role("button", name="Save").click()
         platform.wait(lambda: new in platform.levels(), "the level")

@@ -10,6 +10,7 @@ import pytest
 from wsi_assets.files import read_plain_pickle
 from wsi_assets.orchestration.artefact import all_artefacts
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, failed_checks
+from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.cli_run import CommandLineRun
 from wsi_assets.orchestration.config import ParameterSet, parse_settings
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
@@ -202,6 +203,16 @@ class TestLevel:
         assert not self.up_to_date(level, "patch_store")
         assert again(made, "seed=42", upto="sampled_index") == ([], ["sampled_index"])
         assert again(made) == ([], [])
+
+    def test_a_job_says_which_checks_fail_after_the_parameters_were_edited(self, made):
+        kept = made.paths.parameters.read_text()
+        made.paths.parameters.write_text(kept.replace("patch_size: 32", "patch_size: 16"))
+        try:
+            job = build_definitions(made.settings).resolve_job_def("level_checks")
+            result = job.execute_in_process(instance=made.instance, raise_on_error=False)
+        finally:
+            made.paths.parameters.write_text(kept)
+        assert "slide_index up_to_date: out of date: patch_size was 32 and is 16" in fault_of(result)
 
     @staticmethod
     def up_to_date(level: Level, name: str) -> bool:
