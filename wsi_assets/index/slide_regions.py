@@ -1,4 +1,4 @@
-"""What is read of one slide, tissue and annotation, as functions of files and options that any process can run."""
+"""What is read of one slide: tissue and annotation, as functions that any process can run."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Check:
-    """One check of an asset: ``evaluate`` takes the level's artefacts; a ``blocking`` one stops what follows."""
+    """One check of an asset; a ``blocking`` one stops what follows."""
 
     name: str
     description: str
@@ -190,7 +190,7 @@ def incomplete_slides_known(level: Level) -> Result:
 
 
 def store_equals_its_index(level: Level) -> Result:
-    """Whether the store holds exactly the patches of the sampled index, but for those listed as unreadable."""
+    """Whether the store holds exactly the patches of the sampled index, but for the unreadable ones."""
     from wsi_assets.patches import plan_patches
 
     options = PATCH_STORE.options(**level.record(PATCH_STORE).parameters)
@@ -227,8 +227,8 @@ def no_patient_on_two_sides(level: Level) -> Result:
 def better_than_majority(level: Level) -> Result:
     facts = level.record(TRAINED_MODEL).facts
     text = (
-        f"validation accuracy {_number(facts.get('val_acc'))}, {_number(facts.get('majority_share'))} for always "
-        f"the larger class, AUC {_number(facts.get('val_auc'))}"
+        f"validation accuracy {_number(facts.get('val_acc'))}, {_number(facts.get('majority_share'))} for "
+        f"always the larger class, AUC {_number(facts.get('val_auc'))}"
     )
     return facts.get("better_than_majority") is True, text
 
@@ -290,7 +290,7 @@ def up_to_date(artefact: Artefact, level: Level) -> Result:
 CURATION = {
     "annotation_missing": "No slide is a tumor slide by its name and lacks an annotation.",
     "no_tumor_patches": "Every slide with an annotation gave at least one tumor patch at this level.",
-    "annotation_outside": "No annotation reaches outside its slide: another slide's, or not in level-0 pixels.",
+    "annotation_outside": "No annotation reaches outside its slide: another slide's, or not level-0 pixels.",
     "annotation_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
     "tissue_share_out_of_range": "No slide is nearly all tissue or nearly none: a threshold that went wrong.",
     "tissue_mask_too_coarse": "Patches of every slide are more than a pixel of its tissue mask wide.",
@@ -329,16 +329,16 @@ CHECKS: dict[Artefact, list[Check]] = {
         ),
         Check(
             "incomplete_slides_known",
-            "Every slide of the list of incompletely annotated ones is in the index: a mistyped one would give "
-            "normal patches.",
+            "Every slide of the list of incompletely annotated ones is in the index: a mistyped one would "
+            "give normal patches.",
             incomplete_slides_known,
         ),
     ],
     PATCH_STORE: [
         Check(
             "store_equals_its_index",
-            "The store is complete and holds exactly the patches of the sampled index, with their labels, but "
-            "for those listed as unreadable.",
+            "The store is complete and holds exactly the patches of the sampled index, with their labels, "
+            "but for those listed as unreadable.",
             store_equals_its_index,
             blocking=True,
         ),
@@ -439,8 +439,8 @@ def evaluate_all_checks(
 
 
 @dg.job(
-    description="Evaluates every check of every level in use and fails naming those that fail, e.g. what is out "
-    "of date after parameters.yaml was edited. Makes nothing. (A page of checks runs none of a level alone.)"
+    description="Evaluates every check of every level in use and fails naming those that fail, e.g. what is "
+    "out of date after parameters.yaml was edited. Makes nothing."
 )
 def level_checks() -> None:
     evaluate_all_checks()
@@ -526,7 +526,7 @@ def no_leakage(split: Collection[Mapping[str, Any]], unit: str | None) -> Result
 
 
 def curate(index: dict[str, Any], load: Callable[[Artefact, str], Any]) -> dict[str, list[tuple[str, str]]]:
-    """Curation check -> (slide id, finding) over the slides of a level's index, one slide's regions at a time.
+    """Curation check -> (slide id, finding) over a level's slides, one slide's regions at a time.
 
     Args:
         load: (asset of slides, slide id) -> its stored value.

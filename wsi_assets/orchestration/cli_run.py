@@ -94,7 +94,7 @@ class CommandLineRun:
             annotations_gone: believe that slides which had annotations have none any more.
 
         Raises:
-            SlideError: the folder cannot be listed, or what it shows looks like a disk that is not mounted.
+            SlideError: the folder cannot be listed, or what it shows suggests a disk that is not mounted.
         """
         self.storage.parameters.read()
         outcome = SlidesOutcome()

@@ -119,7 +119,7 @@ class LazyPickles(Mapping[str, Any]):
 
 
 class PickleIOManager(StorageIOManager):
-    """Plain values as pickles that load anywhere; one that names a class or function is refused on reading."""
+    """Plain values as pickles that load anywhere; one that names a class is refused on reading."""
 
     def store(self, path: Path, value: Any) -> dict[str, Any]:
         write_plain_pickle(path, value)

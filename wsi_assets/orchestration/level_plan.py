@@ -1,4 +1,4 @@
-"""What of a cohort is missing or out of date, decided from files alone: artefacts, their records, parameters."""
+"""What of a cohort is missing or out of date, decided from artefacts, their records and the parameters."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def stale_artefacts(
 ) -> dict[str, str]:
     """Name -> why it must be made again, of a level's assets; what depends on it follows.
 
-    Of the same inputs the same is made again, so nothing below a store that was deleted has to follow; but for a
-    model, which is not the same when it is trained twice.
+    Of the same inputs the same is made again, so nothing below a store that was deleted has to follow; below a
+    model it has to, as that is another one when it is trained again.
 
     Args:
         chain: in the order in which they are made.

@@ -24,7 +24,7 @@ fault."""
 
 @dataclass(frozen=True)
 class Made:
-    """What was made of one slide: the value to store, versions of what it was made from, what to show of it."""
+    """What was made of one slide: the value to store, versions of what it was made from, what to show."""
 
     value: Any
     inputs: Mapping[str, Any]

@@ -80,7 +80,7 @@ class StoragePaths:
 
 
 STORE_POINTER = "patch_store.json"
-"""The file in a level's folder that names its store: LMDB, HDF5 and PNG folders lie under names of their own."""
+"""The file in a level's folder that names its store."""
 
 
 def record_of(path: Path) -> Path:

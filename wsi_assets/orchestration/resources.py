@@ -1,4 +1,4 @@
-"""What assets need from outside: the slide folder, the storage folder, and where the work of slides is done."""
+"""What assets need from outside: the slide folder, the storage folder, and processes for slides."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def retire_slide(
     listing = folder.list()
     if not listing.slides and not listing.left_out:
         raise ConfigError(
-            f"the slide folder {folder.images_dir} is empty, which looks like a disk that is not mounted",
+            f"the slide folder {folder.images_dir} is empty: its disk may not be mounted",
             remedy="Mount it, or put back any one slide",
         )
     there = {
@@ -58,7 +58,7 @@ def retire_slide(
         run_id = busy[0].dagster_run.run_id
         raise ConfigError(f"run {run_id} is going on", remedy="Wait until it is done, or cancel it")
     for asset in (SLIDE_IMAGE, SLIDE_ANNOTATION):
-        # Dagster keeps the records of a deleted partition; without these a slide put back would look made.
+        # Dagster keeps the records of a deleted partition; without these, one put back would count as made.
         instance.report_runless_asset_event(
             dg.AssetObservation(
                 asset,

@@ -127,9 +127,9 @@ def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
         minimum_interval_seconds=poll_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Lists the slide folder every {poll_seconds} s (WSI_POLL_SECONDS). A new or changed "
-        "slide or annotation whose size and time held still over two polls gets its partition and an observation. "
-        "Nothing is ever removed: an empty or unreachable folder is reported and waited for. Costs a listing "
-        "of the folder, and some megabytes of reading for each slide that changed.",
+        "slide or annotation whose size and time held still over two polls gets its partition and an "
+        "observation. Nothing is ever removed: an empty or unreachable folder is reported and waited for. "
+        "Costs a listing of the folder, and some megabytes of reading for each slide that changed.",
     )
     def slide_folder(
         context: dg.SensorEvaluationContext, folder: SlideFolderResource, storage: StorageResource

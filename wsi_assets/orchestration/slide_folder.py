@@ -1,4 +1,4 @@
-"""What the slide folder holds, against what is known of it: pure decisions, and the events that tell Dagster.
+"""What the slide folder holds, against what is known of it: decisions, and the events that report it.
 
 The sensor and the command line share it. Nothing here removes a slide.
 """
@@ -96,7 +96,7 @@ def changed(
 
 
 def doubt_slides(found: Collection[str], registered: Collection[str]) -> str | None:
-    """Why a listing looks like a disk that is not mounted, and not like slides taken away; else None."""
+    """Why a listing suggests a disk that is not mounted rather than slides taken away; else None."""
     gone = len(set(registered) - set(found))
     if 2 * gone > len(registered):
         return (
@@ -107,7 +107,7 @@ def doubt_slides(found: Collection[str], registered: Collection[str]) -> str | N
 
 
 def doubt_missing_annotations(now: int, lost: int) -> str | None:
-    """Why slides without annotation look like a folder that is not mounted; else None.
+    """Why slides without annotation suggest a folder that is not mounted; else None.
 
     Args:
         now: slides that have an annotation.
@@ -161,7 +161,7 @@ def known_slides(instance: dg.DagsterInstance, slide_ids: Iterable[str]) -> dict
 def observations(
     slide_id: str, seen: Mapping[str, FileSeen], known: Mapping[str, FileSeen] | None = None
 ) -> list[dg.AssetObservation]:
-    """The events that tell Dagster what a slide's files hold now, of those that differ from what is known."""
+    """The events that report what a slide's files hold now, of those that differ from what is known."""
     return [
         dg.AssetObservation(
             asset,

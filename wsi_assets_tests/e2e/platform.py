@@ -26,7 +26,7 @@ REPOSITORY = {"repositoryLocationName": "wsi_assets.definitions", "repositoryNam
 
 
 class Platform:
-    """Folders for slides, outlines and storage below ``home``, and the servers on them."""
+    """Folders for slides, annotations and storage below ``home``, and the servers on them."""
 
     def __init__(self, home: Path, poll_seconds: int = 2):
         self.home = home
@@ -122,7 +122,8 @@ class Platform:
 
     def _partitions(self, asset: str) -> set[str]:
         data = self.ask(
-            "query($key: AssetKeyInput!) {assetNodeOrError(assetKey: $key) {...on AssetNode {partitionKeys}}}",
+            "query($key: AssetKeyInput!) {assetNodeOrError(assetKey: $key) {...on AssetNode "
+            "{partitionKeys}}}",
             key={"path": [asset]},
         )
         return set(data["assetNodeOrError"]["partitionKeys"])

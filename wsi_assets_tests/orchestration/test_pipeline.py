@@ -1,4 +1,5 @@
-"""The graph on a real instance: slides in batches, levels that are added, files that decide what is out of date."""
+"""The graph on a real instance: slides in batches, levels that are added, files that decide what is out of
+date."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def _annotations(predictions: dict[str, Any], annotation_regions: LazyPickles) -
 
 
 def _incomplete(storage: StorageResource, level: str) -> frozenset[str]:
-    """Slides whose tumor is not completely annotated, as the sampled index was told."""
+    """Slides whose tumor is not completely annotated, as the parameters of the sampled index say."""
     from wsi_assets.index import incomplete_slides
     from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
 
