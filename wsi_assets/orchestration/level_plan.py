@@ -45,7 +45,7 @@ def stale_artefacts(
 ) -> dict[str, str]:
     """Name -> why it must be made again, of a level's assets; what depends on it follows.
 
-    Of the same inputs the same is made again, so nothing below a store that was deleted has to follow; below a
+    Of the same inputs the same is made again, so nothing below a deleted store has to follow; below a
     model it has to, as that is another one when it is trained again.
 
     Args:
