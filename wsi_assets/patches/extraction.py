@@ -200,7 +200,7 @@ def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[int, 
             if reason is None:
                 yield number, patch.jpeg or encode(patch.pixels)
             else:
-                reasons[number] = reason
+                reasons[number] = sys.intern(reason)  # one text for many patches: results stay small
     except SlideError as error:
         close_reader()
         reasons.update(dict.fromkeys(waiting, error.fault))

@@ -112,7 +112,7 @@ class PatchStore:
         data = reader.read(index)
         try:
             if reader.metadata.info["codec"] == "pixels":
-                return np.frombuffer(data, np.uint8).reshape(size, size, 3).copy()
+                return np.frombuffer(data, np.uint8).reshape(size, size, 3)
             return decode(data, size)
         except Exception as error:  # each image library has its own errors
             raise damaged(self.path, f"{reader.metadata.keys[index]}: {error}") from error
@@ -128,7 +128,7 @@ class PatchStore:
 
     def encoded(self, index: int) -> bytes:
         """The stored bytes of one patch: a JPEG or PNG image, or of HDF5 its pixels."""
-        return self._opened().read(index)
+        return bytes(self._opened().read(index))
 
     def problems(self) -> list[str]:
         """What the library's own checker finds wrong with the file (LMDB), or which files are missing."""

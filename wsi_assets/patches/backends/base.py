@@ -84,8 +84,8 @@ class StoreReader(Protocol):
 
     metadata: StoreMetadata
 
-    def read(self, row: int) -> bytes:
-        """The encoded patch.
+    def read(self, row: int) -> bytes | memoryview:
+        """The encoded patch, the caller's own.
 
         Raises:
             StoreError: it is gone or does not read.
@@ -101,7 +101,7 @@ class StoreReader(Protocol):
 class StoreWriter(Protocol):
     """Fills a store at a staging path. Faults of the disk are OSErrors with their errno."""
 
-    def write(self, row: int, key: str, label: int, value: bytes) -> None:
+    def write(self, row: int, key: str, label: int, value: bytes | memoryview) -> None:
         """Put one encoded patch; ``row`` is its number in the plan."""
 
     def keep(self, row: int, key: str, label: int, old: StoreReader, old_row: int) -> None:

@@ -45,7 +45,6 @@ class Hdf5Reader:
             if not isinstance(self._images, h5py.Dataset):
                 raise no_patch_store(path, "it has no dataset 'images'")
             self.metadata = self._ours() if self._is_ours() else self._foreign()
-            self._direct = self._is_plain()
         except StoreError:
             self.close()
             raise
@@ -94,20 +93,10 @@ class Hdf5Reader:
             keys = [key.decode() if isinstance(key, bytes) else str(key) for key in named]
         return StoreMetadata(foreign_info("hdf5", "pixels", size), keys, labels, None)
 
-    def _is_plain(self) -> bool:
-        """Whether a chunk is a patch as it is, so that it can be read without HDF5's machinery."""
-        images = self._images
-        filters = images.compression or images.shuffle or images.fletcher32 or images.scaleoffset
-        return images.chunks == (1, *images.shape[1:]) and not filters
-
-    def read(self, row: int) -> bytes:
+    def read(self, row: int) -> memoryview:
         try:
-            if self._direct:
-                try:
-                    return self._images.id.read_direct_chunk((row, 0, 0, 0))[1]
-                except RuntimeError:  # a row that was never written
-                    pass
-            return self._images[row].tobytes()
+            # Not read_direct_chunk: it trusts the length that a damaged file gives.
+            return memoryview(self._images[row]).cast("B")
         except _ERRORS as error:
             raise damaged(self.path, error) from error
 

@@ -226,6 +226,8 @@ class _Environment:
                 found = data.stat()
                 file = found.st_dev, found.st_ino
                 environment = cls._open.get(file) or cls(path, file)
+                if not os.path.samestat(found, data.stat()):
+                    raise StoreError("was replaced while it was opened", path=path, remedy="Open it again")
                 environment._check_size(found.st_size)
                 cls._open[file] = environment
                 environment._users += 1
