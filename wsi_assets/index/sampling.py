@@ -16,7 +16,7 @@ import numpy as np
 
 from wsi_assets.errors import ConfigError, SlideIndexError
 from wsi_assets.index.slide_index import PER_PATCH, Entry, Index, check_index, classes, is_test
-from wsi_assets.index.split import Side, split_slides
+from wsi_assets.index.split import Side, sides_of
 from wsi_assets.slides import normalize_id, slide_id_of
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 def sample_index(index: Index, options: SamplingOptions) -> Index:
     """Choose patches: the same slides with the chosen patches only, in the same order.
 
-    The split comes first, and each entry's ``split`` says which side its slide is on. Test slides keep every
-    patch, validation slides too. Training slides keep every patch that holds tumor, and together
-    ``normal_per_tumor`` normal patches for each tumor patch, spread equally over the slides: one that has
-    fewer than its share gives all it has, and the others give more. Incompletely annotated slides give no
-    normal patch. A cohort without any tumor patch keeps all its normal patches, up to
+    The split comes first, unless the index has one, and each entry's ``split`` says on which side it is. Test
+    slides and validation slides keep every patch. Training slides keep every patch that holds tumor, and
+    together ``normal_per_tumor`` normal patches for each tumor patch, spread equally over the slides: one
+    that has fewer than its share gives all it has, and the others give more. Incompletely annotated slides
+    give no normal patch. A cohort without any tumor patch keeps all its normal patches, up to
     ``max_normal_per_slide``.
 
     Raises:
@@ -44,7 +44,7 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
     check_index(index)
     incomplete = incomplete_slides(options.incomplete_slides)
     try:
-        sides = split_slides(index, options.val_size, options.seed)
+        sides = sides_of(index, options.val_size, options.seed)
         quotas = normal_quotas(index, options, incomplete, sides)
         return {
             slide_id: {
@@ -59,13 +59,9 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
 
 
 def normal_quotas(
-    index: Index,
-    options: SamplingOptions,
-    incomplete: Collection[str] = (),
-    sides: Mapping[str, Side] | None = None,
+    index: Index, options: SamplingOptions, incomplete: Collection[str], sides: Mapping[str, Side]
 ) -> dict[str, int]:
     """How many normal patches each slide that is not a test slide gives: slide id -> number."""
-    sides = split_slides(index, options.val_size, options.seed) if sides is None else sides
     tumor, all_of, available = 0, {}, {}
     for slide_id, entry in index.items():
         if sides[slide_id] == "test":

@@ -47,6 +47,12 @@ def split_slides(index: Index, val_size: float, seed: int) -> dict[str, Side]:
     return sides
 
 
+def sides_of(index: Index, val_size: float, seed: int) -> dict[str, Side]:
+    """The ``split`` that all entries carry, or else :func:`split_slides`."""
+    carried = {name: entry["split"] for name, entry in index.items() if entry.get("split")}
+    return carried if len(carried) == len(index) else split_slides(index, val_size, seed)
+
+
 def fold_slides(index: Index, folds: int, seed: int) -> dict[str, int]:
     """Fold, from 0, of each slide that is not a test slide: grouped by patient, stratified by tumor.
 

@@ -13,7 +13,6 @@ __getattr__, __dir__, __all__ = exports(
         "records": ("EpochRecord", "TrainingResult", "TrainingWarning"),
         "checkpoints": ("LoadedModel", "load_model"),
         "options": ("PredictionOptions", "TrainingOptions"),
-        "scores": ("calibrated",),
         "pictures": ("augmentation_mosaic_png", "confusion_png", "curves_png"),
         "training": ("train",),
         "prediction": ("predict",),

@@ -5,18 +5,17 @@ memory, ready for a network.
 
 The transforms are those that change a stained section without changing its diagnosis:
 
-- **Dihedral** (four quarter turns, each mirrored or not): tissue has no up. Exact, no interpolation.
+- **Dihedral** (four quarter turns, each mirrored or not): tissue has no up.
 - **Stain**: hematoxylin, eosin and the residual are separated by color deconvolution (Ruifrok and Johnston
   2001), each amount a becomes a * alpha + beta, and the colors are put together again. This imitates thicker
-  or thinner sections, stronger or fresher dye, the main difference between laboratories; of the augmentations
-  compared by Tellez et al. (2019) stain and color jitter generalized best to other centers.
-- **Colour**: brightness, contrast, saturation and a few degrees of hue, for lamps, sensors and the scanner's
+  or thinner sections and stronger or fresher dye; of the augmentations compared by Tellez et al. (2019) stain
+  and color jitter generalized best to other centers.
+- **Color**: brightness, contrast, saturation and a few degrees of hue, for lamps, sensors and the scanner's
   own color processing.
-- **Blur**: a Gaussian of up to 1.5 pixels on a fifth of the patches, for focus. Stronger blur would remove
-  the chromatin texture that a pathologist, and the model, decides by.
+- **Blur**: a Gaussian of up to 1.5 pixels on a fifth of the patches, for focus; stronger blur would remove
+  the chromatin texture by which the model decides.
 
-Left out on purpose: scaling and free rotation (magnification is a fact of the level, nuclear size a feature),
-elastic deformation, cut-outs.
+Scaling, free rotation and elastic deformation are left out: nuclear size and shape are features.
 
 Every number comes from (seed, epoch, batch) on the CPU, not from a global state, so it depends neither on the
 number of workers nor on the device.
@@ -29,14 +28,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 STAIN_ALPHA = 0.15
-"""Each stain's amount is multiplied by a factor within 1 ± this."""
+"""Amounts of stain are multiplied by a factor within 1 ± this ..."""
 STAIN_BETA = 0.02
-"""Each stain's amount is shifted by up to this, in optical density (natural logarithm)."""
+"""... and shifted by up to this, in optical density (natural logarithm)."""
 BRIGHTNESS = 0.15
 CONTRAST = 0.15
 SATURATION = 0.2
@@ -165,7 +165,7 @@ def augment(patches: Tensor, transforms: Transforms) -> Tensor:
     rgb.mul_(contrast).add_(gray * (1 - contrast))
 
     rgb = rgb.view(n, height, width, 3)
-    chosen = torch.nonzero(transforms.sigma).squeeze(1)  # on the CPU: no wait for the device
+    chosen = torch.nonzero(transforms.sigma).squeeze(1)  # on the CPU: nothing waits for the device
     if len(chosen):
         sigma = transforms.sigma[chosen].to(device)
         chosen = chosen.to(device)
@@ -205,24 +205,13 @@ def _chroma(saturation: Tensor, hue: Tensor) -> Tensor:
 
 def _blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of (n, height, width, 3), each with its own sigma; edges are mirrored."""
-    height, width = images.shape[1:3]
+    n, height, width, _ = images.shape
     radius = min(BLUR_RADIUS, height - 1, width - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    rows = torch.arange(-radius, height + radius, device=images.device)
-    columns = torch.arange(-radius, width + radius, device=images.device)
-    padded = images[:, _mirror(rows, height)]
-    images = torch.zeros_like(images)
-    for k in range(2 * radius + 1):
-        images.addcmul_(padded[:, k : k + height], kernel[:, k, None, None, None])
-    padded = images[:, :, _mirror(columns, width)]
-    images = torch.zeros_like(images)
-    for k in range(2 * radius + 1):
-        images.addcmul_(padded[:, :, k : k + width], kernel[:, k, None, None, None])
-    return images
-
-
-def _mirror(index: Tensor, size: int) -> Tensor:
-    """Positions beyond either end reflected into 0 to size - 1, the end itself not repeated."""
-    return (size - 1) - ((size - 1) - index.abs()).abs()
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)[:, None]
+    planes = images.permute(0, 3, 1, 2).reshape(1, 3 * n, height, width)
+    planes = functional.pad(planes, (radius,) * 4, mode="reflect")
+    planes = functional.conv2d(planes, kernel[:, :, None, :], groups=3 * n)
+    planes = functional.conv2d(planes, kernel[:, :, :, None], groups=3 * n)
+    return planes.reshape(n, 3, height, width).permute(0, 2, 3, 1)

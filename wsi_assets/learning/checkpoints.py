@@ -44,7 +44,7 @@ class LoadedModel:
         architecture: how the network is built and fed.
         patch_size, level, mpp: of the patches it was trained on; None where not known.
         threshold: chosen on validation slides, with the ``specificity`` and ``sensitivity`` there, or None.
-        calibration: see :func:`wsi_assets.learning.scores.calibrated`, or None.
+        calibration: ``temperature`` and ``shift``, as ``probs`` in the card explains, or None.
         card: all of ``best.json``; empty for a bare state dict.
     """
 
@@ -183,14 +183,14 @@ class CheckpointFolder:
         _save(self._resume_path, state)
 
     def resume_state(self, run_digest: str) -> dict[str, Any] | None:
-        """The state of this very run, if there is a readable one; files of other runs are removed."""
+        """The state of this very run, if there is a readable one; checkpoints of other runs are removed."""
         try:
             state = load_plain(self._resume_path)
             if state["run_digest"] == run_digest:
                 return state
         except (ModelError, KeyError, TypeError):
             pass
-        for path in (*self.paths(), self.best_path, self.folder / CARD_NAME, self._resume_path):
+        for path in (*self.paths(), self._resume_path):
             path.unlink(missing_ok=True)
         return None
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wsi_assets.errors import ModelError, StoreError
 from wsi_assets.index.slide_index import check_index, classes
-from wsi_assets.index.split import patients, split_slides
+from wsi_assets.index.split import patients, sides_of
 from wsi_assets.learning.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -87,19 +87,17 @@ def _check_origin(
 ) -> None:
     """Refuse a store of another index: keys are counted, so another index has many of the same.
 
-    A store that lists its unreadable patches lacks no others; one of another program may lack some.
+    A store of ours lists what it lacks and knows where its patches lie; one of another program does not.
     """
-    lacks = np.flatnonzero(positions < 0)
-    allowed = len(unreadable) if store.info.get("quarantined") is not None else MOST_MISSING * len(keys)
-    fault = (
-        f"has no patch {next(keys[i] for i in lacks if keys[i] not in unreadable)}"
-        if len(lacks) > allowed
-        else ""
-    )
+    missing = [keys[i] for i in np.flatnonzero(positions < 0) if keys[i] not in unreadable]
     found = np.flatnonzero(positions >= 0)
-    if not fault and store.coords is not None:
+    fault = ""
+    if store.coords is not None:
         elsewhere = (np.asarray(store.coords)[positions[found]] != places[found]).any(axis=1)
-        fault = f"has another patch under {keys[found[elsewhere.argmax()]]}" if elsewhere.any() else ""
+        if elsewhere.any():
+            fault = f"has another patch under {keys[found[elsewhere.argmax()]]}"
+    if len(missing) > (MOST_MISSING * len(keys) if store.coords is None else 0):
+        fault = f"has no patch {missing[0]}"
     if fault:
         raise StoreError(
             f"{fault}: it was not built from this index",
@@ -134,15 +132,14 @@ def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> 
     Raises:
         ModelError: a class has fewer than two patches outside test slides.
     """
-    carried = {name: entry["split"] for name, entry in index.items() if entry.get("split")}
-    sides = carried if len(carried) == len(index) else split_slides(index, options.val_size, options.seed)
+    sides = sides_of(index, options.val_size, options.seed)
     side = np.array([sides[name] for name in table.slide_ids], object)[table.slides]
     rest = np.flatnonzero(table.usable & (side != "test"))
     counts = np.bincount(table.labels[rest], minlength=2)
     if counts.min() < 2:
         raise ModelError(
             f"{counts[1]} tumor and {counts[0]} normal patches outside test slides cannot be split",
-            remedy="Add annotated slides or slides with normal tissue; two patches of each class are the least",
+            remedy="Add annotated slides, or slides with normal tissue",
         )
     train, validation = (rest[side[rest] == name] for name in ("train", "validation"))
     names = patients(index)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 
 import torch
 
-from wsi_assets.errors import ConfigError, ModelError, one_line
+from wsi_assets.errors import ConfigError, ModelError
 
 
 def resolve_device(name: str) -> torch.device:
@@ -81,20 +80,4 @@ def clear_memory_errors(batch_option: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ModelError(
             "the GPU's memory is full", remedy=f"Lower {batch_option}, or choose a smaller model_name"
-        ) from error
-
-
-@contextlib.contextmanager
-def clear_compiler_errors() -> Iterator[None]:
-    """What keeps torch.compile from compiling, such as a missing C++ compiler, as one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        # Its errors' module takes seconds to import and is loaded only where something was compiled.
-        module = sys.modules.get("torch._dynamo.exc")
-        if module is None or not isinstance(error, module.TorchDynamoException):
-            raise
-        raise ModelError(
-            f"the network cannot be compiled ({one_line(error)[:200]})",
-            remedy="Install a C++ compiler, or set compile_model=false",
         ) from error

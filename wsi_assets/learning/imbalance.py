@@ -59,87 +59,55 @@ def measure_imbalance(batches: Sequence[Draw], labels: np.ndarray, options: Trai
     return Imbalance(normal, sum(tumor), kept, weights)
 
 
-def idle_strategies(imbalance: Imbalance, options: TrainingOptions) -> list[TrainingWarning]:
-    """Strategies that are switched on and cannot change this training."""
-    found = []
-    ratio = imbalance.seen_normal / imbalance.seen_tumor
-    if options.use_ohem and imbalance.mined < LEAST_MINED:
-        found.append(
-            TrainingWarning(
-                f"hard_example_mining{IDLE}",
-                f"Hard example mining leaves out {imbalance.mined:.1%} of the normal patches: training sees "
-                f"{ratio:.1f} for each tumor patch with its copies, and it keeps {options.ohem_ratio:g}. Raise "
-                "normal_per_tumor, or lower aug_factor or ohem_ratio",
-            )
-        )
-    if options.use_class_weights and abs(imbalance.weights[0] - 1) < LEAST_MINED:
-        found.append(
-            TrainingWarning(
-                f"class_weights{IDLE}",
-                "Class weights are 1: as many normal as tumor patches are back-propagated. Raise "
-                "normal_per_tumor or ohem_ratio",
-            )
-        )
-    if options.use_focal_loss and options.focal_gamma == 0:
-        found.append(TrainingWarning(f"focal_loss{IDLE}", "Focal loss with focal_gamma 0 is cross-entropy"))
-    if imbalance.tumor_share > 0.5:
-        found.append(
-            TrainingWarning(
-                "tumor_is_the_majority",
-                f"{imbalance.tumor_share:.0%} of the patches that training sees are copies of tumor patches. "
-                "Raise normal_per_tumor or lower aug_factor",
-            )
-        )
-    return found
-
-
-def split_warnings(split: Split, labels: np.ndarray) -> list[TrainingWarning]:
-    """What makes the choice of the best epoch and the threshold less certain."""
-    found = []
-    normal, tumor = np.bincount(labels[split.validation], minlength=2).tolist()
-    if min(normal, tumor) < FEW_VALIDATING:
-        found.append(
-            TrainingWarning(
-                "few_validation_patches",
-                f"Only {tumor} tumor and {normal} normal patches validate: the best epoch and the threshold "
-                "are chosen on little. Add slides, or raise val_size",
-            )
-        )
-    if split.unit != "patient":
-        found.append(
-            TrainingWarning(
-                f"split_by_{split.unit}",
-                f"Too few patients to split by patient, so {split.unit}s were split: validation looks better "
-                "than it would on a new patient",
-            )
-        )
-    if split.shared:
-        found.append(
-            TrainingWarning(
-                "patients_in_test_and_training",
-                f"{len(split.shared)} patients have test slides and others ({', '.join(split.shared[:5])}): the "
-                "test looks better than it would on a new patient",
-            )
-        )
-    return found
-
-
 def training_warnings(
     options: TrainingOptions, imbalance: Imbalance, split: Split, labels: np.ndarray, steps: int
 ) -> tuple[TrainingWarning, ...]:
-    """All that the user of a finished training of ``steps`` steps should know."""
-    found = [*idle_strategies(imbalance, options), *split_warnings(split, labels)]
-    if steps < FEW_STEPS:
-        found.append(
-            TrainingWarning(
-                "few_steps",
-                f"The training had only {steps} steps: raise max_epochs, or lower batch_size",
-            )
-        )
-    if options.weights == "none":
-        found.append(
-            TrainingWarning(
-                "random_start", "Trained from random weights; weights=imagenet usually gives a better model"
-            )
-        )
-    return tuple(found)
+    """What the user of a finished training of ``steps`` steps should know."""
+    ratio = imbalance.seen_normal / imbalance.seen_tumor
+    normal, tumor = np.bincount(labels[split.validation], minlength=2).tolist()
+    possible = {
+        f"hard_example_mining{IDLE}": (
+            options.use_ohem and imbalance.mined < LEAST_MINED,
+            f"Hard example mining leaves out {imbalance.mined:.1%} of the normal patches: training sees "
+            f"{ratio:.1f} for each tumor patch and copy, and it keeps {options.ohem_ratio:g}. Raise "
+            "normal_per_tumor, or lower aug_factor or ohem_ratio",
+        ),
+        f"class_weights{IDLE}": (
+            options.use_class_weights and abs(imbalance.weights[0] - 1) < LEAST_MINED,
+            "Class weights are 1: as many normal as tumor patches are back-propagated. Raise "
+            "normal_per_tumor or ohem_ratio",
+        ),
+        f"focal_loss{IDLE}": (
+            options.use_focal_loss and options.focal_gamma == 0,
+            "Focal loss with focal_gamma 0 is cross-entropy",
+        ),
+        "tumor_is_the_majority": (
+            imbalance.tumor_share > 0.5,
+            f"{imbalance.tumor_share:.0%} of the patches that training sees are tumor patches and their "
+            "copies. Raise normal_per_tumor or lower aug_factor",
+        ),
+        "few_validation_patches": (
+            min(normal, tumor) < FEW_VALIDATING,
+            f"Only {tumor} tumor and {normal} normal patches validate: the best epoch and the threshold are "
+            "chosen on little. Add slides, or raise val_size",
+        ),
+        f"split_by_{split.unit}": (
+            split.unit != "patient",
+            f"Too few patients to split by patient, so {split.unit}s were split: validation looks better "
+            "than it would on a new patient",
+        ),
+        "patients_in_test_and_training": (
+            bool(split.shared),
+            f"{len(split.shared)} patients have test slides and others ({', '.join(split.shared[:5])}): the "
+            "test looks better than it would on a new patient",
+        ),
+        "few_steps": (
+            steps < FEW_STEPS,
+            f"The training had only {steps} steps: raise max_epochs, or lower batch_size",
+        ),
+        "random_start": (
+            options.weights == "none",
+            "Trained from random weights; weights=imagenet usually gives a better model",
+        ),
+    }
+    return tuple(TrainingWarning(code, text) for code, (holds, text) in possible.items() if holds)

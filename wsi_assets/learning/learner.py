@@ -1,17 +1,19 @@
-"""A network in training: one pass over batches that learns, one that updates batch-norm, one that predicts."""
+"""A network in training: a pass over batches that learns, one that updates batch-norm, one that predicts."""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from wsi_assets.learning.augmentation import augment, draw_transforms
+from wsi_assets.learning.augmentation import Transforms, augment, draw_transforms
 from wsi_assets.learning.data import BatchReader, Draw, PatchTable, ordered_batches
 from wsi_assets.learning.devices import autocast, resolve_precision
 from wsi_assets.learning.imbalance import Imbalance
@@ -22,6 +24,9 @@ from wsi_assets.learning.schedule import Schedule
 
 PRETRAINED_RATE = 0.1
 """Share of ``lr`` at which a pretrained body learns."""
+AVERAGED_STEPS = 100
+"""Validation and ``best.pt`` take an exponential average of the weights over about so many steps: at a
+constant rate the weights themselves jump from step to step, and the lowest of such losses is a lucky one."""
 BATCH_NORM_PATCHES = 2048
 """Training patches from which batch-norm statistics are computed before a validation."""
 
@@ -31,13 +36,13 @@ class Learner:
     """A network with everything a training step needs.
 
     Attributes:
-        model: holds the weights; forward: what is called in training (compiled or not).
+        model: what steps change; averaged: of the last steps, what is validated and kept.
         weights: (2,) of (normal, tumor) in the loss, on the device.
     """
 
     model: nn.Module
+    averaged: nn.Module
     architecture: Architecture
-    forward: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     options: TrainingOptions
     imbalance: Imbalance
@@ -49,33 +54,25 @@ class Learner:
     def gamma(self) -> float:
         return self.options.focal_gamma if self.options.use_focal_loss else 0.0
 
-    def inputs(self, patches: Tensor, draw: Draw, epoch: int, batch: int) -> Tensor:
-        """uint8 patches of a batch to the network's input, augmented where the options say so."""
-        patches = patches.to(self.device, non_blocking=True)
-        if self.options.use_augmentation:
-            transforms = draw_transforms(
-                len(draw.rows), seed=self.options.seed, epoch=epoch, batch=batch, plain=draw.plain
-            )
-            patches = augment(patches, transforms)
-        return self.architecture.inputs(patches)
+    def inputs(self, patches: Tensor, transforms: Transforms | None = None) -> Tensor:
+        """uint8 patches of a batch to the network's input, transformed where transforms are given."""
+        # Always in float32: colors in bfloat16 would be in steps of a hundredth.
+        with autocast(self.device, "float32"):
+            patches = patches.to(self.device, non_blocking=True)
+            return self.architecture.inputs(patches if transforms is None else augment(patches, transforms))
 
-    def mode(self, training: bool) -> None:
-        """Batch statistics and dropout on or off; a frozen body stays as it predicts."""
-        self.model.train(training and not self.options.freeze_backbone)
+    @torch.no_grad()
+    def average(self, step: int) -> None:
+        """Take the weights after a step into the average; early averages are over fewer steps."""
+        share = max(1 / AVERAGED_STEPS, 9 / (10 + step))
+        pairs = zip(self.averaged.parameters(), self.model.parameters(), strict=True)
+        ours, new = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
+        torch._foreach_lerp_(ours, new, share)
 
-
-@dataclass(frozen=True)
-class Trained:
-    """What one training epoch gave; losses and shares as in ``EpochRecord``."""
-
-    loss: float
-    accuracy: float
-    objective: float
-    mined: float
-    lr: float
-    phase: str
-    images_per_second: float
-    waiting: float
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from these weights."""
+        self.model.load_state_dict(state)
+        self.averaged.load_state_dict(state)
 
 
 def make_learner(
@@ -104,8 +101,8 @@ def make_learner(
                 groups.append({"params": chosen, "weight_decay": decay, "share": share})
     return Learner(
         model=model,
+        averaged=copy.deepcopy(model).eval(),
         architecture=architecture,
-        forward=torch.compile(model) if options.compile_model else model,
         optimizer=torch.optim.AdamW(groups, lr=options.lr, fused=True),
         options=options,
         imbalance=imbalance,
@@ -121,52 +118,57 @@ def train_epoch(
     table: PatchTable,
     batches: Sequence[Draw],
     schedule: Schedule,
-    epoch: int,
     on_step: Callable[[int], None],
-) -> Trained:
-    """Learn from each batch once. Sums stay on the device: nothing waits for it before the epoch's end."""
+) -> dict[str, Any]:
+    """Learn from each batch once; returns the training's part of an ``EpochRecord``.
+
+    Sums stay on the device: nothing waits for it before the epoch's end.
+    """
     options, device = learner.options, learner.device
-    learner.mode(training=True)
-    sums = torch.zeros(6, dtype=torch.float64, device=device)
+    learner.model.train(not options.freeze_backbone)  # a frozen body stays as it predicts
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
     started, waited, done = time.perf_counter(), reader.waited, 0
     lr, phase = 0.0, schedule.phase
     for number, patches in enumerate(reader.read([table.positions[batch.rows] for batch in batches])):
         batch = batches[number]
         labels = table.labels[batch.rows]
         targets = torch.from_numpy(labels).to(device, non_blocking=True)
+        transforms = None
+        if options.use_augmentation:
+            drawn = {"seed": options.seed, "epoch": schedule.epoch + 1, "batch": number, "plain": batch.plain}
+            transforms = draw_transforms(len(labels), **drawn)
         lr, phase = options.lr * schedule.rate, schedule.phase
         for group in learner.optimizer.param_groups:
             group["lr"] = lr * group["share"]
         learner.optimizer.zero_grad(set_to_none=True)
         with autocast(device, learner.precision):
-            logits = learner.forward(learner.inputs(patches, batch, epoch, number))
+            logits = learner.model(learner.inputs(patches, transforms))
         losses = patch_losses(logits, targets, gamma=learner.gamma, weights=learner.weights)
         objective = _objective(losses, targets, int(labels.sum()), learner)
         objective.backward()
         learner.optimizer.step()
+        learner.average(schedule.step)
         schedule.step += 1
         with torch.no_grad():
             tumor = targets.double()
             plain = patch_losses(logits, targets).double()
             correct = (logits.argmax(dim=1) == targets).sum().double()
             seen = (objective.double(), correct, (plain * tumor).sum(), plain.sum(), tumor.sum())
-            sums[:5] += torch.stack(seen)
+            sums += torch.stack(seen)
         done += len(labels)
         on_step(done)
-    objective, correct, tumor_loss, loss, tumor, _ = (
-        sums.tolist()
-    )  # waits for the device, so the clock is honest
+    # Reading the sums waits for the device, so the clock is honest.
+    objective, correct, tumor_loss, loss, tumor = sums.tolist()
     seconds = time.perf_counter() - started
-    return Trained(
-        loss=(tumor_loss / tumor + (loss - tumor_loss) / (done - tumor)) / 2,
-        accuracy=correct / done,
-        objective=objective / len(batches),
-        mined=learner.imbalance.mined,
-        lr=lr,
-        phase=phase,
-        images_per_second=done / seconds,
-        waiting=(reader.waited - waited) / seconds,
-    )
+    return {
+        "train_loss": (tumor_loss / tumor + (loss - tumor_loss) / (done - tumor)) / 2,
+        "train_acc": correct / done,
+        "objective": objective / len(batches),
+        "lr": lr,
+        "phase": phase,
+        "images_per_second": done / seconds,
+        "waiting": (reader.waited - waited) / seconds,
+    }
 
 
 def _objective(losses: Tensor, targets: Tensor, tumor: int, learner: Learner) -> Tensor:
@@ -186,8 +188,7 @@ def _objective(losses: Tensor, targets: Tensor, tumor: int, learner: Learner) ->
 def update_batch_norm(learner: Learner, reader: BatchReader, positions: np.ndarray, epoch: int) -> None:
     """Compute batch-norm statistics anew on unaugmented training patches, as validation will see its own.
 
-    The running averages of training lag behind the weights and hold augmented patches in the training's mix;
-    a network of few steps validates on another network than it trained.
+    The running averages of training lag behind the weights, and are of other weights than the averaged ones.
     """
     if learner.options.freeze_backbone:
         return
@@ -195,22 +196,16 @@ def update_batch_norm(learner: Learner, reader: BatchReader, positions: np.ndarr
     chosen = rng.permutation(positions)[:BATCH_NORM_PATCHES]
     batches = [part for part in ordered_batches(chosen, learner.options.batch_size) if len(part) > 1]
     with autocast(learner.device, learner.precision):
-        update_bn(
-            (
-                learner.architecture.inputs(patches.to(learner.device, non_blocking=True))
-                for patches in reader.read(batches)
-            ),
-            learner.model,
-        )
+        update_bn((learner.inputs(patches) for patches in reader.read(batches)), learner.averaged)
+    learner.averaged.eval()
 
 
 @torch.inference_mode()
-def predict_rows(learner: Learner, reader: BatchReader, positions: np.ndarray) -> np.ndarray:
+def predict_positions(learner: Learner, reader: BatchReader, positions: np.ndarray) -> np.ndarray:
     """Tumor probability of the patches at these positions, without augmentation: (n,) float64."""
-    learner.mode(training=False)
     parts = []
     for patches in reader.read(ordered_batches(positions, learner.options.batch_size)):
         with autocast(learner.device, learner.precision):
-            logits = learner.model(learner.architecture.inputs(patches.to(learner.device, non_blocking=True)))
+            logits = learner.averaged(learner.inputs(patches))
         parts.append(logits.float().softmax(dim=1)[:, 1])
     return torch.cat(parts).double().cpu().numpy()

@@ -116,7 +116,7 @@ def check_start(name: str, weights: str) -> tuple[str, dict[str, Any], dict[str,
             f"model_name {name!r:.80} is no network of timm", remedy=f"Use e.g. {', '.join(close)}"
         )
     if weights == "imagenet":
-        _check_reachable(name)
+        _imagenet(name, check_only=True)
     return name, args, settings
 
 
@@ -246,44 +246,34 @@ def _folder_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     return name, args, settings
 
 
-def _check_reachable(name: str) -> None:
-    """See that ImageNet weights are in the cache or can be asked for; timm alone would try for a minute."""
+def _imagenet(name: str, *, check_only: bool = False) -> nn.Module | None:
+    """The network with ImageNet weights, or only a look whether they are in the cache or can be asked for.
+
+    The look comes first because timm and the hub would try for a minute.
+    """
     import timm
     from huggingface_hub import try_to_load_from_cache
 
     settings = timm.get_pretrained_cfg(name)
     if settings is None or not settings.has_weights:
-        raise ModelError(
-            f"there are no ImageNet weights of {name}", remedy="Set weights to none or to a file"
-        )
+        raise ModelError(f"there are no ImageNet weights of {name}", remedy="Set weights to none or a file")
     source = settings.hf_hub_id
-    if not source or isinstance(try_to_load_from_cache(source, "model.safetensors"), str):
-        return
-    page = f"https://huggingface.co/{source}"
+    page = f"https://huggingface.co/{source}" if source else settings.url
     try:
+        if not check_only:
+            return timm.create_model(name, pretrained=True, num_classes=len(CLASSES))
+        if not source or isinstance(try_to_load_from_cache(source, "model.safetensors"), str):
+            return None
         request = urllib.request.Request(page, method="HEAD")
         urllib.request.urlopen(request, timeout=SECONDS_TO_WAIT).close()
     except urllib.error.HTTPError:
-        return
-    except OSError as error:
-        raise _no_imagenet(name, page, error) from error
-
-
-def _imagenet(name: str) -> nn.Module:
-    import timm
-
-    try:
-        return timm.create_model(name, pretrained=True, num_classes=len(CLASSES))
+        return None  # it answers; what it lacks is found out by asking for the weights
     except Exception as error:  # hub, connection, hash and file each have their own errors
-        raise _no_imagenet(name, "https://huggingface.co/timm", error) from error
-
-
-def _no_imagenet(name: str, page: str, error: Exception) -> ModelError:
-    return ModelError(
-        f"the ImageNet weights of {name} cannot be downloaded ({one_line(error)[:120]})",
-        remedy=f"Set weights=none to start from random weights, or download {page} elsewhere and set weights "
-        "to the path of its folder or of a state dict",
-    )
+        raise ModelError(
+            f"the ImageNet weights of {name} cannot be downloaded ({one_line(error)[:120]})",
+            remedy=f"Set weights=none to start from random weights, or download {page} elsewhere and set "
+            "weights to the path of its folder or of a state dict",
+        ) from error
 
 
 def _described(

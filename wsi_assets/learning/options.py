@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _PRECISION = Literal["auto", "float32", "bfloat16"]
 _DEVICE = "auto (a GPU if there is one), cpu, cuda or cuda:1."
@@ -74,7 +74,7 @@ class TrainingOptions(BaseModel):
         0.95,
         gt=0,
         lt=1,
-        description="Specificity on the validation patches at which the threshold kept with the model is chosen.",
+        description="Specificity on the validation patches at which the model's threshold is chosen.",
     )
     folds: int = Field(
         1, ge=1, le=20, description="Folds of a cross-validation by patient beside the training; 1 for none."
@@ -86,9 +86,12 @@ class TrainingOptions(BaseModel):
         description="Arithmetic of the network; auto is bfloat16 where the processor computes it natively.",
     )
     device: str = Field("auto", min_length=1, description=_DEVICE)
-    compile_model: bool = Field(
-        False, description="Compile the network with torch.compile; pays on a GPU and in long trainings."
-    )
+
+    @model_validator(mode="after")
+    def _frozen_features_are_of_weights(self) -> TrainingOptions:
+        if self.freeze_backbone and self.weights == "none":
+            raise ValueError("freeze_backbone needs weights: features of a random network stay random")
+        return self
 
 
 class PredictionOptions(BaseModel):

@@ -24,7 +24,6 @@ from wsi_assets.learning.devices import (
 )
 from wsi_assets.learning.models import PatchClassifier
 from wsi_assets.learning.options import PredictionOptions
-from wsi_assets.learning.scores import calibrated
 from wsi_assets.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def predict(
     Returns:
         Copies of these slides' entries with ``probs`` (tumor probability as ``best.json`` explains it; NaN
         for a patch that could not be read), ``preds`` (1 at or above ``prediction_threshold``, else 0; -1
-        for such a patch), and, where the model has a calibration, ``calibrated_probs``.
+        for such a patch).
 
     Raises:
         ModelError: the model is damaged, or was trained on another patch size or level.
@@ -72,19 +71,17 @@ def predict(
     rows = np.flatnonzero(asked & (table.positions >= 0))
     probs = np.full(len(table.positions), np.nan)
     probs[rows] = patch_probabilities(loaded.classifier(), store, table.positions[rows], options, progress)
-    return {
-        slide_id: {**index[slide_id], **_columns(probs[table.slides == number], loaded, options)}
-        for number, slide_id in enumerate(table.slide_ids)
-        if slide_id in set(slides)
-    }
-
-
-def _columns(probs: np.ndarray, loaded: LoadedModel, options: PredictionOptions) -> dict[str, list]:
     preds = np.where(np.isnan(probs), -1, probs >= options.prediction_threshold).astype(int)
-    columns = {"probs": probs.tolist(), "preds": preds.tolist()}
-    if loaded.calibration:
-        columns["calibrated_probs"] = calibrated(probs, loaded.calibration).tolist()
-    return columns
+    found = {}
+    for number, slide_id in enumerate(table.slide_ids):
+        if slide_id in set(slides):
+            here = table.slides == number
+            found[slide_id] = {
+                **index[slide_id],
+                "probs": probs[here].tolist(),
+                "preds": preds[here].tolist(),
+            }
+    return found
 
 
 def _check_fits(loaded: LoadedModel, store: PatchStore, index: Index) -> None:

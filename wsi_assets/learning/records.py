@@ -34,14 +34,14 @@ class TrainingWarning:
 class EpochRecord:
     """One epoch.
 
-    Both losses are cross-entropy averaged over each class and then over the classes, so they compare between
-    epochs, with each other, and between trainings of any options. Training values are gathered while the
-    model learns, on the patches as augmented; validation values after the epoch, on the patches as they are.
+    Losses are cross-entropy averaged over each class and then over the classes, so they do not depend on
+    what a training optimizes and compare between trainings of any options. ``train_loss`` is gathered while
+    the model learns, on the patches as augmented; ``val_loss`` is of the patches as they are and of the
+    averaged weights, after the best temperature and shift (``scores.validation_loss``).
 
     Attributes:
         epoch: from 1.
         objective: mean of what was back-propagated (class weights, focal loss, hard examples).
-        mined: share of the normal patches that hard example mining left out.
         val_auc: area under the ROC curve; None if the validation patches are of one class.
         lr: learning rate of the last step (of the classifier, where the body has a lower one).
         phase: ``warm-up``, ``constant`` or ``cool-down``, at its last step.
@@ -59,7 +59,6 @@ class EpochRecord:
     val_loss: float
     val_acc: float
     objective: float
-    mined: float
     val_auc: float | None
     lr: float
     phase: str

@@ -1,8 +1,8 @@
 """The learning rate over a training, and when a training ends.
 
 Linear warm-up, a constant rate, and in the end a linear cool-down from the best weights (warm-up, stable,
-decay; Hägele et al. 2024). The cool-down comes when the validation loss has not fallen for ``patience`` epochs
-although the rate was lowered once before, or when no epochs are left for later; so every run anneals.
+decay; Hägele et al. 2024). The cool-down comes when the validation loss has not fallen for ``patience``
+epochs although the rate was lowered once before, or when few epochs are left; so every run anneals.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 CLIP = 1e-7
@@ -11,13 +9,22 @@ CLIP = 1e-7
 
 
 def balanced_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """Cross-entropy, averaged over the patches of each class and then over the classes.
-
-    It depends neither on prevalence nor on what a training optimizes, so trainings compare by it.
-    """
+    """Cross-entropy, averaged over the patches of each class and then over the classes."""
     p = np.clip(np.asarray(probabilities, np.float64), CLIP, 1 - CLIP)
     losses = -np.log(np.where(truth == 1, p, 1 - p))
     return float(np.mean([losses[truth == label].mean() for label in np.unique(truth)]))
+
+
+def validation_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """:func:`balanced_loss` after the best temperature and shift for these patches.
+
+    It says how well the probabilities separate the classes. It depends neither on prevalence nor on how
+    cautious focal loss, class weights or the mix of a training make a network, so epochs compare by it, and
+    trainings of any options. The loss of the probabilities as they are favors the first epochs, in which a
+    network is unsure of everything.
+    """
+    slope, shift = _fit(truth, probabilities, None)
+    return balanced_loss(truth, 1 / (1 + np.exp(-(slope * _logits(probabilities) + shift))))
 
 
 def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
@@ -44,11 +51,12 @@ def threshold_at(truth: np.ndarray, probabilities: np.ndarray, specificity: floa
     """
     from sklearn.metrics import roc_curve
 
+    probabilities = np.asarray(probabilities, np.float64)
     false_rate, _, at = roc_curve(truth, probabilities, drop_intermediate=False)
     last = int(np.flatnonzero(false_rate <= 1 - specificity + 1e-12)[-1])
-    upper = min(float(at[last]), 1.0)
+    upper = min(float(at[last]), np.nextafter(1.0, 2.0))
     lower = float(at[last + 1]) if last + 1 < len(at) else 0.0
-    threshold = (upper + lower) / 2
+    threshold = float(max((upper + lower) / 2, np.nextafter(lower, 2.0)))
     true_normal, false_tumor, false_normal, true_tumor = confusion(truth, probabilities, threshold)
     return {
         "threshold": threshold,
@@ -72,25 +80,22 @@ def fit_calibration(
         ``temperature``, ``shift`` and the ``prevalence`` of tumor; None where the probabilities do not rise
         with the truth.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    logits = _logits(probabilities)
-    scale = float(logits.std()) or 1.0
-    fitted = LogisticRegression(C=10.0).fit((logits / scale)[:, None], truth, sample_weight=weights)
-    slope = float(fitted.coef_[0, 0]) / scale
+    slope, shift = _fit(truth, probabilities, weights)
     if slope <= 0:
         return None
-    return {
-        "temperature": 1 / slope,
-        "shift": float(fitted.intercept_[0]),
-        "prevalence": float(np.average(truth, weights=weights)),
-    }
+    prevalence = float(np.average(truth, weights=weights))
+    return {"temperature": 1 / slope, "shift": shift, "prevalence": prevalence}
 
 
-def calibrated(probabilities: np.ndarray, calibration: dict[str, Any]) -> np.ndarray:
-    """Probabilities after :func:`fit_calibration`; their order stays, so ROC and FROC do."""
-    logits = _logits(probabilities) / calibration["temperature"] + calibration["shift"]
-    return 1 / (1 + np.exp(-logits))
+def _fit(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
+    """Slope and shift of a logistic regression of truth on logits; without weights, of balanced classes."""
+    from sklearn.linear_model import LogisticRegression
+
+    logits = _logits(probabilities)[:, None]
+    scale = float(logits.std()) or 1.0  # for the regularization, which keeps separable classes finite
+    model = LogisticRegression(C=10.0, class_weight="balanced" if weights is None else None)
+    model.fit(logits / scale, truth, sample_weight=weights)
+    return float(model.coef_[0, 0]) / scale, float(model.intercept_[0])
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +29,6 @@ from wsi_assets.learning.data import (
     split_patches,
 )
 from wsi_assets.learning.devices import (
-    clear_compiler_errors,
     clear_memory_errors,
     quiet_randomness,
     resolve_device,
@@ -39,9 +37,8 @@ from wsi_assets.learning.devices import (
 from wsi_assets.learning.imbalance import measure_imbalance, training_warnings
 from wsi_assets.learning.learner import (
     Learner,
-    Trained,
     make_learner,
-    predict_rows,
+    predict_positions,
     train_epoch,
     update_batch_norm,
 )
@@ -49,7 +46,7 @@ from wsi_assets.learning.models import weights_digest
 from wsi_assets.learning.options import TrainingOptions
 from wsi_assets.learning.records import CSV_NAME, EpochRecord, TrainingResult, write_csv
 from wsi_assets.learning.schedule import Schedule
-from wsi_assets.learning.scores import balanced_loss, confusion, fit_calibration, roc_auc, threshold_at
+from wsi_assets.learning.scores import confusion, fit_calibration, roc_auc, threshold_at, validation_loss
 from wsi_assets.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -69,28 +66,29 @@ def train(
     folder: str | Path,
     *,
     progress: Progress = silent,
+    checkpoint_dir: str | Path | None = None,
+    loss_csv: str | Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
-    resume: bool = True,
 ) -> TrainingResult:
     """Train on the patches of an index that are not of test slides.
 
-    Into ``folder``, each file published whole: ``epoch_losses.csv`` after every epoch, ``checkpoints/best.pt``
-    and ``best.json`` whenever the validation loss is the lowest so far, ``checkpoints/ckpt_epoch_N.pt`` every
-    ``save_interval`` epochs. A training cut off continues from ``checkpoints/resume.pt``, if patches, split
-    and options are the same, and ends in the same CSV and weights as an uninterrupted one on the same machine
-    (on a GPU: up to its own non-determinism); the file goes when the training is complete.
+    Writes ``epoch_losses.csv`` after every epoch, and into ``checkpoints`` ``best.pt`` and ``best.json``
+    whenever the validation loss is the lowest so far and ``ckpt_epoch_N.pt`` every ``save_interval`` epochs.
+    A training cut off continues from ``resume.pt`` if patches, split and options are the same, and ends as an
+    uninterrupted one (on a GPU up to its own non-determinism); the file is removed in the end.
 
     Args:
-        store: the patches of ``index``, which may have been made by another program.
+        store: the patches of ``index``; both may be another program's.
+        checkpoint_dir, loss_csv: other places than ``checkpoints`` and ``epoch_losses.csv`` in ``folder``.
         on_epoch: called after an epoch's files are in place; what it raises ends the training.
 
     Raises:
-        ModelError: too few patches to split, an unknown or misfitting network, no weights, a diverged
-            training, a full GPU.
+        ModelError: too few patches, no such network or weights, a diverged training, a full GPU.
         ConfigError: a device that is not there.
         StoreError: the store is of another index, or a patch cannot be read.
     """
-    files, csv_path = CheckpointFolder(Path(folder) / "checkpoints"), Path(folder) / CSV_NAME
+    files = CheckpointFolder(Path(checkpoint_dir or Path(folder) / "checkpoints"))
+    csv_path = Path(loss_csv or Path(folder) / CSV_NAME)
     device = resolve_device(options.device)
     table = locate(store, index)
     split = split_patches(table, index, options)
@@ -100,30 +98,27 @@ def train(
     with (
         quiet_randomness(device),
         clear_memory_errors("batch_size"),
-        clear_compiler_errors(),
         BatchReader(store, workers=usable_workers(options.num_workers), pin=device.type == "cuda") as reader,
     ):
         torch.manual_seed(options.seed)
         learner = make_learner(_patch_size(store, index), imbalance, options, device)
-        facts = _facts(store, index, table, split, learner)
-        run = _Run(Schedule(options, len(first)), learner, facts)
-        if resume:
-            run.resume(files)
+        run = _Run(Schedule(options, len(first)), learner, _facts(store, index, table, split, learner))
+        run.resume(files)
         while not run.schedule.finished:
             started, epoch = time.perf_counter(), run.schedule.epoch + 1
             # Dropout draws from torch's generator: seeded so, an epoch is the same after a resume.
             torch.manual_seed(stream_seed(options.seed, epoch))
             batches = _batches(table, split, options, epoch)
             show = _progress_of(progress, epoch, options, batches)
-            trained = train_epoch(learner, reader, table, batches, run.schedule, epoch, show)
+            trained = train_epoch(learner, reader, table, batches, run.schedule, show)
             update_batch_norm(learner, reader, table.positions[split.train], epoch)
-            probabilities = predict_rows(learner, reader, validation.positions)
+            probabilities = predict_positions(learner, reader, validation.positions)
             record = validation.record(trained, probabilities, run.schedule, started)
             if record.is_best:
-                run.best = state_of(learner.model)
+                run.best = state_of(learner.averaged)
                 files.save_best(run.best, run.card(record, validation.choose(probabilities, options)))
             if epoch % options.save_interval == 0:
-                files.save_epoch(epoch, state_of(learner.model))
+                files.save_epoch(epoch, state_of(learner.averaged))
             run.end_epoch(record)
             write_csv(csv_path, run.history)
             files.save_resume(run.state())
@@ -159,7 +154,7 @@ class Validation:
         return cls(table.positions[together], table.labels[together], np.concatenate(weights))
 
     def record(
-        self, trained: Trained, probabilities: np.ndarray, schedule: Schedule, started: float
+        self, trained: dict[str, Any], probabilities: np.ndarray, schedule: Schedule, started: float
     ) -> EpochRecord:
         """The epoch's record.
 
@@ -167,26 +162,18 @@ class Validation:
             ModelError: a loss is not a number any more.
         """
         epoch = schedule.epoch + 1
-        finite = np.isfinite(probabilities).all() and math.isfinite(trained.objective)
-        if not finite or not math.isfinite(trained.loss):
+        if not np.isfinite([*probabilities, trained["objective"], trained["train_loss"]]).all():
             raise ModelError(
                 f"training diverged in epoch {epoch}: its loss is not a number any more",
                 remedy="Lower lr, or use precision=float32",
             )
-        loss = balanced_loss(self.truth, probabilities)
+        loss = validation_loss(self.truth, probabilities)
         return EpochRecord(
             epoch=epoch,
-            train_loss=trained.loss,
-            train_acc=trained.accuracy,
+            **trained,
             val_loss=loss,
             val_acc=float(np.average((probabilities >= 0.5) == self.truth, weights=self.weights)),
-            objective=trained.objective,
-            mined=trained.mined,
             val_auc=roc_auc(self.truth, probabilities),
-            lr=trained.lr,
-            phase=trained.phase,
-            images_per_second=trained.images_per_second,
-            waiting=trained.waiting,
             seconds=time.perf_counter() - started,
             is_best=loss < schedule.best_loss,
             confusion=confusion(self.truth, probabilities),
@@ -221,13 +208,14 @@ class _Run:
     def end_epoch(self, record: EpochRecord) -> None:
         self.history.append(record)
         if self.schedule.end_epoch(record.val_loss):
-            self.learner.model.load_state_dict(self.best)
+            self.learner.load(self.best)
 
     def state(self) -> dict[str, Any]:
         return {
             "run_digest": self.facts["provenance"]["run_digest"],
             "schedule": self.schedule.state(),
             "model": self.learner.model.state_dict(),
+            "averaged": self.learner.averaged.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
             "history": [record.to_plain() for record in self.history],
             "best": self.best,
@@ -239,6 +227,7 @@ class _Run:
         if state is None:
             return
         self.learner.model.load_state_dict(state["model"])
+        self.learner.averaged.load_state_dict(state["averaged"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.schedule.restore(state["schedule"])
         self.history = [EpochRecord.from_plain(plain) for plain in state["history"]]

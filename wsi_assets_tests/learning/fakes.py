@@ -37,7 +37,7 @@ class MemoryStore:
         return self.patches[np.asarray(indices)]
 
     def key_index(self, key):
-        return self.keys.index(key)
+        return {name: row for row, name in enumerate(self.keys)}[key]
 
 
 def index_of(store, **changes):

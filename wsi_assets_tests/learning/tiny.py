@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from timm.models import register_model
-from timm.models.helpers import build_model_with_cfg
+from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 
