@@ -9,8 +9,7 @@ import click
 import pytest
 
 from wsi_assets.cli import main
-from wsi_assets.orchestration.config import ASSET_CONFIG
-from wsi_assets.orchestration.layout import LEVEL_ARTEFACTS
+from wsi_assets.orchestration.artefact import all_artefacts
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -23,11 +22,14 @@ def shown(default: object) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-@pytest.mark.parametrize("asset", ASSET_CONFIG)
+ARTEFACTS = {artefact.name: artefact for artefact in all_artefacts()}
+
+
+@pytest.mark.parametrize("asset", [name for name, one in ARTEFACTS.items() if one.options.model_fields])
 def test_every_parameter_stands_in_the_table_of_its_asset(asset):
     section = README.split(f"**`{asset}`**")[1].split("\n**`")[0].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| `")]
-    fields = ASSET_CONFIG[asset].model_fields
+    fields = ARTEFACTS[asset].options.model_fields
     expected = [
         f"| `{name}` | `{shown(field.get_default(call_default_factory=True))}` | {field.description} |"
         for name, field in fields.items()
@@ -36,7 +38,7 @@ def test_every_parameter_stands_in_the_table_of_its_asset(asset):
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
-def test_every_command_is_told(command):
+def test_every_command_is_named(command):
     assert f"wsi-assets {command}" in README
 
 
@@ -51,7 +53,7 @@ def test_every_option_the_readme_shows_exists():
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known | {"--help"}
 
 
-def test_every_artefact_is_told():
-    for artefact in LEVEL_ARTEFACTS.values():
-        if artefact != LEVEL_ARTEFACTS["patch_store"]:
-            assert artefact.format(level=4) in README
+def test_every_artefact_of_a_level_is_named():
+    for name, artefact in ARTEFACTS.items():
+        if artefact.by_level and name != "patch_store":
+            assert artefact.path.format(level=4).removeprefix("level_4/") in README

@@ -109,8 +109,8 @@ def _nurse() -> None:
 
     import wsi_assets.console
     import wsi_assets.evaluation.report
-    import wsi_assets.orchestration.home
-    import wsi_assets.orchestration.runner
+    import wsi_assets.orchestration.cli_run
+    import wsi_assets.orchestration.instance
     import wsi_assets.patches.build
     import wsi_assets.patches.plan
     from wsi_assets.learning import prediction, training  # noqa: F401
