@@ -29,7 +29,7 @@ OTHER_NAMES = frozenset({"DICOMDIR", "README", "LICENSE", "Thumbs.db", "desktop.
 
 _PACKED = PACKED_SUFFIXES | {".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz"}
 _UNFINISHED = frozenset({".part", ".partial", ".crdownload", ".download", ".tmp", ".filepart", ".aria2"})
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CZI = b"ZISRAWFILE"
 _LEAST = 132
 _CONVERT = "Convert it to a tiled pyramidal TIFF"
@@ -165,7 +165,7 @@ def _content(path: Path, changed_ns: int, size: int) -> str | None:
         start = stream.read(_LEAST)
     if start[128:] == b"DICM":
         return "dicom"
-    if not start.startswith((*_TIFF, _CZI)):
+    if not start.startswith((*TIFF_STARTS, _CZI)):
         return None
     import openslide
 
