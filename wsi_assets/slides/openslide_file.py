@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -17,11 +18,12 @@ import openslide
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.dicom import volume_files
 from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
 from wsi_assets.slides.levels import Size, odd_picture, reductions_to, size_of, true_levels
-from wsi_assets.slides.listing import stat_or_none
+from wsi_assets.slides.listing import stat_or_none, unreadable
 from wsi_assets.slides.tile_grid import tiles_over
 
 # Each damaged tag would be a line of its own; what comes of the damage is one error of ours.
@@ -29,12 +31,12 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _CACHE_BYTES = 96 << 20
 _MAX_TILE_PIXELS = 1 << 26
-_MIN_TILE_BYTES = 6
 _MAX_TIFF_PAGES = 1000
 _TILE_TABLES = {"generic-tiff", "aperio", "philips"}
 _SUBPIXEL = 1 / 512
 _MAX_BACK = 256
 _JPEG = 7
+_TILE_LENGTHS = 325
 _BLOCK = 1024
 _KEPT_BLOCKS = 16
 _MOST_AT_ONCE = 4096 - _MAX_BACK
@@ -46,7 +48,7 @@ Window = tuple[np.ndarray, np.ndarray]
 """uint8 (h, w, 3) RGB, and bool (h, w), where there are pixels; white elsewhere."""
 
 
-class OpenSlideFile:
+class OpenSlideFile(Closing):
     """An open slide.
 
     Attributes:
@@ -72,12 +74,11 @@ class OpenSlideFile:
         self._blocks = lru_cache(_KEPT_BLOCKS)(self._read_block)
         handle = self._open()
         # A damaged name is listed, but not found.
-        found = {name: handle.properties.get(name) for name in handle.properties}
-        self.properties: Mapping[str, str] = {key: text for key, text in found.items() if text is not None}
+        self.properties = {name: handle.properties.get(name, "") for name in handle.properties}
         self.vendor = self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         sizes, downsamples = tuple(handle.level_dimensions), tuple(handle.level_downsamples)
         try:
-            self._check_tiles(sizes)
+            self._check_tiles(len(sizes))
         except SlideError:
             self.close()
             raise
@@ -100,25 +101,19 @@ class OpenSlideFile:
         return self._numbers[level] is not None
 
     def page_of(self, level: int) -> tifffile.TiffPage | None:
-        """The TIFF page that holds a level as one grid of tiles, None if there is none.
-
-        Raises:
-            SlideError: the file cannot be read.
-        """
+        """The TIFF page that holds a level as one grid of tiles, None if there is none."""
         if not self.has_level(level):
             return self._sub_pages[level - len(self.sizes)]
         if self.vendor not in _TILE_TABLES:
             return None
         width, height = self.sizes[level]
-        # Philips' pages are larger than the level, by less than a tile.
-        fits = (
-            page
-            for page in self.tiff_pages
-            if page.is_tiled
-            and 0 <= page.imagewidth - width < (page.tilewidth if self.vendor == "philips" else 1)
-            and 0 <= page.imagelength - height < (page.tilelength if self.vendor == "philips" else 1)
-        )
-        return next(fits, None)
+        for page in self.tiff_pages:
+            # Philips' pages are larger than the level, by less than a tile.
+            wide, high = (page.tilewidth, page.tilelength) if self.vendor == "philips" else (1, 1)
+            over = page.imagewidth - width, page.imagelength - height
+            if page.is_tiled and 0 <= over[0] < wide and 0 <= over[1] < high:
+                return page
+        return None
 
     @cached_property
     def tiff_pages(self) -> list[tifffile.TiffPage]:
@@ -140,12 +135,11 @@ class OpenSlideFile:
     def read(self, level: int, y: int, x: int, height: int, width: int) -> Window:
         """A window inside a level that OpenSlide has.
 
-        OpenSlide places a window by level-0 coordinates over its own downsample and blends neighbours where
+        OpenSlide places a window by level-0 coordinates over its own downsample and blends neighbors where
         that quotient is not whole. So the window is read from the nearest place above and left of it where
-        the quotient is whole, and cropped. A DICOM level that has too few such places is opened as a slide of
-        its own, where every place is whole. Of such a level of another format (TIFF has its tiles) the window
-        is put together from blocks at fixed places, so that at least a pixel does not depend on the window;
-        those not at a whole quotient are blended by ``0.5 / downsample`` pixels at most.
+        it is, and cropped. A DICOM level that has too few such places is opened as a slide of its own, where
+        every place is whole. Of such a level of another format (TIFF has its tiles) the window is put
+        together from blocks at fixed places, so that at least a pixel does not depend on the window.
 
         Raises:
             SlideError: the read fails. The handle, which OpenSlide then refuses to use, is opened again by
@@ -249,29 +243,15 @@ class OpenSlideFile:
         )
         return int(width or 1), int(height or 1)
 
-    def _check_tiles(self, sizes: tuple[Size, ...]) -> None:
-        """Refuse tiles that cannot be: OpenSlide takes memory for one before it reads it, ending the process
-        where there is none; and a damaged width can claim more glass than anybody waits for.
-
-        A TIFF lists each tile's place and length, in six bytes at the least, also of tiles never written.
-        """
-        tiles = [self._tile_of(number) for number in range(len(sizes))]
-        grids = [
-            -(-width // wide) * -(-height // high)
-            for (width, height), (wide, high) in zip(sizes, tiles, strict=True)
-            if wide * high > 1
-        ]
-        # Hamamatsu writes lengths in its own way; where the tag is missing tifffile makes up one.
-        pages = self.tiff_pages if self.vendor in _TILE_TABLES else []
-        lengths = (page.databytecounts for page in pages if 279 in page.tags or 325 in page.tags)
+    def _check_tiles(self, count: int) -> None:
+        """Refuse tiles that cannot be: OpenSlide takes memory for one first, and ends the process without."""
+        tiles = [self._tile_of(number) for number in range(count)]
         size = self._entry.stat().st_size
-        if (
-            any(wide * high > _MAX_TILE_PIXELS for wide, high in tiles)
-            or (self.vendor in _TILE_TABLES and sum(grids) * _MIN_TILE_BYTES > size)
-            or max(chain(*lengths), default=0) > size
-        ):
+        pages = self.tiff_pages if self.vendor in _TILE_TABLES else []
+        lengths = (page.databytecounts for page in pages if _TILE_LENGTHS in page.tags)
+        if max(map(math.prod, tiles)) > _MAX_TILE_PIXELS or max(chain(*lengths), default=0) > size:
             raise SlideError(
-                f"lists more or larger tiles than its {size} bytes can hold",
+                f"lists a larger tile than its {size} bytes can hold",
                 path=self.path,
                 remedy="The file is damaged or cut short; copy or scan it again",
             )
@@ -326,8 +306,8 @@ def whole_start(position: int, downsample: float) -> tuple[int, int]:
     """(level pixel at or before ``position``, level-0 pixel) whose quotient by ``downsample`` is that pixel.
 
     "Is" to 1/512 pixel: the compositor under OpenSlide counts in 1/256. Where no place within 256 pixels is
-    that good (a downsample like 2.00001, of a level with an odd row dropped), the best of them; it is off by
-    ``0.5 / downsample`` pixels at most, and the read blended by as much.
+    that good (a downsample like 2.00001), the best of them; the read is blended by ``0.5 / downsample``
+    pixels at most.
     """
     best = (1.0, 0, 0)
     for start in range(position, max(-1, position - _MAX_BACK), -1):
@@ -396,7 +376,7 @@ def _entry_of(path: Path) -> Path:
         members = _members(path)
         volumes = volume_files(members)
     except OSError as error:
-        raise _unread(path, error) from error
+        raise unreadable(path, error) from error
     series = {file.series for file in volumes}
     if len(series) > 1:
         raise SlideError(
@@ -422,10 +402,4 @@ def _is_tiff(path: Path) -> bool:
         with path.open("rb") as stream:
             return stream.read(4) in TIFF_STARTS
     except OSError as error:  # which OpenSlide takes for a file of a format it does not know
-        raise _unread(path, error) from error
-
-
-def _unread(path: Path, error: OSError) -> SlideError:
-    return SlideError(
-        f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions and its disk"
-    )
+        raise unreadable(path, error) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_assets.errors import SlideError
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, no_data, padding_colors
 from wsi_assets.slides.openslide_file import OpenSlideFile
@@ -43,7 +44,7 @@ def open_slide(path: str | Path, options: ScaleOptions = _DEFAULT) -> SlideReade
     return SlideReader(path, options)
 
 
-class SlideReader:
+class SlideReader(Closing):
     """An open slide, a context manager. Use it in the process that opened it: it neither pickles nor forks.
 
     Attributes:
@@ -156,12 +157,6 @@ class SlideReader:
         self._tiles.clear()
         self._file.close()
         self._paddings = None
-
-    def __enter__(self) -> SlideReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __reduce__(self):
         raise TypeError("an open slide does not pickle: send its path and open it there")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.openslide_file import OpenSlideFile, blends
 from wsi_assets.slides.tiff_tiles import is_ycbcr, open_tiles, rgb_of
 from wsi_assets.slides.tile_grid import tiles_over
@@ -14,7 +15,7 @@ from wsi_assets.slides.tile_grid import tiles_over
 _MARGIN = 128
 
 
-class ReferenceReader:
+class ReferenceReader(Closing):
     """One level of a slide, a context manager.
 
     Where readers decode tiles themselves, this one asks OpenSlide, or tifffile where OpenSlide would blend
@@ -55,12 +56,6 @@ class ReferenceReader:
     def close(self) -> None:
         """Let go of the slide."""
         self._slide.close()
-
-    def __enter__(self) -> ReferenceReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _by_openslide(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         top, left = (y, x) if self._direct else (max(0, y - _MARGIN), max(0, x - _MARGIN))

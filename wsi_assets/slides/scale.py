@@ -1,7 +1,4 @@
-"""How large a slide's pixels are: true downsamples of the levels, magnification, mpp, and where each is from.
-
-Pure functions of what a file says, and the table that overrides it.
-"""
+"""How large a slide's pixels are: true downsamples of the levels, magnification and mpp, with sources."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from wsi_assets.errors import ConfigError, one_line
+from wsi_assets.slides.listing import stat_or_none
 from wsi_assets.slides.naming import normalize_id, slide_id_of
 from wsi_assets.slides.options import ScaleOptions
 
@@ -53,8 +51,7 @@ class Scale:
 
     ``magnification_source`` is "table", "objective", "mpp" or "base_mag". ``mpp`` is um per level-0 pixel;
     ``mpp_source`` is "table", "file", None when the file says nothing, or a phrase that begins "refused".
-    ``notices``: a line on each thing that was assumed, in which the file contradicts itself, or that it says
-    and is not believed.
+    ``notices``: a line on each thing that was assumed, contradicted or not believed.
     """
 
     base_magnification: float
@@ -117,10 +114,8 @@ def content_size(base: tuple[int, int], stored: tuple[int, int], downsample: flo
 def scale_of(slide_id: str, properties: Mapping[str, str], options: ScaleOptions) -> Scale:
     """Scale of a slide from OpenSlide's properties, the options and their table.
 
-    Magnification: the table's; else the file's objective power, unless the file's mpp says clearly another
-    (an optical adapter, or a wrong entry: mpp is what was measured); else 10 / mpp (the field's convention:
-    0.25 um is 40x), taken to the nearest standard magnification within 15 % (0.226 and 0.243 um are 40x);
-    else ``base_mag``, which is assumed and a notice.
+    Magnification: the table's; else the file's objective power, unless its mpp, which is measured, says
+    clearly another; else from mpp (:func:`magnification_from_mpp`); else ``base_mag``, with a notice.
 
     mpp: the table's; else the file's, by OpenSlide, by the OME-XML of an OME-TIFF, or by a TIFF's resolution
     in inches; what is no size of a square pixel on a slide is not believed, and a notice.
@@ -154,7 +149,7 @@ def scale_of(slide_id: str, properties: Mapping[str, str], options: ScaleOptions
 
 
 def magnification_from_mpp(mpp: float) -> float:
-    """10 / mpp, taken to the nearest standard magnification if that is within 15 %."""
+    """10 / mpp (0.25 um is 40x), taken to the nearest standard magnification within 15 % (0.226 um too)."""
     exact = 10.0 / mpp
     standard = min(STANDARD_MAGNIFICATIONS, key=lambda value: abs(math.log(value / exact)))
     return standard if abs(standard / exact - 1) <= 0.15 else round(exact, 3)
@@ -166,14 +161,11 @@ def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
     The header is read without regard to case; a slide may be named by its file.
 
     Raises:
-        ConfigError: the file is missing, has not the columns it should, repeats a slide or holds an odd
-            number.
+        ConfigError: the file is missing or damaged, or would correct nothing.
     """
 
     def refused(fault: str) -> ConfigError:
-        remedy = (
-            "Write a CSV with the columns slide_id, base_mag, mpp; leave a cell empty to override nothing"
-        )
+        remedy = "Write a CSV with the columns slide_id, base_mag, mpp; an empty cell overrides nothing"
         return ConfigError(f"scale_table {fault}", path=path, remedy=remedy)
 
     bounds = {"base_mag": (1.0, 200.0), "mpp": MPP_RANGE}
@@ -207,15 +199,12 @@ def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
 
 def _table_of(path: str) -> dict[str, dict[str, float]]:
     """The scale table, read again only when the file has changed: every slide of a cohort asks for it."""
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        return read_scale_table(path)  # which says what is wrong
-    return _read_once(path, stat.st_mtime_ns, stat.st_size)
+    found = stat_or_none(Path(path))
+    return _read_once(path, found and (found.st_mtime_ns, found.st_size))
 
 
 @lru_cache(maxsize=4)
-def _read_once(path: str, changed_ns: int, size: int) -> dict[str, dict[str, float]]:
+def _read_once(path: str, state: tuple[int, int] | None) -> dict[str, dict[str, float]]:
     return read_scale_table(path)
 
 

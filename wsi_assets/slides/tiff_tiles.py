@@ -18,7 +18,9 @@ import numpy as np
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
+from wsi_assets.slides.listing import unreadable
 from wsi_assets.slides.openslide_file import OpenSlideFile, Window, damaged_tile, is_whole_start
 from wsi_assets.slides.tile_grid import tiles_over
 
@@ -36,7 +38,7 @@ _JPEG_2000 = {33003: True, 33005: False}
 """Aperio's two -> whether the components are YCbCr."""
 
 
-class TileLevel:
+class TileLevel(Closing):
     """One level of a tiled TIFF, a context manager. Threads may share it; a forked process may not.
 
     Places are (row, column) of tiles; sizes are the level's own pixels.
@@ -123,12 +125,6 @@ class TileLevel:
         if self._owns_slide:
             self._slide.close()
 
-    def __enter__(self) -> TileLevel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def same_as_openslide(self) -> bool:
         """Whether a part of one or two written tiles has OpenSlide's pixels, to the last value.
 
@@ -196,9 +192,7 @@ class TileLevel:
             # By position, so that threads may share the file.
             return os.pread(self._file.fileno(), length, offset)
         except OSError as error:
-            raise SlideError(
-                f"cannot be read ({error.strerror})", path=self.path, remedy="Check its disk, then run again"
-            ) from error
+            raise unreadable(self.path, error) from error
 
     def _read_by_openslide(self, row: int, col: int, side: int = 1 << 30) -> np.ndarray:
         y, x = row * self.tile_height, col * self.tile_width
