@@ -65,10 +65,9 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
     format is one here, for whoever reads it to refuse: a slide whose annotation cannot be read or is not
     surely its own is no normal slide.
 
-    Left out is what cannot be told apart, kept under its id or read (:func:`_why_left_out`), several .dcm
-    files directly in ``images_dir``, and slides packed, half copied or of a format that is not read. What
-    costs no slide is a notice: annotations without a slide, or beside their slides where ``annotations_dir``
-    is another folder; files that are not used.
+    What cannot be kept apart, kept under its id or read is left out. What costs no slide is a notice:
+    annotations without a slide, or beside their slides where ``annotations_dir`` is another folder; files
+    that are not used.
 
     Raises:
         SlideError: a folder is missing, cannot be reached or does not list; that is never "no slides".

@@ -1,7 +1,6 @@
 """Tiles of TIFF slides, decoded from the file: exact at every level, and several times OpenSlide's rate.
 
-OpenSlide blends neighbouring pixels of levels whose ratio is not whole; a tile holds the level's own. Only
-levels whose tiles have OpenSlide's pixels, where it does not blend, are read so; OpenSlide reads the rest.
+Only levels whose tiles have OpenSlide's pixels, where it does not blend, are read so.
 """
 
 from __future__ import annotations
@@ -90,8 +89,7 @@ class TileLevel(Closing):
             yield row, col, self.read_tile(row, col)
 
     def read_window(self, y: int, x: int, height: int, width: int) -> Window:
-        """A window inside the level; up to 48 MiB of tiles are kept for the next. Errors as of
-        :meth:`read_tile`."""
+        """A window inside the level; errors as of :meth:`read_tile`."""
         pixels, present = np.full((height, width, 3), 255, np.uint8), np.zeros((height, width), bool)
         for row, col, target, source in tiles_over(y, x, height, width, self.tile_height, self.tile_width):
             tile = self._kept_tile(row, col)
@@ -103,10 +101,7 @@ class TileLevel(Closing):
         """A tile as a JPEG file of its own, which image libraries decode to the tile's pixels.
 
         None if the tile is no JPEG, was never written, or has markers that name another color space than
-        the slide does. Nothing is decoded: read the tile to see that it is whole.
-
-        Raises:
-            SlideError: the file ends before the tile does, or cannot be read.
+        the slide does. Nothing is decoded: read the tile to see that it is whole. Errors as there.
         """
         data = self._read_bytes(row, col)
         if not self._is_jpeg or data is None or data[:2] != b"\xff\xd8":
@@ -215,10 +210,7 @@ def open_tiles(
     there; a single differing value gives None.
 
     Args:
-        path: the slide.
-        level: its number, as in :class:`OpenSlideFile`.
-        slide: the same file already open, to save opening it again. The tiles use it until they are closed;
-            closing it is the caller's.
+        slide: the same file already open; closing it is the caller's, after the tiles.
         verified: the level was compared before; compare nothing now.
 
     Raises:

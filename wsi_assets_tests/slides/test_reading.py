@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import cv2
 import numpy as np
 import pytest
@@ -313,11 +311,6 @@ def test_a_compression_openslide_does_not_know_is_one_clear_line(real_data):
     with pytest.raises(SlideError, match="does not open") as caught:
         open_slide(real_data / "slides/unopenable.tiff")
     assert "\n" not in str(caught.value)
-
-
-def test_an_open_slide_does_not_pickle(real_data):
-    with open_slide(real_data / "slides/boxes.tiff") as slide, pytest.raises(TypeError, match="path"):
-        pickle.dumps(slide)
 
 
 def test_a_level_that_is_not_there_is_refused(real_data):
