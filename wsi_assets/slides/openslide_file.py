@@ -70,7 +70,6 @@ class OpenSlideFile(Closing):
         self._sound: set[tuple[int, int]] = set()
         self._alone = contextlib.ExitStack()
         self._level_alone = lru_cache(None)(self._open_alone)
-        self._jpeg_page = lru_cache(None)(self._find_jpeg_page)
         self._blocks = lru_cache(_KEPT_BLOCKS)(self._read_block)
         handle = self._open()
         # A damaged name is listed, but not found.
@@ -258,8 +257,8 @@ class OpenSlideFile(Closing):
 
     def _check_jpeg_tiles(self, level: int, y: int, x: int, height: int, width: int) -> None:
         """Refuse a window over a JPEG tile with a hole, of which OpenSlide makes a wrong picture."""
-        page = self._jpeg_page(level)
-        if page is None:
+        page = self.page_of(level)
+        if page is None or page.compression != _JPEG:
             return
         across = -(-page.imagewidth // page.tilewidth)
         with self._entry.open("rb", buffering=0) as stream:
@@ -271,13 +270,6 @@ class OpenSlideFile(Closing):
                 if fault := fault_of(os.pread(stream.fileno(), length, offset), page.jpegtables):
                     raise damaged_tile(self.path, level, row, col, fault)
                 self._sound.add((level, number))
-
-    def _find_jpeg_page(self, level: int) -> tifffile.TiffPage | None:
-        page = self.page_of(level)
-        if page is None or page.compression != _JPEG:
-            return None
-        tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
-        return page if len(page.dataoffsets) == tiles else None
 
     def _refusal(self, error: Exception) -> SlideError:
         """Why OpenSlide does not open the file."""
