@@ -61,9 +61,11 @@ def examine(slide: SlideFile) -> SlideHealth:
     from wsi_assets.slides import open_slide
 
     health = SlideHealth(slide.slide_id)
-    options = SlideOptions()
+    options, bounds = SlideOptions(), None
     try:
         with open_slide(slide.path, options) as reader:
+            bounds = reader.bounds
+            health.problems.extend(reader.notices)
             first, scale = reader.levels[0], reader.scale
             health.format = reader.vendor
             health.size = f"{first.width} x {first.height}"
@@ -82,10 +84,9 @@ def examine(slide: SlideFile) -> SlideHealth:
         health.problems.append(f"{error.fault}. {error.remedy or ''}".strip())
     if slide.annotation_path is not None:
         try:
-            regions = read_annotation(slide.annotation_path, AnnotationOptions())
+            regions = read_annotation(slide.annotation_path, AnnotationOptions(), bounds=bounds)
             health.annotation = str(len(regions.audit))
-            if regions.unknown_groups:
-                health.problems.append(f"unknown groups {', '.join(regions.unknown_groups)}")
+            health.problems.extend(regions.notices)
         except WsiAssetsError as error:
             health.annotation = "damaged"
             health.problems.append(str(error))

@@ -67,8 +67,8 @@ def read_slide_annotation(
     from wsi_assets.slides import fingerprint, open_slide
 
     contents = None if annotation is None else fingerprint(annotation)
-    regions = None if annotation is None else read_annotation(annotation, options)
     found = TissueRegions.from_plain(tissue)
+    regions = None if annotation is None else read_annotation(annotation, options, bounds=found.bounds)
     with open_slide(path) as reader:
         overlay = overlay_jpeg(reader, found, regions)
         large = overlay_jpeg(reader, found, regions, max_side=2400, max_bytes=2_000_000)

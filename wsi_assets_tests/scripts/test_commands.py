@@ -15,7 +15,10 @@ from wsi_assets.index import build_slide_index, load_index, save_index
 from wsi_assets.patches import open_store
 from wsi_assets_tests.scripts import consumer
 
-SMALL = ("--weights", "none", "--max_epochs", "1", "--batch_size", "16", "--num_workers", "1")
+SMALL = (
+    *("--weights", "none", "--max_epochs", "1", "--batch_size", "16", "--num_workers", "1"),
+    *("--use_augmentation", "false"),
+)
 """Arguments of a training that is over in seconds."""
 
 
