@@ -16,13 +16,12 @@ from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, no_data, padding_colors
 from wsi_assets.slides.openslide_file import OpenSlideFile, Window
 from wsi_assets.slides.options import ScaleOptions
-from wsi_assets.slides.reduce import area_mean, cell_edges, reduce_mean, source_range
+from wsi_assets.slides.reduce import area_mean, cell_edges, source_range
 from wsi_assets.slides.scale import Level, Scale, content_size, scale_of, true_downsamples
 from wsi_assets.slides.tiff_tiles import TileLevel, open_tiles
 
 _DEFAULT = ScaleOptions()
 _BLOCK = 1024
-_MAX_STEP = 512
 _BAND = 8
 
 
@@ -117,11 +116,6 @@ class SlideReader(Closing):
             key=lambda one: one.downsample,
         )
         step = downsample / level.downsample
-        if step > _MAX_STEP:
-            # One output pixel would cover more of the level than should be in memory: reduce twice.
-            again = math.ceil(step / _MAX_STEP)
-            finer = self.reduced(downsample / again)
-            return Region(*reduce_mean(finer.pixels, finer.no_data, again))
         base = self.levels[0]
         height, width = math.ceil(base.height / downsample), math.ceil(base.width / downsample)
         pixels = np.empty((height, width, 3), np.uint8)

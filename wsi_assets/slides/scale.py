@@ -76,10 +76,9 @@ def true_downsamples(level_sizes: Sequence[tuple[int, int]], reported: Sequence[
     2. **Near a power of two**: a level within 0.1 % of 2^k whose sides are those of level 0 over 2^k to
        within one pixel has 2^k. So has a level with a side under 32 px, however far off: there the rounding
        of that side makes the ratio worthless ((4, 3) of 2048 x 1792 says 554.67; it is 512).
-    3. **Otherwise the exact ratio**: 4.0058 of (368, 172) in (1472, 690) stays. The writer may have dropped
-       the odd row (4) or squeezed it in (4.0116); between them the ratio is at most half a pixel of that
-       level off at its far edge. In a long narrow level the mean of the two ratios can miss the long side by
-       many pixels; then 2^k if that fits both sides to within a pixel, else the longer side's ratio.
+    3. **Otherwise the exact ratio**: 4.0058 of (368, 172) in (1472, 690) stays, at most half a pixel of that
+       level off at its far edge. Where the mean of the two ratios misses the long side of a narrow level: 2^k
+       if that fits both sides to within a pixel, else the longer side's ratio.
 
     A format that knows its scale reports ratios that its sizes do not give (Philips, MIRAX); those are kept,
     or rounded to the 2^k they are within 0.1 % of.
