@@ -116,7 +116,8 @@ class CommandLineRun:
         unread: list[str] = []
         self._seen = register(self.instance, listing.slides, self.storage.provenance, unread.append, known)
         for slide_id in slides.keys() - self._seen.keys():
-            lines = [line for line in unread if str(slides[slide_id].path) in line]
+            files = filter(None, (slides[slide_id].path, slides[slide_id].annotation_path))
+            lines = [line for path in files for line in unread if str(path) in line]
             outcome.left_out[slide_id] = lines[0] if lines else "its file cannot be read"
         made: set[str] = set()
         for artefact in (one for one in all_artefacts() if one.by_slide):
