@@ -68,7 +68,12 @@ def test_a_store_is_the_same_whether_it_is_built_in_one_step_or_two(entries, bac
     one, two = (tmp_path / name / STORE_NAMES[backend] for name in ("one", "two"))
     first = build_store(plan, one, backend)
     extracted = extract_patches(plan, two, backend)
-    assert (extracted.patches, extracted.decoded, extracted.reused, extracted.quarantined) == (208, 208, 0, [])
+    assert (extracted.patches, extracted.decoded, extracted.reused, extracted.quarantined) == (
+        208,
+        208,
+        0,
+        [],
+    )
     assert not two.exists()
     second = write_store(extracted)
     with open_store(two) as store:
