@@ -10,18 +10,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.patches.codecs import encoder
-from wsi_assets.patches.parts import write_part
+from wsi_assets.patches.reuse import write_part
 from wsi_assets.slides.fingerprints import fingerprint, signature
 
 
@@ -56,7 +54,7 @@ class BatchResult:
     """
 
     reasons: dict[int, str]
-    values: list[tuple[int, bytes]]
+    values: list[tuple[int, bytes]] = field(default_factory=list)
     unseen_by: str | None = None
 
 
@@ -69,23 +67,24 @@ def extract_to_part(task: ExtractTask, folder: Path) -> BatchResult:
     places = task.coords.tolist()
     values = ((tuple(places[number]), value) for number, value in _encoded(task, reasons))
     write_part(folder, task.content, task.fingerprint, values)
-    return BatchResult(reasons, [], _unseen_by(task))
+    return BatchResult(reasons)
 
 
 def extract_values(task: ExtractTask) -> BatchResult:
     """As :func:`extract_to_part`, for workers that share no disk with the store: the values are returned."""
     reasons: dict[int, str] = {}
     values = list(_encoded(task, reasons))
-    return BatchResult(reasons, values, _unseen_by(task))
+    unseen_by = None if os.access(task.slide_path, os.R_OK) else platform.node()
+    return BatchResult(reasons, values, unseen_by)
 
 
 def run_tasks(
-    tasks: Iterable[ExtractTask], folder: Path, executor: Executor | None, workers: int, pool: bool
+    tasks: Iterable[ExtractTask], folder: Path, executor: Executor | None, workers: int
 ) -> Iterator[tuple[ExtractTask, BatchResult]]:
     """Do the tasks and have their patches in part files in ``folder``; each task with its result, as done.
 
     Args:
-        executor: does them elsewhere; None does them in this process, or with ``pool`` in ``workers`` others.
+        executor: does them elsewhere; None does them here: in this process, or in several ``workers``.
         workers: how many tasks are done at once; as many wait.
 
     Raises:
@@ -99,8 +98,10 @@ def run_tasks(
             values = ((tuple(places[number]), value) for number, value in result.values)
             write_part(folder, task.content, task.fingerprint, values)
             yield task, result
-    elif pool:
-        with process_pool(workers) as processes:
+    elif workers > 1:
+        # Fresh processes: what this one has open, or its threads hold, is not theirs.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as processes:
             try:
                 work = partial(extract_to_part, folder=folder)
                 yield from _as_completed(processes, tasks, work, 2 * workers)
@@ -135,38 +136,10 @@ def _as_completed(
             future.cancel()
 
 
-def process_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of fresh processes: what this one has open, or its threads hold, is not theirs.
-
-    They end with this process, however it ends, and do not import the script that runs it: one without a
-    main guard would start itself again.
-    """
-    return _Pool(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
-
-
-class _Pool(ProcessPoolExecutor):
-    _starting = threading.Lock()
-
-    def submit(self, *args: Any, **kwargs: Any) -> Future:
-        with self._starting:
-            main = sys.modules["__main__"]
-            sys.modules["__main__"] = ModuleType("__main__")
-            try:
-                return super().submit(*args, **kwargs)  # starts a process where one is needed
-            finally:
-                sys.modules["__main__"] = main
-
-
 def _end_with_parent() -> None:
     # Workers of a killed process would wait for tasks for ever: each holds the other end of their pipe too.
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_watch, args=(parent.sentinel,), name="watch", daemon=True).start()
-
-
-def _watch(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 _open = threading.local()
@@ -236,14 +209,6 @@ def fingerprint_now(path: str) -> str:
     with contextlib.suppress(SlideError):
         return fingerprint(path)
     return ""
-
-
-def _unseen_by(task: ExtractTask) -> str | None:
-    try:
-        signature(task.slide_path)
-    except SlideError:
-        return platform.node()
-    return None
 
 
 def _check_seen(task: ExtractTask, result: BatchResult) -> None:

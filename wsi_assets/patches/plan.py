@@ -88,13 +88,7 @@ class PatchPlan:
 
     def content(self, backend: Backend) -> dict[str, Any]:
         """All that decides what bytes a patch becomes, or that it is left out, except its slide and place."""
-        codec, quality = self.options.codec, None
-        if backend == "fs":
-            codec = "png"
-        elif backend == "hdf5":
-            codec = "pixels"
-        elif codec == "jpeg":
-            quality = self.options.jpeg_quality
+        codec, quality = self.options.encoding(backend)
         return {
             "format": FORMAT,
             "level": self.level,

@@ -348,25 +348,6 @@ def test_after_a_fault_queued_tasks_are_not_run_out(entries, tmp_path, monkeypat
     assert len(ran) <= 6
 
 
-UNGUARDED = """
-import json, sys
-from wsi_assets.patches import ExtractionOptions, build, build_store, plan_patches
-build._WORTH_A_POOL = 0
-plan = plan_patches(json.load(open(sys.argv[1])), ExtractionOptions(codec="png"))
-print(build_store(plan, sys.argv[2], "lmdb", workers=2).patches)
-"""
-
-
-def test_a_script_without_a_main_guard_builds_with_several_workers(entries, tmp_path):
-    script, listing = tmp_path / "script.py", tmp_path / "entries.json"
-    script.write_text(UNGUARDED)
-    listing.write_text(json.dumps(index_of(*entries)))
-    root = str(Path(__file__).parents[2])
-    command = [sys.executable, str(script), str(listing), str(tmp_path / "patches_lmdb")]
-    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True)
-    assert ran.stdout.split() == ["208"], ran.stderr
-
-
 STARTER = """
 import json, os, sys
 from wsi_assets.patches import ExtractionOptions, build, build_store, plan_patches, plan
@@ -377,8 +358,9 @@ def progress(done, total, what):
     print(*open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split(), flush=True)
     sys.stdin.read()
 
-options = ExtractionOptions(codec="png", extraction_workers=3)
-build_store(plan_patches(json.load(open(sys.argv[1])), options), sys.argv[2], "lmdb", progress=progress)
+if __name__ == "__main__":
+    options = ExtractionOptions(codec="png", extraction_workers=3)
+    build_store(plan_patches(json.load(open(sys.argv[1])), options), sys.argv[2], "lmdb", progress=progress)
 """
 
 

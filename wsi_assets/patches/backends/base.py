@@ -75,8 +75,9 @@ class StoreMetadata:
             slides = info.get("slides")
             if not isinstance(slides, list) or not all(map(_is_slide, slides)):
                 raise ValueError("metadata field 'slides' is missing or damaged")
-            if count and (self.origins[:, 0].min() < 0 or self.origins[:, 0].max() >= len(slides)):
-                raise ValueError("origins name slides that are not listed")
+            numbers = self.origins[:, 0]
+            if count and (numbers[0] < 0 or numbers[-1] >= len(slides) or (np.diff(numbers) < 0).any()):
+                raise ValueError("origins do not follow the slides")
 
 
 class StoreReader(Protocol):
