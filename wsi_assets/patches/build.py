@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,6 @@ _WORTH_A_POOL = 512
 """Patches under which starting processes takes longer than it saves."""
 
 _QUARANTINE = ("key", "slide_id", "y", "x", "reason")
-_PACKAGES = ("wsi-assets", "numpy", "opencv-python", "imagecodecs", "tifffile", "openslide-bin")
-"""Packages whose versions decide pixels and codes; a store says which it was made with."""
 
 
 @dataclass(frozen=True)
@@ -194,20 +191,22 @@ def write_store(extracted: ExtractedPatches, *, progress: Progress = silent) -> 
     started = time.perf_counter()
     plan, backend, fingerprints = extracted.plan, extracted.backend, extracted.fingerprints
     keys, labels = list(plan.keys()), plan.labels.tolist()
+    rows = [row for row in range(len(plan)) if row not in extracted.lost]
+    if backend == "lmdb":
+        rows.sort(key=keys.__getitem__)
     with _building(extracted.path) as path:
         with _reusable(path, backend, plan) as reusable:
             if _is_current(reusable.old, plan, backend, fingerprints):
-                info = reusable.old.metadata.info
                 remove(partial_folder(path))
-                return _report(path, info, extracted.decoded, extracted.seconds)
+                return _report(path, reusable.old.metadata.info, extracted.decoded, extracted.seconds)
             slides = zip(plan.slides, fingerprints, strict=True)
             places = np.concatenate([reusable.find(mark, slide.coords) for slide, mark in slides])
-            metadata = _metadata(extracted, places[:, 0] != NOWHERE)
-            order = range(len(plan)) if backend != "lmdb" else sorted(range(len(plan)), key=keys.__getitem__)
+            if gone := np.count_nonzero(places[rows, 0] == NOWHERE):
+                raise StoreError(f"{gone} extracted patches are gone", path=path, remedy="Extract them again")
+            metadata = _metadata(extracted)
             with _writer(backend, path, len(plan), plan.patch_size) as writer:
-                for done, row in enumerate(order):
-                    if row not in extracted.lost:
-                        reusable.copy(places[row].tolist(), writer, row, keys[row], labels[row])
+                for done, row in enumerate(rows):
+                    reusable.copy(places[row].tolist(), writer, row, keys[row], labels[row])
                     if done % 256 == 0:
                         progress(done, len(plan), "storing patches")
                 writer.finish(metadata)
@@ -346,37 +345,27 @@ def _open_old(path: Path, backend: Backend) -> StoreReader | None:
     raise StoreError(f"{what}, and is not overwritten", path=path, remedy="Move it away, or build elsewhere")
 
 
-def _metadata(extracted: ExtractedPatches, at_hand: np.ndarray) -> StoreMetadata:
-    """What the store will hold; ``at_hand``: bool (n,), the patches of the plan that there are.
-
-    Raises:
-        StoreError: a patch that was extracted is gone.
-    """
+def _metadata(extracted: ExtractedPatches) -> StoreMetadata:
     plan, backend = extracted.plan, extracted.backend
+    keys, labels, origins = list(plan.keys()), plan.labels, plan.origins
     readable = np.ones(len(plan), bool)
     readable[list(extracted.lost)] = False
-    if gone := np.count_nonzero(readable & ~at_hand):
-        what = f"{gone} extracted patches are gone"
-        raise StoreError(what, path=extracted.path, remedy="Extract them again")
-    keys, labels, origins = list(plan.keys()), plan.labels, plan.origins
-    slides = [
-        {
-            "slide_id": slide.slide_id,
-            "fingerprint": mark,
-            "patches": int(np.count_nonzero(readable[slide.first : slide.first + len(slide)])),
-            **slide.scale,
-        }
-        for slide, mark in zip(plan.slides, extracted.fingerprints, strict=True)
-    ]
     info = {
         **plan.content(backend),
         **_counts(backend, extracted.labels),
         "stride": plan.stride,
         "plan_digest": plan.digest(backend),
         "digest": extracted.digest,
-        "slides": slides,
+        "slides": [
+            {
+                "slide_id": slide.slide_id,
+                "fingerprint": mark,
+                "patches": int(np.count_nonzero(readable[slide.first : slide.first + len(slide)])),
+                **slide.scale,
+            }
+            for slide, mark in zip(plan.slides, extracted.fingerprints, strict=True)
+        ],
         "quarantined": [dict(zip(_QUARANTINE, row, strict=True)) for row in extracted.quarantined],
-        "versions": _versions(),
     }
     if backend == "hdf5":  # row is count
         return StoreMetadata(info, keys, np.where(readable, labels, UNKNOWN_LABEL).astype(np.uint8), origins)
@@ -429,11 +418,3 @@ def _report(path: Path, info: dict[str, Any], decoded: int, seconds: float) -> B
         reused=info["patches"] - decoded,
         quarantined=[tuple(row[name] for name in _QUARANTINE) for row in info["quarantined"]],
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

@@ -29,7 +29,7 @@ class StoreMetadata:
         info: plain values. Every store: ``backend, patch_size, codec``. A store of ours also ``format, level,
             stride, max_no_data, quality, plan_digest`` (of what was asked for), ``digest`` (of what it
             holds: equal ones mean equal keys, labels and patches), ``patches, tumor, normal, slides`` (id,
-            fingerprint, downsample, mpp, magnification, patches of each), ``quarantined``, ``versions``.
+            fingerprint, downsample, mpp, magnification, patches of each), ``quarantined``.
         keys: one a patch.
         labels: uint8 (n,), 1 is tumor, 0 normal, :data:`UNKNOWN_LABEL`.
         origins: int32 (n, 3): slide number in ``info["slides"]``, y, x in pixels of the level; None where the
