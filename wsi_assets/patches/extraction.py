@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import platform
@@ -49,12 +50,12 @@ class BatchResult:
 
     Attributes:
         reasons: number of a patch that could not be read -> why.
-        values: (number, encoded patch) of the others; empty where they went to a part file.
+        values: ((y, x), encoded patch) of the others; empty where they went to a part file.
         unseen_by: the machine that did not even find the slide's file, None if it did.
     """
 
     reasons: dict[int, str]
-    values: list[tuple[int, bytes]] = field(default_factory=list)
+    values: list[tuple[tuple[int, int], bytes]] = field(default_factory=list)
     unseen_by: str | None = None
 
 
@@ -64,9 +65,7 @@ def extract_to_part(task: ExtractTask, folder: Path) -> BatchResult:
     An unreadable slide or patch is a reason in the result, never an exception.
     """
     reasons: dict[int, str] = {}
-    places = task.coords.tolist()
-    values = ((tuple(places[number]), value) for number, value in _encoded(task, reasons))
-    write_part(folder, task.content, task.fingerprint, values)
+    write_part(folder, task.content, task.fingerprint, _encoded(task, reasons))
     return BatchResult(reasons)
 
 
@@ -94,9 +93,7 @@ def run_tasks(
     if executor is not None:
         for task, result in _as_completed(executor, tasks, extract_values, 2 * workers):
             _check_seen(task, result)
-            places = task.coords.tolist()
-            values = ((tuple(places[number]), value) for number, value in result.values)
-            write_part(folder, task.content, task.fingerprint, values)
+            write_part(folder, task.content, task.fingerprint, result.values)
             yield task, result
     elif workers > 1:
         # Fresh processes: what this one has open, or its threads hold, is not theirs.
@@ -118,19 +115,16 @@ def run_tasks(
 def _as_completed(
     executor: Executor, tasks: Iterable[ExtractTask], work: Callable[..., BatchResult], ahead: int
 ) -> Iterator[tuple[ExtractTask, BatchResult]]:
+    tasks = iter(tasks)
     waiting: dict[Future, ExtractTask] = {}
-
-    def done() -> Iterator[tuple[ExtractTask, BatchResult]]:
-        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-            yield waiting.pop(future), future.result()
-
     try:
-        for task in tasks:
-            waiting[executor.submit(work, task)] = task
-            while len(waiting) >= ahead:
-                yield from done()
-        while waiting:
-            yield from done()
+        while True:
+            for task in itertools.islice(tasks, ahead - len(waiting)):
+                waiting[executor.submit(work, task)] = task
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), future.result()
     finally:
         for future in waiting:
             future.cancel()
@@ -153,8 +147,8 @@ def close_reader() -> None:
         held[1].close()
 
 
-def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[int, bytes]]:
-    """(number, encoded patch) of those that can be read; why not, of the rest, into ``reasons``.
+def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[tuple[int, int], bytes]]:
+    """((y, x), encoded patch) of those that can be read; why not, of the rest, into ``reasons``.
 
     A patch that is just one of the slide's JPEG tiles is not encoded again under the codec ``jpeg``: the tile
     is smaller, its pixels are exactly the slide's, and it costs no time. Parts of a tile are not cut out so:
@@ -162,6 +156,7 @@ def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[int, 
     (4:2:0, as most scanners write) takes from beyond the cut, in one pixel of 300.
     """
     waiting = set(range(len(task.coords)))
+    places = list(map(tuple, task.coords.tolist()))
     content = task.content
     encode = encoder(content["codec"], content["quality"])
     try:
@@ -171,7 +166,7 @@ def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[int, 
             waiting.remove(number)
             reason = patch.fault or _too_little(patch.missing, content)
             if reason is None:
-                yield number, patch.jpeg or encode(patch.pixels)
+                yield places[number], patch.jpeg or encode(patch.pixels)
             else:
                 reasons[number] = sys.intern(reason)  # one text for many patches: results stay small
     except SlideError as error:
