@@ -36,6 +36,7 @@ from wsi_assets.progress import Progress, silent
 _WORTH_A_POOL = 512
 """Patches under which starting processes takes longer than it saves."""
 
+_PARTS = "parts"
 _QUARANTINE = ("key", "slide_id", "y", "x", "reason")
 
 
@@ -96,8 +97,7 @@ class BuildReport:
     Attributes:
         patches, tumor, normal: how many the store holds now.
         bytes: size of the store on disk.
-        decoded, reused: how many of them were read from slides, and taken from an earlier build.
-        quarantined: (key, slide id, y, x, reason) of each patch that could not be read.
+        decoded, reused, quarantined: as of :class:`ExtractedPatches`.
     """
 
     path: Path
@@ -174,7 +174,7 @@ def extract_patches(
         workers = workers or plan.options.extraction_workers or len(os.sched_getaffinity(0))
         if executor is None and count <= _WORTH_A_POOL:
             workers = 1
-        folder = _parts_folder(path)
+        folder = partial_folder(path) / _PARTS
         folder.mkdir(parents=True, exist_ok=True)
         done = len(plan) - count
         tasks = _tasks(plan, plan.content(backend), fingerprints, missing)
@@ -309,7 +309,7 @@ def _tasks(
 
 @contextlib.contextmanager
 def _reusable(path: Path, backend: Backend, plan: PatchPlan) -> Iterator[ReusablePatches]:
-    reusable = ReusablePatches(_open_old(path, backend), _parts_folder(path), plan.content(backend))
+    reusable = ReusablePatches(_open_old(path, backend), partial_folder(path) / _PARTS, plan.content(backend))
     with contextlib.closing(reusable):
         yield reusable
 
@@ -376,10 +376,6 @@ def _metadata(extracted: ExtractedPatches) -> StoreMetadata:
 def _counts(backend: Backend, labels: np.ndarray) -> dict[str, Any]:
     tumor = int(np.count_nonzero(labels == 1))
     return {"backend": backend, "patches": len(labels), "tumor": tumor, "normal": len(labels) - tumor}
-
-
-def _parts_folder(path: Path) -> Path:
-    return partial_folder(path) / "parts"
 
 
 def _staged(path: Path) -> Path:

@@ -94,15 +94,6 @@ def test_a_large_store_outgrows_its_first_map(entries, tmp_path, monkeypatch):
         assert verify_store(store, index_of(*entries), 1.0).ok
 
 
-@pytest.mark.parametrize("size", [100, 250, 500, 750, 1000, 2000])
-def test_a_store_is_whole_wherever_its_commits_fall(entries, size, tmp_path, monkeypatch):
-    monkeypatch.setattr("wsi_assets.patches.backends.lmdb._COMMIT_BYTES", size)
-    few = index_of({**entries[2], "patches": entries[2]["patches"][:5]})
-    build_store(plan_patches(few, ONE), tmp_path / "patches_lmdb", "lmdb")
-    with open_store(tmp_path / "patches_lmdb") as store:
-        assert verify_store(store, few, 1.0).ok
-
-
 def test_patches_at_hand_are_written_without_a_plan(backend, tmp_path):
     patches = [texture(64, 64, seed=seed) for seed in range(5)]
     path = tmp_path / STORE_NAMES[backend]

@@ -82,9 +82,9 @@ class ImageFolderReader:
     def read(self, row: int) -> bytes:
         try:
             return self._read(self._files[row])
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a damaged table may hold names that no file can have
             raise StoreError(
-                f"{self._files[row]} is gone or does not read ({error.strerror})",
+                f"{self._files[row]} is gone or does not read ({error})",
                 path=self.path,
                 remedy="Open the store again",
             ) from error

@@ -1,20 +1,19 @@
 """LMDB: key -> encoded image in the main database; names that begin with ``__`` hold our metadata.
 
-``__info__`` is JSON, ``__keys__`` one key a line in index order, ``__labels__`` and ``__origins__`` npy.
+``__info__`` is JSON, ``__keys__`` one key a line in index order, ``__labels__`` uint8 (n,) and
+``__origins__`` little-endian int32 (n, 3) of :class:`StoreMetadata`, as they lie in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from tokenize import TokenError
 from weakref import WeakValueDictionary
 
 import lmdb
@@ -25,7 +24,6 @@ from wsi_assets.patches.backends.base import (
     UNKNOWN_LABEL,
     StoreMetadata,
     StoreReader,
-    check_count,
     damaged,
     foreign_info,
     no_patch_store,
@@ -59,7 +57,7 @@ class LmdbReader:
         except StoreError:
             self.close()
             raise
-        except (lmdb.Error, ValueError, TypeError, KeyError, EOFError, RecursionError) as error:
+        except (lmdb.Error, ValueError, TypeError, KeyError, RecursionError) as error:
             self.close()
             raise damaged(path, error) from error
 
@@ -69,11 +67,10 @@ class LmdbReader:
         metadata = StoreMetadata(
             info=json.loads(view.get(_INFO)),
             keys=keys,
-            labels=_array(view.get(_LABELS, b"")),
-            origins=None if origins is None else _array(origins),
+            labels=np.frombuffer(view.get(_LABELS, b""), np.uint8),
+            origins=None if origins is None else np.frombuffer(origins, "<i4").reshape(-1, 3),
         )
-        metadata.check(self.path)
-        check_count(self.path, view.stat()["entries"] - 3 - (origins is not None), len(keys))
+        metadata.check(self.path, view.stat()["entries"] - 3 - (origins is not None))
         return [key.encode() for key in keys], metadata
 
     def _foreign(self, view: lmdb.Transaction) -> tuple[list[bytes], StoreMetadata]:
@@ -137,9 +134,9 @@ class LmdbWriter:
     def finish(self, metadata: StoreMetadata) -> None:
         self._put(_INFO, json.dumps(metadata.info, sort_keys=True).encode())
         self._put(_KEYS, "".join(f"{key}\n" for key in metadata.keys).encode())
-        self._put(_LABELS, _npy(metadata.labels))
+        self._put(_LABELS, metadata.labels.astype(np.uint8).tobytes())
         if metadata.origins is not None:
-            self._put(_ORIGINS, _npy(metadata.origins))
+            self._put(_ORIGINS, metadata.origins.astype("<i4").tobytes())
         self._commit()
         with _errors_of_the_disk(self._path):
             self._environment.sync(True)
@@ -235,16 +232,3 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _without_suffix(key: str) -> str:
     return key[: -len(suffix)] if (suffix := Path(key).suffix).lower() in _IMAGE_SUFFIXES else key
-
-
-def _npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()
-
-
-def _array(data: bytes) -> np.ndarray:
-    try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except TokenError as error:  # numpy reads the header as Python
-        raise ValueError("its arrays have damaged headers") from error
