@@ -47,7 +47,7 @@ class ImageFolderReader:
         except StoreError:
             self.close()
             raise
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError, csv.Error) as error:
             self.close()
             raise damaged(path, error) from error
 
