@@ -28,6 +28,8 @@ MANIFEST = "manifest.json"
 CLASSES = ("normal", "tumor")
 _TABLE = "patches.csv"
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+_ERRORS = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError, csv.Error)
+"""What reading a damaged manifest or table can raise."""
 
 
 class ImageFolderReader:
@@ -47,7 +49,7 @@ class ImageFolderReader:
         except StoreError:
             self.close()
             raise
-        except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError, csv.Error) as error:
+        except _ERRORS as error:
             self.close()
             raise damaged(path, error) from error
 
