@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 help: ## what each target does
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-setup: $(READY) ## create the environment from the pinned versions
+setup: $(READY) .env ## create the environment from the pinned versions
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11")'
@@ -19,11 +19,18 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cluster,postgres]'
 	@touch $(READY)
 
+# `dg dev` in this checkout then shows the home that `wsi-assets ui` uses.
+HOME_DIR := $(or $(DAGSTER_HOME),$(or $(WSI_STORAGE_DIR),$(CURDIR)/storage)/dagster_home)
+.env: $(READY)
+	@mkdir -p "$(HOME_DIR)"
+	@test -f "$(HOME_DIR)/dagster.yaml" || cp dagster.yaml "$(HOME_DIR)/dagster.yaml"
+	@test -f .env || echo 'DAGSTER_HOME=$(HOME_DIR)' > .env
+
 demo: $(READY) ## make a small cohort and run the whole pipeline on it
 	$(BIN)/wsi-assets demo --home $(DEMO_HOME)
 
-ui: $(READY) ## open the Dagster UI on ./storage, or on the demo as long as there is none
-	$(BIN)/wsi-assets ui $$(test -n "$$WSI_STORAGE_DIR" -o -d storage -o ! -d $(DEMO_HOME) || echo --home $(DEMO_HOME))
+ui: $(READY) ## open the Dagster UI on ./storage, or on the demo as long as there is nothing in it
+	$(BIN)/wsi-assets ui $$(test -n "$$WSI_STORAGE_DIR" -o -d storage/slides -o ! -d $(DEMO_HOME) || echo --home $(DEMO_HOME))
 
 test: lint ## lint and run the tests
 	$(BIN)/python -m pytest -m "not trial" -n 2 --dist loadfile --no-loadscope-reorder

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that ``--help`` answers 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,31 +46,35 @@ class OneLineErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _usage_status():
+            # While a command runs: that Dagster calls a feature beta or preview is no news to a user.
+            with _usage_status(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".* is currently in (beta|preview)")
                 return super().invoke(ctx)
         except WsiAssetsError as error:
-            told = error
+            fault = error
         except Exception as error:
             from wsi_assets.files import disk_fault
 
-            told = disk_fault(error, "the storage folder or DAGSTER_HOME")
-            if told is None:
+            fault = disk_fault(error, "the storage folder or DAGSTER_HOME")
+            if fault is None:
                 raise
-        click.secho(f"error: {told}", fg="red", err=True)
+        click.secho(f"error: {fault}", fg="red", err=True)
         return ctx.exit(FAILED)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="wsi-assets")
 def main() -> None:
-    """From whole-slide images and tumour outlines to an evaluated tumour detector."""
+    """From whole-slide images and tumor annotations to an evaluated tumor detector."""
 
 
 def folders(command: Any) -> Any:
     """The folder options every command shares."""
     for option in (
         click.option("--storage", type=FOLDER, help="What is made goes here.  [WSI_STORAGE_DIR or storage/]"),
-        click.option("--annotations", type=FOLDER, help="Outlines.  [WSI_ANNOTATIONS_DIR or annotations/]"),
+        click.option(
+            "--annotations", type=FOLDER, help="Annotations.  [WSI_ANNOTATIONS_DIR or annotations/]"
+        ),
         click.option("--images", type=FOLDER, help="Slides.  [WSI_IMAGES_DIR or images/]"),
     ):
         command = option(command)
@@ -83,12 +88,16 @@ def folders(command: Any) -> Any:
 @click.option("--upto", default="evaluation", show_default=True, help="The last asset to make.")
 @folders
 @click.option(
-    "--backend", type=click.Choice(["lmdb", "hdf5", "fs"]), help="Patch store.  [WSI_PATCH_BACKEND or lmdb]"
+    "--backend", type=click.Choice(["lmdb", "hdf5", "fs"]), help="Short for --set patch_store.backend=..."
 )
-@click.option("--config", "config_file", type=click.Path(dir_okay=False), help="YAML file of parameters.")
+@click.option(
+    "--config", "config_file", type=click.Path(dir_okay=False), help="YAML file like parameters.yaml."
+)
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set one parameter; repeatable.")
 @click.option(
-    "--outlines-gone", is_flag=True, help="All outlines are gone, and for good: their slides are normal now."
+    "--annotations-gone",
+    is_flag=True,
+    help="Most annotations were removed for good: their slides are normal now.",
 )
 def run(
     levels: tuple[int, ...],
@@ -99,20 +108,20 @@ def run(
     backend: str | None,
     config_file: str | None,
     pairs: tuple[str, ...],
-    outlines_gone: bool,
+    annotations_gone: bool,
 ) -> None:
     """Register the slides, then make what is missing or out of date, level by level.
 
-    Exit status: 0 when it finished, also if checks failed, 2 when it finished but left slides out, 1 when it
-    failed, 64 when the command line is not understood.
+    Parameters are those of parameters.yaml in the storage folder; values given here are used and written
+    there. Exit status: 0 when it finished, also if checks failed, 2 when it finished but left slides out, 1
+    when it failed, 64 when the command line is not understood.
     """
     from wsi_assets.console import run_and_report
-    from wsi_assets.orchestration.config import build_configs, parse_settings, read_config_file
+    from wsi_assets.orchestration.config import given_parameters
 
-    values = read_config_file(config_file) if config_file else {}
-    configs = build_configs({**values, **parse_settings(list(pairs))})
-    settings = _settings(images, annotations, storage, backend)
-    sys.exit(run_and_report(settings, configs, list(dict.fromkeys(levels)), upto, outlines_gone))
+    given = given_parameters(config_file, [*pairs, *([f"patch_store.backend={backend}"] if backend else [])])
+    settings = _settings(images, annotations, storage)
+    sys.exit(run_and_report(settings, given, list(dict.fromkeys(levels)), upto, annotations_gone))
 
 
 @main.command()
@@ -127,13 +136,13 @@ def demo(home: Path) -> None:
 @main.command()
 @folders
 def doctor(images: Path | None, annotations: Path | None, storage: Path | None) -> None:
-    """Look at every slide: does it open, how large is it, what is known of its scale, what is wrong.
+    """Examine every slide: does it open, how large is it, what is known of its scale, what is wrong.
 
     Exit status: 1 if any slide has a problem.
     """
     from wsi_assets.console import examine_slides
 
-    sys.exit(examine_slides(_settings(images, annotations, storage, None)))
+    sys.exit(examine_slides(_settings(images, annotations, storage)))
 
 
 @main.command()
@@ -146,7 +155,7 @@ def retire(slide_id: str, images: Path | None, annotations: Path | None, storage
     """
     from wsi_assets.console import retire_and_report
 
-    sys.exit(retire_and_report(_settings(images, annotations, storage, None), slide_id))
+    sys.exit(retire_and_report(_settings(images, annotations, storage), slide_id))
 
 
 @main.command()
@@ -168,7 +177,20 @@ def verify(
     """
     from wsi_assets.console import verify_patches
 
-    sys.exit(verify_patches(_settings(images, annotations, storage, None), level, fraction, seed))
+    sys.exit(verify_patches(_settings(images, annotations, storage), level, fraction, seed))
+
+
+@main.command()
+@click.option("--level", type=int, required=True, help="The level whose training is logged.")
+@folders
+def log(level: int, images: Path | None, annotations: Path | None, storage: Path | None) -> None:
+    """Log a finished training to MLflow, from its files: for one that MLflow was away for.
+
+    Exit status: 1 if MLflow does not take it.
+    """
+    from wsi_assets.console import log_training
+
+    sys.exit(log_training(_settings(images, annotations, storage), level))
 
 
 @main.command()
@@ -201,31 +223,24 @@ def ui(
     home: Path | None,
 ) -> None:
     """Open the Dagster UI, its daemon and the MLflow pages on this folder's home."""
-    from wsi_assets.orchestration.home import shut_in
-    from wsi_assets.orchestration.servers import serve
+    from wsi_assets.orchestration.instance import isolated_home
+    from wsi_assets.orchestration.ui import serve
 
     if home is None:
-        settings = _settings(images, annotations, storage, None)
+        settings = _settings(images, annotations, storage)
     elif images or annotations or storage:
-        raise click.UsageError("--home already says where slides, outlines and storage are")
+        raise click.UsageError("--home already says where slides, annotations and storage are")
     else:
-        settings = shut_in(home)
+        settings = isolated_home(home)
     sys.exit(serve(settings, host, port, mlflow_port))
 
 
-def _settings(
-    images: Path | None, annotations: Path | None, storage: Path | None, backend: str | None
-) -> Settings:
+def _settings(images: Path | None, annotations: Path | None, storage: Path | None) -> Settings:
     import os
 
     from wsi_assets.orchestration.settings import Settings
 
-    given = {
-        "WSI_IMAGES_DIR": images,
-        "WSI_ANNOTATIONS_DIR": annotations,
-        "WSI_STORAGE_DIR": storage,
-        "WSI_PATCH_BACKEND": backend,
-    }
+    given = {"WSI_IMAGES_DIR": images, "WSI_ANNOTATIONS_DIR": annotations, "WSI_STORAGE_DIR": storage}
     return Settings.from_environment(
         {**os.environ, **{name: str(value) for name, value in given.items() if value is not None}}
     )

@@ -28,10 +28,9 @@ from wsi_assets.cli import FAILED, LEFT_OUT, OK
 from wsi_assets.errors import EvaluationError
 
 if TYPE_CHECKING:
-    import dagster as dg
-
-    from wsi_assets.orchestration.doctor import SlideHealth
-    from wsi_assets.orchestration.runner import LevelOutcome, SlidesOutcome
+    from wsi_assets.index.doctor import SlideHealth
+    from wsi_assets.orchestration.cli_run import LevelOutcome, SlidesOutcome
+    from wsi_assets.orchestration.config import ParameterSet
     from wsi_assets.orchestration.settings import Settings
 
 console = Console(highlight=False)
@@ -41,32 +40,29 @@ WIDE = 1000
 
 
 def run_and_report(
-    settings: Settings,
-    configs: Mapping[str, dg.Config],
-    levels: list[int],
-    upto: str,
-    outlines_gone: bool = False,
+    settings: Settings, given: ParameterSet, levels: list[int], upto: str, annotations_gone: bool = False
 ) -> int:
     """Run slides and levels, print what was made, what was left out and why; returns the exit status."""
-    from wsi_assets.orchestration.dead_runs import fail_dead_runs, free_slots
-    from wsi_assets.orchestration.home import open_instance
-    from wsi_assets.orchestration.reporting import progress_on_terminal
-    from wsi_assets.orchestration.runner import Runner, level_chain
+    from wsi_assets.orchestration.cli_run import CommandLineRun, chain_upto
+    from wsi_assets.orchestration.instance import open_instance
+    from wsi_assets.orchestration.metadata import progress_on_terminal
+    from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
+    from wsi_assets.orchestration.partitions import level_of
 
+    chain_upto(upto)  # a slip of the pen is reported before hours of reading slides
     for level in levels:
-        level_chain(level, upto)  # a slip of the pen is told before hours of reading slides
+        level_of(str(level))
     started = time.monotonic()
     with open_instance(settings) as instance, _bars() as bars, progress_on_terminal(bars):
         # A run that was killed would hold the pool that this one needs.
-        fail_dead_runs(instance, lambda line: _print_notices([line]))
-        free_slots(instance)
-        runner = Runner(instance, settings, configs, bars, lambda line: _print_notices([line]))
-        slides = runner.run_slides(outlines_gone=outlines_gone)
-        outcomes = [runner.run_level(level, upto) for level in levels]
+        fail_orphaned_runs(instance, lambda line: _print_notices([line]))
+        commanded = CommandLineRun(instance, settings, given, lambda line: _print_notices([line]))
+        slides = commanded.run_slides(annotations_gone=annotations_gone)
+        outcomes = [commanded.run_level(level, upto) for level in levels]
         compared, incomparable = {}, None
         if any("evaluation" in outcome.made for outcome in outcomes):
             try:
-                compared = runner.compare_levels()
+                compared = commanded.compare_levels()
             except EvaluationError as error:
                 incomparable = error
     _print_slides(slides)
@@ -79,13 +75,12 @@ def run_and_report(
             console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
     if compared:
         console.print(f"\nAll evaluated levels side by side: {compared['path']}", soft_wrap=True)
-        for level, reason in compared.get("left_out", {}).items():
+        for level, reason in compared["left_out"].items():
             console.print(f"  not level {level}: {reason}", style="yellow", soft_wrap=True, markup=False)
     if incomparable:
         console.print(f"\nerror: {incomparable}", style="red", soft_wrap=True, markup=False)
-    console.print(
-        f"\nEverything is in {settings.storage_dir} ({time.monotonic() - started:.0f} s).", soft_wrap=True
-    )
+    seconds = time.monotonic() - started
+    console.print(f"\nEverything is in {settings.storage_dir} ({seconds:.0f} s).", soft_wrap=True)
     if incomparable or any(outcome.failure for outcome in outcomes):
         return FAILED
     return LEFT_OUT if left_out else OK
@@ -94,21 +89,20 @@ def run_and_report(
 def run_demo(home: Path) -> int:
     """Make the demo cohort in ``home`` and take one level through the whole graph."""
     from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, make_cohort
-    from wsi_assets.orchestration.config import build_configs
-    from wsi_assets.orchestration.home import shut_in
+    from wsi_assets.orchestration.config import ParameterSet
+    from wsi_assets.orchestration.instance import isolated_home
 
     home = home.absolute()
     with _bars() as bars:
         make_cohort(home, progress=bars)
-    settings = shut_in(home)
-    status = run_and_report(settings, build_configs(DEMO_PARAMETERS), [DEMO_LEVEL], "evaluation")
+    settings = isolated_home(home)
+    status = run_and_report(settings, ParameterSet(DEMO_PARAMETERS), [DEMO_LEVEL], "evaluation")
     report = settings.storage_dir / f"level_{DEMO_LEVEL}" / "report" / "report.html"
-    console.print("\n[bold]Where to look next[/bold]")
+    console.print("\n[bold]Where to go next[/bold]")
     console.print(f"  the report      {report}", soft_wrap=True)
     # The environment may not be activated: `make demo` does without.
-    program = (
-        "wsi-assets" if shutil.which("wsi-assets") else str(Path(sys.executable).with_name("wsi-assets"))
-    )
+    program = shutil.which("wsi-assets") and "wsi-assets"
+    program = program or str(Path(sys.executable).with_name("wsi-assets"))
     for what, arguments in (
         ("the graph      ", ["ui", "--home", str(home)]),
         ("your own slides", ["run", "--level", "0", "--images", "DIR", "--annotations", "DIR"]),
@@ -119,16 +113,16 @@ def run_demo(home: Path) -> int:
 
 def examine_slides(settings: Settings) -> int:
     """Print one row a slide and a line for each problem; returns 1 if there is any."""
-    from wsi_assets.orchestration.doctor import examine, misnamed
+    from wsi_assets.index.doctor import examine, misnamed
     from wsi_assets.slides import find_slides
 
     listing = find_slides(settings.images_dir, settings.annotations_dir)
     rows = []
     with _bars() as bars:
         for done, slide in enumerate(listing.slides):
-            bars(done, len(listing.slides), "looking at slides")
+            bars(done, len(listing.slides), "examining slides")
             rows.append(examine(slide))
-        bars(len(listing.slides), len(listing.slides), "looking at slides")
+        bars(len(listing.slides), len(listing.slides), "examining slides")
     doubted = misnamed(listing.slides, listing.notices)
     for row in rows:
         for notice in doubted.get(row.slide_id, []):
@@ -139,8 +133,8 @@ def examine_slides(settings: Settings) -> int:
             console.print(f"problem: {row.slide_id}: {problem}", style="red", soft_wrap=True, markup=False)
     for name, reason in listing.left_out.items():
         console.print(f"left out: {name}: {reason}", style="red", soft_wrap=True, markup=False)
-    told = {notice for notices in doubted.values() for notice in notices}
-    _print_notices(notice for notice in listing.notices if notice not in told)
+    explained = {notice for notices in doubted.values() for notice in notices}
+    _print_notices(notice for notice in listing.notices if notice not in explained)
     faulty = sum(bool(row.problems) for row in rows) + len(listing.left_out)
     console.print(
         f"{len(rows)} slides, {faulty} with a problem" if rows else f"no slides in {settings.images_dir}"
@@ -150,36 +144,55 @@ def examine_slides(settings: Settings) -> int:
 
 def retire_and_report(settings: Settings, slide_id: str) -> int:
     """Retire a slide and say which levels may still hold it."""
-    from wsi_assets.orchestration.home import open_instance
-    from wsi_assets.orchestration.layout import StorageLayout
-    from wsi_assets.orchestration.resources.library import SlideLibrary
-    from wsi_assets.orchestration.retiring import retire_slide
+    from wsi_assets.orchestration.instance import open_instance
+    from wsi_assets.orchestration.paths import StoragePaths
+    from wsi_assets.orchestration.resources import SlideFolderResource
+    from wsi_assets.orchestration.retire_slide import retire_slide
 
-    library = SlideLibrary.of(settings)
+    folder = SlideFolderResource.of(settings)
     with open_instance(settings) as instance:
-        levels = retire_slide(instance, library, StorageLayout(settings.storage_dir), slide_id)
+        levels = retire_slide(instance, folder, StoragePaths(settings.storage_dir), slide_id)
     console.print(f"{slide_id} is retired", markup=False)
     if levels:
         console.print(
-            f"it may still be in {', '.join(levels)}: make these again when you want it out of them"
+            f"it may still be in level {', '.join(levels)}: make these again when you want it out of them"
         )
     return OK
+
+
+def log_training(settings: Settings, level: int) -> int:
+    """Log a finished training to MLflow; returns 1 if MLflow does not take it."""
+    from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
+
+    resource = MlflowResource(
+        storage_dir=str(settings.storage_dir),
+        tracking_uri=settings.tracking_uri,
+        pages_url=settings.mlflow_url,
+    )
+    faults: list[str] = []
+    page = log_finished(resource, str(level), faults.append)
+    for fault in faults:
+        console.print(f"error: {fault}", style="red", soft_wrap=True, markup=False)
+    if not faults:
+        console.print(f"level {level} is logged: {page}", soft_wrap=True, markup=False)
+    return FAILED if faults else OK
 
 
 def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -> int:
     """Compare a sample of a level's patches with their slides; returns 1 if any differs."""
     from wsi_assets.files import read_plain_pickle
-    from wsi_assets.orchestration.io_managers.patch_stores import current_store
-    from wsi_assets.orchestration.layout import StorageLayout
-    from wsi_assets.orchestration.resources.library import SlideLibrary
+    from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
+    from wsi_assets.orchestration.assets.patches import PATCH_STORE
+    from wsi_assets.orchestration.paths import StoragePaths, store_named_by
+    from wsi_assets.orchestration.resources import SlideFolderResource
     from wsi_assets.patches import open_store, verify_store
 
-    layout = StorageLayout(settings.storage_dir)
-    entries = SlideLibrary.of(settings).at_home(
-        read_plain_pickle(layout.level_artefact("sampled_index", level))
+    paths = StoragePaths(settings.storage_dir)
+    index = SlideFolderResource.of(settings).with_present_paths(
+        read_plain_pickle(paths.artefact(SAMPLED_INDEX, str(level)))
     )
-    with open_store(current_store(layout, level)) as store, _bars() as bars:
-        report = verify_store(store, entries, fraction, seed, progress=bars)
+    with open_store(store_named_by(paths.artefact(PATCH_STORE, str(level)))) as store, _bars() as bars:
+        report = verify_store(store, index, fraction, seed, progress=bars)
     for key, problem in report.problems:
         console.print(f"problem: {key}: {problem}", style="red", soft_wrap=True, markup=False)
     console.print(
@@ -218,7 +231,7 @@ def _page() -> Console:
 
 def _print_health(rows: Sequence[SlideHealth]) -> None:
     """A row a slide; a terminal that is too narrow goes without the columns that matter least."""
-    from wsi_assets.orchestration.doctor import COLUMNS, LEAST_FIRST
+    from wsi_assets.index.doctor import COLUMNS, LEAST_FIRST
 
     page = _page()
     for dropped in range(len(LEAST_FIRST) + 1):
@@ -251,17 +264,21 @@ def _print_notices(notices: Iterable[str]) -> None:
 
 
 def _print_level(outcome: LevelOutcome, storage: Path) -> None:
+    from wsi_assets.orchestration.artefact import level_chain
+    from wsi_assets.orchestration.paths import StoragePaths
+
     table = Table(title=f"level {outcome.level} ({outcome.seconds:.0f} s)", title_justify="left")
     for column in ("asset", "status", "result", "path"):
         table.add_column(column, overflow="fold")
-    for asset, metadata in outcome.metadata.items():
-        status = (
-            "made" if asset in outcome.made else "up to date" if asset in outcome.up_to_date else "not made"
-        )
-        shown = metadata if status != "not made" else {}
+    paths, level = StoragePaths(storage), str(outcome.level)
+    for artefact in level_chain():
+        record = outcome.records.get(artefact.name)
+        made = "made" if artefact.name in outcome.made else "up to date"
+        is_shown = record is not None and artefact.name in (*outcome.made, *outcome.up_to_date)
         # Below the storage folder, which the last line names.
-        path = str(shown.get("path", "")).removeprefix(f"{storage}/")
-        table.add_row(asset, status, _summary(asset, shown), path)
+        path = paths.artefact(artefact, level).relative_to(storage)
+        facts = _summary(artefact.shown, record.facts) if is_shown else ""
+        table.add_row(artefact.name, made if is_shown else "not made", facts, str(path) if is_shown else "")
     _page().print(table)
     if outcome.failure:
         console.print(
@@ -269,28 +286,16 @@ def _print_level(outcome: LevelOutcome, storage: Path) -> None:
         )
     elif not outcome.made:
         console.print(f"level {outcome.level}: nothing to do, everything is up to date")
-    if pending := outcome.metadata.get("trained_model", {}).get("mlflow_pending"):
-        console.print(f"MLflow could not be told everything; the rest waits in {pending}", soft_wrap=True)
     if "evaluation" in (*outcome.made, *outcome.up_to_date):
-        console.print(f"report: {outcome.metadata['evaluation'].get('path')}", soft_wrap=True)
+        console.print(f"report: {storage / f'level_{level}' / 'report' / 'report.html'}", soft_wrap=True)
     for line in outcome.failed_checks:
         console.print(f"check failed: {line}", style="yellow", soft_wrap=True, markup=False)
 
 
-_SHOWN = {
-    "slide_index": ("slides", "patches", "tumor", "normal"),
-    "sampled_index": ("slides", "patches", "tumor", "normal"),
-    "patch_store": ("count", "tumor", "normal", "decoded", "reused", "patches_per_second"),
-    "trained_model": ("epochs", "best_epoch", "val_loss", "val_acc", "val_auc"),
-    "test_predictions": ("slides", "patches", "predicted_tumor"),
-    "evaluation": ("roc_auc", "average_precision", "sensitivity", "specificity", "slide_auc"),
-}
-
-
-def _summary(asset: str, metadata: Mapping[str, Any]) -> str:
+def _summary(shown: Sequence[str], facts: Mapping[str, Any]) -> str:
     parts = []
-    for name in _SHOWN[asset]:
-        value = metadata.get(name)
+    for name in shown:
+        value = facts.get(name)
         if value is not None:
             parts.append(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}")
     return ", ".join(parts)

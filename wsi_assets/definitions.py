@@ -1,5 +1,10 @@
 """The entry point Dagster loads; it holds no logic."""
 
-from wsi_assets.orchestration.build import build_definitions
+import warnings
 
-defs = build_definitions()
+with warnings.catch_warnings():
+    # While this loads: which beta features are used, and why, is said in orchestration/automation.py.
+    warnings.filterwarnings("ignore", message=".* is currently in (beta|preview)")
+    from wsi_assets.orchestration.build import build_definitions
+
+    defs = build_definitions()

@@ -6,6 +6,7 @@ import re
 from array import array
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
@@ -30,8 +31,12 @@ NOT_AREAL = {"dot", "point", "pointset", "points", "line", "polyline", "linestri
 _NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d{1,4})?\s*", re.ASCII)
 
 
-def read_asap(path: Path) -> list[Annotation]:
+def read_asap(path: Path, stream: IO[bytes] | None = None) -> list[Annotation]:
     """Read the annotations of an ASAP file, in file order; every ring unrepaired.
+
+    Args:
+        path: the file, for messages.
+        stream: its bytes, if they are not simply those at ``path``.
 
     Raises:
         AnnotationError: the file is not XML, holds no ``<Annotation>`` with ``<Coordinate>`` points though it
@@ -39,7 +44,7 @@ def read_asap(path: Path) -> list[Annotation]:
             coordinate is not a number.
     """
     try:
-        return _annotations(path)
+        return _annotations(path, stream or path)
     except DefusedXmlException as error:
         raise damaged(path, "declares a DTD or entities, which no annotation needs") from error
     except ParseError as error:
@@ -50,7 +55,7 @@ def read_asap(path: Path) -> list[Annotation]:
         raise damaged(path, f"is not readable XML ({error})") from error
 
 
-def _annotations(path: Path) -> list[Annotation]:
+def _annotations(path: Path, source: IO[bytes] | Path) -> list[Annotation]:
     drawn: list[Annotation] = []
     groups: list[str] = []
     parents: dict[str, str] = {}
@@ -59,7 +64,7 @@ def _annotations(path: Path) -> list[Annotation]:
     above: list[Element] = []
     root = ""
     # Elements are dropped as soon as they are read, so memory follows the points and not the markup.
-    for event, element in iterparse(path, events=("start", "end"), forbid_dtd=True):
+    for event, element in iterparse(source, events=("start", "end"), forbid_dtd=True):
         if event == "start":
             element.tag = element.tag.rpartition("}")[2]  # whatever namespace a writer puts them in
             root = root or element.tag

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from wsi_assets.annotations.annotation import (
     MAX_DEPTH,
@@ -68,14 +68,18 @@ _SHAPES = {
 """Values of ``type`` that say a shape and no class."""
 
 
-def read_geojson(path: Path) -> list[Annotation]:
+def read_geojson(path: Path, stream: IO[bytes] | None = None) -> list[Annotation]:
     """Read a FeatureCollection, a Feature, a geometry or a list of these; one annotation for each polygon.
+
+    Args:
+        path: the file, for messages.
+        stream: its bytes, if they are not simply those at ``path``.
 
     Raises:
         AnnotationError: the file is not JSON, not GeoJSON, truncated, or a coordinate is not a number.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes() if stream is None else stream.read())
     except OSError as error:
         raise damaged(path, f"cannot be read ({error.strerror or error})") from error
     except RecursionError as error:

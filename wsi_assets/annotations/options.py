@@ -26,6 +26,12 @@ class AnnotationOptions(BaseModel):
         description="What an annotation in no group counts as; auto is tumor in a file without any group, "
         "and ignored, with a notice, in a file that has groups.",
     )
+    frame: Literal["auto", "slide", "bounds"] = Field(
+        default="auto",
+        description="What GeoJSON coordinates count from: the slide's corner, or that of its scanned area "
+        "(openslide.bounds), as QuPath writes them; auto refuses the file where the two differ. ASAP's XML "
+        "always counts from the slide's.",
+    )
     unknown_group: Literal["auto", "ignore", "tumor", "error"] = Field(
         default="auto",
         description="What an annotation of a group in neither list counts as; auto ignores it, with a "

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 import shapely
 
-from wsi_assets.annotations.annotation import MAX_JSON_BYTES, MAX_XML_BYTES, damaged, shown
+from wsi_assets.annotations.annotation import Annotation, damaged, shown
 from wsi_assets.annotations.options import AnnotationOptions
+from wsi_assets.annotations.packed import opened
 from wsi_assets.annotations.regions import TumorRegions, unite
 from wsi_assets.annotations.repair import is_tangled
 from wsi_assets.errors import AnnotationError
-from wsi_assets.slides.naming import ANNOTATION_SUFFIXES
 
 
-def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None = None) -> TumorRegions:
+def read_annotation(
+    path: str | PathLike[str],
+    options: AnnotationOptions | None = None,
+    *,
+    bounds: tuple[int, int, int, int] | None = None,
+) -> TumorRegions:
     """Read the tumor regions of one slide from ASAP XML or GeoJSON.
 
     Args:
-        path: a file ending in .xml, .geojson or .json, in any case.
+        path: a file ending in .xml, .geojson or .json, in any case, perhaps packed (.gz, .zip).
         options: roles of the groups; CAMELYON's by default.
+        bounds: (x, y, width, height) of the slide's scanned area in level-0 pixels; None for the whole slide.
 
     Raises:
         AnnotationError: the file is missing, empty, truncated, foreign or hostile, has coordinates that are
             no place on a slide, or is not understood: none of its annotations encloses an area and is of a
-            known group, or one is of an unknown group and ``options.unknown_group`` is "error".
+            known group, one is of an unknown group and ``options.unknown_group`` is "error", or its frame is
+            not known (:class:`AnnotationOptions`, ``frame``).
     """
     path, options = Path(path), options or AnnotationOptions()
-    _check_file(path)
-    if path.suffix.lower() == ".xml":
-        from wsi_assets.annotations.asap import read_asap
+    with opened(path) as (is_xml, stream):
+        if is_xml:
+            from wsi_assets.annotations.asap import read_asap
 
-        annotations = read_asap(path)
-    else:
-        from wsi_assets.annotations.geojson import read_geojson
+            annotations = read_asap(path, stream)
+        else:
+            from wsi_assets.annotations.geojson import read_geojson
 
-        annotations = read_geojson(path)
+            annotations = _in_slide_frame(read_geojson(path, stream), path, options, bounds)
     if is_tangled([annotation for annotation in annotations if annotation.areal]):
         raise damaged(path, "has annotations whose edges cross too often to be drawn ones")
     try:
@@ -45,6 +53,34 @@ def read_annotation(path: str | PathLike[str], options: AnnotationOptions | None
         raise damaged(path, f"has annotations that cannot be united ({error})") from error
     _check_understood(path, regions, options)
     return regions
+
+
+def _in_slide_frame(
+    annotations: list[Annotation],
+    path: Path,
+    options: AnnotationOptions,
+    bounds: tuple[int, int, int, int] | None,
+) -> list[Annotation]:
+    """GeoJSON's annotations by the slide's own pixels.
+
+    QuPath opens a slide that has bounds (MRXS, SCN, sparse TIFF) cropped to them and counts from their
+    corner; other programs count from the slide's. The file does not say which.
+    """
+    corner = (0, 0) if bounds is None else tuple(bounds[:2])
+    if corner == (0, 0) or options.frame == "slide" or not annotations:
+        return annotations
+    if options.frame == "auto":
+        raise AnnotationError(
+            f"is of a slide whose scanned area begins at x {corner[0]}, y {corner[1]}, and does not say "
+            "whether its coordinates count from there",
+            path=path,
+            remedy="Set frame to bounds if it is from QuPath, to slide if its coordinates count from the "
+            "slide's corner",
+        )
+    return [
+        replace(one, shell=one.shell + corner, holes=tuple(hole + corner for hole in one.holes))
+        for one in annotations
+    ]
 
 
 def _check_understood(path: Path, regions: TumorRegions, options: AnnotationOptions) -> None:
@@ -68,21 +104,3 @@ def _check_understood(path: Path, regions: TumorRegions, options: AnnotationOpti
             path=path,
             remedy="Draw areas, or remove the file if the slide is normal",
         )
-
-
-def _check_file(path: Path) -> None:
-    if path.suffix.lower() not in ANNOTATION_SUFFIXES:
-        raise damaged(
-            path, f"is not an annotation format known here ({', '.join(sorted(ANNOTATION_SUFFIXES))})"
-        )
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise damaged(path, f"cannot be read ({error.strerror or error})") from error
-    if not path.is_file():
-        raise damaged(path, "is not a file")
-    if size == 0:
-        raise damaged(path, "is empty")
-    most = MAX_XML_BYTES if path.suffix.lower() == ".xml" else MAX_JSON_BYTES
-    if size > most:
-        raise damaged(path, f"has {size / 2**20:.0f} MB, more than any annotations need ({most // 2**20} MB)")

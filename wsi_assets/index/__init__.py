@@ -23,11 +23,13 @@ __getattr__, __dir__, __all__ = exports(
             "Entry",
             "Index",
             "check_index",
+            "classes",
             "is_test",
             "load_index",
             "partial_tumor",
             "save_index",
         ),
+        "split": ("fold_slides", "split_slides"),
         "sampling": ("counts", "incomplete_slides", "sample_index", "slide_table", "unknown_incomplete"),
     },
 )

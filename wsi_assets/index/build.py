@@ -28,7 +28,7 @@ class FolderIndex:
         levels: target level -> its index.
         missing: target level -> why there is no index of it.
         left_out: slide id -> why it is in no index: its file or its annotation cannot be read.
-        notices: one line each on files that were not used.
+        notices: one line each on files that were not used, and on what was assumed or ignored of a slide.
     """
 
     levels: dict[int, LevelIndex]
@@ -118,6 +118,7 @@ def build_indices(
             else:
                 read.append(found)
             progress(done, len(listing.slides), "reading slides")
+    said = [f"{one.tissue['slide_id']}: {line}" for one in read for line in one.tissue["notices"]]
     levels: dict[int, LevelIndex] = {}
     missing: dict[int, str] = {}
     for done, level in enumerate(target_levels, start=1):
@@ -126,7 +127,7 @@ def build_indices(
         except SlideIndexError as error:
             missing[level] = str(error)
         progress(done, len(target_levels), "indexing levels")
-    return FolderIndex(levels, missing, dict(sorted(left_out.items())), listing.notices)
+    return FolderIndex(levels, missing, dict(sorted(left_out.items())), (*listing.notices, *said))
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,11 @@ def _read(
     slide: SlideFile, options: TissueOptions, annotation: AnnotationOptions | None, scale: ScaleOptions
 ) -> _Regions:
     with open_slide(slide.path, scale) as reader:
-        tissue = find_tissue(reader, options, fingerprint(slide.path)).to_plain()
-    tumor = None if slide.annotation_path is None else read_annotation(slide.annotation_path, annotation)
-    return _Regions({**tissue, "slide_id": slide.slide_id}, tumor, slide.annotation_path)
+        tissue = find_tissue(reader, options, fingerprint(slide.path))
+    path, tumor = slide.annotation_path, None
+    if path is not None:
+        tumor = read_annotation(path, annotation, bounds=tissue.bounds)
+    return _Regions({**tissue.to_plain(), "slide_id": slide.slide_id}, tumor, path)
 
 
 def _unpacked(read: list[_Regions]) -> Iterator[tuple[TissueRegions, TumorRegions | None, Path | None]]:

@@ -43,16 +43,17 @@ def overlay_jpeg(
     Raises:
         SlideError: the slide does not read.
     """
+    import cv2
+
     picture = overlay(reader, tissue, tumor, max_side=max_side)
     while True:
         for quality in (88, 80, 70, 60):
             data = jpeg_of(picture, quality)
             if len(data) <= max_bytes:
                 return data
-        if max_side <= 120:
+        if max(picture.shape) <= 120:
             return data
-        max_side = int(max_side * 0.8)
-        picture = overlay(reader, tissue, tumor, max_side=max_side)
+        picture = cv2.resize(picture, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
 
 
 def overlay(

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_assets.errors import ConfigError, SlideIndexError
-from wsi_assets.index.slide_index import PER_PATCH, Entry, Index, check_index, is_test, partial_tumor
+from wsi_assets.index.slide_index import PER_PATCH, Entry, Index, check_index, classes, is_test
+from wsi_assets.index.split import Side, sides_of
 from wsi_assets.slides import normalize_id, slide_id_of
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 def sample_index(index: Index, options: SamplingOptions) -> Index:
     """Choose patches: the same slides with the chosen patches only, in the same order.
 
-    Test slides keep every patch. Other slides keep every patch that holds tumor, and together
-    ``normal_per_tumor`` normal patches for each tumor patch, spread equally over the slides: one that has
-    fewer than its share gives all it has, and the others give more. Incompletely annotated slides give no
-    normal patch. A cohort without any tumor patch keeps all its normal patches, up to
+    The split comes first, unless the index has one, and each entry's ``split`` says on which side it is. Test
+    slides and validation slides keep every patch. Training slides keep every patch that holds tumor, and
+    together ``normal_per_tumor`` normal patches for each tumor patch, spread equally over the slides: one
+    that has fewer than its share gives all it has, and the others give more. Incompletely annotated slides
+    give no normal patch. A cohort without any tumor patch keeps all its normal patches, up to
     ``max_normal_per_slide``.
 
     Raises:
@@ -42,10 +44,12 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
     check_index(index)
     incomplete = incomplete_slides(options.incomplete_slides)
     try:
-        quotas = normal_quotas(index, options, incomplete)
+        sides = sides_of(index, options.val_size, options.seed)
+        quotas = normal_quotas(index, options, incomplete, sides)
         return {
             slide_id: {
-                **(entry if is_test(slide_id, entry) else _chosen(slide_id, entry, quotas, options)),
+                **(entry if sides[slide_id] == "test" else _chosen(slide_id, entry, quotas, options)),
+                "split": sides[slide_id],
                 "config": {**entry.get("config", {}), **options.model_dump()},
             }
             for slide_id, entry in index.items()
@@ -54,21 +58,25 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
         raise SlideIndexError(f"is not an index ({error!r:.200})", remedy="Make the index again") from error
 
 
-def normal_quotas(index: Index, options: SamplingOptions, incomplete: Collection[str] = ()) -> dict[str, int]:
+def normal_quotas(
+    index: Index, options: SamplingOptions, incomplete: Collection[str], sides: Mapping[str, Side]
+) -> dict[str, int]:
     """How many normal patches each slide that is not a test slide gives: slide id -> number."""
-    tumor = 0
-    available: dict[str, int] = {}
+    tumor, all_of, available = 0, {}, {}
     for slide_id, entry in index.items():
-        if is_test(slide_id, entry):
+        if sides[slide_id] == "test":
             continue
-        positive, normal = _classes(entry)
+        positive, normal = classes(entry)
+        given = 0 if normalize_id(slide_id) in incomplete else int(normal.sum())
+        if sides[slide_id] == "validation":
+            all_of[slide_id] = given
+            continue
         tumor += int(positive.sum())
-        available[slide_id] = 0 if normalize_id(slide_id) in incomplete else int(normal.sum())
-    if options.max_normal_per_slide is not None:
-        available = {name: min(count, options.max_normal_per_slide) for name, count in available.items()}
+        cap = options.max_normal_per_slide
+        available[slide_id] = given if cap is None else min(given, cap)
     if options.normal_per_tumor is None or not tumor:
-        return available
-    return equal_shares(available, round(options.normal_per_tumor * tumor))
+        return all_of | available
+    return all_of | equal_shares(available, round(options.normal_per_tumor * tumor))
 
 
 def equal_shares(available: Mapping[str, int], total: int) -> dict[str, int]:
@@ -147,7 +155,7 @@ def slide_table(index: Index) -> list[dict[str, Any]]:
     """
     rows = []
     for slide_id, entry in index.items():
-        positive, normal = _classes(entry)
+        positive, normal = classes(entry)
         rows.append(
             {
                 "slide": slide_id,
@@ -177,15 +185,9 @@ def _is_shipped(source: str | Path) -> bool:
     return str(source).lower() == "camelyon16"
 
 
-def _classes(entry: Entry) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which patches are tumor and which are normal: (n,) each."""
-    positive = np.fromiter((patch[2] for patch in entry["patches"]), bool, len(entry["patches"]))
-    return positive, ~positive & ~partial_tumor(entry)
-
-
 def _chosen(slide_id: str, entry: Entry, quotas: Mapping[str, int], options: SamplingOptions) -> Entry:
     """The entry with all its patches but those normal ones that are beyond its quota by rank."""
-    _, normal = _classes(entry)
+    _, normal = classes(entry)
     places = np.array([patch[:2] for patch in entry["patches"]], np.int64).reshape(-1, 2)
     candidates = np.flatnonzero(normal)
     order = np.argsort(ranks(slide_id, places[candidates], options.seed), kind="stable")

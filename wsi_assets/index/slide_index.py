@@ -85,3 +85,9 @@ def partial_tumor(entry: Mapping[str, Any]) -> NDArray[np.bool_]:
         return np.zeros(len(patches), bool)
     labels = np.fromiter((patch[2] for patch in patches), bool, len(patches))
     return (np.asarray(fractions, float) > 0) & ~labels
+
+
+def classes(entry: Mapping[str, Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which patches are tumor and which are normal: (n,) each; a patch may be neither."""
+    tumor = np.fromiter((patch[2] for patch in entry["patches"]), bool, len(entry["patches"]))
+    return tumor, ~tumor & ~partial_tumor(entry)

@@ -41,8 +41,9 @@ class TissueRegions:
     times ``work_downsample``, as (y, x). ``threshold`` is in grey levels of chroma, 0 to 255; None if the
     slide holds no data. ``tissue_share`` is tissue over data pixels, ``data_share`` data over all pixels,
     both 0 to 1. ``thumbnail`` is the slide as RGB bytes, ``THUMBNAIL_SIDE`` pixels each way,
-    white where there is no tissue; by it the same slide under two names is found. ``config`` holds the
-    options used.
+    white where there is no tissue; by it the same slide under two names is found. ``bounds`` is (x, y, width,
+    height) of the scanned area in level-0 pixels, None if that is the whole slide; ``notices`` are lines on
+    what was assumed or ignored of the slide. ``config`` holds the options used.
     """
 
     slide_id: str
@@ -57,6 +58,8 @@ class TissueRegions:
     tissue_share: float
     data_share: float = 1.0
     thumbnail: bytes = b""
+    bounds: tuple[int, int, int, int] | None = None
+    notices: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
@@ -83,6 +86,8 @@ class TissueRegions:
             "tissue_share": self.tissue_share,
             "data_share": self.data_share,
             "thumbnail": self.thumbnail,
+            "bounds": None if self.bounds is None else list(self.bounds),
+            "notices": list(self.notices),
             "config": dict(self.config),
         }
 
@@ -104,6 +109,8 @@ class TissueRegions:
             fields["mask"] = np.unpackbits(bits, count=rows * cols).reshape(rows, cols).astype(bool)
             fields["levels"] = tuple(Level(**level) for level in plain["levels"])
             fields["scale"] = Scale(**plain["scale"])
+            fields["bounds"] = None if plain["bounds"] is None else tuple(map(int, plain["bounds"]))
+            fields["notices"] = tuple(plain["notices"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise SlideIndexError(
@@ -180,6 +187,8 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         tissue_share=float(np.count_nonzero(mask) / data) if data else 0.0,
         data_share=float(data / mask.size) if mask.size else 0.0,
         thumbnail=_thumbnail(pixels, mask),
+        bounds=reader.bounds,
+        notices=reader.notices,
         config=options.model_dump(),
     )
 

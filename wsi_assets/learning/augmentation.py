@@ -1,22 +1,21 @@
-"""Random transforms of patches, batched and on whatever device the patches are on; and normalisation.
+"""Random transforms of patches, batched and on whatever device the patches are on; and normalization.
 
 Patches arrive as uint8 (n, height, width, 3) RGB and leave as float32 (n, 3, height, width) in channels-last
-memory, ready for a network. Which patches are repeated or seen is ``data``'s business.
+memory, ready for a network.
 
 The transforms are those that change a stained section without changing its diagnosis:
 
-- **Dihedral** (four quarter turns, each mirrored or not): tissue has no up. Exact, no interpolation.
-- **Stain**: haematoxylin, eosin and the residual are separated by colour deconvolution (Ruifrok and Johnston
-  2001), each amount a becomes a * alpha + beta, and the colours are put together again. This imitates thicker
-  or thinner sections, stronger or fresher dye, the main difference between laboratories; of the augmentations
-  compared by Tellez et al. (2019) stain and colour jitter generalised best to other centres.
-- **Colour**: brightness, contrast, saturation and a few degrees of hue, for lamps, sensors and the scanner's
-  own colour processing.
-- **Blur**: a Gaussian of up to 1.5 pixels on a fifth of the patches, for focus. Stronger blur would remove
-  the chromatin texture that a pathologist, and the model, decides by.
+- **Dihedral** (four quarter turns, each mirrored or not): tissue has no up.
+- **Stain**: hematoxylin, eosin and the residual are separated by color deconvolution (Ruifrok and Johnston
+  2001), each amount a becomes a * alpha + beta, and the colors are put together again. This imitates thicker
+  or thinner sections and stronger or fresher dye; of the augmentations compared by Tellez et al. (2019) stain
+  and color jitter generalized best to other centers.
+- **Color**: brightness, contrast, saturation and a few degrees of hue, for lamps, sensors and the scanner's
+  own color processing.
+- **Blur**: a Gaussian of up to 1.5 pixels on a fifth of the patches, for focus; stronger blur would remove
+  the chromatin texture by which the model decides.
 
-Left out on purpose: scaling and free rotation (magnification is a fact of the level, nuclear size a feature),
-elastic deformation, cut-outs.
+Scaling, free rotation and elastic deformation are left out: nuclear size and shape are features.
 
 Every number comes from (seed, epoch, batch) on the CPU, not from a global state, so it depends neither on the
 number of workers nor on the device.
@@ -26,22 +25,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 STAIN_ALPHA = 0.15
-"""Each stain's amount is multiplied by a factor within 1 ± this."""
+"""Amounts of stain are multiplied by a factor within 1 ± this ..."""
 STAIN_BETA = 0.02
-"""Each stain's amount is shifted by up to this, in optical density (natural logarithm)."""
+"""... and shifted by up to this, in optical density (natural logarithm)."""
 BRIGHTNESS = 0.15
 CONTRAST = 0.15
 SATURATION = 0.2
 HUE_DEGREES = 10.0
-COLOUR_SHARE = 0.8
-"""Share of patches whose stain and colour change; the others keep their own, as in validation."""
+COLOR_SHARE = 0.8
+"""Share of patches whose stain and color change; the others keep their own, as in validation."""
 BLUR_SHARE = 0.2
 BLUR_SIGMA = (0.4, 1.5)
 """Standard deviation of the blur in pixels of the patch, smallest and largest."""
@@ -49,12 +50,12 @@ BLUR_RADIUS = 4
 CPU_PIECE = 8 * 256 * 256 * 3
 """Values transformed at a time on a CPU."""
 
-# Optical density of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001), rows of length 1.
+# Optical density of hematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001), rows of length 1.
 _STAINS = torch.nn.functional.normalize(
     torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=torch.float64), dim=1
 )
 _UNSTAIN = torch.linalg.inv(_STAINS)
-_GREY = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # luma of ITU-R BT.601
+_GRAY = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # luma of ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,15 @@ class Transforms:
     Attributes:
         dihedral: (n,) int64, 0 to 7; see :func:`dihedral`.
         stain: (n, 3, 3) and stain_shift: (n, 3): affine map of optical densities, row vectors.
-        colour: (n, 3, 3): linear map of RGB, row vectors (brightness, saturation and hue).
-        contrast: (n,) factor of the distance from the patch's mean grey.
+        color: (n, 3, 3): linear map of RGB, row vectors (brightness, saturation and hue).
+        contrast: (n,) factor of the distance from the patch's mean gray.
         sigma: (n,) standard deviation of the blur in pixels, 0 for none.
     """
 
     dihedral: Tensor
     stain: Tensor
     stain_shift: Tensor
-    colour: Tensor
+    color: Tensor
     contrast: Tensor
     sigma: Tensor
 
@@ -80,22 +81,25 @@ class Transforms:
         return Transforms(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
 
 
-def draw_transforms(count: int, *, seed: int, epoch: int, batch: int) -> Transforms:
-    """Draw ``count`` transforms; equal arguments draw equal ones."""
+def draw_transforms(
+    count: int, *, seed: int, epoch: int, batch: int, plain: np.ndarray | None = None
+) -> Transforms:
+    """Draw ``count`` transforms; equal arguments draw equal ones. Patches that are ``plain`` keep theirs."""
     generator = torch.Generator().manual_seed(stream_seed(seed, epoch, batch))
 
     def uniform(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
         return torch.rand(*shape, generator=generator, dtype=torch.float64) * (high - low) + low
 
-    turns = torch.randint(0, 8, (count,), generator=generator)
-    coloured = (uniform(count, low=0) < COLOUR_SHARE).double()
-    alpha = 1 + STAIN_ALPHA * uniform(count, 3) * coloured[:, None]
-    beta = STAIN_BETA * uniform(count, 3) * coloured[:, None]
-    brightness = 1 + BRIGHTNESS * uniform(count) * coloured
-    contrast = 1 + CONTRAST * uniform(count) * coloured
-    saturation = 1 + SATURATION * uniform(count) * coloured
-    hue = torch.deg2rad(HUE_DEGREES * uniform(count) * coloured)
-    blurred = uniform(count, low=0) < BLUR_SHARE
+    changed = torch.ones(count, dtype=torch.bool) if plain is None else ~torch.from_numpy(plain)
+    turns = torch.randint(0, 8, (count,), generator=generator) * changed
+    colored = ((uniform(count, low=0) < COLOR_SHARE) & changed).double()
+    alpha = 1 + STAIN_ALPHA * uniform(count, 3) * colored[:, None]
+    beta = STAIN_BETA * uniform(count, 3) * colored[:, None]
+    brightness = 1 + BRIGHTNESS * uniform(count) * colored
+    contrast = 1 + CONTRAST * uniform(count) * colored
+    saturation = 1 + SATURATION * uniform(count) * colored
+    hue = torch.deg2rad(HUE_DEGREES * uniform(count) * colored)
+    blurred = (uniform(count, low=0) < BLUR_SHARE) & changed
     sigma = uniform(count, low=BLUR_SIGMA[0], high=BLUR_SIGMA[1]) * blurred
 
     stain = _UNSTAIN @ torch.diag_embed(alpha) @ _STAINS
@@ -103,7 +107,7 @@ def draw_transforms(count: int, *, seed: int, epoch: int, batch: int) -> Transfo
         dihedral=turns,
         stain=stain.float(),
         stain_shift=(beta @ _STAINS).float(),
-        colour=(brightness[:, None, None] * _chroma(saturation, hue)).float(),
+        color=(brightness[:, None, None] * _chroma(saturation, hue)).float(),
         contrast=contrast.float(),
         sigma=sigma.float(),
     )
@@ -155,13 +159,13 @@ def augment(patches: Tensor, transforms: Transforms) -> Tensor:
     density = torch.baddbmm(transforms.stain_shift.to(device)[:, None], density, transforms.stain.to(device))
     rgb = density.neg_().exp_().mul_(256).sub_(1)
 
-    rgb = torch.bmm(rgb, transforms.colour.to(device))
+    rgb = torch.bmm(rgb, transforms.color.to(device))
     contrast = transforms.contrast.to(device)[:, None, None]
-    grey = (rgb.mean(dim=1, keepdim=True) * _GREY.to(device, torch.float32)).sum(dim=2, keepdim=True)
-    rgb.mul_(contrast).add_(grey * (1 - contrast))
+    gray = (rgb.mean(dim=1, keepdim=True) * _GRAY.to(device, torch.float32)).sum(dim=2, keepdim=True)
+    rgb.mul_(contrast).add_(gray * (1 - contrast))
 
     rgb = rgb.view(n, height, width, 3)
-    chosen = torch.nonzero(transforms.sigma).squeeze(1)  # on the CPU: no wait for the device
+    chosen = torch.nonzero(transforms.sigma).squeeze(1)  # on the CPU: nothing waits for the device
     if len(chosen):
         sigma = transforms.sigma[chosen].to(device)
         chosen = chosen.to(device)
@@ -169,7 +173,7 @@ def augment(patches: Tensor, transforms: Transforms) -> Tensor:
     return rgb.clamp_(0, 255)
 
 
-def normalise(
+def normalize(
     patches: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
 ) -> Tensor:
     """(n, height, width, 3), 0 to 255, to float32 (n, 3, height, width) of zero mean and unit variance.
@@ -184,14 +188,14 @@ def normalise(
 
 
 def _chroma(saturation: Tensor, hue: Tensor) -> Tensor:
-    """(n, 3, 3) maps of RGB row vectors that scale and turn the colour and keep the grey.
+    """(n, 3, 3) maps of RGB row vectors that scale and turn the color and keep the gray.
 
-    Saturation blends with the grey of equal luma; hue turns about the grey axis (Rodrigues' formula), which
-    keeps grey, and so glass, as it is.
+    Saturation blends with the gray of equal luma; hue turns about the gray axis (Rodrigues' formula), which
+    keeps gray, and so glass, as it is.
     """
     eye = torch.eye(3, dtype=torch.float64)
-    to_grey = _GREY[:, None].expand(3, 3)
-    saturate = saturation[:, None, None] * eye + (1 - saturation)[:, None, None] * to_grey
+    to_gray = _GRAY[:, None].expand(3, 3)
+    saturate = saturation[:, None, None] * eye + (1 - saturation)[:, None, None] * to_gray
     axis = torch.full((3,), 3**-0.5, dtype=torch.float64)
     cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) * axis[0]
     cos, sin = torch.cos(hue)[:, None, None], torch.sin(hue)[:, None, None]
@@ -201,24 +205,13 @@ def _chroma(saturation: Tensor, hue: Tensor) -> Tensor:
 
 def _blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of (n, height, width, 3), each with its own sigma; edges are mirrored."""
-    height, width = images.shape[1:3]
+    n, height, width, _ = images.shape
     radius = min(BLUR_RADIUS, height - 1, width - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    rows = torch.arange(-radius, height + radius, device=images.device)
-    columns = torch.arange(-radius, width + radius, device=images.device)
-    padded = images[:, _mirror(rows, height)]
-    images = torch.zeros_like(images)
-    for k in range(2 * radius + 1):
-        images.addcmul_(padded[:, k : k + height], kernel[:, k, None, None, None])
-    padded = images[:, :, _mirror(columns, width)]
-    images = torch.zeros_like(images)
-    for k in range(2 * radius + 1):
-        images.addcmul_(padded[:, :, k : k + width], kernel[:, k, None, None, None])
-    return images
-
-
-def _mirror(index: Tensor, size: int) -> Tensor:
-    """Positions beyond either end reflected into 0 to size - 1, the end itself not repeated."""
-    return (size - 1) - ((size - 1) - index.abs()).abs()
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)[:, None]
+    planes = images.permute(0, 3, 1, 2).reshape(1, 3 * n, height, width)
+    planes = functional.pad(planes, (radius,) * 4, mode="reflect")
+    planes = functional.conv2d(planes, kernel[:, :, None, :], groups=3 * n)
+    planes = functional.conv2d(planes, kernel[:, :, :, None], groups=3 * n)
+    return planes.reshape(n, 3, height, width).permute(0, 2, 3, 1)

@@ -1,196 +1,203 @@
-"""Model files: what ``best.pt`` and the periodic checkpoints hold, how they are written, read and refused.
+"""Model files: ``best.pt`` and ``ckpt_epoch_N.pt`` are state dicts, ``best.json`` says what they are.
 
-A file here holds tensors and plain values only and loads with ``torch.load(path, weights_only=True)``.
+The state to resume from is a file of its own. All hold tensors and plain values only.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wsi_assets.errors import ModelError
-from wsi_assets.files import publish_file
-from wsi_assets.learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
-from wsi_assets.learning.backbones import CLASSES, build_model, load_plain
+from wsi_assets.files import publish_file, write_json
+from wsi_assets.learning.models import (
+    CLASSES,
+    Architecture,
+    PatchClassifier,
+    check_size,
+    create,
+    load_plain,
+    read_state_dict,
+)
 
-FORMAT = 2
-BEST_NAME = "best.pt"
+BEST_NAME, CARD_NAME, RESUME_NAME = "best.pt", "best.json", "resume.pt"
+PROBS = (
+    "softmax of the network's two outputs, of the class tumor: what best.pt gives by itself. Training shows "
+    "the classes in equal weight, so 0.5 is the border between equally frequent classes; calibration turns "
+    "probs into probabilities at the prevalence of the validation slides: "
+    "1 / (1 + exp(-(logit(probs) / temperature + shift)))"
+)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model and what it was trained on.
+    """A trained model and what is known of it.
 
     Attributes:
-        model: on the CPU, in evaluation mode; takes normalised float32 (n, 3, size, size).
-        classes: meaning of the two outputs.
-        level: pyramid level of the patches; mpp: micrometres a pixel there (median of the slides), or None.
-        mean, std: of RGB between 0 and 1.
-        config: the training options.
-        split: unit, table and notes of the split.
-        epoch, val_loss: when the weights were taken.
-        val_threshold: the tumour probability that separated the validation patches best, or None.
+        model: on the CPU, in evaluation mode.
+        architecture: how the network is built and fed.
+        patch_size, level, mpp: of the patches it was trained on; None where not known.
+        threshold: chosen on validation slides, with the ``specificity`` and ``sensitivity`` there, or None.
+        calibration: ``temperature`` and ``shift``, as ``probs`` in the card explains, or None.
+        card: all of ``best.json``; empty for a bare state dict.
     """
 
     path: Path
     model: nn.Module
-    model_name: str
-    classes: tuple[str, ...]
-    patch_size: int
-    level: int
+    architecture: Architecture
+    patch_size: int | None
+    level: int | None
     mpp: float | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    config: dict[str, Any]
-    data_digest: str
-    split: dict[str, Any]
-    epoch: int
-    val_loss: float
-    val_threshold: float | None
+    threshold: dict[str, float] | None
+    calibration: dict[str, float] | None
+    card: dict[str, Any]
 
     def classifier(self) -> PatchClassifier:
         """The model from pixels to probabilities in one module."""
-        return PatchClassifier(self.model, self.mean, self.std)
+        return PatchClassifier(self.model, self.architecture)
 
 
-class PatchClassifier(nn.Module):
-    """From RGB patches (n, size, size, 3), 0 to 255, to probabilities (n, 2) of (normal, tumor)."""
+def load_model(path: str | Path, *, model_name: str | None = None) -> LoadedModel:
+    """Load ``best.pt`` (or the folder it is in), or a checkpoint beside it.
 
-    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
-        super().__init__()
-        self.model = model
-        self.mean = tuple(mean)
-        self.std = tuple(std)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        return self.model(normalise(patches, self.mean, self.std)).float().softmax(dim=1)
-
-
-def best_payload(
-    model: nn.Module,
-    *,
-    config: dict[str, Any],
-    info: dict[str, Any],
-    data_digest: str,
-    split: dict[str, Any],
-    epoch: int,
-    val_loss: float,
-    val_threshold: float | None,
-) -> dict[str, Any]:
-    """What ``best.pt`` holds; ``info`` is the patch store's."""
-    return {
-        "format": FORMAT,
-        "state_dict": {
-            # A copy even on the CPU: the model goes on learning.
-            key: value.detach().to("cpu", copy=True).contiguous()
-            for key, value in model.state_dict().items()
-        },
-        "model_name": config["model_name"],
-        "classes": list(CLASSES),
-        "patch_size": int(info["patch_size"]),
-        "level": int(info["level"]),
-        "mpp": _mpp(info),
-        "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
-        "config": config,
-        "data_digest": data_digest,
-        "split": split,
-        "epoch": epoch,
-        "val_loss": val_loss,
-        "val_threshold": val_threshold,
-    }
-
-
-def _mpp(info: dict[str, Any]) -> float | None:
-    """Micrometres a pixel at the store's level: the median of the slides that know theirs."""
-    known = [slide["mpp"] for slide in info["slides"] if slide["mpp"] is not None]
-    return float(median(known)) if known else None
-
-
-def load_model(path: str | Path) -> LoadedModel:
-    """Load ``best.pt``.
+    Args:
+        model_name: network of a state dict that has no ``best.json`` beside it, e.g. ``resnet50``.
 
     Raises:
-        ModelError: missing, damaged, would run code on loading, or not one of ours.
+        ModelError: missing, damaged, would run code on loading, not of the network that ``best.json`` names,
+            or without ``best.json`` and ``model_name``.
     """
     path = Path(path)
-    plain = load_plain(path)
+    path = path / BEST_NAME if path.is_dir() else path
+    state = read_state_dict(path)
+    card = read_card(path, needed=model_name is None)
     try:
-        if plain["format"] != FORMAT:
-            raise ModelError(f"has format {plain['format']}, not {FORMAT}", path=path, remedy="Train again")
-        model = build_model(plain["model_name"], patch_size=plain["patch_size"])
-        model.load_state_dict(plain["state_dict"])
-        return LoadedModel(
-            path=path,
-            model=model.eval(),
-            model_name=plain["model_name"],
-            classes=tuple(plain["classes"]),
-            patch_size=plain["patch_size"],
-            level=plain["level"],
-            mpp=plain["mpp"],
-            mean=tuple(plain["normalisation"]["mean"]),
-            std=tuple(plain["normalisation"]["std"]),
-            config=plain["config"],
-            data_digest=plain["data_digest"],
-            split=plain["split"],
-            epoch=plain["epoch"],
-            val_loss=plain["val_loss"],
-            val_threshold=plain["val_threshold"],
+        model_card = {"name": model_name} if model_name else card["model"]
+        normalization = card.get("normalization", {})
+        known = {key: tuple(normalization[key]) for key in ("mean", "std") if key in normalization}
+        architecture = Architecture(
+            model_card["name"],
+            model_card.get("args", {}),
+            **known,
+            input_size=card.get("input_size"),
+            license=model_card.get("license"),
         )
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        model = create(architecture.name, architecture.args)
+        model.load_state_dict(state)
+        if card:
+            check_size(model, architecture, card["patch_size"])
+        of_best = path.name == BEST_NAME and bool(card)
+        return LoadedModel(
+            path,
+            model.to(memory_format=torch.channels_last).eval(),
+            architecture,
+            card.get("patch_size"),
+            card.get("level"),
+            card.get("mpp"),
+            card["thresholds"]["validation"] if of_best else None,
+            card["calibration"] if of_best else None,
+            card,
+        )
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        reason = str(error).split("\n")[0][:120]
         raise ModelError(
-            f"is not a model that this project wrote ({type(error).__name__}: {str(error)[:120]})",
+            f"is not of the network that {CARD_NAME} or model_name names ({type(error).__name__}: {reason})",
             path=path,
-            remedy="Give the best.pt of a training",
+            remedy=f"Put the {CARD_NAME} of the same training beside it",
         ) from error
 
 
-def publish(path: Path, payload: dict[str, Any]) -> None:
-    """Write a file of tensors and plain values so that it is never seen half-written."""
-    with publish_file(path) as aside:
-        torch.save(payload, aside)
+def read_card(path: Path, *, needed: bool) -> dict[str, Any]:
+    """The ``best.json`` beside a file of weights; empty if there is none and none is needed.
+
+    Raises:
+        ModelError: it is missing and needed, or damaged.
+    """
+    card_path = path.parent / CARD_NAME
+    if not card_path.is_file():
+        if not needed:
+            return {}
+        raise ModelError(
+            f"has no {CARD_NAME} beside it, so its network is not known",
+            path=path,
+            remedy=f"Put its {CARD_NAME} back, or name the network, e.g. model_name=resnet50",
+        )
+    try:
+        card = json.loads(card_path.read_text(encoding="utf-8"))
+        if not isinstance(card, dict) or not isinstance(card.get("model"), dict):
+            raise ValueError("it names no model")
+        return card
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"is damaged ({str(error)[:120]})", path=card_path, remedy="Train again, or restore the file"
+        ) from error
+
+
+def model_card(architecture: Architecture, **facts: Any) -> dict[str, Any]:
+    """What ``best.json`` holds: the network, what its outputs mean, and ``facts`` of the training."""
+    plain = asdict(architecture)
+    return {
+        "model": {key: plain[key] for key in ("name", "args", "license")},
+        "classes": list(CLASSES),
+        "input_size": architecture.input_size,
+        "normalization": {"mean": list(architecture.mean), "std": list(architecture.std)},
+        "probs": PROBS,
+        **facts,
+    }
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights on the CPU; the model goes on learning."""
+    return {
+        key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()
+    }
 
 
 class CheckpointFolder:
-    """The periodic checkpoints of a training, ``ckpt_epoch_K.pt`` with K from 1."""
+    """``checkpoints/`` of a training; each file is published whole."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.best_path = folder / BEST_NAME
+        self._resume_path = folder / RESUME_NAME
 
-    def paths(self) -> list[Path]:
-        """Existing periodic checkpoints, by epoch."""
-        found = [(self._epoch(path), path) for path in self.folder.glob("ckpt_epoch_*.pt")]
-        return [path for epoch, path in sorted(found) if epoch]
+    def paths(self) -> tuple[Path, ...]:
+        """Existing ``ckpt_epoch_N.pt``, by epoch."""
+        found = {path: re.fullmatch(r"ckpt_epoch_(\d+)\.pt", path.name) for path in self.folder.glob("*.pt")}
+        return tuple(sorted((p for p, match in found.items() if match), key=lambda p: int(found[p][1])))
 
-    def path(self, epoch: int) -> Path:
-        return self.folder / f"ckpt_epoch_{epoch}.pt"
+    def save_best(self, state: dict[str, Tensor], card: dict[str, Any]) -> None:
+        _save(self.best_path, state)
+        write_json(self.folder / CARD_NAME, card)
 
-    def newest(self, run_digest: str) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest readable checkpoint of this very run, if any, and notes on those passed over."""
-        notes = []
-        for path in reversed(self.paths()):
-            try:
-                plain = load_plain(path)
-                if plain["run_digest"] == run_digest:
-                    return plain, notes
-                notes.append(f"{path.name} is of another configuration or other data and was not continued")
-            except (ModelError, KeyError, TypeError) as error:
-                notes.append(f"{path.name} cannot be read and was passed over ({error})")
-        return None, notes
+    def save_epoch(self, epoch: int, state: dict[str, Tensor]) -> None:
+        _save(self.folder / f"ckpt_epoch_{epoch}.pt", state)
 
-    def clear(self, *, after: int = 0) -> None:
-        """Remove periodic checkpoints beyond an epoch: they belong to a run that is not continued."""
-        for path in self.paths():
-            if self._epoch(path) > after:
-                path.unlink()
+    def save_resume(self, state: dict[str, Any]) -> None:
+        _save(self._resume_path, state)
 
-    @staticmethod
-    def _epoch(path: Path) -> int:
-        match = re.fullmatch(r"ckpt_epoch_(\d+)\.pt", path.name)
-        return int(match.group(1)) if match else 0
+    def resume_state(self, run_digest: str) -> dict[str, Any] | None:
+        """The state of this very run, if there is a readable one; checkpoints of other runs are removed."""
+        try:
+            state = load_plain(self._resume_path)
+            if state["run_digest"] == run_digest:
+                return state
+        except (ModelError, KeyError, TypeError):
+            pass
+        for path in (*self.paths(), self._resume_path):
+            path.unlink(missing_ok=True)
+        return None
+
+    def complete(self) -> None:
+        self._resume_path.unlink(missing_ok=True)
+
+
+def _save(path: Path, value: Any) -> None:
+    with publish_file(path) as staged:
+        torch.save(value, staged)

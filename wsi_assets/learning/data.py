@@ -1,10 +1,7 @@
-"""Patches from a store to batches of tensors: which, in what order, read ahead by threads.
+"""Patches of an index in a store: where each lies, what trains and validates, and batches read ahead.
 
-What is done to a batch (augmentation, normalisation, loss) is not known here.
-
-Threads, not processes: decoding releases the interpreter lock, so threads read as fast; they share the open
-store, need no second import of torch, no copy between processes and no fork of a process that has threads,
-and they work the same under Dagster, in a notebook and in a script without a main guard.
+Batches are read by threads: decoding releases the interpreter lock, so threads read as fast as processes do;
+they share the open store and need neither a second import of torch nor a copy between processes.
 """
 
 from __future__ import annotations
@@ -13,43 +10,219 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wsi_assets.errors import ModelError, StoreError
+from wsi_assets.index.slide_index import check_index, classes
+from wsi_assets.index.split import patients, sides_of
 from wsi_assets.learning.options import TrainingOptions
 
 if TYPE_CHECKING:
+    from wsi_assets.index import Index
     from wsi_assets.patches import PatchStore
 
+NEITHER = -1
+"""Label of a patch that is neither class: too little tumor for the rule ``fraction``."""
+MOST_MISSING = 0.5
+"""Share of an index's patches that a store may lack before it is taken for the store of another index."""
 
-def epoch_positions(train: np.ndarray, labels: np.ndarray, options: TrainingOptions) -> np.ndarray:
-    """Store positions of one epoch before shuffling: tumour patches ``aug_factor`` times when augmenting.
 
-    Every copy, and every normal patch too, gets its own random transform each time it is seen. Normal
-    patches are not repeated, but they are transformed from the same distribution: if only tumour patches
-    were jittered or blurred, jitter and blur would tell the classes apart.
+@dataclass(frozen=True)
+class PatchTable:
+    """The patches of an index, in its order.
+
+    Attributes:
+        slide_ids: the slides; slides: (n,) number in it of each patch's slide.
+        labels: (n,) 1 for tumor, 0 for normal, ``NEITHER``.
+        positions: (n,) in the store, -1 for patches the store lacks because they could not be read.
+    """
+
+    slide_ids: tuple[str, ...]
+    slides: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(n,) bool: in the store and of a class."""
+        return (self.positions >= 0) & (self.labels != NEITHER)
+
+
+def locate(store: PatchStore, index: Index) -> PatchTable:
+    """Find the patches of an index in the store built from it, by keys that count over the whole index.
+
+    Raises:
+        StoreError: the store was built from another index.
+    """
+    from wsi_assets.patches import patch_key
+
+    slides, labels, keys, places = [], [], [], []
+    for number, (slide_id, entry) in enumerate(check_index(index).items()):
+        tumor, normal = classes(entry)
+        keys += [patch_key(slide_id, count) for count in range(len(keys), len(keys) + len(tumor))]
+        labels.append(np.where(tumor, 1, np.where(normal, 0, NEITHER)))
+        slides.append(np.full(len(tumor), number))
+        places.append(np.array([patch[:2] for patch in entry["patches"]], np.int64).reshape(-1, 2))
+    if not keys:
+        raise ModelError("the index has no patches", remedy="Make it again with other options, or add slides")
+    unreadable = {row["key"] for row in store.info.get("quarantined") or ()}
+    positions = np.full(len(keys), -1)
+    for i, key in enumerate(keys):
+        if key not in unreadable:
+            try:
+                positions[i] = store.key_index(key)
+            except (KeyError, StoreError):
+                continue
+    _check_origin(store, keys, positions, np.concatenate(places), unreadable)
+    return PatchTable(tuple(index), np.concatenate(slides), np.concatenate(labels), positions)
+
+
+def _check_origin(
+    store: PatchStore, keys: list[str], positions: np.ndarray, places: np.ndarray, unreadable: set[str]
+) -> None:
+    """Refuse a store of another index: keys are counted, so another index has many of the same.
+
+    A store of ours lists what it lacks and knows where its patches lie; one of another program does not.
+    """
+    missing = [keys[i] for i in np.flatnonzero(positions < 0) if keys[i] not in unreadable]
+    found = np.flatnonzero(positions >= 0)
+    fault = ""
+    if store.coords is not None:
+        elsewhere = (np.asarray(store.coords)[positions[found]] != places[found]).any(axis=1)
+        if elsewhere.any():
+            fault = f"has another patch under {keys[found[elsewhere.argmax()]]}"
+    if len(missing) > (MOST_MISSING * len(keys) if store.coords is None else 0):
+        fault = f"has no patch {missing[0]}"
+    if fault:
+        raise StoreError(
+            f"{fault}: it was not built from this index",
+            path=store.path,
+            remedy="Give the index that the store was built from, or build the store again",
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a :class:`PatchTable` that train and that validate.
+
+    Attributes:
+        train, validation: ascending and disjoint.
+        unit: what is never on both sides: ``patient``, or if that is not possible ``slide`` or ``patch``.
+        rows: one for each patient and side: ``patient``, ``slides``, ``side``, ``tumor`` and ``normal``.
+        shared: patients with test slides and others.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    unit: str
+    rows: tuple[dict, ...]
+    shared: tuple[str, ...]
+
+
+def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> Split:
+    """The split that the index's entries carry, or else one by patient from ``val_size`` and ``seed``.
+
+    Where no choice of slides gave both sides both classes, a stratified share of the patches validates.
+
+    Raises:
+        ModelError: a class has fewer than two patches outside test slides.
+    """
+    sides = sides_of(index, options.val_size, options.seed)
+    side = np.array([sides[name] for name in table.slide_ids], object)[table.slides]
+    rest = np.flatnonzero(table.usable & (side != "test"))
+    counts = np.bincount(table.labels[rest], minlength=2)
+    if counts.min() < 2:
+        raise ModelError(
+            f"{counts[1]} tumor and {counts[0]} normal patches outside test slides cannot be split",
+            remedy="Add annotated slides, or slides with normal tissue",
+        )
+    train, validation = (rest[side[rest] == name] for name in ("train", "validation"))
+    names = patients(index)
+    by_side = {name: {names[s] for s in table.slide_ids if sides[s] == name} for name in set(sides.values())}
+    overlap = by_side.get("train", set()) & by_side.get("validation", set())
+    unit = "slide" if overlap else "patient"
+    if any(np.bincount(table.labels[part], minlength=2).min() == 0 for part in (train, validation)):
+        from sklearn.model_selection import train_test_split
+
+        unit = "patch"
+        held_out = max(2, round(options.val_size * len(rest)))
+        train, validation = map(
+            np.sort,
+            train_test_split(
+                rest, test_size=held_out, stratify=table.labels[rest], random_state=options.seed % 2**32
+            ),
+        )
+    others = set().union(*(found for name, found in by_side.items() if name != "test"))
+    parts = {
+        "train": train,
+        "validation": validation,
+        "test": np.flatnonzero(table.usable & (side == "test")),
+    }
+    rows = tuple(_rows(table, names, parts))
+    return Split(train, validation, unit, rows, tuple(sorted(by_side.get("test", set()) & others)))
+
+
+def _rows(table: PatchTable, names: dict[str, str], parts: dict[str, np.ndarray]) -> Iterator[dict]:
+    for side, part in parts.items():
+        found: dict[str, dict] = {}
+        for number in np.unique(table.slides[part]).tolist():
+            slide_id = table.slide_ids[number]
+            normal, tumor = np.bincount(
+                table.labels[part[table.slides[part] == number]], minlength=2
+            ).tolist()
+            row = found.setdefault(
+                names[slide_id],
+                {"patient": names[slide_id], "slides": "", "side": side, "tumor": 0, "normal": 0},
+            )
+            row["slides"] += f", {slide_id}" if row["slides"] else slide_id
+            row["tumor"] += tumor
+            row["normal"] += normal
+        yield from (found[name] for name in sorted(found))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Patches of one epoch or one batch.
+
+    Attributes:
+        rows: (n,) of the table; a tumor patch's row comes once for each of its copies.
+        plain: (n,) bool, whether this copy is left as it is.
+    """
+
+    rows: np.ndarray
+    plain: np.ndarray
+
+
+def epoch_draw(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, epoch: int) -> Draw:
+    """What one epoch shows: every training patch, tumor patches with ``aug_factor`` augmented copies more.
+
+    The first copy of a tumor patch is left as it is. So are as many normal patches in share: if classes
+    differed in how often they are augmented, augmentation would tell them apart.
     """
     if not options.use_augmentation:
-        return train
-    return np.repeat(train, np.where(labels[train] == 1, options.aug_factor, 1))
+        return Draw(train, np.ones(len(train), bool))
+    copies = np.where(labels[train] == 1, options.aug_factor + 1, 1)
+    rows = np.repeat(train, copies)
+    first = np.zeros(len(rows), bool)
+    first[np.cumsum(copies) - copies] = True
+    lucky = np.random.default_rng([options.seed, epoch, 1]).random(len(rows)) < 1 / (options.aug_factor + 1)
+    return Draw(rows, first & ((labels[rows] == 1) | lucky))
 
 
-def shuffled_batches(positions: np.ndarray, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
-    """Batches of one epoch, each position once, in an order drawn from (seed, epoch).
+def shuffled_batches(draw: Draw, batch_size: int, *, seed: int, epoch: int) -> list[Draw]:
+    """Batches of one epoch in an order drawn from (seed, epoch).
 
     Sizes differ by one at most instead of leaving a remainder: a last batch of one patch would have no
     batch statistics. Only where that is the price does a batch hold one patch more than ``batch_size``.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(positions))
-    return np.array_split(positions[order], batch_count(len(positions), batch_size))
-
-
-def batch_count(patches: int, batch_size: int) -> int:
-    """How many batches an epoch of so many patches has; the smallest holds ``patches // batches``."""
-    return max(1, min(-(-patches // batch_size), patches // 2))
+    order = np.random.default_rng([seed, epoch]).permutation(len(draw.rows))
+    count = max(1, min(-(-len(order) // batch_size), len(order) // 2))
+    return [Draw(draw.rows[part], draw.plain[part]) for part in np.array_split(order, count)]
 
 
 def ordered_batches(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -84,7 +257,7 @@ class BatchReader:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Yield each batch as uint8 (n, size, size, 3).
+        """Yield each batch of store positions as uint8 (n, size, size, 3).
 
         Raises:
             StoreError: a patch cannot be read.

@@ -1,19 +1,18 @@
-"""Where and in which arithmetic a network runs. Knows torch; knows neither patches nor losses."""
+"""Where and in which arithmetic a network runs, and torch's faults there as one line."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 
 import torch
 
-from wsi_assets.errors import ConfigError, ModelError, one_line
+from wsi_assets.errors import ConfigError, ModelError
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is a CUDA device if there is one, else the CPU; under torchrun ``cuda`` is the process's own.
+    """``auto`` is a CUDA device if there is one, else the CPU.
 
     Raises:
         ConfigError: not a device, or not on this machine.
@@ -21,11 +20,11 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = "cuda:0"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device {name!r} is not one", remedy="Use auto, cpu, cuda or cuda:1") from error
+        raise ConfigError(f"{name!r} is no device", remedy="Use auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device {name!r} is not on this machine, which has {torch.cuda.device_count()} GPUs for torch",
@@ -81,20 +80,4 @@ def clear_memory_errors(batch_option: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ModelError(
             "the GPU's memory is full", remedy=f"Lower {batch_option}, or choose a smaller model_name"
-        ) from error
-
-
-@contextlib.contextmanager
-def clear_compiler_errors() -> Iterator[None]:
-    """What keeps torch.compile from compiling, such as a missing C++ compiler, as one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        # Its errors' module takes seconds to import and is loaded only where something was compiled.
-        module = sys.modules.get("torch._dynamo.exc")
-        if module is None or not isinstance(error, module.TorchDynamoException):
-            raise
-        raise ModelError(
-            f"the network cannot be compiled ({one_line(error)[:200]})",
-            remedy="Install a C++ compiler, or set compile_model=false",
         ) from error

@@ -1,7 +1,4 @@
-"""The loss of each patch, the weight of each class, and which patches of a batch are learned from.
-
-Everything is per sample and returns tensors; averaging and back-propagation are the training loop's.
-"""
+"""The loss of each patch, the weight of each class, and which patches of a batch are learned from."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ from torch.nn import functional
 def class_weights(normal: int, tumor: int) -> tuple[float, float]:
     """Weights of (normal, tumor) inverse to their counts, scaled so that the mean weight of a patch is 1.
 
-    w_c = N / (2 N_c), the "balanced" heuristic of King and Zeng (2001). Give the counts of the training part
-    as the model sees it: after tumour patches are repeated, without validation patches.
+    w_c = N / (2 N_c), the "balanced" heuristic of King and Zeng (2001). Give the counts of what is
+    back-propagated: tumor patches with their copies, normal patches that mining keeps.
     """
     total = normal + tumor
     return total / (2 * normal), total / (2 * tumor)
@@ -46,31 +43,29 @@ def patch_losses(
     return losses if weights is None else losses * weights[labels]
 
 
-def hard_example_mask(
-    losses: Tensor, labels: Tensor, *, ratio: float, tumor_share: float, positives: int | None = None
-) -> Tensor:
-    """Which patches of a batch are learned from: all tumour patches and the hardest normal ones.
+def kept_normals(count: int, tumor: int, *, ratio: float, tumor_share: float) -> int:
+    """How many normal patches of a batch of ``count`` patches, ``tumor`` of them tumor, mining keeps.
 
-    Online hard example mining (Shrivastava et al. 2016) as used for imbalanced detection (Liu et al. 2016):
-    with P tumour patches in the batch, the ``ceil(ratio * P)`` normal patches of highest loss stay. A batch
-    without tumour patches is treated as one that holds as many as an average batch does, at least one:
-    ``ceil(ratio * max(1, tumor_share * n))`` stay, so that it neither teaches nothing nor outweighs others.
+    ``ceil(ratio * tumor)``. A batch without tumor patches is treated as one that holds as many as an average
+    batch does, at least one, so that it neither teaches nothing nor outweighs others.
+    """
+    keep = math.ceil(ratio * (tumor or max(1.0, tumor_share * count)))
+    return min(keep, count - tumor)
+
+
+def hard_example_mask(losses: Tensor, labels: Tensor, keep: int) -> Tensor:
+    """Which patches of a batch are learned from: all tumor patches and the ``keep`` hardest normal ones.
+
+    Online hard example mining (Shrivastava et al. 2016) as used for imbalanced detection (Liu et al. 2016).
 
     Args:
         losses: (n,) loss of each patch.
         labels: (n,) int64.
-        tumor_share: share of tumour patches in the training part after augmentation.
-        positives: number of tumour patches, where known: counting them would wait for a GPU.
 
     Returns:
         (n,) bool. Among equal losses the earlier patch stays, so the choice is deterministic.
     """
-    tumor = labels == 1
-    positives = int(tumor.sum()) if positives is None else positives
-    keep = math.ceil(ratio * (positives or max(1.0, tumor_share * len(labels))))
-    if keep >= len(labels) - positives:
-        return torch.ones_like(tumor)
-    hardness = losses.detach().masked_fill(tumor, -torch.inf)
-    mask = tumor.clone()
+    mask = labels == 1
+    hardness = losses.detach().masked_fill(mask, -torch.inf)
     mask[torch.argsort(hardness, descending=True, stable=True)[:keep]] = True
     return mask

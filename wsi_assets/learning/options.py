@@ -1,52 +1,56 @@
-"""What a user can set about training and prediction. Only names, defaults and bounds; no torch, no numpy."""
+"""Options of training and prediction."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_PRECISION = Literal["auto", "float32", "bfloat16"]
+_DEVICE = "auto (a GPU if there is one), cpu, cuda or cuda:1."
+_WORKERS = "Threads that read and decode patches ahead; 0 reads between the steps."
 
 
 class TrainingOptions(BaseModel):
-    """How a model is trained. The same options, store and machine give the same model on the CPU."""
+    """How a model is trained. The same options, patches and machine give the same model on the CPU."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     model_name: str = Field(
-        "resnet50",
-        min_length=1,
-        description="Classification network of torchvision by its name, e.g. resnet18.",
+        "resnet50", min_length=1, description="Network of timm by its name, e.g. resnet18 or convnext_tiny."
     )
     weights: str = Field(
-        "none",
+        "imagenet",
         min_length=1,
-        description="Where training starts: none (random), imagenet (downloads once, usually the better "
-        "model), or the path of a state dict.",
+        description="Where training starts: imagenet (downloaded once), none (random), or the path of a file "
+        "of weights or of a timm model folder (config.json and weights), which also names the network.",
+    )
+    freeze_backbone: bool = Field(
+        False, description="Train only a linear classifier on the network's features, which stay as they are."
     )
     batch_size: int = Field(64, ge=2, description="Patches in one training step.")
-    num_workers: int = Field(
-        4, ge=0, description="Threads that read and decode patches ahead; 0 reads between the steps."
-    )
+    num_workers: int = Field(4, ge=0, description=_WORKERS)
     max_epochs: int = Field(50, ge=1, description="Epochs at most.")
     patience: int = Field(
-        2, ge=1, description="Epochs in a row without a lower validation loss before stopping."
+        2,
+        ge=1,
+        description="Epochs in a row without a lower validation loss before the learning rate falls; counted "
+        "once the warm-up and the first steps are over.",
     )
-    lr: float = Field(1e-3, gt=0, description="Highest learning rate of AdamW.")
-    lr_schedule: Literal["cosine", "constant"] = Field(
-        "cosine",
-        description="Learning rate after a short warm-up: falls along a cosine over max_epochs, or stays.",
+    lr: float = Field(
+        1e-3, gt=0, description="Highest learning rate of AdamW; a pretrained body learns at a tenth of it."
     )
     weight_decay: float = Field(
-        0.01, ge=0, description="Decoupled weight decay of AdamW; biases and normalisation layers have none."
+        0.01, ge=0, description="Decoupled weight decay of AdamW; biases and normalization layers have none."
     )
     use_augmentation: bool = Field(
-        True,
-        description="Repeat tumour patches aug_factor times and transform every training patch at random.",
+        True, description="Repeat tumor patches, and transform patches of both classes at random."
     )
-    aug_factor: int = Field(5, ge=1, description="How often each tumour patch is seen in an epoch.")
+    aug_factor: int = Field(
+        5, ge=1, description="Augmented copies of each tumor patch in an epoch, beside the patch itself."
+    )
     use_class_weights: bool = Field(
-        True,
-        description="Weigh classes inversely to their frequency in the training part after augmentation.",
+        True, description="Weigh classes inversely to how many patches of each are back-propagated."
     )
     use_focal_loss: bool = Field(True, description="Focal loss instead of cross-entropy.")
     focal_gamma: float = Field(
@@ -54,27 +58,40 @@ class TrainingOptions(BaseModel):
     )
     use_ohem: bool = Field(
         True,
-        description="Online hard example mining: learn from all tumour and the hardest normal patches. "
-        "It has something to leave out where normal_per_tumor is above aug_factor x ohem_ratio.",
+        description="Online hard example mining: learn from all tumor and the hardest normal patches. It has "
+        "something to leave out where normal_per_tumor is above (aug_factor + 1) x ohem_ratio.",
     )
     ohem_ratio: float = Field(
-        3.0, gt=0, description="Hard normal patches kept for each tumour patch of a batch."
+        3.0, gt=0, description="Hard normal patches kept for each tumor patch of a batch."
     )
-    val_size: float = Field(0.1, gt=0, le=0.5, description="Share of the patients that validates.")
-    save_interval: int = Field(
-        5, ge=1, description="Epochs between two checkpoints that a run can resume from."
+    val_size: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="Share of the patients that validates, for an index whose entries have no split yet.",
     )
+    val_specificity: float = Field(
+        0.95,
+        gt=0,
+        lt=1,
+        description="Specificity on the validation patches at which the model's threshold is chosen.",
+    )
+    folds: int = Field(
+        1, ge=1, le=20, description="Folds of a cross-validation by patient beside the training; 1 for none."
+    )
+    save_interval: int = Field(5, ge=1, description="Epochs between two checkpoints ckpt_epoch_N.pt.")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of every random choice.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: _PRECISION = Field(
         "auto",
         description="Arithmetic of the network; auto is bfloat16 where the processor computes it natively.",
     )
-    device: str = Field(
-        "auto", min_length=1, description="auto (a GPU if there is one), cpu, cuda or cuda:1."
-    )
-    compile_model: bool = Field(
-        False, description="Compile the network with torch.compile; pays on a GPU and in long trainings."
-    )
+    device: str = Field("auto", min_length=1, description=_DEVICE)
+
+    @model_validator(mode="after")
+    def _frozen_features_are_of_weights(self) -> TrainingOptions:
+        if self.freeze_backbone and self.weights == "none":
+            raise ValueError("freeze_backbone needs weights: features of a random network stay random")
+        return self
 
 
 class PredictionOptions(BaseModel):
@@ -84,9 +101,9 @@ class PredictionOptions(BaseModel):
 
     prediction_batch_size: int = Field(64, ge=1, description="Patches in one prediction step.")
     prediction_threshold: float = Field(
-        0.5, ge=0, le=1, description="A patch with at least this tumour probability is called tumour."
+        0.5, ge=0, le=1, description="A patch with at least this tumor probability is predicted tumor."
     )
-    prediction_precision: Literal["auto", "float32", "bfloat16"] = Field(
+    prediction_precision: _PRECISION = Field(
         "float32",
         description="Arithmetic of prediction; with float32 the batch size changes no more than the last "
         "digits of a probability.",
@@ -94,9 +111,5 @@ class PredictionOptions(BaseModel):
     tta: bool = Field(
         False, description="Average each probability over the eight flips and quarter turns of the patch."
     )
-    num_workers: int = Field(
-        4, ge=0, description="Threads that read and decode patches ahead; 0 reads between the steps."
-    )
-    device: str = Field(
-        "auto", min_length=1, description="auto (a GPU if there is one), cpu, cuda or cuda:1."
-    )
+    num_workers: int = Field(4, ge=0, description=_WORKERS)
+    device: str = Field("auto", min_length=1, description=_DEVICE)

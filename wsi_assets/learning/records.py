@@ -1,4 +1,4 @@
-"""What a training tells: one record an epoch, one result at the end. Plain values, no torch."""
+"""What a training returns: a record for each epoch, warnings, and the result. Plain values."""
 
 from __future__ import annotations
 
@@ -9,34 +9,48 @@ from pathlib import Path
 from typing import Any
 
 from wsi_assets.files import publish_file
-from wsi_assets.learning.split import Split
+from wsi_assets.learning.data import Split
 
+CSV_NAME = "epoch_losses.csv"
 CSV_HEADER = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc")
+IDLE = "_cannot_act"
+"""End of the codes of warnings that a strategy against imbalance changes nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingWarning:
+    """Something about a training that its user should know.
+
+    Attributes:
+        code: e.g. ``hard_example_mining_cannot_act``, ``few_validation_patches``, ``split_by_slide``.
+        message: one sentence with figures and the remedy.
+    """
+
+    code: str
+    message: str
 
 
 @dataclass(frozen=True)
 class EpochRecord:
     """One epoch.
 
-    Both losses are the mean over patches of the same function (class weights and focal term as switched on),
-    before hard example mining takes its choice, so they mean the same from epoch to epoch and can be compared
-    with each other. The training values are gathered during the epoch, with augmentation, while the model
-    learns; the validation values come after it, on the patches as they are. In the validation loss a tumour
-    patch counts as often as training sees one (``aug_factor`` times), so that both losses are of the same mix
-    of classes; accuracies count each patch once, in training each copy.
+    Losses are cross-entropy averaged over each class and then over the classes, so they do not depend on
+    what a training optimizes and compare between trainings of any options. ``train_loss`` is gathered while
+    the model learns, on the patches as augmented; ``val_loss`` is of the patches as they are and of the
+    averaged weights, after the best temperature and shift (``scores.validation_loss``).
 
     Attributes:
         epoch: from 1.
-        val_auc: area under the ROC curve of the validation patches; None if they are of one class.
-        val_threshold: the tumour probability that separates the validation patches best (Youden's index, see
-            ``scores``); None if no threshold does.
-        lr: learning rate of the last step.
+        objective: mean of what was back-propagated (class weights, focal loss, hard examples).
+        val_auc: area under the ROC curve; None if the validation patches are of one class.
+        lr: learning rate of the last step (of the classifier, where the body has a lower one).
+        phase: ``warm-up``, ``constant`` or ``cool-down``, at its last step.
         images_per_second: training patches a second, validation and writing not counted.
         waiting: share of the training time in which the model waited for patches, 0 to 1.
         seconds: the whole epoch with validation.
         is_best: the validation loss is the lowest so far.
         confusion: validation patches as (true normal, false tumor, false normal, true tumor), where a patch
-            is called tumour from 0.5 on.
+            is predicted tumor from 0.5 on.
     """
 
     epoch: int
@@ -44,9 +58,10 @@ class EpochRecord:
     train_acc: float
     val_loss: float
     val_acc: float
+    objective: float
     val_auc: float | None
-    val_threshold: float | None
     lr: float
+    phase: str
     images_per_second: float
     waiting: float
     seconds: float
@@ -67,28 +82,30 @@ class TrainingResult:
 
     Attributes:
         best_path: ``checkpoints/best.pt``, the weights of the lowest validation loss.
+        card: what ``best.json`` beside it says.
         csv_path: ``epoch_losses.csv``.
-        checkpoints: periodic checkpoints, by epoch.
+        checkpoints: ``ckpt_epoch_N.pt``, by epoch.
         best_epoch: the epoch of ``best_path``, from 1.
-        stopped_early: patience ran out before ``max_epochs``.
-        resumed_from: the epoch of the checkpoint this run continued, or None.
+        stopped_early: the training ended before ``max_epochs``.
+        resumed_from: the epoch after which this run continued, or None.
+        seconds: of all epochs.
         counts: patches as ``train_tumor``, ``train_normal`` (distinct), ``seen_tumor``, ``seen_normal`` (an
-            epoch, after repetition), ``val_tumor``, ``val_normal``.
+            epoch, with copies), ``kept_normal`` (of those, after mining), ``val_tumor``, ``val_normal``.
         class_weights: (normal, tumor); (1, 1) when switched off.
         majority_share: accuracy on the validation part of always answering its larger class.
-        better_than_majority: at the best epoch accuracy is above ``majority_share`` and AUC above 0.5.
-        data_digest: content digest of the store.
-        run_digest: digest of data, split and every option that changes the outcome.
+        better_than_majority: at the best epoch the AUC is above 0.5 and Youden's index at 0.5 above 0.
         device: e.g. ``cpu`` or ``cuda:0``; precision: ``float32`` or ``bfloat16``, as used.
     """
 
     best_path: Path
+    card: dict[str, Any]
     csv_path: Path
     checkpoints: tuple[Path, ...]
     epochs: tuple[EpochRecord, ...]
     best_epoch: int
     stopped_early: bool
     resumed_from: int | None
+    seconds: float
     split: Split
     counts: dict[str, int]
     class_weights: tuple[float, float]
@@ -98,16 +115,21 @@ class TrainingResult:
     run_digest: str
     device: str
     precision: str
-    notes: tuple[str, ...]
+    warnings: tuple[TrainingWarning, ...]
 
     @property
     def best(self) -> EpochRecord:
         return self.epochs[self.best_epoch - 1]
 
+    @property
+    def idle_strategies(self) -> tuple[TrainingWarning, ...]:
+        """Warnings of strategies against imbalance that are switched on and change nothing."""
+        return tuple(warning for warning in self.warnings if warning.code.endswith(IDLE))
+
 
 def write_csv(path: Path, epochs: Iterable[EpochRecord]) -> None:
     """Publish ``epoch_losses.csv``; losses and accuracies with six decimals."""
-    with publish_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
+    with publish_file(path) as staged, staged.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(CSV_HEADER)
         for record in epochs:

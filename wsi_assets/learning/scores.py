@@ -1,22 +1,35 @@
-"""What the probabilities of labelled patches say: area under the curve, confusion, a threshold.
-
-Small figures that training needs after each epoch. Intervals, curves and anything of slides or lesions are
-``evaluation``'s.
-"""
+"""What probabilities of labeled patches tell: loss, area under the curve, threshold, calibration."""
 
 from __future__ import annotations
 
 import numpy as np
 
+CLIP = 1e-7
+"""Probabilities are kept this far from 0 and 1 where their logarithm is taken."""
+
+
+def balanced_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """Cross-entropy, averaged over the patches of each class and then over the classes."""
+    p = np.clip(np.asarray(probabilities, np.float64), CLIP, 1 - CLIP)
+    losses = -np.log(np.where(truth == 1, p, 1 - p))
+    return float(np.mean([losses[truth == label].mean() for label in np.unique(truth)]))
+
+
+def validation_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """:func:`balanced_loss` after the best temperature and shift for these patches.
+
+    It says how well the probabilities separate the classes. It depends neither on prevalence nor on how
+    cautious focal loss, class weights or the mix of a training make a network, so epochs compare by it, and
+    trainings of any options. The loss of the probabilities as they are favors the first epochs, in which a
+    network is unsure of everything.
+    """
+    slope, shift = _fit(truth, probabilities, None)
+    return balanced_loss(truth, 1 / (1 + np.exp(-(slope * _logits(probabilities) + shift))))
+
 
 def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
-    """Area under the ROC curve; None where a class is missing or a probability is not a number.
-
-    Args:
-        truth: (n,), 1 for tumour, 0 for normal.
-        probabilities: (n,) of tumour.
-    """
-    if not _comparable(truth, probabilities):
+    """Area under the ROC curve; None where a class is missing or a probability is not a number."""
+    if truth.min() == truth.max() or not np.isfinite(probabilities).all():
         return None
     from sklearn.metrics import roc_auc_score
 
@@ -24,41 +37,67 @@ def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
 
 
 def confusion(truth: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> tuple[int, ...]:
-    """Patches as (true normal, false tumor, false normal, true tumor), tumour at or above the threshold."""
-    called = (probabilities >= threshold).astype(np.int64)
-    return tuple(np.bincount(2 * truth + called, minlength=4).tolist())
+    """Patches as (true normal, false tumor, false normal, true tumor), tumor at or above the threshold."""
+    predicted = (probabilities >= threshold).astype(np.int64)
+    return tuple(np.bincount(2 * truth + predicted, minlength=4).tolist())
 
 
-def youden_threshold(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
-    """The threshold of highest sensitivity + specificity - 1 (Youden 1950, Cancer 3:32-35).
-
-    It lies halfway between two neighbouring probabilities, not on one, so that it does not hang on the last
-    digit of a single patch; 0.5 itself is tried too, and among equally good thresholds the one nearest to
-    0.5 wins.
-
-    Args:
-        truth: (n,), 1 for tumour, 0 for normal; a patch is called tumour at or above the threshold.
-        probabilities: (n,) of tumour.
+def threshold_at(truth: np.ndarray, probabilities: np.ndarray, specificity: float) -> dict[str, float]:
+    """The lowest threshold with at least this specificity, halfway to the next lower probability.
 
     Returns:
-        None where a class is missing, a probability is not a number, or no threshold does better than calling
-        every patch the same.
+        ``threshold``, and ``specificity`` and ``sensitivity`` at it on these patches. If even the highest
+        probability is of too many normal patches, the threshold is above all of them.
     """
-    if not _comparable(truth, probabilities):
-        return None
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    distinct = np.unique(probabilities)
-    candidates = np.append((distinct[:-1] + distinct[1:]) / 2, 0.5)
-    tumor, normal = np.sort(probabilities[truth == 1]), np.sort(probabilities[truth == 0])
-    hits = len(tumor) - np.searchsorted(tumor, candidates)
-    false_alarms = len(normal) - np.searchsorted(normal, candidates)
-    # Whole numbers, so that equally good thresholds are equal.
-    index = hits * len(normal) - false_alarms * len(tumor)
-    if index.max() <= 0:
-        return None
-    best = candidates[index == index.max()]
-    return float(best[np.argmin(np.abs(best - 0.5))])
+    from sklearn.metrics import roc_curve
+
+    probabilities = np.asarray(probabilities, np.float64)
+    false_rate, _, at = roc_curve(truth, probabilities, drop_intermediate=False)
+    last = int(np.flatnonzero(false_rate <= 1 - specificity + 1e-12)[-1])
+    upper = min(float(at[last]), np.nextafter(1.0, 2.0))
+    lower = float(at[last + 1]) if last + 1 < len(at) else 0.0
+    threshold = float(max((upper + lower) / 2, np.nextafter(lower, 2.0)))
+    true_normal, false_tumor, false_normal, true_tumor = confusion(truth, probabilities, threshold)
+    return {
+        "threshold": threshold,
+        "specificity": true_normal / (true_normal + false_tumor),
+        "sensitivity": true_tumor / (true_tumor + false_normal),
+    }
 
 
-def _comparable(truth: np.ndarray, probabilities: np.ndarray) -> bool:
-    return truth.min() != truth.max() and bool(np.isfinite(probabilities).all())
+def fit_calibration(
+    truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> dict[str, float] | None:
+    """Temperature and prior shift that make probabilities hold at the prevalence of these patches.
+
+    Logistic regression of the truth on the logits (Platt 1999): ``logit / temperature + shift``. Training
+    shows classes in another mix than slides do, and focal loss makes a network cautious; both are undone.
+
+    Args:
+        weights: (n,) how many patches each of these stands for.
+
+    Returns:
+        ``temperature``, ``shift`` and the ``prevalence`` of tumor; None where the probabilities do not rise
+        with the truth.
+    """
+    slope, shift = _fit(truth, probabilities, weights)
+    if slope <= 0:
+        return None
+    prevalence = float(np.average(truth, weights=weights))
+    return {"temperature": 1 / slope, "shift": shift, "prevalence": prevalence}
+
+
+def _fit(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
+    """Slope and shift of a logistic regression of truth on logits; without weights, of balanced classes."""
+    from sklearn.linear_model import LogisticRegression
+
+    logits = _logits(probabilities)[:, None]
+    scale = float(logits.std()) or 1.0  # for the regularization, which keeps separable classes finite
+    model = LogisticRegression(C=10.0, class_weight="balanced" if weights is None else None)
+    model.fit(logits / scale, truth, sample_weight=weights)
+    return float(model.coef_[0, 0]) / scale, float(model.intercept_[0])
+
+
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    p = np.clip(np.asarray(probabilities, np.float64), CLIP, 1 - CLIP)
+    return np.log(p) - np.log1p(-p)

@@ -1,28 +1,40 @@
-"""Puts the parts together; a test builds itself a fresh graph with its own folders."""
+"""Puts the parts together; a test builds itself a fresh graph with its own folders.
+
+A new asset stands in its own module; a new module is named in ``MODULES``.
+"""
 
 from __future__ import annotations
 
 import dagster as dg
 
-from wsi_assets.orchestration.assets.evaluation import evaluation, level_comparison
-from wsi_assets.orchestration.assets.index import sampled_index, slide_index
-from wsi_assets.orchestration.assets.learning import test_predictions, trained_model
-from wsi_assets.orchestration.assets.patches import patch_store
-from wsi_assets.orchestration.assets.slides import annotation_regions, slide_file, tissue_regions
-from wsi_assets.orchestration.automation import build_slides_follow
-from wsi_assets.orchestration.checks import ALL_CHECKS
-from wsi_assets.orchestration.io_managers.models import ModelIOManager
-from wsi_assets.orchestration.io_managers.patch_stores import PatchStoreIOManager
-from wsi_assets.orchestration.io_managers.plain_pickle import PlainPickleIOManager
-from wsi_assets.orchestration.io_managers.reports import ReportIOManager
-from wsi_assets.orchestration.jobs import ALL_JOBS, step_processes
-from wsi_assets.orchestration.resources.cluster import Cluster
-from wsi_assets.orchestration.resources.library import SlideLibrary
-from wsi_assets.orchestration.resources.storage import Storage
-from wsi_assets.orchestration.resources.tracking import ModelTracking
-from wsi_assets.orchestration.schedules import ALL_SCHEDULES, build_level_sensors
-from wsi_assets.orchestration.sensors import build_slide_folder
+from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.asset_checks import ALL_CHECKS, level_checks
+from wsi_assets.orchestration.assets import evaluation, index, learning, patches, slides
+from wsi_assets.orchestration.automation import build_automation_sensors, follow_index
+from wsi_assets.orchestration.io_managers import (
+    ModelIOManager,
+    PatchStoreIOManager,
+    PickleIOManager,
+    ReportIOManager,
+)
+from wsi_assets.orchestration.jobs import build_jobs, step_processes
+from wsi_assets.orchestration.mlflow import MlflowResource
+from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource, WorkersResource
+from wsi_assets.orchestration.sensors import build_slide_folder_sensor
 from wsi_assets.orchestration.settings import Settings
+
+MODULES = (slides, index, patches, learning, evaluation)
+"""The modules of assets, in the order in which they are made."""
+
+ARTEFACTS: tuple[Artefact, ...] = tuple(
+    {
+        value.name: value
+        for module in MODULES
+        for value in vars(module).values()
+        if isinstance(value, Artefact)
+    }.values()
+)
+"""Every asset's description, in the order in which they are made."""
 
 
 def build_definitions(settings: Settings | None = None) -> dg.Definitions:
@@ -33,40 +45,37 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
     """
     settings = settings or Settings.from_environment()
     storage_dir = str(settings.storage_dir)
+    conditions = {
+        artefact.key: artefact.automation(settings.timezone) for artefact in ARTEFACTS if artefact.automation
+    }
+    assets = dg.map_asset_specs(
+        lambda spec: (
+            spec.replace_attributes(automation_condition=conditions[spec.key])
+            if spec.key in conditions
+            else spec
+        ),
+        dg.load_assets_from_modules(MODULES),
+    )
+    stores = [artefact.name for artefact in ARTEFACTS if artefact.automation is follow_index]
+    others = [artefact.name for artefact in ARTEFACTS if artefact.automation not in (None, follow_index)]
     return dg.Definitions(
-        assets=[
-            slide_file,
-            tissue_regions,
-            annotation_regions,
-            slide_index,
-            sampled_index,
-            patch_store,
-            trained_model,
-            test_predictions,
-            evaluation,
-            level_comparison,
-        ],
+        assets=assets,
         asset_checks=ALL_CHECKS,
-        jobs=ALL_JOBS,
+        jobs=[*build_jobs(ARTEFACTS), level_checks],
         executor=step_processes,
         sensors=[
-            build_slide_folder(settings.look_every_seconds),
-            build_slides_follow(settings.look_every_seconds),
-            *build_level_sensors(settings.look_every_seconds),
+            build_slide_folder_sensor(settings.poll_seconds),
+            *build_automation_sensors(settings.poll_seconds, others, stores),
         ],
-        schedules=ALL_SCHEDULES,
         resources={
-            "library": SlideLibrary(
-                images_dir=str(settings.images_dir),
-                annotations_dir=None if settings.annotations_dir is None else str(settings.annotations_dir),
+            "folder": SlideFolderResource.of(settings),
+            "storage": StorageResource(storage_dir=storage_dir),
+            "workers": WorkersResource(scheduler=settings.scheduler),
+            "mlflow": MlflowResource(
+                storage_dir=storage_dir, tracking_uri=settings.tracking_uri, pages_url=settings.mlflow_url
             ),
-            "storage": Storage(storage_dir=storage_dir),
-            "cluster": Cluster(scheduler=settings.scheduler),
-            "tracking": ModelTracking(storage_dir=storage_dir, tracking_uri=settings.tracking_uri),
-            "pickle_io": PlainPickleIOManager(storage_dir=storage_dir),
-            "patch_io": PatchStoreIOManager(
-                storage_dir=storage_dir, backend=settings.patch_backend, scheduler=settings.scheduler
-            ),
+            "pickle_io": PickleIOManager(storage_dir=storage_dir),
+            "patch_io": PatchStoreIOManager(storage_dir=storage_dir),
             "model_io": ModelIOManager(storage_dir=storage_dir),
             "report_io": ReportIOManager(storage_dir=storage_dir),
         },

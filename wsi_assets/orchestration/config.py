@@ -1,13 +1,27 @@
-"""Launchpad configuration of each asset: the rooms' own options, nothing added but Dagster's base class.
+"""Parameters: ``parameters.yaml`` says what a cohort is made with; the Launchpad and ``--set`` change it.
 
-Names, defaults, bounds and descriptions have one home, the ``options`` module of the room that uses them.
+    min_tissue: 0.3            # every asset that has it
+    trained_model:             # one asset
+      max_epochs: 20
+    levels:
+      "4":                     # one level, again for every asset or for one
+        patch_size: 128
+
+What is nearer wins: an asset's value over one for all, a level's over the cohort's, a given one over the
+file's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import enum
+import fcntl
+import json
 import reprlib
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +29,18 @@ import dagster as dg
 import pydantic
 import yaml
 
-from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.errors import ConfigError
-from wsi_assets.evaluation.options import EvaluationOptions
-from wsi_assets.index.options import IndexOptions, SamplingOptions, TissueOptions
-from wsi_assets.learning.options import PredictionOptions, TrainingOptions
-from wsi_assets.patches.options import ExtractionOptions
-from wsi_assets.slides.options import ScaleOptions
+from wsi_assets.files import publish_file
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts
+from wsi_assets.orchestration.partitions import level_of
 
+COMMAND_LINE = "--set"
 
-class TissueConfig(dg.Config, TissueOptions, ScaleOptions):
-    """Parameters of ``tissue_regions``."""
-
-
-class AnnotationConfig(dg.Config, AnnotationOptions):
-    """Parameters of ``annotation_regions``."""
-
-
-class IndexConfig(dg.Config, IndexOptions):
-    """Parameters of ``slide_index``."""
-
-
-class SamplingConfig(dg.Config, SamplingOptions):
-    """Parameters of ``sampled_index``."""
-
-
-class ExtractionConfig(dg.Config, ExtractionOptions):
-    """Parameters of ``patch_store``."""
-
-
-class TrainingConfig(dg.Config, TrainingOptions):
-    """Parameters of ``trained_model``."""
-
-
-class PredictionConfig(dg.Config, PredictionOptions):
-    """Parameters of ``test_predictions``."""
-
-
-class EvaluationConfig(dg.Config, EvaluationOptions):
-    """Parameters of ``evaluation``."""
-
-
-ASSET_CONFIG: dict[str, type[dg.Config]] = {
-    "tissue_regions": TissueConfig,
-    "annotation_regions": AnnotationConfig,
-    "slide_index": IndexConfig,
-    "sampled_index": SamplingConfig,
-    "patch_store": ExtractionConfig,
-    "trained_model": TrainingConfig,
-    "test_predictions": PredictionConfig,
-    "evaluation": EvaluationConfig,
-}
-"""Asset -> its configuration class, in pipeline order."""
+_HEADER = """\
+# What this cohort is made with. Edit it, or give a value in the Launchpad or with --set: it is kept here.
+# Flat names are for every asset that has them; group them by asset, and by level under `levels`.
+# What is not named has the default of the README. Comments of your own are not kept.
+"""
 
 _UNREADABLE = (
     *(yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError),
@@ -77,39 +51,228 @@ _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
 
 
-def parameters(config: dg.Config) -> dict[str, Any]:
-    """The effective parameters as plain values."""
-    return config.model_dump(mode="json")
+def launchpad_config(artefact: Artefact) -> type[dg.Config]:
+    """The Launchpad's form for an asset: every option, all empty; bounds are checked by the option class."""
+    fields: dict[str, Any] = {}
+    for name, option in artefact.options.model_fields.items():
+        default = option.get_default(call_default_factory=True)
+        description = f"{option.description or ''} Default: {json.dumps(default)}. Empty: as it is made."
+        fields[name] = (
+            typing.Optional[_launchpad_type(name, option.annotation)],  # noqa: UP045  (Dagster reads it)
+            pydantic.Field(default=None, description=description.strip()),
+        )
+    title = "".join(word.title() for word in artefact.name.split("_"))
+    return pydantic.create_model(
+        f"{title}Config", __base__=dg.Config, __doc__=f"Parameters of ``{artefact.name}``.", **fields
+    )
 
 
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """``["lr=0.01", "tta=true"]`` -> values, read as YAML scalars or lists.
+def given_in(artefact: Artefact, config: dg.Config) -> dict[str, Any]:
+    """The values somebody gave in the Launchpad or on the command line, as plain values."""
+    values = {name: getattr(config, name) for name in artefact.options.model_fields}
+    return {
+        name: value.value if isinstance(value, enum.Enum) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+class ParameterSet:
+    """Values by name, by asset and by level, checked against every asset's options.
+
+    Args:
+        content: as the module describes.
+        source: the file, or what the values come from; named in errors.
 
     Raises:
-        ConfigError: a pair is not ``key=value``.
+        ConfigError: a name is unknown or a value impossible, in one line with its place.
     """
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.strip():
-            raise ConfigError(
-                f"--set {_short(pair)} is not key=value", remedy="Write for example --set max_epochs=2"
+
+    def __init__(self, content: Any, source: str | Path | None = None):
+        self.source = source
+        if not isinstance(content, Mapping):
+            raise self._error("is not a mapping of parameters", "Write lines like `max_epochs: 2`")
+        self.content = {str(name): value for name, value in content.items()}
+        levels = self.content.pop("levels", None) or {}
+        if not isinstance(levels, Mapping):
+            raise self._error("levels is not a mapping", 'Write `levels:` with lines like `"4":` below it')
+        self.levels: dict[str, dict[str, Any]] = {}
+        for level, values in levels.items():
+            if not isinstance(values, Mapping | None):
+                raise self._error(f"levels.{level} is not a mapping", "Write `patch_size: 128` below it")
+            try:
+                level_of(str(level))
+            except ConfigError as error:
+                raise self._error(f"levels.{level}: {error.fault}", error.remedy) from None
+            self.levels[str(level)] = {str(name): value for name, value in (values or {}).items()}
+        self._check_names(self.content, "", list(all_artefacts()))
+        for level, values in self.levels.items():
+            self._check_names(values, f"levels.{level}.", [one for one in all_artefacts() if one.by_level])
+        for artefact in all_artefacts():
+            for level in [None, *(self.levels if artefact.by_level else ())]:
+                options_of(artefact, level, self)
+
+    def values(self, artefact: Artefact, level: str | None) -> dict[str, tuple[str, Any]]:
+        """Field -> (its place, the value), of what is said about an asset at a level."""
+        layers = [("", self.content)]
+        if artefact.by_level and level is not None:
+            layers.append((f"levels.{level}.", self.levels.get(level, {})))
+        found: dict[str, tuple[str, Any]] = {}
+        for prefix, layer in layers:
+            own = layer.get(artefact.name) or {}
+            for name, value in layer.items():
+                if name in artefact.options.model_fields:
+                    found[name] = (prefix + name, value)
+            found.update({name: (f"{prefix}{artefact.name}.{name}", value) for name, value in own.items()})
+        return found
+
+    def overlaid(self, other: ParameterSet) -> ParameterSet:
+        """These values with the other's over them, at every level."""
+        merged = ParameterSet({}, self.source)
+        merged.content = {**self.content}
+        merged.levels = {level: dict(values) for level, values in self.levels.items()}
+        for name, value in other.content.items():
+            own = merged.content.get(name)
+            merged.content[name] = (
+                {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
             )
-        try:
-            values[name.strip()] = _number(yaml.safe_load(text)) if text.strip() else ""
-        except _UNREADABLE as error:
-            raise ConfigError(f"--set {_short(pair)} cannot be read ({error!s:.200})") from error
-    return values
+            for values in merged.levels.values():
+                values.pop(name, None)
+        return merged
+
+    def fault(self, place: str, value: Any, error: pydantic.ValidationError) -> ConfigError:
+        """The one line for an impossible value."""
+        return self._error(f"{place}={_short(value)} is not possible: {error.errors()[0]['msg']:.300}")
+
+    def _check_names(self, layer: Mapping[str, Any], prefix: str, artefacts: list[Artefact]) -> None:
+        by_name = {artefact.name: artefact for artefact in artefacts}
+        known = {name for artefact in artefacts for name in artefact.options.model_fields}
+        for name, value in layer.items():
+            if name in by_name:
+                if not isinstance(value, Mapping | None):
+                    raise self._error(f"{prefix}{name} is not a mapping", "Write its parameters below it")
+                for inner in value or {}:
+                    if inner not in by_name[name].options.model_fields:
+                        raise self._unknown(
+                            f"{prefix}{name}.{inner}", by_name[name].options.model_fields, name
+                        )
+            elif name not in known:
+                if any(name in (one.name, *one.options.model_fields) for one in all_artefacts()):
+                    raise self._error(
+                        f"{prefix}{name} is of slides, which are made once for all levels",
+                        "Move it out of `levels`",
+                    )
+                raise self._unknown(prefix + name, [*known, *by_name])
+
+    def _unknown(self, place: str, known: Any, asset: str | None = None) -> ConfigError:
+        name = place.rpartition(".")[2]
+        owners = {field: one.name for one in all_artefacts() for field in one.options.model_fields}
+        close = difflib.get_close_matches(name, sorted(known), n=1)
+        meant = f"{asset}.{close[0]}" if close and asset else close[0] if close else None
+        if not close and (elsewhere := difflib.get_close_matches(name, sorted(owners), n=1)):
+            meant = f"{owners[elsewhere[0]]}.{elsewhere[0]}"
+        remedy = f"Did you mean {meant!r}?" if meant else "The README lists every parameter"
+        return self._error(f"there is no parameter {_short(place)}", remedy)
+
+    def _error(self, fault: str, remedy: str | None = None) -> ConfigError:
+        if self.source == COMMAND_LINE:
+            return ConfigError(f"{COMMAND_LINE}: {fault}", remedy=remedy)
+        return ConfigError(fault, path=self.source, remedy=remedy)
 
 
-def read_config_file(path: str) -> dict[str, Any]:
-    """A YAML file of parameters, flat or grouped by asset, as flat names or ``asset.name``.
+def options_of(artefact: Artefact, level: str | None, *sets: ParameterSet) -> pydantic.BaseModel:
+    """The options an asset is made with at a level: what the sets say, the later over the earlier.
 
     Raises:
-        ConfigError: the file cannot be read or is not a mapping.
+        ConfigError: a value is impossible.
+    """
+    found: dict[str, tuple[ParameterSet, str, Any]] = {}
+    for one in sets:
+        found.update({name: (one, *said) for name, said in one.values(artefact, level).items()})
+    values = {name: _plain(artefact, name, value) for name, (_, _, value) in found.items()}
+    try:
+        return artefact.options(**values)
+    except pydantic.ValidationError as error:
+        place = error.errors()[0]["loc"]
+        field = place[0] if place and place[0] in found else next(iter(found))
+        owner, where, value = found[field]
+        raise owner.fault(where, value, error) from None
+
+
+class ParameterFile:
+    """``parameters.yaml`` of a storage folder; a missing one says nothing.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self) -> ParameterSet:
+        """What the file says.
+
+        Raises:
+            ConfigError: it cannot be read, or says something unknown or impossible.
+        """
+        return read_parameters(self.path) if self.path.exists() else ParameterSet({}, self.path)
+
+    def remember(self, artefact: Artefact, level: str | None, given: Mapping[str, Any]) -> list[str]:
+        """Write given values into the file where they change what the asset is made with.
+
+        Returns:
+            a line for each value that is new.
+
+        Raises:
+            ConfigError: the file cannot be read, or a value is impossible.
+            WsiAssetsError: the disk is full or cannot be written.
+        """
+        if not given or not self._changes(artefact, level, given)[1]:
+            return []
+        with self._locked():
+            said, changed, before = self._changes(artefact, level, given)
+            layer = said.content
+            if artefact.by_level and level is not None:
+                layer = said.levels.setdefault(level, {})
+            layer[artefact.name] = {**(layer.get(artefact.name) or {}), **changed}
+            content = {**said.content, **({"levels": said.levels} if said.levels else {})}
+            with publish_file(self.path) as unfinished:
+                text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+                unfinished.write_text(_HEADER + text, encoding="utf-8")
+        where = f"level {level}" if artefact.by_level and level is not None else "all levels"
+        return [
+            f"{self.path.name}: {artefact.name}.{name} of {where} is {value!r}, was {before[name]!r}"
+            for name, value in changed.items()
+        ]
+
+    def _changes(
+        self, artefact: Artefact, level: str | None, given: Mapping[str, Any]
+    ) -> tuple[ParameterSet, dict[str, Any], dict[str, Any]]:
+        """What the file says, the given values that differ from it, and all values as they are."""
+        said = self.read()
+        before = options_of(artefact, level, said).model_dump(mode="json")
+        wanted = options_of(artefact, level, said, ParameterSet({artefact.name: dict(given)}, COMMAND_LINE))
+        after = wanted.model_dump(mode="json")
+        return said, {name: after[name] for name in given if after[name] != before[name]}, before
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time: runs of several levels end when they end."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(".parameters.lock").open("a") as handle:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def read_parameters(path: str | Path) -> ParameterSet:
+    """Read a YAML file of parameters.
+
+    Raises:
+        ConfigError: it cannot be read, or says something unknown or impossible.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError("does not exist", path=path, remedy="Check the path") from error
     except OSError as error:
@@ -118,53 +281,67 @@ def read_config_file(path: str) -> dict[str, Any]:
         ) from error
     except _UNREADABLE as error:
         raise ConfigError(f"cannot be read ({error!s:.200})", path=path) from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            "is not a mapping of parameters", path=path, remedy="Write lines like `max_epochs: 2`"
-        )
-    values: dict[str, Any] = {}
-    for name, value in content.items():
-        if name in ASSET_CONFIG and isinstance(value, dict):
-            values.update({f"{name}.{inner}": _number(entry) for inner, entry in value.items()})
-        else:
-            values[str(name)] = _number(value)
-    return values
+    return ParameterSet({} if content is None else content, path)
 
 
-def build_configs(values: Mapping[str, Any]) -> dict[str, dg.Config]:
-    """Every asset's validated configuration from flat values.
-
-    A flat name sets the parameter on every asset that has it; ``asset.name`` on that asset only.
+def parse_settings(pairs: list[str]) -> ParameterSet:
+    """``["lr=0.01", "patch_store.backend=hdf5"]`` as parameters; values are YAML scalars or lists.
 
     Raises:
-        ConfigError: a name is unknown or a value impossible, in one line.
+        ConfigError: a pair is not ``key=value``, or says something unknown or impossible.
     """
-    chosen: dict[str, dict[str, Any]] = {asset: {} for asset in ASSET_CONFIG}
-    for name, value in sorted(values.items(), key=lambda item: "." in item[0]):
-        asset, dot, field = name.rpartition(".")
-        takers = [asset] if dot else list(ASSET_CONFIG)
-        takers = [a for a in takers if a in ASSET_CONFIG and field in ASSET_CONFIG[a].model_fields]
-        if not takers:
-            raise ConfigError(f"there is no parameter {_short(name)}", remedy=_suggestion(name))
-        for taker in takers:
-            chosen[taker][field] = value
-    return {asset: _validated(asset, given) for asset, given in chosen.items()}
+    content: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(
+                f"--set {_short(pair)} is not key=value", remedy="Write for example --set max_epochs=2"
+            )
+        try:
+            value = yaml.safe_load(text) if text.strip() else ""
+        except _UNREADABLE as error:
+            raise ConfigError(f"--set {_short(pair)} cannot be read ({error!s:.200})") from error
+        asset, dot, field = name.strip().partition(".")
+        if dot:
+            content.setdefault(asset, {})[field] = value
+        else:
+            content[asset] = value
+    return ParameterSet(content, COMMAND_LINE)
 
 
-def run_config(configs: Mapping[str, dg.Config], assets: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """The Dagster run configuration that gives ``assets`` these parameters."""
-    return {"ops": {asset: {"config": parameters(configs[asset])} for asset in assets}}
+def given_parameters(file: str | None, pairs: list[str]) -> ParameterSet:
+    """What a command gives: a file like ``parameters.yaml``, and ``--set`` pairs, which win.
+
+    Raises:
+        ConfigError: either cannot be read, or says something unknown or impossible.
+    """
+    pairs_set = parse_settings(pairs)
+    if file is None:
+        return pairs_set
+    return read_parameters(file).overlaid(pairs_set)
 
 
-def _validated(asset: str, given: dict[str, Any]) -> dg.Config:
-    try:
-        return ASSET_CONFIG[asset](**given)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][:1]) or next(iter(given))
-        raise ConfigError(
-            f"{field}={_short(given.get(field))} is not possible: {first['msg']:.300}"
-        ) from error
+def _launchpad_type(name: str, annotation: Any) -> Any:
+    """The type of an option that Dagster's forms know: choices become an enumeration."""
+    choices = _without_none(annotation)
+    if typing.get_origin(choices) is typing.Literal:
+        return enum.Enum(name, {str(choice): choice for choice in typing.get_args(choices)})
+    return choices
+
+
+def _without_none(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        (annotation,) = [one for one in typing.get_args(annotation) if one is not type(None)]
+    return annotation
+
+
+def _plain(artefact: Artefact, name: str, value: Any) -> Any:
+    """``none`` is None for an option that may have no value and is no text."""
+    option = artefact.options.model_fields.get(name)
+    if option is None or not isinstance(value, str) or value.lower() != "none":
+        return value
+    kind = _without_none(option.annotation)
+    return None if kind is not option.annotation and kind is not str else value
 
 
 def _short(value: Any) -> str:
@@ -173,31 +350,3 @@ def _short(value: Any) -> str:
         return _BRIEF.repr(value)
     except ValueError:  # a whole number of more digits than Python prints
         return "a number"
-
-
-def _suggestion(name: str) -> str:
-    asset, dot, field = name.rpartition(".")
-    takers = {asset: sorted(config.model_fields) for asset, config in ASSET_CONFIG.items()}
-    known = sorted({name for names in takers.values() for name in names})
-    # What the user's own asset has comes first: it is the more likely to be meant.
-    close = [
-        *difflib.get_close_matches(field, takers.get(asset, []), n=1),
-        *difflib.get_close_matches(field, known, n=1),
-    ]
-    if not close:
-        return "The README lists every parameter"
-    if not dot:
-        return f"Did you mean {close[0]!r}?"
-    owners = [owner for owner, names in takers.items() if close[0] in names]
-    owner = difflib.get_close_matches(asset, owners, n=1, cutoff=0.0)[0]
-    return f"Did you mean '{owner}.{close[0]}'?"
-
-
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 as text, and everybody writes a learning rate like that.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

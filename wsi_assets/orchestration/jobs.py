@@ -4,32 +4,11 @@ from __future__ import annotations
 
 import dagster as dg
 
-from wsi_assets.orchestration import catalog
-from wsi_assets.orchestration.checks import lineage_gates
+from wsi_assets.orchestration.artefact import Artefact
 
-level_pipeline = dg.define_asset_job(
-    catalog.LEVEL_PIPELINE,
-    selection=dg.AssetSelection.assets(*catalog.LEVEL_ASSETS),
-    description="One magnification level from index to evaluation. A new level is a backfill of this job.",
-)
-
-slide_regions = dg.define_asset_job(
-    catalog.SLIDE_REGIONS,
-    selection=dg.AssetSelection.assets(*catalog.SLIDE_ASSETS),
-    description="Tissue and outline of one slide: run it again after mending a slide that failed.",
-)
-
-compare_levels = dg.define_asset_job(
-    catalog.COMPARE_LEVELS,
-    selection=dg.AssetSelection.assets("level_comparison"),
-    description="All evaluated levels side by side, from the reports that are there.",
-)
-
-level_lineage = dg.define_asset_job(
-    catalog.LEVEL_LINEAGE,
-    selection=dg.AssetSelection.checks(lineage_gates),
-    description="Says of a level's assets which are older than what they were made from. Makes nothing.",
-)
+LEVEL_PIPELINE = "level_pipeline"
+SLIDE_REGIONS = "slide_regions"
+COMPARE_LEVELS = "compare_levels"
 
 step_processes = dg.multiprocess_executor.configured(
     {"start_method": {"forkserver": {"preload_modules": ["wsi_assets.definitions"]}}}
@@ -37,4 +16,28 @@ step_processes = dg.multiprocess_executor.configured(
 """A process for every step, so that a step that takes the machine down takes only itself; forked from one
 that has the graph loaded, because a level has a dozen steps and a fresh process takes seconds to start."""
 
-ALL_JOBS = [slide_regions, level_pipeline, compare_levels, level_lineage]
+
+def build_jobs(artefacts: tuple[Artefact, ...]) -> list:
+    """The jobs over these assets."""
+
+    def of(chosen: list[Artefact]) -> dg.AssetSelection:
+        return dg.AssetSelection.assets(*(artefact.key for artefact in chosen))
+
+    return [
+        dg.define_asset_job(
+            SLIDE_REGIONS,
+            selection=of([one for one in artefacts if one.by_slide]),
+            description="Tissue and annotation of slides: run it again after mending a slide that failed.",
+        ),
+        dg.define_asset_job(
+            LEVEL_PIPELINE,
+            selection=of([one for one in artefacts if one.by_level]),
+            description="One level from index to evaluation. Add a level in the dialog, or choose levels in "
+            "use.",
+        ),
+        dg.define_asset_job(
+            COMPARE_LEVELS,
+            selection=of([one for one in artefacts if one.partitions_def is None]),
+            description="All evaluated levels side by side, from the reports that are there.",
+        ),
+    ]

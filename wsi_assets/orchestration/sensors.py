@@ -1,44 +1,53 @@
 """The sensor that watches the slide folder.
 
 It adds partitions and reports what changed; it never removes a slide. Regions of what is new or changed
-follow by their automation conditions. What to make of a look is decided by pure functions.
+follow by their automation conditions.
 """
 
 import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from wsi_assets.errors import SlideError
 from wsi_assets.files import digest
-from wsi_assets.orchestration.partitions import SLIDES
-from wsi_assets.orchestration.registry import (
-    Sighting,
-    known_sightings,
-    not_believable,
-    observation,
-    quick_look,
-    sight,
-    to_look_at,
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES
+from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+from wsi_assets.orchestration.slide_folder import (
+    NO_ANNOTATION,
+    RETIRED,
+    SLIDE_ANNOTATION,
+    SLIDE_IMAGE,
+    FileSeen,
+    changed,
+    doubt_missing_annotations,
+    doubt_slides,
+    known_slides,
+    observations,
+    observe,
+    signature_of,
+    stored_levels,
+    stored_regions,
 )
-from wsi_assets.orchestration.resources.library import SlideLibrary
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile
 
 READ_FOR_SECONDS = 20
-MOST_A_LOOK = 1000
-"""A look reads no new slides for longer, and no more of them; the rest wait, so no look holds up the others.
+MOST_A_POLL = 1000
+"""A poll reads no new slides for longer, and no more of them; the rest wait, so no poll holds up the others.
 
 To store the news of a thousand slides takes the daemon ten seconds."""
 
+Signatures = dict[str, dict[str, str]]
+
 
 @dataclass(frozen=True)
-class Memory:
-    """What one look leaves for the next. It is stored with every look, so it stays small.
+class SensorCursor:
+    """What one poll leaves for the next. It is stored with every poll, so it stays small.
 
     Attributes:
         settled: digest of everything seen when there was nothing left to do, or "".
@@ -49,111 +58,151 @@ class Memory:
     waiting: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def from_cursor(cls, cursor: str | None) -> "Memory":
-        """Read a cursor; one that another version wrote counts as none."""
+    def load(cls, cursor: str | None) -> "SensorCursor":
+        """Read a cursor; a damaged one counts as none."""
         try:
             return cls(**json.loads(cursor or "{}"))
         except (ValueError, TypeError):
             return cls()
 
-    def to_cursor(self) -> str:
+    def dump(self) -> str:
         return json.dumps({"settled": self.settled, "waiting": self.waiting})
 
 
-def held_still(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
-    """Slides whose files have the sizes and times they had one look ago: no longer being copied."""
+def held_still(now: Mapping[str, Any], before: Mapping[str, str]) -> list[str]:
+    """Slides whose files have the sizes and times they had one poll ago: no longer being copied."""
     return sorted(slide_id for slide_id, seen in now.items() if before.get(slide_id) == digest(seen))
 
 
-def take_look(slides: Iterable["SlideFile"]) -> tuple[dict[str, str], list[str]]:
+def read_signatures(slides: Iterable["SlideFile"]) -> tuple[Signatures, list[str]]:
     """Slide id -> sizes and times of its files, and one line for each slide that cannot be read."""
     seen, faults = {}, []
     for slide in slides:
         try:
-            seen[slide.slide_id] = quick_look(slide)
+            seen[slide.slide_id] = signature_of(slide)
         except SlideError as error:
             faults.append(str(error))
     return seen, faults
 
 
 def read_settled(
-    slides: Mapping[str, "SlideFile"], settled: Iterable[str], now: Mapping[str, str], until: float
-) -> tuple[list[Sighting], list[str]]:
+    slides: Mapping[str, "SlideFile"], settled: Iterable[str], now: Signatures, until: float
+) -> tuple[dict[str, dict[str, FileSeen]], list[str]]:
     """Read what identifies the contents of slides that held still, until the clock says ``until``.
 
     Returns:
         what was read; one line for each slide whose bytes cannot be read.
     """
-    sightings, faults = [], []
+    found, faults = {}, []
     for slide_id in settled:
-        if len(sightings) >= MOST_A_LOOK or (sightings and time.monotonic() > until):
+        if len(found) >= MOST_A_POLL or (found and time.monotonic() > until):
             break
         try:
-            sightings.append(sight(slides[slide_id], now[slide_id]))
+            found[slide_id] = observe(slides[slide_id], now[slide_id])
         except SlideError as error:
             faults.append(str(error))
-    return sightings, faults
+    return found, faults
 
 
-def build_slide_folder(look_every_seconds: int) -> dg.SensorDefinition:
-    """The sensor, looking as often as the slide folder's disk can bear."""
+def doubt(
+    slides: Mapping[str, "SlideFile"], registered: set[str], known: Mapping[str, Mapping[str, FileSeen]]
+) -> str | None:
+    """Why a listing is not to be believed, else None."""
+    annotated = {slide_id for slide_id, slide in slides.items() if slide.annotation_path}
+    had = {
+        slide_id
+        for slide_id, seen in known.items()
+        if SLIDE_ANNOTATION in seen and seen[SLIDE_ANNOTATION].version not in ("", NO_ANNOTATION, RETIRED)
+    }
+    return doubt_slides(slides, registered) or doubt_missing_annotations(
+        len(annotated), len((had & slides.keys()) - annotated)
+    )
+
+
+def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
+    """The sensor, polling as often as the slide folder's disk can bear."""
 
     @dg.sensor(
         name="slide_folder",
-        minimum_interval_seconds=look_every_seconds,
+        minimum_interval_seconds=poll_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Looks at the slide folder every {look_every_seconds} s (WSI_LOOK_EVERY_SECONDS). A new "
-        "or changed slide or outline whose size and time held still over two looks gets its partition and "
-        "an observation. Nothing is ever removed: an empty or unreachable folder is reported and waited for. "
+        description=f"Lists the slide folder every {poll_seconds} s (WSI_POLL_SECONDS). A new or changed "
+        "slide or annotation whose size and time held still over two polls gets its partition and an "
+        "observation. Nothing is ever removed: an empty or unreachable folder is reported and waited for. "
         "Costs a listing of the folder, and some megabytes of reading for each slide that changed.",
     )
     def slide_folder(
-        context: dg.SensorEvaluationContext, library: SlideLibrary
+        context: dg.SensorEvaluationContext, folder: SlideFolderResource, storage: StorageResource
     ) -> dg.SensorResult | dg.SkipReason:
         try:
-            listing = library.look()
+            listing = folder.list()
         except SlideError as error:
             context.log.warning(str(error))
             return dg.SkipReason(f"{error}. Nothing was changed")
         slides = {slide.slide_id: slide for slide in listing.slides}
-        now, faults = take_look(listing.slides)
+        now, faults = read_signatures(listing.slides)
         faults += [f"{name}: {why}" for name, why in listing.left_out.items()]
         registered = set(context.instance.get_dynamic_partitions(SLIDES.name))
-        memory = Memory.from_cursor(context.cursor)
+        cursor = SensorCursor.load(context.cursor)
         everything = digest(now, sorted(registered))
-        if everything == memory.settled:
-            return dg.SkipReason(_nothing_new(len(now), faults))
-        known = known_sightings(context.instance, slides)
-        outlined = [slide.slide_id for slide in listing.slides if slide.annotation_path]
-        doubt = not_believable(slides, outlined, registered, known.values())
-        if doubt:
-            context.log.warning(doubt)
-            return dg.SkipReason(doubt)
-        changed = to_look_at(now, known)
-        settled = held_still({key: now[key] for key in changed}, memory.waiting)
-        sightings, unread = read_settled(slides, settled, now, time.monotonic() + READ_FOR_SECONDS)
-        for fault in faults + unread:
-            context.log.warning(fault)
-        done = {sighting.slide_id for sighting in sightings}
-        # A slide put back after it was retired is known, but has no partition.
-        new = sorted((done | (now.keys() - set(changed))) - registered)
-        waiting = {slide_id: digest(now[slide_id]) for slide_id in changed if slide_id not in done}
-        return dg.SensorResult(
-            dynamic_partitions_requests=[SLIDES.build_add_request(new)] if new else [],
-            asset_events=[observation(sighting) for sighting in sightings],
-            cursor=Memory("" if waiting or new else everything, waiting).to_cursor(),
-            skip_reason=_summary(len(now), sightings, waiting, faults + unread),
-        )
+        if everything == cursor.settled:
+            return dg.SkipReason("; ".join([f"{len(now)} slides, nothing new", *faults[:5]]))
+        known = known_slides(context.instance, slides)
+        doubted = doubt(slides, registered, known)
+        if doubted:
+            context.log.warning(doubted)
+            return dg.SkipReason(f"{doubted}. Nothing was changed")
+        return _news(context, storage, slides, now, known, registered, cursor, everything, faults)
 
     return slide_folder
 
 
-def _nothing_new(slides: int, faults: list[str]) -> str:
-    return "; ".join([f"{slides} slides, nothing new", *faults[:5]])
-
-
-def _summary(slides: int, sightings: list[Sighting], waiting: Mapping[str, str], faults: list[str]) -> str:
-    parts = [f"{slides} slides, {len(sightings)} new or changed"]
+def _news(
+    context: dg.SensorEvaluationContext,
+    storage: StorageResource,
+    slides: Mapping[str, "SlideFile"],
+    now: Signatures,
+    known: Mapping[str, Mapping[str, FileSeen]],
+    registered: set[str],
+    cursor: SensorCursor,
+    everything: str,
+    faults: list[str],
+) -> dg.SensorResult:
+    """The partitions and events of one poll."""
+    changes = changed(now, known)
+    settled = held_still({slide_id: now[slide_id] for slide_id in changes}, cursor.waiting)
+    # A slide put back after it was retired is registered first: news of a partition that is not there are
+    # lost.
+    back = [
+        slide_id
+        for slide_id in settled
+        if slide_id not in registered and known.get(slide_id, {}).get(SLIDE_IMAGE, _NEW).version == RETIRED
+    ]
+    until = time.monotonic() + READ_FOR_SECONDS
+    seen, unread = read_settled(slides, [one for one in settled if one not in back], now, until)
+    for fault in faults + unread:
+        context.log.warning(fault)
+    new = sorted((set(seen) | set(back) | (now.keys() - set(changes))) - registered)
+    waiting = {slide_id: digest(now[slide_id]) for slide_id in changes if slide_id not in seen}
+    events: list[Any] = []
+    for slide_id, files in seen.items():
+        events += observations(slide_id, files, known.get(slide_id))
+        if slide_id not in registered:
+            events += stored_regions(storage.provenance, slide_id, files)
+    requests = [SLIDES.build_add_request(new)] if new else []
+    if not waiting and not context.instance.get_dynamic_partitions(LEVELS.name):
+        levels = stored_levels(storage.provenance)
+        requests += [LEVELS.build_add_request(list(levels))] if levels else []
+        events += [event for found in levels.values() for event in found]
+    parts = [f"{len(now)} slides, {len(seen)} new or changed"]
     if waiting:
-        parts.append(f"{len(waiting)} wait for one more look: {', '.join(sorted(waiting)[:5])}")
-    return "; ".join(parts + faults[:5])
+        parts.append(f"{len(waiting)} wait for one more poll: {', '.join(sorted(waiting)[:5])}")
+    return dg.SensorResult(
+        dynamic_partitions_requests=requests,
+        asset_events=events,
+        cursor=SensorCursor("" if waiting or new else everything, waiting).dump(),
+        skip_reason="; ".join(parts + (faults + unread)[:5]),
+    )
+
+
+_NEW = FileSeen("", "", "")

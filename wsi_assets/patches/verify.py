@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 
 from wsi_assets.errors import SlideError, StoreError
 from wsi_assets.patches.codecs import LOSSLESS, decode, encoder
-from wsi_assets.patches.patch_reader import Patch, PatchReader
 from wsi_assets.patches.store import PatchStore
 from wsi_assets.progress import Progress, silent
+from wsi_assets.slides import ReferenceReader
 
 JPEG_TOLERANCE = 1.0
 """Mean gray levels by which a JPEG patch may differ from its slide's pixels put through JPEG again: 0 with
@@ -92,10 +91,18 @@ def _compare(
     again = _round_trip(store.info)
     unread = dict.fromkeys(rows)
     try:
-        with contextlib.closing(PatchReader(entry["slide_path"], int(entry["level"]))) as reader:
-            for number, patch in reader.read(coords, store.info["patch_size"]):
-                del unread[rows[number]]
-                yield (rows[number], *_difference(store, rows[number], patch, again))
+        # Another way than the store was read by, whose faults the same way would repeat.
+        with ReferenceReader(entry["slide_path"], int(entry["level"])) as reader:
+            size = store.info["patch_size"]
+            for row, (y, x) in zip(rows, coords.tolist(), strict=True):
+                try:
+                    expected = reader.read(y, x, size, size)
+                except SlideError as error:
+                    found = 0.0, error.fault
+                else:
+                    found = _difference(store, row, expected, again)
+                del unread[row]
+                yield (row, *found)
     except SlideError as error:
         yield from ((row, 0.0, error.fault) for row in unread)
 
@@ -103,16 +110,13 @@ def _compare(
 def _difference(
     store: PatchStore,
     index: int,
-    patch: Patch,
+    expected: np.ndarray,
     again: Callable[[np.ndarray], np.ndarray] | None,
 ) -> tuple[float, str | None]:
-    if patch.fault is not None:
-        return 0.0, patch.fault
     try:
         stored = store.get(index)
     except StoreError as error:
         return 0.0, error.fault
-    expected = patch.pixels
     if again is not None and not np.array_equal(stored, expected):
         expected = again(expected)
     difference = float(np.abs(stored.astype(np.int16) - expected).mean())

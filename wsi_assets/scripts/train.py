@@ -39,14 +39,15 @@ def main(arguments: list[str] | None = None) -> None:
             store,
             index,
             options,
-            given["checkpoint_dir"],
+            given["checkpoint_dir"].parent,
+            checkpoint_dir=given["checkpoint_dir"],
             loss_csv=given["loss_csv"],
             progress=progress,
             on_epoch=_say_epoch,
         )
         predictions = predict(store, index, result.best_path, prediction, progress=progress)
-    for note in result.notes:
-        warn(note)
+    for warning in result.warnings:
+        warn(warning.message)
     save_index(given["test_index"], predictions)
     say(f"{result.best_path}: epoch {result.best.epoch}, validation loss {result.best.val_loss:.4f}")
     if predictions:

@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = exports(
         "options": ("ScaleOptions",),
         "scale": ("Level", "Scale", "true_downsamples"),
         "reader": ("Region", "SlideReader", "open_slide"),
+        "reference": ("ReferenceReader",),
         "reduce": ("reduce_mean",),
         "tiff_tiles": ("TileLevel", "open_tiles"),
     },

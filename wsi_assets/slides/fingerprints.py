@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from wsi_assets.errors import SlideError
 
-_WHOLE = 8 << 20
+_WHOLE = 64 << 20
 _ENDS = 256 << 10
-_BLOCK = 64 << 10
-_BLOCKS = 32
+_BLOCK = 4 << 10
+_STRIDE = 128 << 10
+_AT_ONCE = 512
+_THREADS = 8
 
 
 def fingerprint(path: str | Path) -> str:
     """32 hex digits that stay while the content stays, whatever the file's time or name.
 
-    A file up to 8 MiB is read whole. Of a larger one: its size, its first and last 256 KiB (where TIFF keeps
-    its directories with the length of every tile) and 32 blocks of 64 KiB evenly spread. So a copy cut short,
-    a slide scanned again or coded again is seen; bytes changed in place between the blocks are not.
+    A file up to 64 MiB is read whole. Of a larger one: its size, its first and last 256 KiB (where TIFF keeps
+    its directories with the length of every tile), and 4 KiB of every 128 KiB between. So a copy cut short, a
+    slide scanned again or coded again is seen, and so is a hole of 128 KiB that a broken copy left, and its
+    mending; bytes changed in place between the samples are not. That is 3 % of the bytes, by eight threads:
+    0.06 s a GB in memory, 0.2 s from a solid-state disk; from a turning disk nearly as long as reading it.
 
     A slide of several files counts with all of them: a DICOM folder, a MIRAX companion folder, the images
     that a Hamamatsu .vms or .vmu names.
@@ -80,28 +87,46 @@ def _is_beside(path: Path, name: str) -> bool:
 
 
 def _digest_of(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is a pipe, socket or device, no file")  # which may never answer
     state = hashlib.blake2b(digest_size=16)
     with path.open("rb", buffering=0) as stream:
-        size = stream.seek(0, 2)
+        size = os.fstat(stream.fileno()).st_size
         state.update(size.to_bytes(8, "big"))
-        for start, length in _spans(size):
-            stream.seek(start)
-            remaining = length
-            while remaining:
-                data = stream.read(remaining)
-                if not data:
-                    raise OSError("it became shorter while it was read")
-                state.update(data)
-                remaining -= len(data)
+        spans = _spans(size)
+        groups = [spans[at : at + _AT_ONCE] for at in range(0, len(spans), _AT_ONCE)]
+
+        def read(group: list[tuple[int, int]]) -> bytes:
+            part = hashlib.blake2b(digest_size=16)
+            for start, length in group:
+                _update(part, stream.fileno(), start, length)
+            return part.digest()
+
+        if len(groups) == 1:
+            state.update(read(groups[0]))
+        else:
+            # Reads wait for the disk, not for the processor.
+            with ThreadPoolExecutor(_THREADS) as pool:
+                for digest in pool.map(read, groups):
+                    state.update(digest)
     return state.digest()
 
 
+def _update(state: hashlib.blake2b, file: int, start: int, length: int) -> None:
+    while length:
+        data = os.pread(file, min(length, 1 << 20), start)
+        if not data:
+            raise OSError("it became shorter while it was read")
+        state.update(data)
+        start, length = start + len(data), length - len(data)
+
+
 def _spans(size: int) -> list[tuple[int, int]]:
+    """(start, length) of what is read of a file of this size."""
     if size <= _WHOLE:
         return [(0, size)]
-    inner = size - 2 * _ENDS - _BLOCK
-    blocks = [(_ENDS + inner * i // (_BLOCKS - 1), _BLOCK) for i in range(_BLOCKS)]
-    return [(0, _ENDS), *blocks, (size - _ENDS, _ENDS)]
+    inner = range(_ENDS, size - _ENDS - _BLOCK, _STRIDE)
+    return [(0, _ENDS), *((start, _BLOCK) for start in inner), (size - _ENDS, _ENDS)]
 
 
 def _unreadable(path: Path, error: OSError) -> SlideError:

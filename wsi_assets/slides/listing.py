@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_assets.errors import SlideError, one_line
-from wsi_assets.slides.naming import ANNOTATION_SUFFIXES, SLIDE_SUFFIXES, normalize_id, slide_id_of
+from wsi_assets.slides.image_files import OTHER_NAMES, SUMS, ImageFiles, passed_over
+from wsi_assets.slides.naming import UNREAD_ANNOTATION_SUFFIXES, annotation_ending, normalize_id
 
 WITHOUT_SLIDE = "annotation without a slide: "
 """How the notice of such an annotation begins; its path follows."""
@@ -19,6 +21,8 @@ WITHOUT_SLIDE = "annotation without a slide: "
 LONGEST_ID = 240
 """Bytes of a slide's id, so that a patch's file, named by id and number, has a name file systems take."""
 
+_NEARLY = re.compile(r"[ ._-]*(masks?|annotations?|annos?|labels?|rois?|gt|tumou?rs?|regions?|geojson)$")
+"""What tools append to a slide's name when they name its annotation."""
 
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
@@ -51,40 +55,57 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
     """List slides under ``images_dir`` and, by equal id without regard to case or to how accents
     are coded, their annotations.
 
-    Sub-folders are searched and links followed; names that begin with a full stop are passed over. A folder
-    with .dcm files is one DICOM slide with the folder's name; the folder beside a .mrxs file is part of it.
+    Sub-folders are searched and links followed; names that begin with a full stop are passed over. A slide
+    is a file with an ending of a slide, or one that OpenSlide opens; a folder with DICOM files is one slide;
+    the folder beside a .mrxs file is part of it. An annotation may also be named by the slide's whole file
+    name (``a.svs.geojson``), or without its ``.ome``.
 
-    Left out: slides that share an id or are compared as one, a slide with two annotations (it cannot be known
-    which is meant), an id that cannot be a partition key, several .dcm files directly in ``images_dir``, a
-    link to nothing or to where nothing can be reached. An annotation without a slide is a notice, and so are
-    annotations beside their slides where ``annotations_dir`` is another folder, and slide files of another
-    format in the folder of a DICOM slide.
+    A slide whose annotation cannot be read or is not surely its own is no normal slide. A file that is named
+    as its annotation and is of another format is its annotation here, for whoever reads it to refuse.
+
+    Left out: slides that share an id or are compared as one, a slide with two annotations or with one of
+    nearly its name, an id that cannot be a partition key, several .dcm files
+    directly in ``images_dir``, a slide of a format that is not read, packed or half copied, a link to nothing
+    or to where nothing can be reached, a pipe, socket or device (which may never answer).
+
+    An annotation without a slide is a notice, and so are annotations beside their slides where
+    ``annotations_dir`` is another folder, slide files of another format in the folder of a DICOM slide, and
+    files that are passed over.
 
     Raises:
         SlideError: a folder is missing, cannot be reached or does not list; that is never "no slides".
     """
-    left_out: dict[str, str] = {}
-    beside: list[Path] = []
-    strays: list[Path] = []
-    found = _by_id(_slides_under(_folder(images_dir), left_out, beside, strays))
-    notes = _by_id(_annotations_under(_folder(annotations_dir))) if annotations_dir is not None else {}
-    slides = []
+    images = ImageFiles(_folder(images_dir))
+    for place, folders, files in _walk(images.root):
+        images.add(place, folders, files)
+    notes, others = _annotations(annotations_dir, images)
+    left_out, notices = dict(images.left_out), []
+    slides: list[SlideFile] = []
+    found: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    for slide_id, path in images.slides:
+        found[normalize_id(slide_id)].append((slide_id, path))
+    for slide_id, path, reason in images.unread:
+        _pop(notes, normalize_id(slide_id))
+        if normalize_id(slide_id) in found:
+            notices.append(f"not used, for a slide of this id is there: {path}")
+        else:
+            left_out[_printable(slide_id)] = _printable(f"it {reason}: {path}")
+    names = {key: {key} | _other_names(paths[0][1], found) for key, paths in found.items()}
+    used: dict[str, list[Path]] = {key: _pop(notes, *names[key]) for key in found}
+    nearly = _nearly_named(notes, others)
     for key, paths in found.items():
-        annotations = notes.pop(key, [])
-        slide_id = slide_id_of(paths[0])
-        why = _why_left_out(slide_id, paths, annotations)
+        slide_id, annotations = paths[0][0], used[key]
+        foreign = [] if annotations else _pop(others, *names[key])
+        why = _why_left_out(slide_id, [path for _, path in paths], annotations or foreign)
+        if not why and not annotations and not foreign:
+            why = _why_unsure(slide_id, names[key], nearly)
         if why:
             left_out[_printable(slide_id)] = _printable(why)
         else:
-            slides.append(SlideFile(slide_id, paths[0], annotations[0] if annotations else None))
-    notices = [f"{WITHOUT_SLIDE}{path}" for paths in notes.values() for path in paths]
-    notices += [
-        f"slide file in the folder of a DICOM slide is not used: {path}. Move it if it is one"
-        for path in strays
-    ]
-    notices += _unused(
-        beside, {normalize_id(slide.slide_id) for slide in slides if slide.annotation_path is None}
-    )
+            slides.append(SlideFile(slide_id, paths[0][1], next(iter([*annotations, *foreign]), None)))
+    notices += [f"{WITHOUT_SLIDE}{path}" for paths in notes.values() for path in paths]
+    notices += images.notices({normalize_id(slide.slide_id) for slide in slides if not slide.annotation_path})
+    notices += passed_over([path for paths in others.values() for path in paths], "no annotations")
     return SlideListing(
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
         left_out=dict(sorted(left_out.items())),
@@ -112,17 +133,6 @@ def stat_or_none(path: Path) -> os.stat_result | None:
         ) from error
 
 
-def _unused(beside: list[Path], without: set[str]) -> list[str]:
-    """A line on annotations in the slide folder that belong to slides without any, if there are such."""
-    unused = sorted(path for path in beside if normalize_id(slide_id_of(path)) in without)
-    if not unused:
-        return []
-    what = "annotation lies beside its slide and is not used:"
-    if len(unused) > 1:
-        what = "annotations lie beside their slides and are not used, e.g."
-    return [f"{len(unused)} {what} {unused[0]}. To use such files, name the slide folder for annotations too"]
-
-
 def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> str | None:
     if len(paths) > 1:
         return f"{len(paths)} slides share this id: {_names(paths)}. Rename all but one"
@@ -134,6 +144,8 @@ def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> 
         return f"it {error.fault}: {paths[0]}. {error.remedy}"
     if found is None:
         return f"it is a link to nothing: {paths[0]}. Mend the link or take it away"
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        return f"it is a pipe, socket or device, no file: {paths[0]}. Take it out of the folder"
     if not all(map(_is_text, (paths[0], *annotations))):
         return f"the name of its file or folder is no text in UTF-8: {paths[0]}. Rename it"
     if "..." in slide_id or any(ord(letter) < 32 for letter in slide_id):
@@ -158,43 +170,58 @@ def _printable(text: str) -> str:
     return one_line(text.encode(errors="backslashreplace").decode())
 
 
-def _slides_under(
-    folder: Path, left_out: dict[str, str], beside: list[Path], strays: list[Path]
-) -> Iterator[Path]:
-    """Slides below a folder.
-
-    Annotations that lie among them are added to ``beside``, slides of another format in a DICOM slide's
-    folder to ``strays``.
-    """
-    within: set[Path] = set()
-    for place, folders, files in _walk(folder):
-        suffixes = {name: Path(name).suffix.lower() for name in files}
-        dicoms = sorted(name for name, suffix in suffixes.items() if suffix == ".dcm")
-        if place.parent in within or (dicoms and place != folder):
-            if place.parent not in within:
-                yield place
-            within.add(place)
-            other = SLIDE_SUFFIXES - {".dcm"}
-            strays += (place / name for name, suffix in sorted(suffixes.items()) if suffix in other)
-            continue
-        if len(dicoms) > 1:
-            left_out["*.dcm"] = (
-                f"{len(dicoms)} files lie loose in {place}. Give each slide a folder of its own"
-            )
-        companions = {Path(name).stem for name, suffix in suffixes.items() if suffix == ".mrxs"}
-        folders[:] = [name for name in folders if name not in companions]
-        for name, suffix in sorted(suffixes.items()):
-            if suffix in SLIDE_SUFFIXES and not (suffix == ".dcm" and len(dicoms) > 1):
-                yield place / name
-            elif suffix in ANNOTATION_SUFFIXES:
-                beside.append(place / name)
+def _nearly_named(*files: dict[str, list[Path]]) -> dict[str, list[tuple[dict[str, list[Path]], str]]]:
+    """Normalized name of a slide -> where a file is kept whose name adds to it what tools add."""
+    found = defaultdict(list)
+    for one in files:
+        for key in one:
+            if (name := _NEARLY.sub("", key)) != key:
+                found[name].append((one, key))
+    return found
 
 
-def _annotations_under(folder: Path) -> Iterator[Path]:
-    for place, _, files in _walk(folder):
-        yield from (
-            place / name for name in sorted(files) if Path(name).suffix.lower() in ANNOTATION_SUFFIXES
+def _why_unsure(
+    slide_id: str, names: set[str], nearly: dict[str, list[tuple[dict[str, list[Path]], str]]]
+) -> str | None:
+    """Why a slide without an annotation may have one: a file of nearly its name is among the annotations."""
+    for files, key in (place for name in names for place in nearly.get(name, ())):
+        path = files.pop(key)[0]
+        return (
+            f"it has no annotation of its own name, and this may be it: {path}. Name it {slide_id}"
+            f"{annotation_ending(path.name) or '.geojson'}, or move it if the slide is normal"
         )
+    return None
+
+
+def _annotations(
+    folder: str | Path | None, images: ImageFiles
+) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Normalized id -> annotation files that are read, and -> files of other formats."""
+    notes: list[tuple[str, Path]] = []
+    others: list[tuple[str, Path]] = []
+    if folder is not None:
+        root = _folder(folder)
+        shared = root.resolve() == images.root.resolve()
+        slides = {path for _, path in images.slides}
+        for place, _, files in _walk(root):
+            for name in sorted(files):
+                ending, last = annotation_ending(name), Path(name).suffix.lower()
+                known = last in UNREAD_ANNOTATION_SUFFIXES
+                if ending:
+                    notes.append((name[: -len(ending)], place / name))
+                elif known or not (shared or last in SUMS or name in OTHER_NAMES or place / name in slides):
+                    others.append((Path(name).stem, place / name))
+    return _by_id(notes), _by_id(others)
+
+
+def _other_names(path: Path, found: dict[str, list[tuple[str, Path]]]) -> set[str]:
+    """Normalized names besides its id by which a slide's annotation may go, if no other slide's id."""
+    names = {normalize_id(path.name), normalize_id(path.name.split(".ome.")[0])}
+    return {name for name in names if name not in found}
+
+
+def _pop(files: dict[str, list[Path]], *keys: str) -> list[Path]:
+    return sorted(path for key in keys for path in files.pop(key, []))
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -227,10 +254,11 @@ def _is_link(path: Path) -> bool:
         return False
 
 
-def _by_id(paths: Iterator[Path]) -> dict[str, list[Path]]:
+def _by_id(files: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
+    """Normalized id -> paths."""
     found = defaultdict(list)
-    for path in paths:
-        found[normalize_id(slide_id_of(path))].append(path)
+    for name, path in files:
+        found[normalize_id(name)].append(path)
     return dict(found)
 
 

@@ -10,29 +10,41 @@ from pathlib import Path
 
 from wsi_assets.errors import ConfigError
 
-SLIDE_SUFFIXES = frozenset(
-    {
-        ".svs",
-        ".tif",
-        ".tiff",
-        ".ndpi",
-        ".vms",
-        ".vmu",
-        ".mrxs",
-        ".scn",
-        ".svslide",
-        ".bif",
-        ".dcm",
-        ".czi",
-    }
+
+def endings(names: str) -> frozenset[str]:
+    """File endings from their names: "svs tif" are ``.svs`` and ``.tif``."""
+    return frozenset(f".{name}" for name in names.split())
+
+
+SLIDE_SUFFIXES = endings(
+    "svs tif tiff btf tf2 tf8 ptif ptiff qptiff ndpi vms vmu mrxs scn svslide bif dcm czi"
 )
 """Endings of the files OpenSlide opens, in lower case."""
+
+UNREAD_SLIDE_SUFFIXES = endings(
+    "isyntax i2syntax vsi ets kfb kfbf tmap sdpc dyqx mdsx mds zvi lif lsm oir afi svsx tron ims nd2 "
+    "zarr jp2 jpx j2k"
+)
+"""Endings of slides in formats that OpenSlide does not open."""
 
 ANNOTATION_SUFFIXES = frozenset({".xml", ".geojson", ".json"})
 """Endings of annotation files, in lower case."""
 
-DEFAULT_PATIENT_PATTERN = r"^(.*?)(?:_node_\d+)?$"
-"""Group 1 is the patient: ``patient_004_node_4`` and ``patient_004_node_2`` are one, others are their own."""
+UNREAD_ANNOTATION_SUFFIXES = frozenset(
+    {".ndpa", ".qpdata", ".sqlite", ".db", ".annotations", ".afxml", ".roi", ".imzann"}
+)
+"""Endings of annotations that are not read, so that they are known as such also beside slides."""
+
+PACKED_SUFFIXES = frozenset({".gz", ".zip"})
+"""Endings of packed annotation files that are read all the same."""
+
+DEFAULT_PATIENT_PATTERN = (
+    r"^((?:TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}|TARGET-[0-9]{2}-[A-Z0-9]{6}|C3[LN]-[0-9]{5}|GTEX-[A-Z0-9]{4,5})"
+    r"(?![A-Z0-9])|.*?(?=(?:_node_\d+)?$))"
+)
+"""Group 1 is the patient: ``patient_004_node_4`` and ``patient_004_node_2`` are one,
+``TCGA-A1-A0SB-01Z-00-DX1`` is of ``TCGA-A1-A0SB`` (so by their own rules TARGET, CPTAC and GTEx), others are
+their own."""
 
 DEFAULT_TEST_PATTERN = "test"
 """``test_001`` and ``Test_001`` are test slides."""
@@ -45,6 +57,17 @@ def slide_id_of(path: str | Path) -> str:
     """
     path = Path(path)
     return path.stem if path.suffix.lower() in SLIDE_SUFFIXES | ANNOTATION_SUFFIXES else path.name
+
+
+def annotation_ending(name: str) -> str:
+    """The ending of an annotation file that is read, in lower case (``.xml``, ``.geojson.gz``), or ""."""
+    path = Path(name)
+    last, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    if last in ANNOTATION_SUFFIXES:
+        return last
+    if last in PACKED_SUFFIXES and inner in ANNOTATION_SUFFIXES:
+        return inner + last
+    return ".zip" if last == ".zip" else ""
 
 
 def patient_of(slide_id: str, pattern: str = DEFAULT_PATIENT_PATTERN) -> str:

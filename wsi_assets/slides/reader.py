@@ -50,6 +50,8 @@ class SlideReader:
         path, slide_id, vendor: which slide this is, and OpenSlide's name for its format.
         levels: the :class:`Level` s, the full resolution first.
         scale: magnification and mpp of level 0, with their sources.
+        bounds: (x, y, width, height) of the scanned area in level-0 pixels; None if that is the whole slide.
+        notices: a line on each thing of the file that was assumed, contradicted or left out.
     """
 
     def __init__(self, path: str | Path, options: ScaleOptions = _DEFAULT):
@@ -68,6 +70,8 @@ class SlideReader:
         except BaseException:
             self._file.close()
             raise
+        self.bounds: tuple[int, int, int, int] | None = self._file.bounds
+        self.notices: tuple[str, ...] = (*self.scale.notices, *self._file.notices)
         self._tiles: dict[int, TileLevel | None] = {}
         self._paddings: tuple[tuple[int, int, int], ...] | None = None
 

@@ -6,7 +6,9 @@ Pure functions of what a file says, and the table that overrides it.
 from __future__ import annotations
 
 import csv
+import html
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +22,22 @@ MPP_RANGE = (0.05, 20.0)
 """A level-0 pixel outside these um is a writer's default (1000, 352.8), not a measurement."""
 
 STANDARD_MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0)
+
+_AGREE = 1.4
+"""Objective power and 10 / mpp may differ by this factor: scanners of one power have pixels of many sizes."""
+
+_SQUARE = 1.1
+"""Longer over shorter side of a pixel up to which the mean stands for both."""
+
+_UNITS = {
+    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns"), 1.0),
+    "nm": 1e-3,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+    "in": 25_400.0,
+}
+"""Units of OME-XML -> um."""
 
 _NEAR = 1e-3
 _TINY = 32
@@ -43,12 +61,15 @@ class Scale:
 
     ``magnification_source`` is "table", "objective", "mpp" or "base_mag". ``mpp`` is um per level-0 pixel;
     ``mpp_source`` is "table", "file", None when the file says nothing, or a phrase that begins "refused".
+    ``notices``: a line on each thing that was assumed, in which the file contradicts itself, or that it says
+    and is not believed.
     """
 
     base_magnification: float
     magnification_source: str
     mpp: float | None
     mpp_source: str | None
+    notices: tuple[str, ...] = ()
 
     def magnification(self, downsample: float) -> float:
         """The effective magnification of a level of this true downsample."""
@@ -118,26 +139,40 @@ def content_size(base: tuple[int, int], stored: tuple[int, int], downsample: flo
 def scale_of(slide_id: str, properties: Mapping[str, str], options: ScaleOptions) -> Scale:
     """Scale of a slide from OpenSlide's properties, the options and their table.
 
-    Magnification: the table's; else the file's objective power; else 10 / mpp (the field's convention:
+    Magnification: the table's; else the file's objective power, unless the file's mpp says clearly another
+    (an optical adapter, or a wrong entry: mpp is what was measured); else 10 / mpp (the field's convention:
     0.25 um is 40x), taken to the nearest standard magnification within 15 % (0.226 and 0.243 um are 40x);
-    else ``base_mag``.
+    else ``base_mag``, which is assumed and a notice.
+
+    mpp: the table's; else the file's, by OpenSlide, by the OME-XML of an OME-TIFF, or by a TIFF's resolution
+    in inches; what is no size of a square pixel on a slide is not believed, and a notice.
 
     Raises:
         ConfigError: the table is missing or damaged.
     """
     row = _table_of(options.scale_table).get(normalize_id(slide_id), {}) if options.scale_table else {}
-    mpp, mpp_source = row.get("mpp"), "table"
+    ome = _ome(properties)
+    mpp, mpp_source, notices = row.get("mpp"), "table", []
     if mpp is None:
-        mpp, mpp_source = _plausible_mpp(properties)
-    objective = _number(properties.get("openslide.objective-power"))
+        mpp, mpp_source, notices = _mpp_of_file(properties, ome)
+    objective = _number(properties.get("openslide.objective-power")) or ome.get("objective")
     if "base_mag" in row:
-        return Scale(row["base_mag"], "table", mpp, mpp_source)
+        return Scale(row["base_mag"], "table", mpp, mpp_source, tuple(notices))
     # A table that corrects mpp says the file is wrong about its scale, the objective included.
     if objective is not None and 1 <= objective <= 200 and "mpp" not in row:
-        return Scale(objective, "objective", mpp, mpp_source)
+        if mpp is None or 1 / _AGREE <= 10 / mpp / objective <= _AGREE:
+            return Scale(objective, "objective", mpp, mpp_source, tuple(notices))
+        notices.append(
+            f"the file says {objective:g}x and {mpp:.6g} um a pixel, which is "
+            f"{magnification_from_mpp(mpp):g}x: the pixel size is believed"
+        )
     if mpp is not None:
-        return Scale(magnification_from_mpp(mpp), "mpp", mpp, mpp_source)
-    return Scale(options.base_mag, "base_mag", None, mpp_source)
+        return Scale(magnification_from_mpp(mpp), "mpp", mpp, mpp_source, tuple(notices))
+    notices.append(
+        f"the file says no magnification: {options.base_mag:g}x is assumed. Give base_mag or mpp of the "
+        "slide in a table if it is another"
+    )
+    return Scale(options.base_mag, "base_mag", None, mpp_source, tuple(notices))
 
 
 def magnification_from_mpp(mpp: float) -> float:
@@ -220,16 +255,51 @@ def _read_once(path: str, changed_ns: int, size: int) -> dict[str, dict[str, flo
     return read_scale_table(path)
 
 
-def _plausible_mpp(properties: Mapping[str, str]) -> tuple[float | None, str | None]:
+def _mpp_of_file(
+    properties: Mapping[str, str], ome: Mapping[str, float]
+) -> tuple[float | None, str | None, list[str]]:
+    """mpp, its source and what is to be said of it."""
     axes = [_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
+    if axes == [None, None]:
+        axes = [ome.get(axis) for axis in "xy"]
+    if axes == [None, None] and properties.get("tiff.ResolutionUnit") == "inch":
+        dots = [_number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY"]
+        axes = [25_400 / value if value and value > 0 else None for value in dots]
     known = [value for value in axes if value is not None]
     if not known:
-        return None, None
+        return None, None, []
+    said = " x ".join(f"{value:.6g}" for value in dict.fromkeys(known))
     low, high = MPP_RANGE
-    odd = [value for value in known if not low <= value <= high]
-    if odd:
-        return None, f"refused: {odd[0]:.6g} um is outside {low:g} to {high:g}"
-    return sum(known) / len(known), "file"
+    if not all(low <= value <= high for value in known):
+        why = f"{said} um is outside {low:g} to {high:g}"
+    elif max(known) / min(known) > _SQUARE:
+        why = f"pixels of {said} um are not square"
+    else:
+        notices = [f"pixels of {said} um are taken for square"] if max(known) / min(known) > 1.01 else []
+        return sum(known) / len(known), "file", notices
+    return None, f"refused: {why}", [f"the pixel size in the file is not believed: {why}"]
+
+
+def _ome(properties: Mapping[str, str]) -> dict[str, float]:
+    """What the OME-XML of an OME-TIFF says of its first image: um a pixel as "x" and "y", "objective"."""
+    text = properties.get("tiff.ImageDescription", "")
+    if "<OME" not in text[:4096]:
+        return {}
+    found: dict[str, float] = {}
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", text)
+    for axis in "xy" if pixels else "":
+        size = _number(_attribute(pixels[0], f"PhysicalSize{axis.upper()}"))
+        unit = _attribute(pixels[0], f"PhysicalSize{axis.upper()}Unit") or "um"
+        if size is not None and unit in _UNITS:
+            found[axis] = size * _UNITS[unit]
+    lens = re.search(r"<(?:\w+:)?Objective\b[^>]*>", text)
+    power = _number(_attribute(lens[0], "NominalMagnification")) if lens else None
+    return found if power is None else {**found, "objective": power}
+
+
+def _attribute(element: str, name: str) -> str | None:
+    match = re.search(rf"\b{name}\s*=\s*[\"']([^\"']*)[\"']", element)
+    return html.unescape(match[1]).strip() if match else None
 
 
 def _number(text: str | None) -> float | None:

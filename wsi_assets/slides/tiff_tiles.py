@@ -1,13 +1,13 @@
-"""Tiles of JPEG-compressed TIFF and SVS slides, decoded from the file: several times OpenSlide's rate.
+"""Tiles of TIFF slides, decoded from the file: exact at every level, and several times OpenSlide's rate.
 
-Only levels whose pixels are the same as OpenSlide's are read so; OpenSlide reads the rest.
+OpenSlide blends neighbouring pixels of levels whose ratio is not whole; a tile holds the level's own. Only
+levels whose tiles have OpenSlide's pixels, where it does not blend, are read so; OpenSlide reads the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -18,9 +18,9 @@ import numpy as np
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
-from wsi_assets.slides.openslide_file import OpenSlideFile
+from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
+from wsi_assets.slides.openslide_file import OpenSlideFile, is_whole_start
 
-_VENDORS = {"generic-tiff", "aperio", "philips"}
 _CACHE_BYTES = 48 << 20
 _COMPARED = 128
 """Side of the part of a tile that is compared: decoders differ in every block or in none, and OpenSlide takes
@@ -28,20 +28,21 @@ four times as long to compose a whole tile of 512 pixels."""
 _JPEG = 7
 _COLORSPACES = {2: "RGB", 6: "YCBCR"}
 """TIFF's photometric interpretation -> the color space of its JPEG data."""
-_ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
-"""The segment of a JPEG file that names its color space, up to the last byte, which is one of these."""
-_TRANSFORMS = {0: "RGB", 1: "YCBCR"}
-_START_OF_SCAN = b"\xff\xda"
+_LOSSLESS = {1, 5, 8, 32946, 50000}
+"""Uncompressed, LZW, Deflate (two numbers), Zstandard."""
+_JPEG_2000 = {33003: True, 33005: False}
+"""Aperio's two -> whether the components are YCbCr."""
+_CODESTREAM = b"\xff\x4f\xff\x51"
 
 
 class TileLevel:
-    """One level of a tiled JPEG TIFF, a context manager. Threads may share it; a forked process may not.
+    """One level of a tiled TIFF, a context manager. Threads may share it; a forked process may not.
 
     Places are (row, column) of tiles; sizes are the level's own pixels.
 
     Attributes:
-        path, index: the slide, and the level's number as OpenSlide counts.
-        width, height: size of the level as OpenSlide gives it.
+        path, index: the slide, and the level's number.
+        width, height: size of the level.
         tile_height, tile_width: size of every tile. Those at the far edges reach over the level.
         rows, cols: number of tiles.
     """
@@ -52,7 +53,9 @@ class TileLevel:
         self.tile_height, self.tile_width = page.tilelength, page.tilewidth
         self.rows, self.cols = -(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth)
         self._offsets, self._lengths = page.dataoffsets, page.databytecounts
-        self._colorspace, self._tables = _COLORSPACES[page.photometric], page.jpegtables
+        self._page, self._tables = page, page.jpegtables
+        self._is_jpeg = page.compression == _JPEG
+        self._colorspace = _COLORSPACES.get(page.photometric)
         self._slide, self._owns_slide, self._lock = slide, owns_slide, threading.Lock()
         kept = _CACHE_BYTES // (self.tile_height * self.tile_width * 3)
         self._kept_tile = lru_cache(max(1, kept))(self.read_tile)
@@ -73,20 +76,12 @@ class TileLevel:
         if data is None:
             return None
         try:
-            # TiffPage.decode would take as much memory as damaged data claims; ``out`` refuses another size.
-            tile = imagecodecs.jpeg8_decode(
-                data,
-                tables=self._tables,
-                colorspace=self._colorspace,
-                outcolorspace="RGB",
-                out=np.empty((self.tile_height, self.tile_width, 3), np.uint8),
-            )
-            if _is_suspect(data, tile):
-                self._read_by_openslide(row, col)  # refuses what the decoder here only warns of
-        except Exception as error:  # the codec's error types differ between its versions
+            return self._decode_jpeg(row, col, data) if self._is_jpeg else self._decode(row, col, data)
+        except Exception as error:  # the codecs' error types differ between their versions
+            if isinstance(error, SlideError) and "damaged" in error.fault:
+                raise
             fault = error.fault if isinstance(error, SlideError) else one_line(error)
             raise self._damaged(row, col, fault) from error
-        return tile
 
     def read_tiles(self, places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray | None]]:
         """(row, column, tile or None) of each place once, in file order; errors as of :meth:`read_tile`."""
@@ -117,20 +112,20 @@ class TileLevel:
     def jpeg_file(self, row: int, col: int) -> bytes | None:
         """A tile as a JPEG file of its own, which image libraries decode to the tile's pixels.
 
-        None if the tile was never written, or has markers that name another color space than the slide does.
-        Nothing is decoded: read the tile to see that it is whole.
+        None if the tile is no JPEG, was never written, or has markers that name another color space than
+        the slide does. Nothing is decoded: read the tile to see that it is whole.
 
         Raises:
             SlideError: the file ends before the tile does, or cannot be read.
         """
         data = self._read_bytes(row, col)
-        if data is None or data[:2] != b"\xff\xd8":
+        if not self._is_jpeg or data is None or data[:2] != b"\xff\xd8":
             return None
         segments = (self._tables[2:-2] if self._tables else b"") + data[2:]
-        named = _named_colorspace(segments)
+        named = named_colorspace(segments)
         if named is None:
             # Without a marker libraries guess.
-            segments = _ADOBE + (b"\1" if self._colorspace == "YCBCR" else b"\0") + segments
+            segments = ADOBE + (b"\1" if self._colorspace == "YCBCR" else b"\0") + segments
         return data[:2] + segments if named in (None, self._colorspace) else None
 
     def close(self) -> None:
@@ -147,11 +142,18 @@ class TileLevel:
         self.close()
 
     def same_as_openslide(self) -> bool:
-        """Whether a part of one or two written tiles has OpenSlide's pixels, to the last value."""
+        """Whether a part of one or two written tiles has OpenSlide's pixels, to the last value.
+
+        True also of a level that OpenSlide does not have, and of one no tile of which it reads unblended.
+        """
+        if not self._slide.has_level(self.index):
+            return True
+        rows = {row for row in range(self.rows) if self._is_unblended(row * self.tile_height)}
+        cols = {col for col in range(self.cols) if self._is_unblended(col * self.tile_width)}
         written = [
             at
             for at, (start, length) in enumerate(zip(self._offsets, self._lengths, strict=True))
-            if min(start, length) > 0
+            if min(start, length) > 0 and at // self.cols in rows and at % self.cols in cols
         ]
         # The heaviest tile holds the most detail, where decoders differ; the first has the edge rules.
         for number in {written[0], max(written, key=self._lengths.__getitem__)} if written else ():
@@ -163,6 +165,52 @@ class TileLevel:
             if not np.array_equal(tile[: pixels.shape[0], : pixels.shape[1]], pixels):
                 return False
         return True
+
+    def _is_unblended(self, position: int) -> bool:
+        return is_whole_start(position, self._slide.downsamples[self.index])
+
+    def _decode_jpeg(self, row: int, col: int, data: bytes) -> np.ndarray:
+        if hole := hole_in(data, self._tables):
+            raise ValueError(hole)
+        # TiffPage.decode would take as much memory as damaged data claims; ``out`` refuses another size.
+        tile = imagecodecs.jpeg8_decode(
+            data,
+            tables=self._tables,
+            colorspace=self._colorspace,
+            outcolorspace="RGB",
+            out=np.empty((self.tile_height, self.tile_width, 3), np.uint8),
+        )
+        # libjpeg only warns where data ends early, and leaves the rest mid-grey; grey can also be padding.
+        if ends_early(data) or (tile[-8:, -8:] == 128).all():
+            if not self._slide.has_level(self.index):
+                if ends_early(data):
+                    raise ValueError("it ends early")
+            else:
+                self._read_by_openslide(row, col)  # refuses what the decoder here only warns of
+        return tile
+
+    def _decode(self, row: int, col: int, data: bytes) -> np.ndarray:
+        """A tile of another compression than JPEG, by tifffile; OpenSlide's colors of Aperio's YCbCr."""
+        if self._page.compression in _JPEG_2000:
+            self._check_codestream(data)
+        number = self._number(row, col)
+        pixels = np.asarray(self._page.decode(data, number)[0])[0]
+        tile = np.zeros((self.tile_height, self.tile_width, 3), np.uint8)
+        if is_ycbcr(self._page):
+            pixels = rgb_of(pixels)
+        tile[: pixels.shape[0], : pixels.shape[1]] = pixels
+        return tile
+
+    def _check_codestream(self, data: bytes) -> None:
+        """Refuse JPEG 2000 data of another size, before it takes memory, and data that lost its end."""
+        wide, high, left, top = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
+        if not data.startswith(_CODESTREAM) or (wide - left, high - top) != (
+            self.tile_width,
+            self.tile_height,
+        ):
+            raise ValueError("it is no JPEG 2000 picture of the tile's size")
+        if data.endswith(bytes(16)) and b"\xff\xd9" not in data[-64:]:
+            raise ValueError("it has no end")
 
     def _read_bytes(self, row: int, col: int) -> bytes | None:
         number = self._number(row, col)
@@ -185,7 +233,7 @@ class TileLevel:
         height = min(side, self.tile_height, self.height - y)
         width = min(side, self.tile_width, self.width - x)
         with self._lock:
-            return self._slide.read(self.index, y, x, height, width)[0]
+            return self._slide.read_at_once(self.index, y, x, height, width)[0]
 
     def _number(self, row: int, col: int) -> int:
         if not (0 <= row < self.rows and 0 <= col < self.cols):
@@ -210,7 +258,7 @@ def open_tiles(
 
     Args:
         path: the slide.
-        level: its number, as OpenSlide counts.
+        level: its number, as in :class:`OpenSlideFile`.
         slide: the same file already open, to save opening it again. The tiles use it until they are closed;
             closing it is the caller's.
         verified: the level was compared before; compare nothing now.
@@ -225,8 +273,8 @@ def open_tiles(
     tiles = None
     # Whatever tifffile makes of a damaged file that OpenSlide opens, OpenSlide serves it.
     with contextlib.suppress(Exception):
-        page = _page_of(level, used)
-        if page is not None:
+        page = used.page_of(level)
+        if page is not None and is_plain(page, used.vendor):
             tiles = TileLevel(level, page, used, owns_slide=slide is None)
     if tiles is not None and (verified or tiles.same_as_openslide()):
         return tiles
@@ -236,44 +284,34 @@ def open_tiles(
     return None
 
 
-def _page_of(level: int, slide: OpenSlideFile) -> tifffile.TiffPage | None:
-    """The TIFF page of a level, if it holds plain JPEG in a layout that OpenSlide reads tile by tile."""
-    pages = sorted((page for page in slide.tiff_pages if page.is_tiled), key=lambda page: -page.imagewidth)
-    if slide.vendor not in _VENDORS or len(pages) != len(slide.sizes):
-        return None
-    page, (width, height) = pages[level], slide.sizes[level]
-    wide, high = page.tilewidth, page.tilelength
-    fits = (
-        page.compression == _JPEG
-        and page.photometric in _COLORSPACES
-        and (page.samplesperpixel, page.bitspersample, page.planarconfig, page.imagedepth) == (3, 8, 1, 1)
-        # Philips' pages are larger than the level, by less than a tile.
-        and 0 <= page.imagewidth - width < wide
-        and 0 <= page.imagelength - height < high
-        and len(page.dataoffsets) == len(page.databytecounts)
-        and len(page.dataoffsets) == -(-page.imagewidth // wide) * -(-page.imagelength // high)
-        # In SVS files OpenSlide fills a missing tile from the level above; that is left to it.
-        and (slide.vendor != "aperio" or all((*page.dataoffsets, *page.databytecounts)))
+def is_plain(page: tifffile.TiffPage, vendor: str) -> bool:
+    """Whether a page holds 8-bit RGB in a compression and a layout that are read tile by tile."""
+    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
+    known = (
+        (page.compression == _JPEG and page.photometric in _COLORSPACES)
+        or (page.compression in _LOSSLESS and page.photometric == 2)
+        or page.compression in _JPEG_2000
     )
-    return page if fits else None
+    return (
+        known
+        and (page.samplesperpixel, page.bitspersample, page.planarconfig, page.imagedepth) == (3, 8, 1, 1)
+        and len(page.dataoffsets) == len(page.databytecounts) == tiles
+        # In SVS files OpenSlide fills a missing tile from the level above; that is left to it.
+        and (vendor != "aperio" or all((*page.dataoffsets, *page.databytecounts)))
+    )
 
 
-def _named_colorspace(segments: bytes) -> str | None:
-    """The color space that JPEG data names to every library, None if none.
-
-    JFIF's marker always means YCbCr; Adobe's says it (Adobe Technical Note 5116).
-    """
-    header = segments.partition(_START_OF_SCAN)[0]
-    if re.search(rb"\xff\xe0..JFIF\0", header, re.DOTALL):
-        return "YCBCR"
-    adobe = re.search(rb"\xff\xee..Adobe.{6}(.)", header, re.DOTALL)
-    return _TRANSFORMS.get(adobe[1][0], "another") if adobe else None
+def is_ycbcr(page: tifffile.TiffPage) -> bool:
+    """Whether a page's JPEG 2000 data holds YCbCr, which no decoder knows of."""
+    return _JPEG_2000.get(page.compression, False)
 
 
-def _is_suspect(data: bytes, tile: np.ndarray) -> bool:
-    """Whether JPEG data may have ended early.
-
-    libjpeg then only warns and leaves the rest mid-grey, which would pass for a picture: the last block shows
-    it. A grey last block can also be real (grey padding), so this is a suspicion.
-    """
-    return b"\xff\xd9" not in data[-16:] or bool((tile[-8:, -8:] == 128).all())
+def rgb_of(ycbcr: np.ndarray) -> np.ndarray:
+    """RGB of YCbCr by OpenSlide's rounding, uint8 (h, w, 3)."""
+    y, cb, cr = (ycbcr[..., i].astype(np.int32) - (128 if i else 0) for i in range(3))
+    red = y + np.rint(1.402 * cr).astype(np.int32)
+    green = y + (
+        (np.rint(-0.34414 * 65536 * cb) + np.rint(-0.71414 * 65536 * cr) + 32768).astype(np.int32) >> 16
+    )
+    blue = y + np.rint(1.772 * cb).astype(np.int32)
+    return np.clip(np.stack([red, green, blue], axis=-1), 0, 255).astype(np.uint8)

@@ -20,20 +20,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsi_assets.learning.augmentation import draw_transforms, normalise
-from wsi_assets.learning.backbones import build_model
-from wsi_assets.learning.checkpoints import PatchClassifier
-from wsi_assets.learning.data import BatchReader, shuffled_batches
+from wsi_assets.learning.augmentation import draw_transforms, normalize
+from wsi_assets.learning.data import BatchReader, Draw, PatchTable, shuffled_batches
 from wsi_assets.learning.devices import (
     autocast,
     quiet_randomness,
     resolve_device,
-    resolve_precision,
     usable_workers,
 )
-from wsi_assets.learning.engine import Learner, make_optimizer, train_epoch
+from wsi_assets.learning.imbalance import Imbalance
+from wsi_assets.learning.learner import make_learner, train_epoch
+from wsi_assets.learning.models import Architecture, PatchClassifier, build_model
 from wsi_assets.learning.options import PredictionOptions, TrainingOptions
 from wsi_assets.learning.prediction import patch_probabilities
+from wsi_assets.learning.schedule import Schedule
 from wsi_assets.patches import ExtractionOptions, build_store, open_store, plan_patches
 from wsi_assets_tests.benchmarks import rows
 from wsi_assets_tests.conftest import REAL_DATA
@@ -57,7 +57,11 @@ def main() -> None:
         device = resolve_device(name)
         size, batch, steps = (64, 32, 4) if name == "cpu" else (256, 64, 40)
         options = TrainingOptions(
-            model_name=asked.model, batch_size=asked.batch or batch, precision=asked.precision, device=name
+            model_name=asked.model,
+            weights="none",
+            batch_size=asked.batch or batch,
+            precision=asked.precision,
+            device=name,
         )
         with tempfile.TemporaryDirectory() as folder, quiet_randomness(device):
             store = make_store(Path(folder), asked.size or size)
@@ -75,38 +79,33 @@ def make_store(folder: Path, size: int):
     """The cohort's labelled patches, each cut into squares of ``size``, in an LMDB store of JPEGs."""
     cohort = REAL_DATA / "cohort"
     squares = [(dy, dx) for dy in range(0, 256, size) for dx in range(0, 256, size)]
-    entries = [
-        {
+    index = {
+        slide: {
             "slide_path": str(cohort / "images" / f"{slide}.tif"),
             "level": 0,
             "patch_size": size,
-            "patches": [(y + dy, x + dx, label) for y, x, label in truth for dy, dx in squares],
+            "patches": [(y + dy, x + dx, bool(label)) for y, x, label in truth for dy, dx in squares],
         }
         for slide, truth in sorted(json.loads((cohort / "truth.json").read_text()).items())
-    ]
-    build_store(plan_patches(entries, ExtractionOptions()), folder / "patches_lmdb", "lmdb")
+    }
+    build_store(plan_patches(index, ExtractionOptions()), folder / "patches_lmdb", "lmdb")
     return open_store(folder / "patches_lmdb")
 
 
 def training(store, options: TrainingOptions, device: torch.device, steps: int, turns: int) -> list[rows.Row]:
     """Epochs of the training loop, augmentation and sampling included."""
+    count = len(store)
     labels = np.asarray(store.labels).astype(np.int64)
-    model = build_model(options.model_name, patch_size=store.info["patch_size"]).to(device)
-    learner = Learner(
-        model=model,
-        forward=model,
-        optimizer=make_optimizer(model, options, device),
-        options=options,
-        device=device,
-        precision=resolve_precision(options.precision, device),
-        class_weights=torch.tensor([1.2, 0.8], device=device),
-        tumor_share=0.5,
-        steps_per_epoch=steps,
-    )
-    order = np.random.default_rng(0).integers(0, len(store), options.batch_size * steps)
-    batches = shuffled_batches(order, options.batch_size, seed=0, epoch=0)
-    ready = normalise(torch.from_numpy(store.get_many(batches[0])).to(device)).clone()
-    targets = torch.from_numpy(labels[batches[0]]).to(device)
+    table = PatchTable(("all",), np.zeros(count, np.int64), labels, np.arange(count))
+    learner = make_learner(store.info["patch_size"], Imbalance(1, 1, 1, (1.2, 0.8)), options, device)
+    model = learner.model
+    order = np.random.default_rng(0).integers(0, count, options.batch_size * steps)
+    draw = Draw(order, np.zeros(len(order), bool))
+    batches = shuffled_batches(draw, options.batch_size, seed=0, epoch=0)
+    first = store.get_many(batches[0].rows)
+    ready = normalize(torch.from_numpy(first).to(device)).clone()
+    targets = torch.from_numpy(labels[batches[0].rows]).to(device)
+    schedule = Schedule(options, steps)
 
     def ready_made() -> float:
         started = time.perf_counter()
@@ -125,17 +124,17 @@ def training(store, options: TrainingOptions, device: torch.device, steps: int, 
     with BatchReader(store, workers=usable_workers(options.num_workers), pin=device.type == "cuda") as reader:
 
         def loop() -> float:
-            trained = train_epoch(learner, reader, batches, labels, epoch=1, on_step=lambda done: None)
-            waits.append(trained.waiting)
-            return trained.images_per_second
+            trained = train_epoch(learner, reader, table, batches, schedule, lambda done: None)
+            waits.append(trained["waiting"])
+            return trained["images_per_second"]
 
         compared = compare(
             *(what, ready_made, loop, turns),
             lambda: f"{statistics.median(waits[1:]):.2%} of the time waiting for patches",
         )
-    patches = torch.from_numpy(store.get_many(batches[0])).to(device)
+    patches = torch.from_numpy(first).to(device)
     started = time.perf_counter()
-    learner.inputs(patches, 1, 0, len(patches))
+    learner.inputs(patches, draw_transforms(len(patches), seed=0, epoch=1, batch=0))
     if device.type == "cuda":
         torch.cuda.synchronize()
     augmentation = time.perf_counter() - started
@@ -154,11 +153,12 @@ def prediction(
     store, options: TrainingOptions, device: torch.device, steps: int, turns: int
 ) -> list[rows.Row]:
     """Probabilities of patches in random order, in float32 on both sides."""
-    model = build_model(options.model_name, patch_size=store.info["patch_size"]).to(device)
-    classifier = PatchClassifier(model, (0.5,) * 3, (0.2,) * 3)
+    model, _ = build_model(options.model_name, patch_size=store.info["patch_size"])
+    model = model.to(device)
+    classifier = PatchClassifier(model, Architecture(options.model_name))
     positions = np.random.default_rng(0).integers(0, len(store), 2 * options.batch_size * steps)
     settings = PredictionOptions(prediction_batch_size=options.batch_size, device=str(device))
-    ready = normalise(torch.from_numpy(store.get_many(positions[: options.batch_size])).to(device)).clone()
+    ready = normalize(torch.from_numpy(store.get_many(positions[: options.batch_size])).to(device)).clone()
 
     def ready_made() -> float:
         started = time.perf_counter()

@@ -13,7 +13,14 @@ import pytest
 
 from wsi_assets_tests.e2e.platform import Platform, mounted
 
-QUICK_TRAINING = ("model_name=resnet18", "max_epochs=1", "batch_size=16", "num_workers=0", "save_interval=1")
+QUICK_TRAINING = (
+    "model_name=resnet10t",
+    "max_epochs=1",
+    "batch_size=16",
+    "num_workers=0",
+    "save_interval=1",
+    "weights=none",
+)
 """A training that takes seconds: its scores mean nothing, its files everything."""
 
 

@@ -343,9 +343,9 @@ def _link(source: str, target: str) -> None:
 def checkpoints(folder: Path) -> Case:
     """``best.pt``, loaded as the graph loads it, and as somebody's weights."""
     import torch
+    from wsi_assets.learning.backbones import build_model, read_state_dict
 
     from wsi_assets.learning import load_model
-    from wsi_assets.learning.backbones import build_model, read_state_dict
     from wsi_assets.learning.checkpoints import best_payload, publish
     from wsi_assets_tests.learning import tiny
 
@@ -403,18 +403,18 @@ _YAML_BITS = [
 
 
 def configuration(folder: Path) -> Case:
-    """A file of parameters, read and turned into every asset's configuration."""
+    """A file of parameters, read and turned into every asset's options."""
     import yaml
 
-    from wsi_assets.orchestration.config import (
-        ASSET_CONFIG,
-        build_configs,
-        parameters,
-        parse_settings,
-        read_config_file,
-    )
+    from wsi_assets.orchestration.artefact import all_artefacts
+    from wsi_assets.orchestration.config import ParameterSet, options_of, parse_settings, read_parameters
 
-    grouped = {asset: parameters(kind()) for asset, kind in ASSET_CONFIG.items()}
+    def resolve(parameters: ParameterSet) -> None:
+        for artefact in all_artefacts():
+            json.dumps(options_of(artefact, "4", parameters).model_dump(mode="json"))
+
+    grouped = {artefact.name: artefact.options().model_dump(mode="json") for artefact in all_artefacts()}
+    grouped["levels"] = {"4": {"patch_size": 128, "trained_model": {"lr": 0.01}}}
     whole = yaml.safe_dump(grouped)
     flat = yaml.safe_dump(
         {"max_epochs": 3, "lr": 0.001, "tumor_groups": ["a", "b"], "evaluation": {"seed": 1}}
@@ -438,9 +438,8 @@ def configuration(folder: Path) -> Case:
         path.write_bytes(content)
         if rng.random() < 0.2:
             line = content.decode(errors="surrogateescape").splitlines()
-            build_configs(parse_settings([rng.choice(line).replace(": ", "=", 1)] if line else ["="]))
-        for config in build_configs(read_config_file(str(path))).values():
-            json.dumps(parameters(config))
+            resolve(parse_settings([rng.choice(line).replace(": ", "=", 1)] if line else ["="]))
+        resolve(read_parameters(path))
 
     return case
 

@@ -109,11 +109,11 @@ def _nurse() -> None:
 
     import wsi_assets.console
     import wsi_assets.evaluation.report
-    import wsi_assets.orchestration.home
-    import wsi_assets.orchestration.runner
+    import wsi_assets.orchestration.cli_run
+    import wsi_assets.orchestration.instance
     import wsi_assets.patches.build
     import wsi_assets.patches.plan
-    from wsi_assets.learning import checkpoints, prediction, training  # noqa: F401
+    from wsi_assets.learning import prediction, training  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import mlflow  # noqa: F401

@@ -26,15 +26,15 @@ REPOSITORY = {"repositoryLocationName": "wsi_assets.definitions", "repositoryNam
 
 
 class Platform:
-    """Folders for slides, outlines and storage below ``home``, and the servers on them."""
+    """Folders for slides, annotations and storage below ``home``, and the servers on them."""
 
-    def __init__(self, home: Path, look_every_seconds: int = 2):
+    def __init__(self, home: Path, poll_seconds: int = 2):
         self.home = home
         self.images, self.annotations = home / "images", home / "annotations"
         self.storage = home / "storage"
         for folder in (self.images, self.annotations):
             folder.mkdir(parents=True, exist_ok=True)
-        self.look_every_seconds = look_every_seconds
+        self.poll_seconds = poll_seconds
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
@@ -43,7 +43,7 @@ class Platform:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("WSI_", "DAGSTER_", "MLFLOW"))}
         return {
             **kept,
-            "WSI_LOOK_EVERY_SECONDS": str(self.look_every_seconds),
+            "WSI_POLL_SECONDS": str(self.poll_seconds),
             "OMP_NUM_THREADS": "1",
             "WSI_IMAGES_DIR": str(self.images),
             "WSI_ANNOTATIONS_DIR": str(self.annotations),
@@ -80,12 +80,12 @@ class Platform:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def server(self, module: str) -> int:
-        """The process of the server that ``python -m module`` runs."""
+    def server(self, program: str) -> int:
+        """The process of a server, by the name of its program."""
         children = psutil.Process(self.process.pid).children()
-        return next(child.pid for child in children if module in child.cmdline())
+        return next(child.pid for child in children if any(program in word for word in child.cmdline()))
 
-    def told(self) -> str:
+    def printed(self) -> str:
         """What `wsi-assets ui` has printed."""
         return (self.home / "ui.log").read_text()
 
@@ -115,8 +115,29 @@ class Platform:
         return answer["data"]
 
     def slides(self) -> set[str]:
-        data = self.ask('{assetNodeOrError(assetKey:{path:["slide_file"]}){...on AssetNode{partitionKeys}}}')
+        return self._partitions("slide_image")
+
+    def levels(self) -> set[str]:
+        return self._partitions("slide_index")
+
+    def _partitions(self, asset: str) -> set[str]:
+        data = self.ask(
+            "query($key: AssetKeyInput!) {assetNodeOrError(assetKey: $key) {...on AssetNode "
+            "{partitionKeys}}}",
+            key={"path": [asset]},
+        )
         return set(data["assetNodeOrError"]["partitionKeys"])
+
+    def add_level(self, level: str) -> None:
+        """What "Add partition" in the Launchpad's dialog does."""
+        data = self.ask(
+            """mutation($repository: RepositorySelector!, $key: String!) {
+                 addDynamicPartition(repositorySelector: $repository, partitionsDefName: "levels",
+                   partitionKey: $key) { __typename } }""",
+            repository=REPOSITORY,
+            key=level,
+        )
+        assert data["addDynamicPartition"]["__typename"] == "AddDynamicPartitionSuccess", data
 
     def materializations(self, asset: str, partition: str) -> list[dict[str, Any]]:
         """Newest first: run id, tags and plain metadata of each."""
@@ -259,22 +280,6 @@ class Platform:
         )
         return data["partitionBackfillOrError"]["status"]
 
-    def evaluate_schedule(self, name: str) -> dict[str, Any]:
-        """What the schedule would do now: its run requests, or why it skips."""
-        data = self.ask(
-            """mutation($selector: ScheduleSelector!, $at: Float) {
-                 scheduleDryRun(selectorData: $selector, timestamp: $at) { __typename
-                   ...on PythonError { message }
-                   ...on DryRunInstigationTick { evaluationResult {
-                     skipReason error { message cause { message } } runRequests {
-                       runConfigYaml assetSelection { path } tags { key value } } } } } }""",
-            selector={**REPOSITORY, "scheduleName": name},
-            at=time.time(),
-        )
-        result = data["scheduleDryRun"]["evaluationResult"]
-        assert result["error"] is None, result["error"]
-        return result
-
     def switch_on(self, sensor: str) -> None:
         data = self.ask(
             """mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) {
@@ -292,8 +297,8 @@ class Platform:
         )
         assert data["resetSensor"]["__typename"] == "Sensor", data
 
-    def last_words(self, sensor: str) -> str | None:
-        """Why the sensor's latest look asked for nothing."""
+    def skip_reason(self, sensor: str) -> str | None:
+        """What the sensor's latest poll says."""
         data = self.ask(
             """query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
                  ...on Sensor { sensorState { ticks(limit: 1) { skipReason error { message } } } } } }""",
@@ -322,7 +327,7 @@ class Platform:
 
     def _last_lines(self) -> str:
         logs = sorted(self.storage.glob("dagster_home/server_logs/*.log"))
-        return "\n".join([self.told(), *(log.read_text(errors="replace")[-3000:] for log in logs)])
+        return "\n".join([self.printed(), *(log.read_text(errors="replace")[-3000:] for log in logs)])
 
     def _answers(self) -> bool:
         try:

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from wsi_assets.errors import ModelError
-from wsi_assets.orchestration.servers import server_commands
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.orchestration.ui import server_commands
 from wsi_assets_tests.e2e.conftest import settings
 from wsi_assets_tests.e2e.fuzzing import MEMORY, SECONDS, survive
 from wsi_assets_tests.ports import free_port
@@ -77,9 +77,9 @@ class Trap:
 
 def test_weights_that_want_to_run_code_do_not_and_are_one_line(tmp_path):
     import torch
+    from wsi_assets.learning.backbones import build_model
 
     from wsi_assets.learning import load_model
-    from wsi_assets.learning.backbones import build_model
 
     ran = tmp_path / "ran"
     for name, write in {
@@ -200,15 +200,15 @@ def test_servers_listen_on_this_machine_only_unless_told_otherwise(tmp_path):
     ).stdout
     assert "127.0.0.1" in shown
     there = Settings.from_environment({}, home=tmp_path)
-    commands = server_commands(there, "127.0.0.1", 3000, 5000)
+    commands = server_commands(there, "127.0.0.1", 3000, 5000, Path("workspace.yaml"))
     assert commands["webserver"][-4:] == ["-h", "127.0.0.1", "-p", "3000"]
     at = commands["mlflow"].index("--host")
     assert commands["mlflow"][at + 1] == "127.0.0.1"
     assert not any("0.0.0.0" in word for command in commands.values() for word in command)
     # The daemon serves nothing: it has no address at all.
     assert not {"-h", "--host", "-p", "--port"} & set(commands["daemon"])
-    told = server_commands(there, "0.0.0.0", 3000, 5000)
-    assert told["mlflow"][at + 1] == "0.0.0.0"
+    open_to_all = server_commands(there, "0.0.0.0", 3000, 5000, Path("workspace.yaml"))
+    assert open_to_all["mlflow"][at + 1] == "0.0.0.0"
 
 
 def test_no_running_server_listens_beyond_this_machine(tmp_path):

@@ -20,19 +20,20 @@ import pytest
 import yaml
 
 from wsi_assets.errors import ConfigError
-from wsi_assets.orchestration.dead_runs import process_of
-from wsi_assets.orchestration.io_managers.patch_stores import current_store
-from wsi_assets.orchestration.layout import StorageLayout
-from wsi_assets.orchestration.resources.library import SlideLibrary
-from wsi_assets.orchestration.retiring import retire_slide
+from wsi_assets.orchestration.artefact import level_chain
+from wsi_assets.orchestration.orphaned_runs import process_of
+from wsi_assets.orchestration.paths import StoragePaths, store_named_by
+from wsi_assets.orchestration.provenance import Provenance
+from wsi_assets.orchestration.resources import SlideFolderResource
+from wsi_assets.orchestration.retire_slide import retire_slide
 from wsi_assets_tests.e2e.platform import Platform
 
-NORMAL, SLOW, BROKEN, LATER = "test_073_node_1", "tumor_001_node_1", "unreadable", "test_073_node_2"
-LEVELS = ["0", "1", "2"]
+NORMAL, SLOW, BROKEN = "test_073_node_1", "tumor_001_node_1", "unreadable"
+LEVELS = ["1", "2"]
 UPTO_STORE = ["slide_index", "sampled_index", "patch_store"]
+REGIONS = ["tissue_regions", "annotation_regions"]
 DONE = ("COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED")
 ENDED = ("SUCCESS", "FAILURE")
-SMALL_PATCHES = {"slide_index": {"patch_size": 64}}
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +42,10 @@ def cohort_files(real_data) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _how_long(request, record_property) -> Iterator[None]:
+def _how_long(request) -> Iterator[None]:
     began = time.monotonic()
     yield
-    seconds = time.monotonic() - began
-    record_property("seconds", round(seconds, 1))
-    print(f"\n{seconds:6.1f} s  {request.node.name}")
+    print(f"\n{time.monotonic() - began:6.1f} s  {request.node.name}")
 
 
 @pytest.fixture
@@ -85,28 +84,27 @@ def test_a_dropped_slide_is_made_and_one_still_growing_waits(platform, cohort_fi
 
 @pytest.fixture(scope="module")
 def backfill(platform) -> str:
-    """Three levels nobody has made, launched together. Dagster begins a backfill after up to 30 s."""
-    return platform.backfill(UPTO_STORE, LEVELS, ops(SMALL_PATCHES))
+    """Two levels added and launched together. Dagster begins a backfill after up to 30 s."""
+    for level in LEVELS:
+        platform.add_level(level)
+    return platform.backfill(UPTO_STORE, LEVELS, ops(slide_index={"patch_size": 64}))
 
 
-def test_a_broken_slide_fails_alone(platform, real_data, backfill):
+def test_a_broken_slide_fails_alone_and_a_new_annotation_re_does_the_annotation_only(
+    platform, cohort_files, real_data, backfill
+):
+    assert len(platform.made_by("annotation_regions", NORMAL)) == 1
     shutil.copy(real_data / "slides" / "unreadable.svs", platform.images)
+    shutil.copy(cohort_files / "annotations" / f"{NORMAL}.xml", platform.annotations)
+    platform.wait(lambda: len(platform.made_by("annotation_regions", NORMAL)) == 2, "the annotation")
     platform.wait(lambda: BROKEN in platform.slides(), "the broken slide's partition")
     platform.wait(lambda: any(run["status"] == "FAILURE" for run in platform.runs()), "its failure")
-    failed = [run for run in platform.runs() if run["status"] == "FAILURE"]
-    assert [run["tags"]["dagster/partition"] for run in failed] == [BROKEN]
-
-
-def test_an_outline_that_arrives_re_does_the_outline_only(platform, cohort_files, backfill):
-    assert len(platform.made_by("annotation_regions", NORMAL)) == 1
-    shutil.copy(cohort_files / "annotations" / f"{NORMAL}.xml", platform.annotations)
-    platform.wait(lambda: len(platform.made_by("annotation_regions", NORMAL)) == 2, "the outline")
     assert len(platform.made_by("tissue_regions", NORMAL)) == 1
     (newest, *_) = platform.materializations("annotation_regions", NORMAL)
     assert newest["metadata"]["annotation"].endswith(f"{NORMAL}.xml")
 
 
-def test_three_new_levels_launched_together_make_each_asset_once_and_one_store_at_a_time(platform, backfill):
+def test_two_new_levels_launched_together_make_each_asset_once_and_one_store_at_a_time(platform, backfill):
     platform.wait(lambda: platform.backfill_status(backfill) in DONE, "the backfill")
     assert platform.backfill_status(backfill) in ("COMPLETED", "COMPLETED_SUCCESS")
     extracting = []
@@ -114,189 +112,148 @@ def test_three_new_levels_launched_together_make_each_asset_once_and_one_store_a
         runs = [platform.made_by(asset, level) for asset in UPTO_STORE]
         assert [len(made) for made in runs] == [1, 1, 1]
         (run,) = set.union(*runs)
-        times = [platform.seconds_of(run, asset) for asset in UPTO_STORE]
-        assert all(before[1] <= after[0] for before, after in pairwise(times)), "in order"
-        extracting.append(times[-1])
+        extracting.append(platform.seconds_of(run, "patch_store"))
         assert platform.check("patch_store", "store_equals_its_index", level)["success"]
     for before, after in pairwise(sorted(extracting)):
         assert before[1] <= after[0], "the pool admits one extraction at a time"
+    assert set(parameters(platform)["levels"]) == set(LEVELS)
 
 
-def test_what_lies_below_an_edited_parameter_is_shown_as_out_of_date(platform):
-    platform.make("level_pipeline", ["slide_index"], "2", ops({"slide_index": {"patch_size": 48}}))
+def test_a_value_given_in_the_launchpad_is_kept_by_a_later_plain_materialization(platform):
+    platform.make("level_pipeline", ["slide_index"], "2", ops(slide_index={"patch_size": 48}))
+    assert parameters(platform)["levels"]["2"]["slide_index"] == {"patch_size": 48}
+    assert parameters(platform)["levels"]["1"]["slide_index"] == {"patch_size": 64}
     assert platform.why_stale("slide_index", "2") == []
     assert "slide_index" in platform.why_stale("sampled_index", "2")
-    remedy = "Materialize level 2 from sampled_index on"
-    for asset in ("sampled_index", "patch_store"):
-        platform.wait(
-            lambda a=asset: remedy in platform.check(a, "fits_its_level", "2")["description"], remedy
-        )
-        assert not platform.check(asset, "fits_its_level", "2")["success"]
-    assert platform.check("slide_index", "fits_its_level", "2")["success"]
+    platform.make("level_pipeline", UPTO_STORE, "2")
+    assert {entry["patch_size"] for entry in stored_index(platform, "2").values()} == {48}
+    assert platform.check("patch_store", "up_to_date", "2")["success"]
 
 
-def test_a_mended_slide_is_one_click_away_also_when_the_daemon_is_killed(platform, real_data, instance):
+def test_a_replaced_slide_is_made_again_and_a_mended_one_too(platform, real_data, cohort_files):
+    before = {slide_id: len(platform.made_by("tissue_regions", slide_id)) for slide_id in (SLOW, BROKEN)}
+    shutil.copy(cohort_files / "images" / "tumor_001_node_2.tif", platform.images / f"{SLOW}.tif")
     shutil.copy(real_data / "slides" / "CMU-1-Small-Region.svs", platform.images / f"{BROKEN}.svs")
-    run = platform.launch("slide_regions", ["tissue_regions", "annotation_regions"], BROKEN)
-    platform.wait(lambda: process_of(instance, run), "the run's process")
-    killed = platform.server("dagster._daemon")
-    os.kill(killed, signal.SIGKILL)
-    platform.wait(lambda: platform.status(run) in ENDED, "the run")
-    assert platform.status(run) == "SUCCESS", "runs have processes of their own"
-    platform.wait(lambda: platform.server("dagster._daemon") != killed, "another daemon")
-    assert "The daemon was killed (SIGKILL) and is started again" in platform.told()
+    for slide_id in (SLOW, BROKEN):
+        platform.wait(
+            lambda slide_id=slide_id: len(platform.made_by("tissue_regions", slide_id)) > before[slide_id],
+            slide_id,
+        )
+    platform.wait(lambda: platform.made_by("annotation_regions", BROKEN), "its annotation")
+    platform.wait(platform.is_idle, "the end of all runs")
 
 
-def test_after_that_a_dropped_slide_is_made(platform, cohort_files):
-    shutil.copy(cohort_files / "images" / f"{LATER}.tif", platform.images)
-    shutil.copy(cohort_files / "annotations" / f"{LATER}.xml", platform.annotations)
-    platform.wait(lambda: platform.made_by("annotation_regions", LATER), "the slide")
-    assert len(platform.made_by("tissue_regions", LATER)) == 1
+def test_after_the_daemon_was_killed_and_everything_started_again_work_goes_on(platform, cohort_files):
+    os.kill(platform.server("dagster-daemon"), signal.SIGKILL)
+    assert platform.process.wait(60) == 1, "one that stops by itself stops the others"
+    platform.process = None
+    platform.start()
+    later = "test_073_node_2"
+    shutil.copy(cohort_files / "images" / f"{later}.tif", platform.images)
+    platform.wait(lambda: platform.made_by("annotation_regions", later), "the slide")
+    assert len(platform.made_by("tissue_regions", later)) == 1
 
 
-def test_the_night_makes_the_index_again_and_with_the_switch_on_the_store_follows(platform):
-    (before,) = platform.materializations("patch_store", "0")
-    due = platform.wait(lambda: _due(platform), "the change")
-    assert set(due) == set(LEVELS)
-    assert all(
-        [key["path"] for key in request["assetSelection"]] == [["slide_index"]] for request in due.values()
-    )
-    config = yaml.safe_load(due["0"]["runConfigYaml"])
-    assert config["ops"]["slide_index"]["config"]["patch_size"] == 64, "with the level's own parameters"
-    platform.switch_on("store_follows_index")
-    platform.launch("level_pipeline", ["slide_index"], "0", config)
-    platform.wait(lambda: len(platform.made_by("patch_store", "0")) == 2, "the store")
-    platform.reset("store_follows_index")
-    (after, _) = platform.materializations("patch_store", "0")
-    assert after["metadata"]["count"] > before["metadata"]["count"]
-    assert after["metadata"]["reused"] > 0
-    assert after["metadata"]["decoded"] < after["metadata"]["count"]
-    assert platform.made_by("trained_model", "0") == set(), "no model is ever made unasked"
-    assert "0" not in _due(platform), "what was made and has not changed is not made again"
+def test_killed_as_a_whole_it_comes_back_fails_the_orphaned_run_and_goes_on(platform, instance):
+    orphan = platform.launch("level_pipeline", UPTO_STORE, "1", ops(slide_index={"stride": 16}))
+    platform.wait(lambda: process_of(instance, orphan), "the run's process")
+    platform.kill()
+    platform.process = None
+    platform.start()
+    line = f"Run {orphan[:8]} of level_pipeline had lost its process"
+    platform.wait(lambda: line in platform.printed(), "the failure of the orphaned run")
+    assert platform.status(orphan) == "FAILURE"
+    platform.make("level_pipeline", UPTO_STORE, "1")
+    assert platform.check("patch_store", "store_equals_its_index", "1")["success"]
 
 
-def test_what_the_user_mended_by_hand_was_not_made_again(platform):
-    assert len(platform.made_by("tissue_regions", BROKEN)) == 1
-
-
-def test_a_slide_taken_away_is_named_and_a_killed_run_is_told(platform, instance):
-    (platform.images / f"{NORMAL}.tif").unlink()
-    killed, run = (platform.launch("level_pipeline", ["slide_index"], level) for level in ("1", "0"))
-    os.kill(platform.wait(lambda: process_of(instance, killed), "the run's process"), signal.SIGKILL)
-    platform.wait(lambda: platform.status(run) in ENDED, "the index")
-    found = platform.check("slide_index", "every_slide_takes_part", "0")
+def test_a_slide_taken_away_is_named_retired_by_one_command_and_made_anew_when_it_is_put_back(
+    platform, instance
+):
+    file, kept = platform.images / f"{NORMAL}.tif", platform.home / "kept.tif"
+    file.rename(kept)
+    platform.make("level_pipeline", ["slide_index"], "1")
+    found = platform.check("slide_index", "every_slide_takes_part", "1")
     assert not found["success"]
     assert NORMAL in found["description"]
-    assert NORMAL in platform.slides()
-    platform.wait(lambda: platform.status(killed) == "FAILURE", "the failure of the killed run")
-
-
-def test_a_slide_is_retired_everywhere_by_one_command(platform, instance):
-    library = SlideLibrary(images_dir=str(platform.images), annotations_dir=str(platform.annotations))
+    folder = SlideFolderResource(images_dir=str(platform.images), annotations_dir=str(platform.annotations))
 
     def is_retired() -> bool:
         try:
-            retire_slide(instance, library, StorageLayout(platform.storage), NORMAL)
-        except ConfigError as error:
-            if "in use" not in str(error):
-                raise
+            retire_slide(instance, folder, StoragePaths(platform.storage), NORMAL)
+        except ConfigError:  # while runs go on
             return False
         return True
 
-    platform.wait(is_retired, "the end of the runs that use the slide")
-    assert platform.slides() == {SLOW, BROKEN, LATER}
+    platform.wait(is_retired, "the end of the runs")
+    assert NORMAL not in platform.slides()
     assert not (platform.storage / "slides" / NORMAL).exists()
-
-
-def test_killed_as_a_whole_it_comes_back_tells_the_dead_run_and_goes_on(platform, instance):
-    def extracts(run: str) -> bool:
-        slots = instance.event_log_storage.get_concurrency_info("extraction").claimed_slots
-        return run in {slot.run_id for slot in slots}
-
-    dead = platform.launch("level_pipeline", UPTO_STORE, "1")
-    platform.wait(lambda: extracts(dead), "the extraction")
-    platform.kill()
-    assert extracts(dead), "nobody was there to give the slot back"
-    platform.start()
-    platform.wait(lambda: platform.status(dead) == "FAILURE", "the failure of the dead run")
-    assert f"Run {dead[:8]} of level_pipeline had lost its process" in platform.told()
-    platform.make("level_pipeline", ["patch_store"], "1")
-    assert platform.check("patch_store", "store_equals_its_index", "1")["success"]
+    before = platform.made_by("annotation_regions", NORMAL)
+    kept.rename(file)
+    platform.wait(lambda: platform.made_by("annotation_regions", NORMAL) - before, "the slide put back")
 
 
 def test_a_slide_folder_that_goes_away_and_comes_back_changes_nothing(platform):
     platform.wait(platform.is_idle, "the end of all runs")
-    runs = {run["run_id"] for run in platform.runs() if run["assets"]}
-    slides = platform.slides()
+    runs, slides = run_ids(platform), platform.slides()
     unplugged = platform.images.with_name("unplugged")
     platform.images.rename(unplugged)
     platform.wait(lambda: _slide_folder_says(platform, "does not exist"), "the warning")
     platform.images.mkdir()
-    platform.wait(lambda: _slide_folder_says(platform, "is its disk mounted?"), "the other warning")
-    assert _due(platform) == {}, "no index is made without the slides"
-    assert platform.slides() == slides
+    platform.wait(lambda: _slide_folder_says(platform, "not mounted"), "the other warning")
+    run = platform.launch("level_pipeline", ["slide_index"], "1")
+    platform.wait(lambda: platform.status(run) in ENDED, "the index")
+    assert platform.status(run) == "FAILURE", "no index is made without the slides, whoever asks"
     platform.images.rmdir()
     unplugged.rename(platform.images)
     platform.wait(lambda: _slide_folder_says(platform, "nothing new"), "that nothing changed")
     assert platform.slides() == slides
-    assert {run["run_id"] for run in platform.runs() if run["assets"]} == runs
+    assert run_ids(platform) == runs | {run}
 
 
-@pytest.fixture
-def filler(platform) -> Iterator[Path]:
-    """A file that leaves 12 MiB on the disk of the storage folder."""
-    if not os.path.ismount(platform.storage):
-        pytest.skip("a disk can only be filled where mounting one is permitted")
-    file = platform.storage / "something_large"
-    with file.open("wb", buffering=0) as stream:
-        while shutil.disk_usage(platform.storage).free > 12 << 20:
-            stream.write(bytes(1 << 20))
-    yield file
-    file.unlink(missing_ok=True)
+def test_a_lost_dagster_home_makes_nothing_again(platform):
+    slides, levels = platform.slides(), platform.levels()
+    provenance = Provenance(StoragePaths(platform.storage))
+    versions = {
+        (artefact.name, level): record.version
+        for artefact in level_chain()
+        for level in levels
+        if (record := provenance.record(artefact, level))
+    }
+    platform.stop()
+    platform.process = None
+    shutil.rmtree(platform.storage / "dagster_home")
+    platform.start()
+    platform.wait(lambda: platform.slides() == slides, "the slides")
+    platform.wait(lambda: platform.levels() == levels, "the levels")
+    for (asset, level), version in versions.items():
+        platform.wait(lambda a=asset, n=level: platform.materializations(a, n), f"{asset} of level {level}")
+        newest = platform.materializations(asset, level)[0]
+        assert newest["tags"]["dagster/data_version"] == version
+    time.sleep(15)  # several ticks of the automations
+    assert platform.runs() == []
 
 
-def test_a_full_disk_is_told_loses_nothing_and_is_followed_by_work(platform, filler):
-    layout = StorageLayout(platform.storage)
-    before = {level: _store_keys(layout, level) for level in LEVELS}
-    # Some sixty megabytes: too much for what is left, and little for the disk.
-    larger = {"slide_index": {"patch_size": 64, "stride": 32}, "patch_store": {"codec": "raw"}}
-    run = platform.launch("level_pipeline", UPTO_STORE, "0", ops(larger))
-    platform.wait(lambda: platform.status(run) in ENDED, "the run's end")
-    assert platform.status(run) == "FAILURE"
-    (why,) = platform.failures(run)
-    assert "the disk is full" in why
-    assert "\n" not in why
-    platform.wait(lambda: "the disk is full" in platform.told(), "a line of the servers")
-    assert {level: _store_keys(layout, level) for level in LEVELS} == before
-    filler.unlink()
-    platform.wait(lambda: "there is room again" in platform.told(), "the other line")
-    platform.make("level_pipeline", ["patch_store"], "0", ops(larger, "patch_store"))
-    assert len(_store_keys(layout, "0")) > len(before["0"])
-
-
-def ops(parameters: dict[str, dict[str, Any]], *only: str) -> dict[str, Any]:
+def ops(**parameters: dict[str, Any]) -> dict[str, Any]:
     """Parameters by asset as a run takes them."""
-    chosen = {asset: values for asset, values in parameters.items() if not only or asset in only}
-    return {"ops": {asset: {"config": values} for asset, values in chosen.items()}}
+    return {"ops": {asset: {"config": values} for asset, values in parameters.items()}}
 
 
-def _store_keys(layout: StorageLayout, level: str) -> list[str]:
-    from wsi_assets.patches import open_store
+def parameters(platform: Platform) -> dict[str, Any]:
+    return yaml.safe_load(StoragePaths(platform.storage).parameters.read_text())
 
-    with open_store(current_store(layout, level)) as store:
-        return list(store.keys)
+
+def run_ids(platform: Platform) -> set[str]:
+    return {run["run_id"] for run in platform.runs()}
+
+
+def stored_index(platform: Platform, level: str) -> dict[str, Any]:
+    from wsi_assets.index import load_index
+
+    pointer = StoragePaths(platform.storage).level_folder(level) / "patch_store.json"
+    assert store_named_by(pointer).exists()
+    return load_index(platform.storage / f"level_{level}" / f"index_level_{level}.pkl")
 
 
 def _slide_folder_says(platform: Platform, what: str) -> bool:
-    return what in (platform.last_words("slide_folder") or "")
-
-
-def _due(platform: Platform) -> dict[str, dict[str, Any]]:
-    """Level -> what the nightly schedule would ask for now."""
-    requests = platform.evaluate_schedule("nightly_index")["runRequests"]
-    return {
-        tag["value"]: request
-        for request in requests
-        for tag in request["tags"]
-        if tag["key"] == "dagster/partition"
-    }
+    return what in (platform.skip_reason("slide_folder") or "")

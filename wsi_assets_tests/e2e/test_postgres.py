@@ -21,7 +21,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from wsi_assets.orchestration.dead_runs import fail_dead_runs
+from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
 from wsi_assets_tests.e2e.platform import Platform
 from wsi_assets_tests.ports import free_port
 
@@ -138,7 +138,7 @@ def test_the_index_is_made_once_and_then_found_up_to_date(twice):
     assert "nothing to do, everything is up to date" not in first.stdout
     assert "nothing to do, everything is up to date" in second.stdout
     entries = pickle.loads((home.parent / "level_0/index_level_0.pkl").read_bytes())
-    assert sum(len(entry["patches"]) for entry in entries) == 89
+    assert sum(len(entry["patches"]) for entry in entries.values()) == 89
 
 
 def test_runs_events_and_partitions_are_in_postgres(instance, server):
@@ -186,7 +186,7 @@ def test_a_pool_admits_one_step_at_a_time_there(instance):
 
 
 def test_a_run_of_perhaps_another_machine_is_left_alone(instance, monkeypatch):
-    monkeypatch.setattr("wsi_assets.orchestration.dead_runs.GRACE_SECONDS", 0)
+    monkeypatch.setattr("wsi_assets.orchestration.orphaned_runs.GRACE_SECONDS", 0)
 
     @dg.job
     def elsewhere():
@@ -194,7 +194,7 @@ def test_a_run_of_perhaps_another_machine_is_left_alone(instance, monkeypatch):
 
     far = instance.create_run_for_job(elsewhere, status=dg.DagsterRunStatus.STARTED)
     try:
-        assert fail_dead_runs(instance, print) == []
+        assert fail_orphaned_runs(instance, print) == []
         assert instance.get_run_by_id(far.run_id).status is dg.DagsterRunStatus.STARTED
     finally:
         instance.delete_run(far.run_id)

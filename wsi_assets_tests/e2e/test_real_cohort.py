@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import pickle
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 
 from wsi_assets.patches import open_store
-from wsi_assets.slides import slide_id_of
 from wsi_assets_tests.e2e.conftest import QUICK_TRAINING, settings
 
 ENTRY_KEYS = {
@@ -38,62 +38,63 @@ def load(path: Path):
 
 
 def test_the_index_holds_the_89_true_patches_with_their_labels(finished, truth):
-    entries = load(finished[0] / "storage/level_0/index_level_0.pkl")
-    assert {slide_id_of(e["slide_path"]): sorted(map(tuple, e["patches"])) for e in entries} == truth
-    assert sum(len(entry["patches"]) for entry in entries) == 89
+    index = load(finished[0] / "storage/level_0/index_level_0.pkl")
+    assert {slide_id: sorted(map(tuple, e["patches"])) for slide_id, e in index.items()} == truth
+    assert sum(len(entry["patches"]) for entry in index.values()) == 89
 
 
 def test_an_index_entry_has_the_contracts_keys_in_plain_types(finished):
-    for entry in load(finished[0] / "storage/level_0/index_level_0.pkl"):
+    for entry in load(finished[0] / "storage/level_0/index_level_0.pkl").values():
         assert set(entry) >= ENTRY_KEYS
         assert entry["magnification"] == 40.0
         assert entry["mpp"] == pytest.approx(0.243, rel=1e-4)
         assert len(entry["patches"]) == len(entry["tissue_fraction"]) == len(entry["tumor_fraction"])
         assert len(entry["visualisation_coords"]) == len(entry["patches"])
-        assert {type(value) for patch in entry["patches"] for value in patch} == {int}
+        assert {type(value) for patch in entry["patches"] for value in patch} == {int, bool}
 
 
 def test_the_patient_is_the_id_without_its_node(finished):
-    labels = {entry["label"] for entry in load(finished[0] / "storage/level_0/index_level_0.pkl")}
+    labels = {entry["label"] for entry in load(finished[0] / "storage/level_0/index_level_0.pkl").values()}
     assert labels == {"tumor_001", "tumor_004", "tumor_064", "test_073"}
 
 
 def test_the_sampled_index_keeps_every_tumour_patch_and_every_test_patch(finished, truth):
     sampled = load(finished[0] / "storage/level_0/index_level_0_sampled.pkl")
-    tumor = sum(patch[2] for entry in sampled for patch in entry["patches"])
+    tumor = sum(patch[2] for entry in sampled.values() for patch in entry["patches"])
     assert tumor == sum(patch[2] for patches in truth.values() for patch in patches) == 44
-    for entry in sampled:
-        slide_id = slide_id_of(entry["slide_path"])
+    for slide_id, entry in sampled.items():
         if "test" in slide_id:
             assert sorted(map(tuple, entry["patches"])) == truth[slide_id]
 
 
 def test_training_leaves_checkpoints_and_the_loss_curve(finished):
     level = finished[0] / "storage/level_0"
-    assert {file.name for file in (level / "checkpoints").iterdir()} == {"best.pt", "ckpt_epoch_1.pt"}
+    assert {file.name for file in (level / "checkpoints").iterdir()} == {
+        "best.pt",
+        "best.json",
+        "ckpt_epoch_1.pt",
+    }
     rows = list(csv.reader((level / "epoch_losses.csv").open()))
     assert rows[0] == ["epoch", "train_loss", "train_acc", "val_loss", "val_acc"]
     assert [row[0] for row in rows[1:]] == ["1"]
     assert not (level / "training_in_progress").exists()
 
 
-def test_the_best_checkpoint_loads_as_weights_only_and_says_what_it_is(finished):
+def test_the_best_checkpoint_is_weights_alone_and_the_file_beside_it_says_of_what(finished):
     import torch
 
-    best = torch.load(finished[0] / "storage/level_0/checkpoints/best.pt", weights_only=True)
-    assert best["model_name"] == "resnet18"
-    assert best["patch_size"] == 256
-    assert best["level"] == 0
+    checkpoints = finished[0] / "storage/level_0/checkpoints"
+    best = torch.load(checkpoints / "best.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in best.values())
+    card = json.loads((checkpoints / "best.json").read_text())
+    assert (card["model"]["name"], card["patch_size"], card["level"]) == ("resnet10t", 256, 0)
 
 
 def test_predictions_follow_the_order_of_the_patches(finished, truth):
     predictions = load(finished[0] / "storage/level_0/slide_index_test.pkl")
-    assert {slide_id_of(entry["slide_path"]) for entry in predictions} == {
-        "test_073_node_1",
-        "test_073_node_2",
-    }
-    for entry in predictions:
-        assert [tuple(patch) for patch in entry["patches"]] == truth[slide_id_of(entry["slide_path"])]
+    assert set(predictions) == {"test_073_node_1", "test_073_node_2"}
+    for slide_id, entry in predictions.items():
+        assert [tuple(patch) for patch in entry["patches"]] == truth[slide_id]
         assert len(entry["probs"]) == len(entry["preds"]) == len(entry["patches"])
         assert [int(prob >= 0.5) for prob in entry["probs"]] == entry["preds"]
 
@@ -140,8 +141,8 @@ def stores(finished, command_line, cohort, tmp_path_factory):
         other = tmp_path_factory.mktemp(backend)
         done = command_line(
             *("run", "--level", 0, "--upto", "patch_store", *cohort, "--storage", other / "storage"),
+            *("--backend", backend),
             cwd=other,
-            WSI_PATCH_BACKEND=backend,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         found[backend] = open_store(other / "storage/level_0" / name)
@@ -150,7 +151,7 @@ def stores(finished, command_line, cohort, tmp_path_factory):
 
 def test_three_stores_hold_the_same_keys_labels_and_pixels(stores):
     lmdb = stores["lmdb"]
-    assert len(lmdb) == 88
+    assert len(lmdb) == 89
     for other in (stores["hdf5"], stores["fs"]):
         assert list(other.keys) == list(lmdb.keys)
         np.testing.assert_array_equal(other.labels, lmdb.labels)
@@ -178,10 +179,10 @@ def test_level_1_with_half_the_patch_size_is_the_same_89_patches(command_line, c
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    entries = load(tmp_path / "storage/level_1/index_level_1.pkl")
+    index = load(tmp_path / "storage/level_1/index_level_1.pkl")
     halved = {slide: [(y // 2, x // 2, t) for y, x, t in patches] for slide, patches in truth.items()}
-    assert {slide_id_of(e["slide_path"]): sorted(map(tuple, e["patches"])) for e in entries} == halved
-    assert {entry["magnification"] for entry in entries} == {20.0}
+    assert {slide_id: sorted(map(tuple, e["patches"])) for slide_id, e in index.items()} == halved
+    assert {entry["magnification"] for entry in index.values()} == {20.0}
 
 
 def test_the_verify_command_finds_every_patch_where_the_index_says(finished, command_line, cohort):
@@ -190,4 +191,4 @@ def test_the_verify_command_finds_every_patch_where_the_index_says(finished, com
         cwd=finished[0],
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "88 of 88 patches read again, 0 differ" in done.stdout
+    assert "89 of 89 patches read again, 0 differ" in done.stdout

@@ -6,7 +6,6 @@ process a run. Memory is that of the process alone, without pages of files, whic
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import time
@@ -111,9 +110,9 @@ def add_slide(images: Path, annotations: Path, number: int) -> str:
 
 @pytest.mark.trial
 def test_two_hundred_slides_one_by_one_through_the_whole_graph_leave_the_process_flat(tmp_path, monkeypatch):
-    from wsi_assets.orchestration.config import build_configs
-    from wsi_assets.orchestration.home import open_instance
-    from wsi_assets.orchestration.runner import Runner
+    from wsi_assets.orchestration.cli_run import CommandLineRun
+    from wsi_assets.orchestration.config import ParameterSet
+    from wsi_assets.orchestration.instance import open_instance
     from wsi_assets.orchestration.settings import Settings
     from wsi_assets.patches import open_store
 
@@ -128,10 +127,10 @@ def test_two_hundred_slides_one_by_one_through_the_whole_graph_leave_the_process
     for name, value in settings.to_environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "storage/dagster_home"))
-    configs = build_configs({"patch_size": 64, "extraction_workers": 1, **TRAINING})
+    given = ParameterSet({"patch_size": 64, "extraction_workers": 1, **TRAINING})
     held, me, decoded, evaluated = Held(), psutil.Process(), [], 0
     with open_instance(settings) as instance:
-        runner = Runner(instance, settings, configs)
+        runner = CommandLineRun(instance, settings, given)
         for number in range(BEFORE, SLIDES):
             add_slide(*folders, number)
             slides = runner.run_slides()
@@ -139,7 +138,7 @@ def test_two_hundred_slides_one_by_one_through_the_whole_graph_leave_the_process
             assert slides.left_out == {}
             level = runner.run_level(0, "patch_store")
             assert level.failure is None
-            decoded.append(level.metadata["patch_store"]["decoded"])
+            decoded.append(level.records["patch_store"].facts["decoded"])
             if (number - BEFORE) % TO_THE_END == 0:
                 level = runner.run_level(0)
                 assert level.failure is None
@@ -159,13 +158,13 @@ def test_two_hundred_slides_one_by_one_through_the_whole_graph_leave_the_process
 
 @pytest.fixture
 def platform(tmp_path) -> Iterator[Platform]:
-    living = Platform(tmp_path, look_every_seconds=1)
+    living = Platform(tmp_path, poll_seconds=1)
     living.start()
     yield living
     living.stop()
 
 
-SERVERS = {"dagster._daemon": "daemon", "dagster_webserver": "webserver"}
+SERVERS = {"dagster-daemon": "daemon", "dagster-webserver": "webserver", "code-server": "code server"}
 
 
 def look_at_servers(platform: Platform, held: dict[str, Held]) -> None:
@@ -173,13 +172,8 @@ def look_at_servers(platform: Platform, held: dict[str, Held]) -> None:
     ui = psutil.Process(platform.process.pid)
     held["wsi-assets ui"].look(ui)
     for server in ui.children():
-        (name,) = (name for sign, name in SERVERS.items() if sign in server.cmdline())
+        (name,) = (name for sign, name in SERVERS.items() if sign in " ".join(server.cmdline()))
         held[name].look(server)
-        for child in server.children():
-            # The daemon exchanges its code server for a new one every minute.
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "--lazy-load-user-code" in child.cmdline():
-                    held[f"code server of the {name}"].look(child)
 
 
 @pytest.mark.trial

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wsi_assets.orchestration.catalog import LEVEL_ASSETS, SLIDE_ASSETS
+from wsi_assets.orchestration.artefact import all_artefacts
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 SLIDES = ("test_073_node_2", "tumor_001_node_1")
-LEVELS = ("0", "1", "2")
+LEVELS = ("1", "2")
 STORED = "1"
 SHOTS = Path(__file__).parents[2] / "test-artifacts"
 PATIENCE_MS = 60_000
@@ -27,13 +27,15 @@ PATIENCE_MS = 60_000
 
 @pytest.fixture(scope="module", autouse=True)
 def stored(platform, real_data) -> None:
-    """Two slides with outlines and a level with its patches; what other stories left is taken as it is."""
+    """Two slides with annotations and a level with its patches; what other stories left is taken as it is."""
     for slide_id in SLIDES:
         for folder, ending in ((platform.images, "tif"), (platform.annotations, "xml")):
             if not (folder / f"{slide_id}.{ending}").exists():
                 shutil.copy(real_data / "cohort" / folder.name / f"{slide_id}.{ending}", folder)
     for slide_id in SLIDES:
         platform.wait(lambda slide_id=slide_id: platform.made_by("annotation_regions", slide_id), slide_id)
+    if STORED not in platform.levels():
+        platform.add_level(STORED)
     if not platform.made_by("patch_store", STORED):
         platform.make("level_pipeline", ["slide_index", "sampled_index", "patch_store"], STORED)
 
@@ -108,7 +110,7 @@ def test_the_graph_reads_from_slides_to_evaluation(go):
     assert [text.splitlines()[0] for text in shown if text[:1].isdigit()] == groups
     page.keyboard.press("Alt+e")  # expand all groups
     places = []
-    for asset in ("slide_file", *SLIDE_ASSETS, *LEVEL_ASSETS, "level_comparison"):
+    for asset in ("slide_image", *(artefact.name for artefact in all_artefacts())):
         node = page.get_by_text(asset, exact=True).first
         node.wait_for()
         places.append(node.bounding_box()["x"])
@@ -116,9 +118,9 @@ def test_the_graph_reads_from_slides_to_evaluation(go):
     shoot(page, "ui_1_graph")
 
 
-def test_sensors_and_schedules_can_be_seen_and_switched(go):
+def test_sensors_can_be_seen_and_switched(go):
     page = go("/automation")
-    for name in ("slide_folder", "slides_follow", "store_follows_index", "nightly_index", "nightly_slides"):
+    for name in ("slide_folder", "slides_follow", "store_follows_index"):
         page.get_by_text(name, exact=True).first.wait_for()
     shoot(page, "ui_2_automation")
 
@@ -134,11 +136,21 @@ def test_the_overlay_opens_from_the_partition(go):
     page = go(f"/assets/annotation_regions?view=partitions&partition={SLIDES[1]}")
     page.get_by_text("overlay_file").wait_for()
     shoot(page, "ui_3_partition")
-    show_picture(page, "overlay", "tissue and outline")
+    show_picture(page, "overlay", "tissue and annotation")
     shoot(page, "ui_4_overlay")
 
 
-def test_three_levels_are_launched_as_a_backfill_and_each_is_made_once(platform, go):
+def test_a_level_is_added_in_the_dialog_and_two_are_launched_as_a_backfill(platform, go):
+    page = go("/assets/slide_index?view=partitions")
+    page.get_by_role("button", name="Materialize").first.wait_for()
+    new = next(level for level in LEVELS if level != STORED)
+    if new not in platform.levels():
+        page.get_by_role("button", name="Materialize").first.click()
+        page.get_by_text("Add a partition").first.click()
+        page.get_by_placeholder("name", exact=True).fill(new)
+        shoot(page, "ui_5_add_level")
+        page.get_by_role("button", name="Save").click()
+        platform.wait(lambda: new in platform.levels(), "the level")
     before = {level: platform.made_by("slide_index", level) for level in LEVELS}
     page = go("/assets/slide_index?view=partitions")
     page.get_by_role("button", name="Materialize").first.wait_for()
@@ -146,20 +158,29 @@ def test_three_levels_are_launched_as_a_backfill_and_each_is_made_once(platform,
     for level in LEVELS:
         platform.wait(lambda level=level: platform.made_by("slide_index", level) - before[level], level)
     platform.wait(platform.is_idle, "the end of the runs")
-    assert [len(platform.made_by("slide_index", level) - before[level]) for level in LEVELS] == [1, 1, 1]
+    assert [len(platform.made_by("slide_index", level) - before[level]) for level in LEVELS] == [1, 1]
     page = go("/runs")
     page.get_by_text("Success").first.wait_for()
     shoot(page, "ui_5_runs")
 
 
-def test_the_checks_of_a_level_say_what_they_looked_at(go):
+def test_the_launchpad_says_what_an_empty_field_means(go):
+    page = go("/assets/slide_index?view=partitions")
+    page.get_by_role("button", name="Materialize").first.wait_for()
+    page.get_by_role("button", name="Materialize").first.locator("xpath=following::button[1]").click()
+    page.get_by_text("Open launchpad").click()
+    page.get_by_text("Scaffold").first.wait_for()
+    shoot(page, "ui_9_launchpad")
+
+
+def test_the_checks_of_a_level_say_what_they_found(go):
     page = go("/assets/slide_index?view=checks")
-    for name in ("every_slide_takes_part", "annotation_off_tissue", "fits_its_level"):
+    for name in ("every_slide_takes_part", "annotation_off_tissue", "up_to_date"):
         page.get_by_text(name).first.wait_for()
     shoot(page, "ui_6_checks")
 
 
-def test_the_index_shows_its_figures_and_picture(go):
+def test_the_index_shows_its_counts_and_picture(go):
     page = go(f"/assets/slide_index?view=partitions&partition={STORED}")
     for entry in ("counts_by_slide", "counts_picture", "left_out"):
         page.get_by_text(entry).first.wait_for()

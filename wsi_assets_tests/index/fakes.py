@@ -24,6 +24,7 @@ class ArraySlide:
         height, width = pixels.shape[:2]
         self.levels = tuple(Level(i, width >> i, height >> i, float(2**i)) for i in range(4))
         self.scale = Scale(40.0, "test", 0.25, "test")
+        self.bounds, self.notices = None, ()
 
     def reduced(self, downsample: float) -> Region:
         height, width = self.pixels.shape[:2]

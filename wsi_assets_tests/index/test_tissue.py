@@ -214,12 +214,15 @@ def test_the_cohort_slides_have_the_tissue_they_were_composed_of(real_data):
 def test_tissue_survives_as_a_pickle_of_plain_types(tmp_path):
     pixels = np.full((333, 517, 3), 240, np.uint8)
     pixels[100:200, 50:300] = np.random.default_rng(0).normal((160, 70, 150), 20, (100, 250, 3)).clip(0, 255)
-    tissue = find_tissue(ArraySlide("/slides/a.tif", pixels), OPTIONS, "f" * 32)
+    slide = ArraySlide("/slides/a.tif", pixels)
+    slide.bounds, slide.notices = (16, 32, 400, 200), ("40x is assumed",)
+    tissue = find_tissue(slide, OPTIONS, "f" * 32)
     write_plain_pickle(tmp_path / "tissue.pkl", tissue.to_plain())
     back = TissueRegions.from_plain(read_plain_pickle(tmp_path / "tissue.pkl"))
     assert back.mask.any()
     assert np.array_equal(back.mask, tissue.mask)
     assert back.to_plain() == tissue.to_plain()
+    assert (back.bounds, back.notices) == (slide.bounds, slide.notices)
 
 
 def test_something_else_is_refused_as_tissue():

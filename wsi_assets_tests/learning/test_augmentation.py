@@ -14,7 +14,7 @@ from wsi_assets.learning.augmentation import (
     augment,
     dihedral,
     draw_transforms,
-    normalise,
+    normalize,
 )
 
 
@@ -73,12 +73,12 @@ def test_every_copy_differs_and_epochs_differ_and_the_seed_decides():
 
 
 @pytest.mark.parametrize("degrees", [-10.0, 4.0, 10.0])
-def test_hue_turns_colours_by_its_angle_and_leaves_grey(degrees):
+def test_hue_turns_colors_by_its_angle_and_leaves_gray(degrees):
     turn = _chroma(torch.ones(1, dtype=torch.float64), torch.deg2rad(torch.tensor([degrees]).double()))[0]
-    pink, grey = torch.tensor([[180.0, 120.0, 160.0], [200.0, 200.0, 200.0]], dtype=torch.float64)
-    hue = [colorsys.rgb_to_hsv(*colour.tolist())[0] * 360 for colour in (pink, pink @ turn)]
+    pink, gray = torch.tensor([[180.0, 120.0, 160.0], [200.0, 200.0, 200.0]], dtype=torch.float64)
+    hue = [colorsys.rgb_to_hsv(*color.tolist())[0] * 360 for color in (pink, pink @ turn)]
     assert abs(hue[1] - hue[0]) == pytest.approx(abs(degrees), rel=0.2)
-    torch.testing.assert_close(grey @ turn, grey)
+    torch.testing.assert_close(gray @ turn, gray)
 
 
 def test_drawing_leaves_the_global_generator_alone():
@@ -90,7 +90,7 @@ def test_drawing_leaves_the_global_generator_alone():
 
 
 def test_glass_stays_nearly_white_and_tissue_stays_tissue():
-    # Background must not turn into a colour: a network would take the tint for a stain.
+    # Background must not turn into a color: a network would take the tint for a stain.
     glass = torch.full((200, 8, 8, 3), 243, dtype=torch.uint8)
     changed = augment(glass, draw_transforms(200, seed=0, epoch=1, batch=0))
     spread = changed.amax(dim=3) - changed.amin(dim=3)
@@ -98,14 +98,14 @@ def test_glass_stays_nearly_white_and_tissue_stays_tissue():
     assert changed.min() > 170
 
 
-def test_colours_change_but_keep_their_mean():
+def test_colors_change_but_keep_their_mean():
     tissue = torch.tensor([180, 110, 170], dtype=torch.uint8).expand(400, 8, 8, 3).contiguous()
     changed = augment(tissue, draw_transforms(400, seed=0, epoch=1, batch=0)).mean(dim=(1, 2))
     assert (changed.std(dim=0) > 5).all()
     np.testing.assert_allclose(changed.mean(dim=0), [180, 110, 170], atol=6)
 
 
-def test_more_haematoxylin_makes_nuclei_darker_and_bluer():
+def test_more_hematoxylin_makes_nuclei_darker_and_bluer():
     nucleus = torch.tensor([110, 80, 160], dtype=torch.uint8).expand(1, 4, 4, 3).contiguous()
     stronger = identity(1)
     from wsi_assets.learning.augmentation import _STAINS, _UNSTAIN
@@ -136,11 +136,11 @@ def test_a_transform_of_the_smallest_patch_is_possible():
     assert augment(patches(32, size=2), transforms).shape == (32, 2, 2, 3)
 
 
-def test_normalisation_is_torchvisions_and_needs_no_copy_to_channels_last():
+def test_normalization_is_torchvisions_and_needs_no_copy_to_channels_last():
     original = patches(2)
-    from torchvision.transforms.functional import normalize
+    from torchvision.transforms import functional
 
-    expected = normalize(original.permute(0, 3, 1, 2).float() / 255, IMAGENET_MEAN, IMAGENET_STD)
-    result = normalise(original)
+    expected = functional.normalize(original.permute(0, 3, 1, 2).float() / 255, IMAGENET_MEAN, IMAGENET_STD)
+    result = normalize(original)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
     assert result.is_contiguous(memory_format=torch.channels_last)

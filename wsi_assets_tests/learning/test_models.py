@@ -1,39 +1,61 @@
 import io
+import json
 import pickle
 import urllib.error
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
+from torchvision import models
 
 from wsi_assets.errors import ModelError
 from wsi_assets.learning import load_model, train
-from wsi_assets.learning.backbones import build_model
-from wsi_assets_tests.learning.fakes import cohort, quick
+from wsi_assets.learning.models import build_model
+from wsi_assets_tests.learning.fakes import cohort, index_of, quick
 
 
 @pytest.fixture(scope="module")
 def best(tmp_path_factory):
-    return train(cohort(), quick(max_epochs=1), tmp_path_factory.mktemp("model")).best_path
+    store = cohort()
+    return train(store, index_of(store), quick(max_epochs=1), tmp_path_factory.mktemp("model")).best_path
 
 
-def test_best_loads_as_weights_only_and_says_what_it_is(best):
-    plain = torch.load(best, weights_only=True)
-    assert plain["model_name"] == "tiny"
-    assert plain["classes"] == ["normal", "tumor"]
-    assert (plain["patch_size"], plain["level"], plain["mpp"]) == (32, 4, 0.25)
-    assert plain["normalisation"]["mean"] == [0.485, 0.456, 0.406]
-    assert plain["config"] == quick(max_epochs=1).model_dump()
-    assert plain["data_digest"] == cohort().info["digest"]
-    assert plain["epoch"] == 1
-    assert {row["side"] for row in plain["split"]["rows"]} == {"train", "val"}
+def copied(best, folder, *, card=True):
+    (folder / "best.pt").write_bytes(best.read_bytes())
+    if card:
+        (folder / "best.json").write_bytes(best.with_suffix(".json").read_bytes())
+    return folder / "best.pt"
 
 
-def test_the_classifier_turns_pixels_into_probabilities(best):
-    classifier = load_model(best).classifier()
+def test_a_model_is_loaded_from_its_file_and_from_its_folder(best):
+    loaded = load_model(best)
+    assert (loaded.patch_size, loaded.level) == (32, 4)
+    assert loaded.threshold["specificity"] >= 0.95
     pixels = torch.from_numpy(cohort().patches[:3])
     with torch.inference_mode():
-        torch.testing.assert_close(classifier(pixels), classifier(pixels.float()))
-        torch.testing.assert_close(classifier(pixels).sum(dim=1), torch.ones(3))
+        expected = loaded.classifier()(pixels)
+        torch.testing.assert_close(load_model(best.parent).classifier()(pixels.float()), expected)
+        torch.testing.assert_close(expected.sum(dim=1), torch.ones(3))
+
+
+def test_weights_saved_from_a_wrapped_network_load(best, tmp_path):
+    path = copied(best, tmp_path)
+    state = torch.load(best, weights_only=True)
+    torch.save({f"module.{key}": value for key, value in state.items()}, path)
+    loaded = load_model(path).model.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_weights_without_a_description_need_the_name_of_their_network(best, tmp_path):
+    path = copied(best, tmp_path, card=False)
+    with pytest.raises(ModelError):
+        load_model(path)
+    assert load_model(path, model_name="tiny").patch_size is None
+    torch.save(models.resnet18(num_classes=2).state_dict(), path)
+    loaded = load_model(path, model_name="resnet18")
+    assert loaded.classifier()(torch.zeros(1, 64, 64, 3)).shape == (1, 2)
+    assert (loaded.threshold, loaded.calibration) == (None, None)
 
 
 class Hostile:
@@ -43,102 +65,134 @@ class Hostile:
 
 def hostile():
     buffer = io.BytesIO()
-    torch.save({"format": 1, "state_dict": Hostile()}, buffer)
+    torch.save({"weight": Hostile()}, buffer)
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b"PK\x03\x04 torn",
-        pickle.dumps(Hostile(), protocol=2),
-        hostile(),
-        pickle.dumps({"format": 1}, protocol=2),
-        b"\x80\x02].",
-    ],
-    ids=["empty", "torn", "hostile pickle", "hostile file", "another dict", "a list"],
+    [b"", b"PK\x03\x04 torn", pickle.dumps(Hostile(), protocol=2), hostile(), b"\x80\x02]."],
+    ids=["empty", "torn", "hostile pickle", "hostile file", "a list"],
 )
-def test_what_is_no_model_is_refused_in_one_line_and_never_run(tmp_path, content, capsys):
-    path = tmp_path / "best.pt"
+def test_what_is_no_model_is_refused_and_never_run(best, tmp_path, content, capsys):
+    path = copied(best, tmp_path)
     path.write_bytes(content)
     with pytest.raises(ModelError) as caught:
         load_model(path)
-    assert str(caught.value).startswith(str(path))
-    assert "\n" not in str(caught.value)
+    assert caught.value.path == str(path)
     assert "code has run" not in capsys.readouterr().out
 
 
-def test_a_truncated_model_is_refused(best, tmp_path):
-    whole = best.read_bytes()
-    for share in (0.3, 0.99):
-        (tmp_path / "best.pt").write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(ModelError, match="damaged"):
-            load_model(tmp_path / "best.pt")
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_a_truncated_model_is_refused(best, tmp_path, share):
+    path = copied(best, tmp_path)
+    path.write_bytes(best.read_bytes()[: int(best.stat().st_size * share)])
+    with pytest.raises(ModelError):
+        load_model(path)
 
 
-def test_weights_of_another_network_are_refused(best, tmp_path):
-    plain = torch.load(best, weights_only=True)
-    torch.save({**plain, "model_name": "resnet18"}, tmp_path / "best.pt")
-    with pytest.raises(ModelError, match="not a model that this project wrote"):
-        load_model(tmp_path / "best.pt")
+@pytest.mark.parametrize(
+    "card", ["", "[]", "{", "{}", '{"model": {"name": "resnet18"}}', '{"model": {"name": 7}}', "[" * 9999]
+)
+def test_a_description_that_is_damaged_or_of_another_network_is_refused(best, tmp_path, card):
+    path = copied(best, tmp_path)
+    (tmp_path / "best.json").write_text(card)
+    with pytest.raises(ModelError):
+        load_model(path)
 
 
-@pytest.mark.parametrize("name", ["resnet19", "inception_v3", "fcn_resnet50", ""])
+@pytest.mark.parametrize("name", ["resnet19", "../etc", ""])
 def test_unknown_networks_are_refused(name):
-    with pytest.raises(ModelError, match="resnet18"):
+    with pytest.raises(ModelError):
         build_model(name, patch_size=64)
 
 
-def test_a_network_of_fixed_input_size_refuses_other_patches():
-    with pytest.raises(ModelError, match="does not take patches of 32 pixels"):
-        build_model("vit_b_16", patch_size=32)
-
-
-@pytest.mark.parametrize("size", [0, -1, 5000, 2**31, 2**63, 10**400, "64", None])
+@pytest.mark.parametrize("size", [0, -1, 5000, 2**31, 10**400, "64", None])
 def test_a_patch_size_that_cannot_be_is_refused_before_any_memory_is_asked_for(size):
-    with pytest.raises(ModelError, match="are not possible") as caught:
+    with pytest.raises(ModelError):
         build_model("resnet18", patch_size=size)
-    assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
-def test_networks_of_torchvision_have_two_outputs(name):
-    assert build_model(name, patch_size=64)(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto"])
+def test_networks_of_timm_have_two_outputs_and_their_own_normalization(name):
+    model, architecture = build_model(name, patch_size=64)
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
+    assert architecture.mean == timm.get_pretrained_cfg(name).mean
+    assert architecture.input_size is None
+
+
+def test_a_network_of_one_input_size_gets_patches_of_that_size():
+    model, architecture = build_model("vit_tiny_patch16_224", patch_size=32)
+    inputs = architecture.inputs(torch.full((2, 32, 32, 3), 127.5))
+    assert inputs.shape == (2, 3, 224, 224)
+    assert model(inputs).shape == (2, 2)
+    assert architecture.mean == (0.5, 0.5, 0.5)
+    torch.testing.assert_close(inputs, torch.zeros_like(inputs), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
     "wrapped", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": s, "epoch": 3}]
 )
 def test_local_weights_of_a_thousand_classes_fill_all_but_the_classifier(tmp_path, wrapped):
-    from torchvision import models
-
-    torch.manual_seed(1)
     pretrained = models.resnet18(weights=None, num_classes=1000).state_dict()
     torch.save(wrapped({f"module.{key}": value for key, value in pretrained.items()}), tmp_path / "w.pth")
-    torch.manual_seed(2)
-    own = build_model("resnet18", patch_size=32, weights=str(tmp_path / "w.pth")).state_dict()
+    model, _ = build_model("resnet18", patch_size=32, weights=str(tmp_path / "w.pth"))
+    own = model.state_dict()
     assert all(torch.equal(own[key], value) for key, value in pretrained.items() if not key.startswith("fc."))
     assert own["fc.weight"].shape == (2, 512)
 
 
-def test_local_weights_of_another_network_are_refused(tmp_path):
-    from torchvision import models
+def test_a_folder_of_timm_names_its_network_and_its_settings(tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, init_values=1e-5)
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 0,
+        "model_args": {"img_size": 64, "init_values": 1e-5},
+        "pretrained_cfg": {"mean": [0.7, 0.6, 0.7], "std": [0.2, 0.2, 0.2], "license": "cc-by-nc-nd-4.0"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, architecture = build_model("resnet50", patch_size=32, weights=str(tmp_path))
+    assert torch.equal(model.state_dict()["patch_embed.proj.weight"], source.patch_embed.proj.weight)
+    assert (architecture.name, architecture.input_size) == ("vit_tiny_patch16_224", 64)
+    assert (architecture.mean, architecture.license) == ((0.7, 0.6, 0.7), "cc-by-nc-nd-4.0")
 
+
+def test_an_encoder_from_a_folder_is_trained_frozen_and_loaded_without_the_folder(tmp_path):
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32)
+    save_file(source.state_dict(), encoder / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": 32, "num_classes": 0}}
+    (encoder / "config.json").write_text(json.dumps(config))
+    store = cohort()
+    options = quick(weights=str(encoder), freeze_backbone=True, max_epochs=1)
+    result = train(store, index_of(store), options, tmp_path / "run")
+    (encoder / "model.safetensors").unlink()
+    loaded = load_model(result.best_path).model.state_dict()
+    assert torch.equal(loaded["cls_token"], source.cls_token)
+
+
+def test_local_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
     torch.save(models.resnet34(weights=None).state_dict(), tmp_path / "34.pth")
-    with pytest.raises(ModelError, match=r"34\.pth: does not fit the network"):
-        build_model("resnet50", patch_size=32, weights=str(tmp_path / "34.pth"))
-    with pytest.raises(ModelError, match="does not exist"):
-        build_model("resnet50", patch_size=32, weights=str(tmp_path / "nowhere.pth"))
+    (tmp_path / "empty").mkdir()
+    for name in ("34.pth", "nowhere.pth", "empty"):
+        with pytest.raises(ModelError) as caught:
+            build_model("resnet50", patch_size=32, weights=str(tmp_path / name))
+        assert caught.value.path == str(tmp_path / name)
 
 
-def test_without_network_imagenet_weights_are_one_clear_line(tmp_path, monkeypatch):
+def test_without_network_imagenet_weights_are_one_line_that_names_the_ways_out(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    monkeypatch.setattr("torch.hub.urlopen", offline)
     with pytest.raises(ModelError, match="weights=none") as caught:
         build_model("resnet18", patch_size=32, weights="imagenet")
     assert "\n" not in str(caught.value)
+
+
+def test_a_random_body_cannot_be_frozen():
+    with pytest.raises(ValueError, match="freeze_backbone"):
+        quick(freeze_backbone=True)

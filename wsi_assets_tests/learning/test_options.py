@@ -27,6 +27,7 @@ def test_the_defaults_are_those_users_know():
             "use_class_weights": True,
             "use_focal_loss": True,
             "use_ohem": True,
+            "weights": "imagenet",
         }
         == TrainingOptions().model_dump()
     )

@@ -3,15 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_assets.learning import load_model, train
-from wsi_assets.learning.scores import confusion, roc_auc, youden_threshold
-from wsi_assets_tests.learning.fakes import cohort, quick
-
-
-def youden(truth, probabilities, threshold):
-    true_normal, false_tumor, false_normal, true_tumor = confusion(truth, probabilities, threshold)
-    return true_tumor / (true_tumor + false_normal) + true_normal / (true_normal + false_tumor) - 1
-
+from wsi_assets.learning.scores import (
+    balanced_loss,
+    confusion,
+    fit_calibration,
+    roc_auc,
+    threshold_at,
+    validation_loss,
+)
 
 patches = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 20).map(lambda k: np.float32(k / 20))),
@@ -20,43 +19,78 @@ patches = st.lists(
 ).filter(lambda rows: len({label for label, _ in rows}) == 2)
 
 
-@given(patches)
-def test_no_threshold_separates_better_than_the_chosen_one(rows):
+@given(patches, st.sampled_from([0.5, 0.8, 0.95, 0.99]))
+def test_no_lower_threshold_reaches_the_specificity_and_none_with_it_finds_more(rows, specificity):
     truth, probabilities = map(np.array, zip(*rows, strict=True))
-    chosen = youden_threshold(truth, probabilities)
-    everywhere = np.linspace(0, 1, 161)
-    best = max(youden(truth, probabilities, threshold) for threshold in everywhere)
-    if chosen is None:
-        assert best == 0
-    else:
-        assert youden(truth, probabilities, chosen) == pytest.approx(best, abs=1e-12)
+    chosen = threshold_at(truth, probabilities, specificity)
+    assert chosen["specificity"] >= specificity - 1e-9
+    for threshold in np.linspace(0, 1, 161):
+        true_normal, false_tumor, false_normal, true_tumor = confusion(truth, probabilities, threshold)
+        if true_normal / (true_normal + false_tumor) >= specificity:
+            assert true_tumor / (true_tumor + false_normal) <= chosen["sensitivity"] + 1e-9
 
 
-def test_a_detector_that_is_wrong_everywhere_or_says_the_same_of_all_gets_no_threshold():
-    assert youden_threshold(np.array([0, 0, 1, 1]), np.array([0.8, 0.9, 0.1, 0.2])) is None
-    assert youden_threshold(np.array([0, 1]), np.array([0.3, 0.3])) is None
-
-
-def test_a_detector_that_is_right_about_half_keeps_one_half():
-    assert youden_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.9, 0.95])) == 0.5
-
-
-def test_a_detector_whose_probabilities_are_all_low_gets_a_low_threshold_between_the_classes():
-    assert youden_threshold(np.array([0, 0, 1, 1]), np.array([0.01, 0.02, 0.10, 0.2])) == pytest.approx(0.06)
-
-
-def test_among_equally_good_thresholds_the_one_nearest_one_half_wins():
-    # At 0.15 one normal patch is lost, at 0.35 one tumour patch: the same index.
-    assert youden_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4])) == pytest.approx(0.35)
+def test_the_threshold_lies_between_two_probabilities():
+    truth, probabilities = np.array([0, 0, 1, 1]), np.array([0.01, 0.02, 0.10, 0.2])
+    assert threshold_at(truth, probabilities, 0.95)["threshold"] == pytest.approx(0.06)
 
 
 @pytest.mark.parametrize("truth", [[0, 0], [1, 1]])
-def test_without_one_of_the_classes_there_is_no_threshold_and_no_area(truth):
-    assert youden_threshold(np.array(truth), np.array([0.2, 0.7])) is None
+def test_without_one_of_the_classes_there_is_no_area(truth):
     assert roc_auc(np.array(truth), np.array([0.2, 0.7])) is None
 
 
-def test_the_best_model_carries_the_threshold_of_its_own_epoch(tmp_path):
-    result = train(cohort(), quick(), tmp_path)
-    assert 0 < result.best.val_threshold < 1
-    assert load_model(result.best_path).val_threshold == result.best.val_threshold
+def test_the_balanced_loss_does_not_depend_on_prevalence():
+    truth, probabilities = np.array([0, 0, 1]), np.array([0.2, 0.4, 0.7])
+    more = np.repeat([0, 1, 2], [50, 50, 1])
+    assert balanced_loss(truth, probabilities) == pytest.approx(
+        balanced_loss(truth[more], probabilities[more])
+    )
+
+
+def test_the_validation_loss_does_not_depend_on_how_sure_a_network_is():
+    truth, probabilities = drawn(0.3, 2000)
+    logits = np.log(probabilities / (1 - probabilities))
+    expected = validation_loss(truth, probabilities)
+    for slope, shift in ((0.2, 0.0), (3.0, -2.0)):
+        changed = 1 / (1 + np.exp(-(slope * logits + shift)))
+        assert validation_loss(truth, changed) == pytest.approx(expected, rel=1e-3)
+    noisy = 1 / (1 + np.exp(-(logits + np.random.default_rng(1).normal(0, 1, 2000))))
+    assert expected < validation_loss(truth, noisy) < np.log(2)
+    assert validation_loss(truth, np.full(2000, 0.3)) == pytest.approx(np.log(2), rel=1e-3)
+
+
+def drawn(prevalence, count=40_000):
+    """Truth, and the probabilities of a cautious detector trained on equally frequent classes."""
+    rng = np.random.default_rng(0)
+    truth = (rng.random(count) < prevalence).astype(int)
+    logits = rng.normal(np.where(truth == 1, 2, -2), 2)  # these are log odds at equal frequency
+    return truth, 1 / (1 + np.exp(-logits / 3))
+
+
+@pytest.mark.parametrize("prevalence", [0.02, 0.3])
+def test_calibration_finds_temperature_and_prevalence(prevalence):
+    truth, probabilities = drawn(prevalence)
+    fitted = fit_calibration(truth, probabilities, np.ones(len(truth)))
+    assert fitted["temperature"] == pytest.approx(1 / 3, rel=0.15)
+    assert fitted["shift"] == pytest.approx(np.log(prevalence / (1 - prevalence)), abs=0.3)
+    logits = np.log(probabilities / (1 - probabilities)) / fitted["temperature"] + fitted["shift"]
+    changed = 1 / (1 + np.exp(-logits))
+    assert changed.mean() == pytest.approx(truth.mean(), rel=0.05)
+    for low, high in ((0.0, 0.1), (0.1, 0.4), (0.4, 0.8)):
+        inside = (changed >= low) & (changed < high)
+        assert changed[inside].mean() == pytest.approx(truth[inside].mean(), abs=0.05)
+
+
+def test_weights_stand_for_patches_that_were_not_validated():
+    truth, probabilities = drawn(0.1)
+    kept = (truth == 1) | (np.arange(len(truth)) % 4 == 0)
+    weights = np.where(truth == 1, 1.0, 4.0)[kept]
+    whole = fit_calibration(truth, probabilities, np.ones(len(truth)))
+    part = fit_calibration(truth[kept], probabilities[kept], weights)
+    assert part["shift"] == pytest.approx(whole["shift"], abs=0.15)
+
+
+def test_a_detector_that_is_wrong_gets_no_calibration():
+    truth, probabilities = drawn(0.3, 500)
+    assert fit_calibration(1 - truth, probabilities, np.ones(500)) is None

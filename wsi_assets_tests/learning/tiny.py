@@ -1,19 +1,17 @@
-"""A network of a few thousand weights that can be asked for by name, like torchvision's own."""
+"""A network of a few thousand weights that can be asked for by name, like timm's own."""
 
 from __future__ import annotations
 
 import functools
 
+from timm.models import build_model_with_cfg, register_model
 from torch import nn
-from torchvision import models
-from torchvision.models._api import register_model
 
 
-@functools.cache
-def register():
-    """Make ``tiny`` (with batch normalisation and dropout) and ``tiny_plain`` (neither) known by name."""
+class Tiny(nn.Sequential):
+    """Two convolutions and a classifier; ``plain`` without batch normalization and dropout."""
 
-    def network(num_classes, plain):
+    def __init__(self, num_classes=2, in_chans=3, plain=False, **_):
         def block(into, out):
             norm = [] if plain else [nn.BatchNorm2d(out)]
             return [nn.Conv2d(into, out, 3, stride=2, padding=1), *norm, nn.ReLU()]
@@ -24,15 +22,22 @@ def register():
             nn.Dropout(0.0 if plain else 0.1),
             nn.Linear(16, num_classes),
         ]
-        return nn.Sequential(*block(3, 8), *block(8, 16), *head)
+        super().__init__(*block(in_chans, 8), *block(8, 16), *head)
 
-    def tiny(*, weights=None, num_classes=2):
-        return network(num_classes, plain=False)
+    def get_classifier(self):
+        return self[-1]
 
-    def tiny_plain(*, weights=None, num_classes=2):
-        return network(num_classes, plain=True)
 
+def tiny(pretrained=False, **options):
+    return build_model_with_cfg(Tiny, "tiny", pretrained, **options)
+
+
+def tiny_plain(pretrained=False, **options):
+    return build_model_with_cfg(Tiny, "tiny_plain", pretrained, plain=True, **options)
+
+
+@functools.cache
+def register():
+    """Make ``tiny`` and ``tiny_plain`` known by name."""
     for build in (tiny, tiny_plain):
-        # list_models(module=torchvision.models) goes by the module a builder says it is from
-        build.__module__ = models.resnet.__name__
-        register_model()(build)
+        register_model(build)

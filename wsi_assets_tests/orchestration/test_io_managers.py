@@ -1,139 +1,134 @@
-"""IO managers: plain, one-partition and many-partition loads; nothing half-written; light handles."""
-
-from __future__ import annotations
-
-import pickle
+"""IO managers alone, in a graph of a user's own: what is stored comes back, whole or not at all."""
 
 import dagster as dg
+import numpy as np
 import pytest
 
 from wsi_assets.files import read_plain_pickle, write_plain_pickle
-from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles, PlainPickleIOManager
-from wsi_assets.orchestration.partitions import EVERY_PARTITION, LEVELS, SLIDES
+from wsi_assets.orchestration.io_managers import (
+    BACKEND_IO_MANAGERS,
+    LazyPickles,
+    ModelIOManager,
+    PickleIOManager,
+    ReportIOManager,
+)
+from wsi_assets.orchestration.partitions import EVERY_PARTITION
+from wsi_assets.orchestration.provenance import read_record
+
+KEYS = dg.StaticPartitionsDefinition(["a", "b"])
 
 
-@pytest.fixture
-def instance():
-    with dg.DagsterInstance.ephemeral() as ephemeral:
-        yield ephemeral
+@dg.asset(partitions_def=KEYS, io_manager_key="io")
+def part(context: dg.AssetExecutionContext) -> dict:
+    return {"key": context.partition_key}
 
 
-def run(instance, tmp_path, *assets, partition=None):
-    return dg.materialize(
-        list(assets),
-        instance=instance,
-        partition_key=partition,
-        resources={"io_manager": PlainPickleIOManager(storage_dir=str(tmp_path))},
-        raise_on_error=False,
-    )
+@dg.asset(ins={"part": dg.AssetIn(**EVERY_PARTITION)}, io_manager_key="io")
+def whole(part: LazyPickles) -> list:
+    return [part[key]["key"] for key in part]
 
 
-def test_an_asset_without_partitions_round_trips(instance, tmp_path):
-    @dg.asset
-    def numbers():
-        return [1, 2, 3]
-
-    seen = []
-
-    @dg.asset
-    def doubled(numbers):
-        seen.extend(numbers)
-
-    assert run(instance, tmp_path, numbers, doubled).success
-    assert seen == [1, 2, 3]
-    assert (tmp_path / "numbers.pkl").is_file()
+@dg.asset(partitions_def=KEYS, io_manager_key="io")
+def again(part: dict) -> str:
+    return part["key"] * 2
 
 
-@dg.asset(partitions_def=SLIDES)
-def regions(context):
-    return {"slide": context.partition_key}
+def run(tmp_path, io, *assets, **options):
+    options.setdefault("selection", list(assets))
+    return dg.materialize([part, whole, again], resources={"io": io(storage_dir=str(tmp_path))}, **options)
 
 
-def test_a_slide_partition_loads_its_own_value(instance, tmp_path):
-    seen = {}
-
-    @dg.asset(partitions_def=SLIDES)
-    def follower(context, regions):
-        seen[context.partition_key] = regions
-
-    instance.add_dynamic_partitions("slides", ["a b", "ü"])
-    for slide in ("a b", "ü"):
-        assert run(instance, tmp_path, regions, follower, partition=slide).success
-    assert seen == {"a b": {"slide": "a b"}, "ü": {"slide": "ü"}}
-    assert (tmp_path / "slides" / "ü" / "regions.pkl").is_file()
+@pytest.mark.parametrize("made", [["a"], ["a", "b"]])
+def test_several_partitions_load_as_a_mapping_also_where_there_is_one(tmp_path, made):
+    for key in made:
+        run(tmp_path, PickleIOManager, part, partition_key=key)
+        run(tmp_path, PickleIOManager, again, partition_key=key)
+        assert read_plain_pickle(tmp_path / "again" / key) == key * 2
+    run(tmp_path, PickleIOManager, whole)
+    assert read_plain_pickle(tmp_path / "whole") == made
 
 
-@pytest.mark.parametrize("slides", [[], ["only"], ["a", "b", "c"], ["3"]])
-def test_a_level_takes_all_slides_as_a_mapping_however_many_there_are(instance, tmp_path, slides):
-    seen = []
+def test_an_asset_says_where_it_lies_and_its_provenance_is_written_beside_it(tmp_path):
+    record = {"asset": "x", "partition": None, "code_version": "1", "parameters": {}, "inputs": {}}
+    record |= {"recipe": "r", "version": "v", "facts": {"n": 1}, "run_id": None}
 
-    @dg.asset(partitions_def=LEVELS, ins={"regions": dg.AssetIn(**EVERY_PARTITION)})
-    def level(regions):
-        seen.append({slide: value["slide"] for slide, value in regions.items()})
+    @dg.asset(metadata={"path_template": "deep/x.pkl"})
+    def x():
+        return dg.MaterializeResult(value=[1], metadata={"provenance": dg.MetadataValue.json(record)})
 
-    instance.add_dynamic_partitions("slides", slides)
-    for slide in slides:
-        run(instance, tmp_path, regions, partition=slide)
-    assert dg.materialize(
-        [regions, level],
-        selection=[level],
-        instance=instance,
-        partition_key="3",
-        resources={"io_manager": PlainPickleIOManager(storage_dir=str(tmp_path))},
-    ).success
-    assert seen == [{slide: slide for slide in slides}]
+    dg.materialize([x], resources={"io_manager": PickleIOManager(storage_dir=str(tmp_path))})
+    assert read_plain_pickle(tmp_path / "deep" / "x.pkl") == [1]
+    assert read_record(tmp_path / "deep" / "x.pkl.provenance.json").to_plain() == record
 
 
-def test_a_slide_without_a_file_is_missing_from_the_mapping_and_named(tmp_path):
+def test_what_is_replaced_loses_its_record_first(tmp_path):
+    manager = PickleIOManager(storage_dir=str(tmp_path))
+    path = tmp_path / "x.pkl"
+    manager.publish(path, [1], {"asset": "x"})
+    with pytest.raises(TypeError):
+        manager.publish(path, [object()], {"asset": "x"})
+    assert not path.with_name("x.pkl.provenance.json").exists(), "a kill in between leaves it unmade"
+
+
+def test_a_pickle_that_names_a_class_is_refused_in_one_line(tmp_path):
+    import pickle
+
+    run(tmp_path, PickleIOManager, part, partition_key="a")
+    (tmp_path / "part" / "a").write_bytes(pickle.dumps(run))
+    result = run(tmp_path, PickleIOManager, again, partition_key="a", raise_on_error=False)
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    assert "\n" not in failed.step_failure_data.user_failure_data.description
+
+
+def test_a_model_is_published_whole_and_its_training_folder_goes(tmp_path):
+    training = tmp_path / "training"
+    (training / "checkpoints").mkdir(parents=True)
+    for name in ("best.pt", "best.json", "resume.tmp"):
+        (training / "checkpoints" / name).write_text(name)
+    (training / "epoch_losses.csv").write_text("epoch\n")
+    manager = ModelIOManager(storage_dir=str(tmp_path))
+    manager.publish(tmp_path / "level_1" / "checkpoints", training, None)
+    assert manager.load(tmp_path / "level_1" / "checkpoints").read_text() == "best.pt"
+    assert sorted(p.name for p in (tmp_path / "level_1" / "checkpoints").iterdir()) == [
+        "best.json",
+        "best.pt",
+    ]
+    assert (tmp_path / "level_1" / "epoch_losses.csv").exists()
+    assert not training.exists()
+
+
+def test_a_report_takes_the_place_of_the_old_one(tmp_path):
+    manager, target = ReportIOManager(storage_dir=str(tmp_path)), tmp_path / "report"
+    for text in ("old", "new"):
+        pages = tmp_path / "in_progress"
+        (pages / "plots").mkdir(parents=True)
+        (pages / "report.html").write_text(text)
+        (pages / "plots" / f"{text}.png").write_text(text)
+        manager.publish(target, pages, None)
+        assert not pages.exists()
+    assert manager.load(target).joinpath("report.html").read_text() == "new"
+    assert [file.name for file in (target / "plots").iterdir()] == ["new.png"]
+
+
+def test_lazy_pickles_read_on_access(tmp_path):
     write_plain_pickle(tmp_path / "a.pkl", 1)
-    mapping = LazyPickles({"a": tmp_path / "a.pkl", "b": tmp_path / "b.pkl"})
-    assert dict(mapping) == {"a": 1}
-    assert mapping.missing == ("b",)
-    assert "b" not in mapping
-    assert dict(pickle.loads(pickle.dumps(mapping))) == {"a": 1}
+    found = LazyPickles({"a": tmp_path / "a.pkl", "b": tmp_path / "b.pkl"})
+    assert dict(found) == {"a": 1}
+    assert "b" not in found
+    write_plain_pickle(tmp_path / "a.pkl", 2)
+    assert found["a"] == 2
 
 
-def test_metadata_says_where_how_large_and_how_many(instance, tmp_path):
-    @dg.asset
-    def numbers():
-        return [1, 2, 3]
-
-    result = run(instance, tmp_path, numbers)
-    metadata = result.asset_materializations_for_node("numbers")[0].metadata
-    assert metadata["path"].value == str(tmp_path / "numbers.pkl")
-    assert metadata["size_bytes"].value == (tmp_path / "numbers.pkl").stat().st_size
-    assert metadata["count"].value == 3
-
-
-def test_a_value_that_is_not_plain_leaves_the_old_file(instance, tmp_path):
-    values = [[1], [object()]]
+@pytest.mark.parametrize("backend", ["lmdb", "hdf5", "fs"])
+def test_patches_of_any_asset_go_into_a_store_that_others_read(tmp_path, backend):
+    patches = [(f"slide_{n:06d}", np.full((16, 16, 3), 40 * n, np.uint8), n % 2) for n in range(4)]
 
     @dg.asset
-    def numbers():
-        return values.pop(0)
+    def patches_of_mine():
+        return iter(patches)
 
-    assert run(instance, tmp_path, numbers).success
-    assert not run(instance, tmp_path, numbers).success
-    assert read_plain_pickle(tmp_path / "numbers.pkl") == [1]
-
-
-def test_a_pickle_that_names_a_class_fails_the_run_with_one_line(instance, tmp_path):
-    @dg.asset
-    def numbers():
-        return [1]
-
-    @dg.asset
-    def reader(numbers):
-        raise AssertionError("must not be reached")
-
-    run(instance, tmp_path, numbers)
-    (tmp_path / "numbers.pkl").write_bytes(pickle.dumps(PlainPickleIOManager))
-    result = dg.materialize(
-        [numbers, reader],
-        selection=[reader],
-        instance=instance,
-        resources={"io_manager": PlainPickleIOManager(storage_dir=str(tmp_path))},
-        raise_on_error=False,
-    )
-    failure = next(event for event in result.all_events if event.is_step_failure)
-    assert "it names" in failure.step_failure_data.user_failure_data.description
+    store_io = BACKEND_IO_MANAGERS[backend](storage_dir=str(tmp_path))
+    assert dg.materialize([patches_of_mine], resources={"io_manager": store_io}).success
+    with store_io.load(tmp_path / "patches_of_mine") as store:
+        assert list(store.labels) == [0, 1, 0, 1]
+        assert [round(store.get(position).mean()) for position in range(4)] == [0, 40, 80, 120]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_assets.errors import ConfigError, SlideError
+from wsi_assets.annotations import read_annotation
+from wsi_assets.errors import AnnotationError, ConfigError, SlideError
 from wsi_assets.slides import (
     find_slides,
     fingerprint,
@@ -266,10 +269,10 @@ def test_a_slide_that_may_not_be_read_is_no_unknown_format(images, monkeypatch):
             open_slide(images / name)
 
 
-def test_a_slide_of_another_format_in_a_dicom_folder_is_a_notice(images):
+def test_each_folder_with_dicom_files_is_a_slide_and_other_slides_in_it_are_notices(images):
     touch(images, "case1/x.dcm", "case1/a.svs", "case1/sub/a.svs", "case1/sub/y.dcm", "case2/x.dcm", "c.svs")
     listing = find_slides(images)
-    assert [slide.slide_id for slide in listing.slides] == ["c", "case1", "case2"]
+    assert [slide.slide_id for slide in listing.slides] == ["c", "case1", "case2", "sub"]
     assert listing.left_out == {}
     assert [notice.split(": ")[1].split(". ")[0] for notice in listing.notices] == [
         f"{images}/case1/a.svs",
@@ -386,3 +389,149 @@ def test_names_and_options_load_without_any_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "slide_id"),
+    [
+        ("a.isyntax", "a"),
+        ("a.vsi", "a"),
+        ("a.kfb", "a"),
+        ("a.svs.gz", "a"),
+        ("a.svs.zip", "a"),
+        ("a.svs.part", "a"),
+        ("a/Slidedat.ini", "a"),
+        ("a.svs/notes.txt", "a"),
+    ],
+)
+def test_a_slide_that_is_not_read_is_named_and_no_slide(images, annotations, name, slide_id):
+    touch(images, "good.svs", name)
+    touch(annotations, "a.xml")
+    listing = find_slides(images, annotations)
+    assert [slide.slide_id for slide in listing.slides] == ["good"]
+    assert list(listing.left_out) == [slide_id]
+    assert listing.notices == ()
+
+
+def test_files_that_are_no_slides_are_named_in_one_line_and_texts_are_not(images):
+    touch(images, "a.svs", "b.jpg", "c.jpg", "d.xyz", "readme.txt", "list.csv", "a.svs.md5")
+    (notice,) = find_slides(images).notices
+    assert ".jpg (2), .xyz (1)" in notice
+
+
+def test_pipes_and_sockets_are_named_and_never_waited_for(images, annotations, monkeypatch):
+    touch(images, "good.svs")
+    for path in (images / "pipe.svs", images / "other", annotations / "good.xml"):
+        os.mkfifo(path)
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(images)  # a socket's path is short
+        server.bind("socket.tif")
+        listing = find_slides(images, annotations)
+        assert [slide.slide_id for slide in listing.slides] == ["good"]
+        assert list(listing.left_out) == ["pipe", "socket"]
+        for path in (images / "pipe.svs", images / "socket.tif"):
+            with pytest.raises(SlideError):
+                open_slide(path)
+            with pytest.raises(SlideError):
+                fingerprint(path)
+    with pytest.raises(AnnotationError):
+        read_annotation(annotations / "good.xml")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.ndpa",
+        "a.tif.ndpa",
+        "a.qpdata",
+        "a.csv",
+        "a.png",
+        "a_mask.tif",
+        "a-annotations.geojson",
+        "a labels.xml",
+    ],
+)
+def test_a_slide_whose_annotation_is_not_understood_is_no_normal_slide(images, annotations, name):
+    touch(images, "a.tif", "b.tif")
+    touch(annotations, name)
+    listing = find_slides(images, annotations)
+    (found,) = [slide for slide in listing.slides if slide.slide_id == "b"]
+    assert found.annotation_path is None
+    (slide,) = [slide for slide in listing.slides if slide.slide_id == "a"] or [None]
+    if slide is None:
+        assert str(annotations / name) in listing.left_out["a"]
+    else:
+        assert slide.annotation_path == annotations / name
+        with pytest.raises(AnnotationError):
+            read_annotation(slide.annotation_path)
+
+
+def test_a_readable_annotation_counts_before_files_of_other_formats(images, annotations):
+    touch(images, "a.tif")
+    touch(annotations, "a.xml", "a.qpdata", "a.png", "a_mask.tif", "a.xml.md5")
+    listing = find_slides(images, annotations)
+    assert listing.slides[0].annotation_path == annotations / "a.xml"
+    assert listing.left_out == {}
+
+
+@pytest.mark.parametrize(
+    ("slide", "annotation"),
+    [
+        ("a.ome.tif", "a.geojson"),
+        ("a.ome.tif", "a.ome.geojson"),
+        ("a.svs", "a.svs.geojson"),
+        ("a.svs", "a.geojson.gz"),
+        ("a.svs", "A.XML.GZ"),
+        ("a.svs", "a.zip"),
+        ("a.svs", "a.svs.geojson.zip"),
+    ],
+)
+def test_an_annotation_is_known_by_its_slides_name(images, annotations, slide, annotation):
+    touch(images, slide)
+    touch(annotations, annotation)
+    (found,) = find_slides(images, annotations).slides
+    assert found.annotation_path == annotations / annotation
+
+
+def test_an_annotation_belongs_to_the_slide_of_its_very_name_first(images, annotations):
+    touch(images, "a.ome.tif", "a.tif")
+    touch(annotations, "a.geojson")
+    found = {slide.slide_id: slide.annotation_path for slide in find_slides(images, annotations).slides}
+    assert found == {"a": annotations / "a.geojson", "a.ome": None}
+
+
+@pytest.mark.parametrize(
+    ("slide_id", "patient"),
+    [
+        ("TCGA-A1-A0SB-01Z-00-DX1.B34C", "TCGA-A1-A0SB"),
+        ("TCGA-A1-A0SB-01A-01-TSA", "TCGA-A1-A0SB"),
+        ("tcga-a1-a0sb-01z-00-dx2", "tcga-a1-a0sb"),
+        ("TCGA-A1-A0SB", "TCGA-A1-A0SB"),
+        ("TCGA-A1-A0SBX-01", "TCGA-A1-A0SBX-01"),
+        ("my_TCGA-A1-A0SB-01Z", "my_TCGA-A1-A0SB-01Z"),
+        ("C3L-00001-21", "C3L-00001"),
+        ("GTEX-1117F-0126", "GTEX-1117F"),
+        ("TARGET-30-PARKGJ-01A", "TARGET-30-PARKGJ"),
+        ("patient_004_node_4", "patient_004"),
+    ],
+)
+def test_archives_name_a_slides_patient_by_its_first_letters(slide_id, patient):
+    assert patient_of(slide_id) == patient
+
+
+@pytest.mark.parametrize("size", [20 << 20, 100 << 20])
+@pytest.mark.parametrize("hole", [128 << 10, 1 << 20])
+def test_a_hole_that_a_copy_left_and_its_mending_are_seen(tmp_path, size, hole):
+    path = tmp_path / "s.tif"
+    whole = np.random.default_rng(0).bytes(size)
+    path.write_bytes(whole)
+    before = fingerprint(path)
+    for start in (size // 3, size // 2 + 77_777):
+        with path.open("r+b") as stream:
+            stream.seek(start)
+            stream.write(bytes(hole))
+        assert fingerprint(path) != before
+        with path.open("r+b") as stream:
+            stream.seek(start)
+            stream.write(whole[start : start + hole])
+        assert fingerprint(path) == before

@@ -11,7 +11,7 @@ from wsi_assets.errors import SlideError
 from wsi_assets.slides import find_slides, fingerprint, open_slide, open_tiles
 from wsi_assets.slides.openslide_file import OpenSlideFile
 from wsi_assets_tests.slides.made import halved, picture, write_pyramid
-from wsi_assets_tests.slides.vendors import write_dicom, write_philips, write_svs
+from wsi_assets_tests.slides.vendors import write_dicom, write_philips, write_scn, write_svs
 
 IMAGE = picture(456, 600)
 """Whole at levels 1 and 2, and no multiple of the tiles."""
@@ -122,3 +122,103 @@ def test_a_picture_that_is_no_slide_is_refused_with_what_to_do(tmp_path):
     tifffile.imwrite(path, IMAGE, photometric="rgb")
     with pytest.raises(SlideError, match="convert it to a tiled TIFF"):
         open_slide(path)
+
+
+def test_a_slide_scanned_in_part_says_where(tmp_path):
+    path = write_scn(tmp_path / "s.scn", IMAGE, (256, 128), (1200, 900), 0.25)
+    with open_slide(path) as slide:
+        assert (slide.levels[0].width, slide.levels[0].height) == (1200, 900)
+        assert slide.bounds == (256, 128, 600, 456)
+        region = slide.read_region(0, 128, 256, 456, 600)
+        assert error(region.pixels, IMAGE) < 4
+        assert slide.read_region(0, 0, 0, 120, 250).no_data.all()
+    with open_slide(write_pyramid(tmp_path / "whole.tif", [IMAGE])) as slide:
+        assert slide.bounds is None
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "zlib"])
+def test_an_ome_tiff_has_the_levels_below_its_first_page_and_its_own_scale(tmp_path, compression):
+    path = tmp_path / "case.ome.tif"
+    levels = [IMAGE, halved(IMAGE, 1), halved(IMAGE, 2)]
+    tiled = {"tile": (128, 128), "photometric": "rgb", "compression": compression}
+    size = {"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.5, "PhysicalSizeYUnit": "µm"}
+    with tifffile.TiffWriter(path, bigtiff=True, ome=True) as file:
+        file.write(IMAGE, subifds=2, metadata={"axes": "YXS", **size}, **tiled)
+        for level in levels[1:]:
+            file.write(level, subfiletype=1, **tiled)
+    with open_slide(path) as slide:
+        assert [level.downsample for level in slide.levels] == [1, 2, 4]
+        assert (slide.scale.base_magnification, slide.scale.mpp, slide.notices) == (20, 0.5, ())
+        for level, image in zip(slide.levels, levels, strict=True):
+            window = (level.index, 0, 0, level.height, level.width)
+            pixels = slide.read_region(*window).pixels
+            assert error(pixels, image) < (4 if compression == "jpeg" else 1e-9)
+            np.testing.assert_array_equal(slide._file.read(*window)[0], pixels)
+        assert slide.reduced(4.0).pixels.shape == (114, 150, 3)
+
+
+def picture_of_a_label(height: int, width: int) -> np.ndarray:
+    label = np.full((height, width, 3), 235, np.uint8)
+    return cv2.putText(label, "S19-1234", (5, height // 2), cv2.FONT_HERSHEY_SIMPLEX, 1, (0, 0, 0), 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((96, 224), {}),
+        ((114, 200), {}),
+        ((64, 64), {}),
+        ((57, 75), {"description": "Label image"}),
+        ((57, 75), {"resolution": (100.0, 100.0), "resolutionunit": "CENTIMETER"}),
+    ],
+)
+def test_a_picture_that_is_no_reduction_of_the_slide_is_no_level(tmp_path, size, said):
+    """OpenSlide takes every tiled page of a TIFF for a level."""
+    path = tmp_path / "s.tif"
+    levels = [IMAGE, halved(IMAGE, 1), picture_of_a_label(*size)]
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for k, image in enumerate(levels):
+            own = said if k == 2 else {"resolution": (4e4 / 2**k, 4e4 / 2**k), "resolutionunit": "CENTIMETER"}
+            tiled = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib"}
+            file.write(image, **tiled, subfiletype=int(k > 0), metadata=None, **own)
+    with open_slide(path) as slide:
+        assert [level.downsample for level in slide.levels] == [1, 2]
+        assert len(slide.notices) == 1
+        assert f"{size[1]} x {size[0]}" in slide.notices[0]
+
+
+def test_a_label_larger_than_the_last_level_is_named_where_openslide_refuses_the_file(tmp_path):
+    label = picture_of_a_label(128, 320)
+    path = write_pyramid(tmp_path / "s.tif", [IMAGE, halved(IMAGE, 1), halved(IMAGE, 2), label], tile=64)
+    with pytest.raises(SlideError, match="320 x 128"):
+        open_slide(path)
+
+
+def test_a_folder_of_two_dicom_series_is_refused(tmp_path):
+    folder = write_dicom(tmp_path / "one", IMAGE, 0.25)
+    for file in write_dicom(tmp_path / "two", IMAGE, 0.25).iterdir():
+        data = file.read_bytes().replace(b"1.2.3.8", b"1.2.3.7")
+        (folder / f"other_{file.name}").write_bytes(data)
+    with pytest.raises(SlideError, match="2 DICOM series"):
+        open_slide(folder)
+
+
+def test_dicom_files_are_known_by_what_they_hold(tmp_path):
+    """As a PACS exports them, and with a report above them."""
+    folder = write_dicom(tmp_path / "patient", IMAGE, 0.25)
+    for file in sorted(folder.iterdir()):
+        file.rename(folder / f"IM{file.stem[-1]:0>6}")
+    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(400))
+    (slide,) = find_slides(tmp_path).slides
+    assert (slide.slide_id, slide.path) == ("patient", folder)
+    with open_slide(slide.path) as opened:
+        assert len(opened.levels) == 3
+
+
+@pytest.mark.parametrize("name", ["a.btf", "a.qptiff", "a.ptif", "a.scan", "a"])
+def test_what_openslide_opens_is_a_slide_whatever_its_ending(tmp_path, name):
+    write_pyramid(tmp_path / name, [IMAGE])
+    (slide,) = find_slides(tmp_path).slides
+    assert slide.slide_id == "a"
+    with open_slide(slide.path) as opened:
+        assert len(opened.levels) == 1

@@ -149,9 +149,75 @@ def test_pixels_that_are_not_quite_square_have_their_mean_mpp():
     assert (scale.mpp, scale.mpp_source) == (pytest.approx(0.255), "file")
 
 
-def test_objective_power_goes_before_mpp():
-    scale = scale_of("s", {"openslide.objective-power": "20", "openslide.mpp-x": "0.25"}, ScaleOptions())
-    assert (scale.base_magnification, scale.magnification_source, scale.mpp) == (20, "objective", 0.25)
+@pytest.mark.parametrize(
+    ("objective", "mpp", "magnification", "source"),
+    [
+        ("20", "0.499", 20, "objective"),
+        ("40", "0.2325", 40, "objective"),
+        ("20", "0.37", 20, "objective"),
+        ("20", "0.2325", 40, "mpp"),
+        ("40", "0.5", 20, "mpp"),
+    ],
+)
+def test_objective_power_goes_before_mpp_unless_the_two_contradict(objective, mpp, magnification, source):
+    scale = scale_of("s", {"openslide.objective-power": objective, "openslide.mpp-x": mpp}, ScaleOptions())
+    assert (scale.base_magnification, scale.magnification_source) == (magnification, source)
+    assert scale.mpp == float(mpp)
+    assert bool(scale.notices) == (source == "mpp")
+
+
+def test_what_is_assumed_contradicted_or_not_believed_is_a_notice():
+    def notices(**file):
+        names = {"x": "openslide.mpp-x", "y": "openslide.mpp-y", "power": "openslide.objective-power"}
+        return scale_of("s", {names[key]: value for key, value in file.items()}, ScaleOptions()).notices
+
+    assert not notices(x="0.25", y="0.25", power="40")
+    assert not notices(x="0.25", y="0.25")
+    assert len(notices()) == 1
+    assert len(notices(x="28.97", y="28.97", power="40")) == 1
+    assert len(notices(x="28.97", y="28.97")) == 2
+    assert len(notices(x="0.25", y="0.5")) == 2
+    assert len(notices(x="0.25", y="0.26")) == 1
+    assert len(notices(x="0.25", y="10000")) == 2
+
+
+def test_pixels_far_from_square_have_no_mpp():
+    scale = scale_of("s", {"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.5"}, ScaleOptions(base_mag=20))
+    assert (scale.mpp, scale.base_magnification, scale.magnification_source) == (None, 20, "base_mag")
+    assert scale.mpp_source.startswith("refused")
+
+
+@pytest.mark.parametrize(
+    ("dots", "mpp"), [("101600", 0.25), ("50800", 0.5), ("300", None), ("72", None), ("0", None)]
+)
+def test_a_resolution_in_inches_is_a_pixel_size_where_it_can_be_one(dots, mpp):
+    file = {"tiff.ResolutionUnit": "inch", "tiff.XResolution": dots, "tiff.YResolution": dots}
+    scale = scale_of("s", file, ScaleOptions())
+    assert scale.mpp == (mpp and pytest.approx(mpp))
+    assert bool(scale.notices) == (mpp is None)
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "mpp"),
+    [("0.5", "\u00b5m", 0.5), ("250", "nm", 0.25), ("0.00025", "mm", 0.25), ("0.5", None, 0.5)],
+)
+def test_an_ome_tiff_says_its_scale_in_its_xml(size, unit, mpp):
+    units = f' PhysicalSizeXUnit="{unit}" PhysicalSizeYUnit="{unit}"' if unit else ""
+    xml = (
+        '<?xml version="1.0"?><OME><Instrument><Objective NominalMagnification="20"/></Instrument><Image>'
+        f'<Pixels PhysicalSizeX="{size}" PhysicalSizeY="{size}"{units} SizeX="9"/></Image></OME>'
+    )
+    scale = scale_of("s", {"tiff.ImageDescription": xml}, ScaleOptions())
+    assert scale.mpp == pytest.approx(mpp)
+    assert scale.base_magnification == (20 if mpp == 0.5 else 40)
+
+
+def test_what_the_table_says_needs_no_notice(tmp_path):
+    table = tmp_path / "scales.csv"
+    table.write_text("slide_id,base_mag,mpp\na,40,\nb,,0.25\n")
+    options = ScaleOptions(scale_table=str(table))
+    assert not scale_of("a", {}, options).notices
+    assert not scale_of("b", {"openslide.objective-power": "20", "openslide.mpp-x": "900"}, options).notices
 
 
 @pytest.mark.parametrize("value", ["1000", "352.7777", "0.01", "0", "-1"])

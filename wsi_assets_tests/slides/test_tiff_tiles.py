@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import concurrent.futures
+import io
+import shutil
 import tracemalloc
 
 import numpy as np
 import openslide
 import pytest
 import tifffile
+from PIL import Image
 
 from wsi_assets.errors import SlideError
-from wsi_assets.slides import open_slide, open_tiles
-from wsi_assets.slides.openslide_file import OpenSlideFile
+from wsi_assets.slides import ReferenceReader, open_slide, open_tiles
+from wsi_assets.slides.jpeg_data import hole_in
+from wsi_assets.slides.openslide_file import OpenSlideFile, blends
 from wsi_assets_tests.slides.made import halved, padded, picture, write_pyramid
+from wsi_assets_tests.slides.vendors import write_dicom, write_jp2k_svs
 
 JPEG_SLIDES = [
     "slides/CMU-1-Small-Region.svs",
@@ -40,8 +45,8 @@ def test_every_tile_is_what_openslide_reads_there(real_data, name):
     slide.close()
 
 
-@pytest.mark.parametrize("name", ["boxes.tiff", "rgba_3level.tif", "unreadable.svs"])
-def test_what_is_no_sound_jpeg_tiff_is_left_to_openslide(real_data, name):
+@pytest.mark.parametrize("name", ["rgba_3level.tif", "unreadable.svs"])
+def test_what_is_no_sound_rgb_tiff_is_left_to_openslide(real_data, name):
     assert open_tiles(real_data / "slides" / name, 0) is None
 
 
@@ -102,16 +107,100 @@ def damaged(path, change):
         lambda data: data[: len(data) // 2] + b"\xff" * (len(data) - len(data) // 2),
         lambda data: data[: len(data) // 2] + b"\xff\xd9" + bytes(len(data) - len(data) // 2 - 2),
         lambda data: data[:-40] + bytes(40),
+        lambda data: data[: len(data) // 2] + bytes(300) + data[len(data) // 2 + 300 :],
+        lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2 - 2) + b"\xff\xd9",
     ],
-    ids=["zeros", "half zeros", "half ones", "ends early", "tail lost"],
+    ids=["zeros", "half zeros", "half ones", "ends early", "tail lost", "hole", "half zeros and an end"],
 )
-def test_a_damaged_tile_is_an_error_and_never_a_grey_picture(tmp_path, change):
-    path = damaged(write_pyramid(tmp_path / "s.tif", [picture(512, 512)], photometric="rgb"), change)
-    with open_tiles(path, 0) as level:
-        with pytest.raises(SlideError, match="row 1, column 1") as caught:
-            level.read_tile(1, 1)
-        assert "\n" not in str(caught.value)
-        assert level.read_tile(2, 2).std() > 5
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_damaged_tile_is_an_error_whichever_way_it_is_read(tmp_path, change, grey):
+    """OpenSlide and other decoders make a picture of zeros; a grey slide is read by OpenSlide."""
+    path = tmp_path / "s.tif"
+    image = picture(512, 512)
+    if grey:
+        tifffile.imwrite(path, image[..., 0], tile=(128, 128), photometric="minisblack", compression="jpeg")
+    else:
+        write_pyramid(path, [image], photometric="rgb")
+    damaged(path, change)
+    slow = OpenSlideFile(path)
+    with open_slide(path) as slide:
+        assert (open_tiles(path, 0) is None) == grey
+        for read in (slide.read_region, slow.read):
+            with pytest.raises(SlideError) as caught:
+                read(0, 128, 128, 128, 128)
+            assert "\n" not in str(caught.value)
+        assert slide.read_region(0, 300, 300, 80, 80).pixels.std() > 5
+    slow.close()
+
+
+@pytest.mark.parametrize("quality", [30, 80, 95])
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_sound_jpeg_data_of_any_coding_has_no_hole(quality, optimize, progressive):
+    """Flat pictures under tables made for them are long runs of zero bytes."""
+    for image in (
+        picture(256, 256),
+        *(np.full((512, 512, 3), value, np.uint8) for value in (0, 128, 243, 255)),
+    ):
+        stream = io.BytesIO()
+        Image.fromarray(image).save(
+            stream, "JPEG", quality=quality, optimize=optimize, progressive=progressive
+        )
+        assert hole_in(stream.getvalue()) is None
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", None, 33005, 33003])
+def test_a_level_whose_ratio_is_just_off_whole_has_its_own_pixels(tmp_path, compression):
+    """OpenSlide blends there: 2967 rows in 1483 are 2.0007."""
+    image = picture(743, 555)
+    levels = [image, halved(image, 1), halved(image, 2)]
+    path = tmp_path / "s.tif"
+    if isinstance(compression, int):
+        truth = write_jp2k_svs(path := tmp_path / "s.svs", levels, compression)
+    else:
+        truth = levels
+        write_pyramid(path, levels, compression=compression)
+    assert_exact(path, truth)
+
+
+def test_a_dicom_level_whose_ratio_is_just_off_whole_has_its_own_pixels(tmp_path):
+    path = write_dicom(tmp_path / "d", picture(1486, 1111), 0.25)
+    truth = []
+    for k in range(3):
+        (tmp_path / f"alone{k}").mkdir()
+        file = shutil.copy(path / f"level{k}.dcm", tmp_path / f"alone{k}")
+        with openslide.OpenSlide(file) as slide:
+            truth.append(np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB")))
+    with OpenSlideFile(path)._open() as slide:
+        assert any(blends(ratio, 1111) for ratio in slide.level_downsamples)
+    assert_exact(path, truth)
+
+
+def assert_exact(path, truth):
+    """Every window of every level, by region, by patch and by the reference, is the level's own pixels."""
+    rng = np.random.default_rng(3)
+    with open_slide(path) as slide:
+        assert len(slide.levels) == len(truth)
+        for level, image in zip(slide.levels, truth, strict=True):
+            with ReferenceReader(path, level.index) as reference:
+                for _ in range(12):
+                    h, w = (int(rng.integers(1, min(side, 200))) for side in image.shape[:2])
+                    y, x = int(rng.integers(0, image.shape[0] - h)), int(rng.integers(0, image.shape[1] - w))
+                    wanted = image[y : y + h, x : x + w]
+                    np.testing.assert_array_equal(slide.read_region(level.index, y, x, h, w).pixels, wanted)
+                    np.testing.assert_array_equal(reference.read(y, x, h, w), wanted)
+
+
+def test_where_openslide_can_only_blend_a_pixel_does_not_depend_on_the_window(tmp_path, monkeypatch):
+    image = picture(1500, 1301)
+    path = write_pyramid(tmp_path / "s.tif", [image, halved(image, 1)], compression="zlib")
+    monkeypatch.setattr("wsi_assets.slides.reader.open_tiles", lambda *_, **__: None)
+    with open_slide(path) as slide:
+        whole = slide.read_region(1, 0, 0, 750, 650).pixels
+        assert np.abs(whole.astype(int) - halved(image, 1)).mean() < 5
+        for y, x in ((0, 0), (33, 401), (301, 7), (597, 523)):
+            part = slide.read_region(1, y, x, 100, 90).pixels
+            np.testing.assert_array_equal(part, whole[y : y + 100, x : x + 90])
 
 
 def test_a_damaged_tile_that_claims_gigabytes_is_refused_before_it_takes_them(tmp_path):
@@ -149,10 +238,10 @@ def test_only_the_level_asked_for_is_compared_and_none_if_it_was_before(tmp_path
     image = picture(600, 500)
     path = write_pyramid(tmp_path / "s.tif", [halved(image, k) for k in range(3)])
     compared = []
-    original = OpenSlideFile.read
+    original = OpenSlideFile.read_at_once
     monkeypatch.setattr(
         OpenSlideFile,
-        "read",
+        "read_at_once",
         lambda self, level, *rest: compared.append(level) or original(self, level, *rest),
     )
     open_tiles(path, 1).close()
@@ -164,10 +253,10 @@ def test_only_the_level_asked_for_is_compared_and_none_if_it_was_before(tmp_path
 
 def test_a_level_whose_pixels_differ_from_openslides_is_left_to_it(tmp_path, monkeypatch):
     path = write_pyramid(tmp_path / "s.tif", [picture(300, 300)])
-    original = OpenSlideFile.read
+    original = OpenSlideFile.read_at_once
     monkeypatch.setattr(
         OpenSlideFile,
-        "read",
+        "read_at_once",
         lambda self, *window: (original(self, *window)[0] ^ 1, original(self, *window)[1]),
     )
     assert open_tiles(path, 0) is None

@@ -31,6 +31,97 @@ def write_svs(path: Path, image: np.ndarray, fields: str) -> Path:
     return path
 
 
+def write_jp2k_svs(
+    path: Path, levels: list[np.ndarray], compression: int, tile: int = 128
+) -> list[np.ndarray]:
+    """Aperio's with lossless JPEG 2000: components as they are (33005) or called YCbCr (33003).
+
+    Returns the levels' pixels as RGB.
+    """
+    with tifffile.TiffWriter(path) as file:
+        for k, level in enumerate(levels):
+            description = _APERIO.format(w=level.shape[1], h=level.shape[0], fields="AppMag = 20|MPP = 0.499")
+            high, wide = (-(-side // tile) for side in level.shape[:2])
+            whole = padded(level, tile)
+            parts = (part for row in np.split(whole, high) for part in np.split(row, wide, axis=1))
+            file.write(
+                (
+                    imagecodecs.jpeg2k_encode(
+                        np.ascontiguousarray(part), level=0, codecformat="j2k", mct=False, reversible=True
+                    )
+                    for part in parts
+                ),
+                shape=level.shape,
+                dtype=np.uint8,
+                tile=(tile, tile),
+                photometric="rgb",
+                compression=compression,
+                description=description,
+                metadata=None,
+            )
+            if k == 0:
+                file.write(levels[-1], photometric="rgb", description=description, metadata=None)
+    if compression == 33005:
+        return levels
+    found = []
+    for level in levels:
+        y, cb, cr = (level[..., i].astype(float) - (128 if i else 0) for i in range(3))
+        green = np.floor(y - 0.34414 * cb - 0.71414 * cr + 0.5)
+        rgb = np.stack([y + np.rint(1.402 * cr), green, y + np.rint(1.772 * cb)], axis=-1)
+        found.append(np.clip(rgb, 0, 255).astype(np.uint8))
+    return found
+
+
+def write_scn(
+    path: Path, image: np.ndarray, corner: tuple[int, int], whole: tuple[int, int], mpp: float
+) -> Path:
+    """Leica's: one scanned area of two levels (1, 4), its corner at (x, y) of a slide of (width, height)."""
+    nm = round(mpp * 1000)
+    levels = [image, halved(image, 2)]
+    sizes = [(64, 64), *((level.shape[1], level.shape[0]) for level in levels)]
+
+    def entry(number: int, power: float, first: int, last: int, view: tuple[int, int, int, int]) -> str:
+        dimensions = "".join(
+            f'<dimension sizeX="{w}" sizeY="{h}" r="{at}" ifd="{first + at}"/>'
+            for at, (w, h) in enumerate(sizes[first : last + 1])
+        )
+        width, height = sizes[first]
+        place = " ".join(
+            f'{name}="{value}"'
+            for name, value in zip(("sizeX", "sizeY", "offsetX", "offsetY"), view, strict=True)
+        )
+        return (
+            f'<image name="{number}" uuid="urn:uuid:{number}">'
+            "<creationDate>2013-01-01T00:00:00Z</creationDate>"
+            f'<device model="Leica SCN400;Leica SCN" version="1.5"/><pixels sizeX="{width}" sizeY="{height}">'
+            f'{dimensions}</pixels><view {place} spacingZ="0"/>'
+            f"<scanSettings><objectiveSettings><objective>{power}</objective></objectiveSettings><illuminationSettings><illuminationSource>brightfield"
+            "</illuminationSource><numericalAperture>0.65</numericalAperture></illuminationSettings>"
+            "</scanSettings></image>"
+        )
+
+    full = (whole[0] * nm, whole[1] * nm)
+    area = (image.shape[1] * nm, image.shape[0] * nm, corner[0] * nm, corner[1] * nm)
+    xml = (
+        '<?xml version="1.0"?>'
+        '<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:9">'
+        f'<collection name="c" uuid="urn:uuid:8" sizeX="{full[0]}" sizeY="{full[1]}"><barcode/>'
+        f"{entry(1, 0.6, 0, 0, (*full, 0, 0))}{entry(2, 40, 1, 2, area)}</collection></scn>"
+    )
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for k, level in enumerate([image[:64, :64].copy(), *levels]):
+            file.write(
+                level,
+                tile=(128, 128),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 90},
+                metadata=None,
+                description=None if k else xml,
+            )
+    return path
+
+
 def write_philips(path: Path, image: np.ndarray, mpp: float, tile: int = 128) -> Path:
     """Philips': three levels padded to whole tiles, which state their own pixel spacing."""
     spacings = [f"&quot;{mpp * 2**k / 1000:.8f}&quot; &quot;{mpp * 2**k / 1000:.8f}&quot;" for k in range(3)]

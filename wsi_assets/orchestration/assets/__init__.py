@@ -1,1 +1,1 @@
-"""The asset graph, one module a group; bodies take inputs, call a domain room and return a value."""
+"""The asset graph, one module a group; bodies take inputs, run domain functions and return a value."""

@@ -1,82 +1,103 @@
 """How good the detector is, on slides it has never seen."""
 
+import shutil
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from wsi_assets.orchestration import catalog
-from wsi_assets.orchestration.config import EvaluationConfig
-from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
-from wsi_assets.orchestration.io_managers.reports import Report
-from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
-from wsi_assets.orchestration.mlflow_notes import metrics
-from wsi_assets.orchestration.partitions import EVERY_PARTITION, LEVELS
-from wsi_assets.orchestration.report_context import (
+from wsi_assets.evaluation.options import EvaluationOptions
+from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.assets.learning import TEST_PREDICTIONS, TRAINED_MODEL
+from wsi_assets.orchestration.config import launchpad_config
+from wsi_assets.orchestration.evaluation_metadata import (
     confusion_rows,
-    figure_rows,
     headline,
-    heatmaps,
+    heatmap_pictures,
+    metric_rows,
+    model_card,
     report_context,
 )
-from wsi_assets.orchestration.reporting import clear_failures, picture, progress_to, rounded, table
-from wsi_assets.orchestration.resources.library import SlideLibrary
-from wsi_assets.orchestration.resources.tracking import ModelTracking
+from wsi_assets.orchestration.io_managers import LazyPickles
+from wsi_assets.orchestration.making import Making
+from wsi_assets.orchestration.metadata import picture, progress_to, rounded, table, user_errors_as_failures
+from wsi_assets.orchestration.mlflow import MlflowResource
+from wsi_assets.orchestration.partitions import EVERY_PARTITION
+from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+
+GROUP = "5_evaluation"
+
+EVALUATION = Artefact(
+    name="evaluation",
+    code_version="4",
+    path="level_{level}/report",
+    options=EvaluationOptions,
+    inputs=(TEST_PREDICTIONS, TRAINED_MODEL),
+    main_file="report.html",
+    shown=("roc_auc", "average_precision", "sensitivity", "specificity", "slide_auc"),
+)
+
+LEVEL_COMPARISON = Artefact(
+    name="level_comparison",
+    code_version="2",
+    path="level_comparison",
+    inputs=(EVALUATION,),
+    main_file="comparison.html",
+)
+
+EvaluationConfig = launchpad_config(EVALUATION)
 
 
 @dg.asset(
-    partitions_def=LEVELS,
+    **EVALUATION.asset_arguments(group=GROUP, io_manager_key="report_io"),
     ins={
         "tissue_regions": dg.AssetIn(**EVERY_PARTITION),
         "annotation_regions": dg.AssetIn(**EVERY_PARTITION),
     },
-    deps=["slide_index", "patch_store", "trained_model"],
-    group_name=catalog.GROUP_EVALUATION,
-    io_manager_key="report_io",
     kinds={"scikitlearn", "html"},
-    owners=catalog.OWNERS,
-    code_version=CODE_VERSIONS["evaluation"],
-    description="Patch and slide figures with intervals, FROC, heatmaps and `report/report.html`, one "
+    description="Patch and slide metrics with intervals, FROC, heatmaps and `report/report.html`, one "
     "self-contained page.",
 )
 def evaluation(
     context: dg.AssetExecutionContext,
     config: EvaluationConfig,
-    library: SlideLibrary,
-    tracking: ModelTracking,
+    folder: SlideFolderResource,
+    storage: StorageResource,
+    mlflow: MlflowResource,
     test_predictions: dict[str, Any],
+    trained_model: Path,
     tissue_regions: LazyPickles,
     annotation_regions: LazyPickles,
 ) -> dg.MaterializeResult:
     from wsi_assets.evaluation import evaluate, write_report
 
-    level = context.partition_key
-    upstream = recorded_version(context.instance, "test_predictions", level)
-    about = report_context(context.instance, level)
-    progress = progress_to(context.log)
-    with clear_failures():
+    level, progress = context.partition_key, progress_to(context.log)
+    with user_errors_as_failures():
+        making = Making(context, storage, EVALUATION, config)
+        card = model_card(trained_model)
         outcome = evaluate(
-            library.at_home(test_predictions),
-            tumor_regions=_outlines(test_predictions, annotation_regions),
-            options=config,
-            validation_threshold=about.validation_threshold,
-            incomplete_slides=_incomplete(test_predictions),
+            folder.with_present_paths(test_predictions),
+            tumor_regions=_annotations(test_predictions, annotation_regions),
+            options=making.options,
+            validation_threshold=card.threshold,
+            calibration=card.calibration,
+            incomplete_slides=_incomplete(storage, level),
             sizes=_sizes(test_predictions, tissue_regions),
             progress=progress,
         )
-    figures = headline(outcome)
-    with tracking.resume_run(level, about.mlflow_key, context.log.warning) as mlflow_run:
-        mlflow_run.tell(metrics({f"test_{name}": figure.value for name, figure in figures.items()}))
-    return made(
-        "evaluation",
-        Report(partial(write_report, outcome, context=about.report, progress=progress), heatmaps(outcome)),
-        config=config,
-        made_from=upstream,
+        pages = _empty(storage.paths.report_folder(f"report_level_{level}"))
+        about = report_context(storage, level)
+        write_report(outcome, pages, context=about, progress=progress)
+    metrics = headline(outcome)
+    values = {name: metric.value for name, metric in metrics.items()}
+    mlflow.add_metrics(level, {f"test_{name}": value for name, value in values.items()}, context.log.warning)
+    return making.result(
+        pages,
+        facts={name: rounded(value) for name, value in values.items() if value is not None},
         metadata={
-            **{name: rounded(figure.value) for name, figure in figures.items() if figure.value is not None},
-            "figures": table(figure_rows(figures)),
+            **heatmap_pictures(outcome, pages),
+            "metrics": table(metric_rows(metrics)),
             "confusion": table(confusion_rows(outcome)),
             "slides": table([asdict(score) for score in outcome.slide.ranking]),
             "notes": list(outcome.notes),
@@ -85,40 +106,42 @@ def evaluation(
 
 
 @dg.asset(
+    **LEVEL_COMPARISON.asset_arguments(group=GROUP, io_manager_key="report_io"),
     ins={"evaluation": dg.AssetIn(**EVERY_PARTITION)},
-    group_name=catalog.GROUP_EVALUATION,
-    io_manager_key="report_io",
     kinds={"html"},
-    owners=catalog.OWNERS,
-    code_version=CODE_VERSIONS["level_comparison"],
-    description="All evaluated levels side by side, to choose a magnification: counts, figures with "
+    description="All evaluated levels side by side, to choose a magnification: counts, metrics with "
     "intervals, time. `level_comparison/comparison.html`.",
 )
-def level_comparison(evaluation: dict[str, Path]) -> dg.MaterializeResult:
+def level_comparison(
+    context: dg.AssetExecutionContext, storage: StorageResource, evaluation: dict[str, Path]
+) -> dg.MaterializeResult:
     from wsi_assets.evaluation import compare, write_comparison
     from wsi_assets.evaluation.comparison import comparison_png, read_levels
 
-    with clear_failures():
-        files = {level: folder / "metrics.json" for level, folder in evaluation.items()}
+    with user_errors_as_failures():
+        versions = {level: storage.provenance.record(EVALUATION, level) for level in evaluation}
+        inputs = {level: record and record.version for level, record in versions.items()}
+        making = Making(context, storage, LEVEL_COMPARISON, inputs=inputs)
+        files = {level: pages / "metrics.json" for level, pages in evaluation.items()}
         metrics, left_out = read_levels(files)
         rows = compare(metrics)
+        pages = _empty(storage.paths.report_folder("level_comparison"))
+        write_comparison(metrics, pages)
     shown = [{"level": row["level"], **{k: f["value"] for k, f in row["metrics"].items()}} for row in rows]
-    return dg.MaterializeResult(
-        value=Report(partial(write_comparison, metrics)),
+    return making.result(
+        pages,
+        facts={"left_out": left_out},
         metadata={
             "levels": table(shown),
-            "left_out": left_out,
-            **({"picture": picture(comparison_png(rows), "figures by level")} if rows else {}),
+            **({"picture": picture(comparison_png(rows), "metrics by level")} if rows else {}),
         },
     )
 
 
-def _incomplete(predictions: dict[str, Any]) -> set[str]:
-    """Slides of the list of incompletely annotated ones that the index was sampled with."""
-    from wsi_assets.index import incomplete_slides
-
-    lists = {entry.get("config", {}).get("incomplete_slides") for entry in predictions.values()}
-    return {slide_id for source in lists for slide_id in incomplete_slides(source)}
+def _empty(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
 
 
 def _sizes(predictions: dict[str, Any], tissue_regions: LazyPickles) -> dict[str, tuple[int, int]]:
@@ -133,11 +156,20 @@ def _sizes(predictions: dict[str, Any], tissue_regions: LazyPickles) -> dict[str
     return sizes
 
 
-def _outlines(predictions: dict[str, Any], annotation_regions: LazyPickles) -> dict[str, Any]:
+def _annotations(predictions: dict[str, Any], annotation_regions: LazyPickles) -> dict[str, Any]:
     from wsi_assets.annotations import TumorRegions
 
-    outlines = {}
+    found = {}
     for slide_id in predictions:
         stored = annotation_regions[slide_id]["regions"] if slide_id in annotation_regions else None
-        outlines[slide_id] = None if stored is None else TumorRegions.from_plain(stored)
-    return outlines
+        found[slide_id] = None if stored is None else TumorRegions.from_plain(stored)
+    return found
+
+
+def _incomplete(storage: StorageResource, level: str) -> frozenset[str]:
+    """Slides whose tumor is not completely annotated, as the parameters of the sampled index say."""
+    from wsi_assets.index import incomplete_slides
+    from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
+
+    record = storage.provenance.record(SAMPLED_INDEX, level)
+    return incomplete_slides(record.parameters.get("incomplete_slides") if record else None)

@@ -1,4 +1,4 @@
-"""The index: every tissue patch of a level with its label, and the balanced choice that is learnt from."""
+"""The index: every tissue patch of a level with its label, and the balanced choice that is learned from."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,93 +6,115 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from wsi_assets.orchestration import catalog
-from wsi_assets.orchestration.config import IndexConfig, SamplingConfig
-from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
-from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
-from wsi_assets.orchestration.partitions import EVERY_PARTITION, LEVELS
-from wsi_assets.orchestration.registry import slide_states
-from wsi_assets.orchestration.reporting import clear_failures, picture, table
-from wsi_assets.orchestration.resources.library import SlideLibrary
+from wsi_assets.errors import SlideError
+from wsi_assets.index.options import IndexOptions, SamplingOptions
+from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_REGIONS
+from wsi_assets.orchestration.automation import follow_at_night, follow_index
+from wsi_assets.orchestration.config import launchpad_config
+from wsi_assets.orchestration.io_managers import LazyPickles
+from wsi_assets.orchestration.level_plan import slides_digest, usable_slides
+from wsi_assets.orchestration.making import Making
+from wsi_assets.orchestration.metadata import picture, table, user_errors_as_failures
+from wsi_assets.orchestration.partitions import EVERY_PARTITION, SLIDES
+from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+from wsi_assets.orchestration.slide_folder import doubt_slides, known_slides
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions
 
+GROUP = "2_index"
+
+SLIDE_INDEX = Artefact(
+    name="slide_index",
+    code_version="4",
+    path="level_{level}/index_level_{level}.pkl",
+    options=IndexOptions,
+    inputs=(TISSUE_REGIONS, ANNOTATION_REGIONS),
+    shown=("slides", "patches", "tumor", "normal"),
+    automation=follow_at_night,
+)
+
+SAMPLED_INDEX = Artefact(
+    name="sampled_index",
+    code_version="2",
+    path="level_{level}/index_level_{level}_sampled.pkl",
+    options=SamplingOptions,
+    inputs=(SLIDE_INDEX,),
+    may_name_a_file=frozenset({"incomplete_slides"}),
+    shown=("slides", "patches", "tumor", "normal"),
+    automation=follow_index,
+)
+
+SlideIndexConfig = launchpad_config(SLIDE_INDEX)
+SampledIndexConfig = launchpad_config(SAMPLED_INDEX)
+
 
 @dg.asset(
-    partitions_def=LEVELS,
+    **SLIDE_INDEX.asset_arguments(group=GROUP, io_manager_key="pickle_io"),
     ins={
         "tissue_regions": dg.AssetIn(**EVERY_PARTITION),
         "annotation_regions": dg.AssetIn(**EVERY_PARTITION),
     },
-    group_name=catalog.GROUP_INDEX,
-    io_manager_key="pickle_io",
     kinds={"numpy", "shapely", "pickle"},
-    owners=catalog.OWNERS,
-    code_version=CODE_VERSIONS["slide_index"],
-    description="Every patch of the level that lies on tissue, labelled by the tumour outlines: "
+    description="Every patch of the level that lies on tissue, labeled by the tumor annotations: "
     "`index_level_N.pkl`. Slides that cannot take part are named with the reason.",
 )
 def slide_index(
     context: dg.AssetExecutionContext,
-    config: IndexConfig,
-    library: SlideLibrary,
+    config: SlideIndexConfig,
+    folder: SlideFolderResource,
+    storage: StorageResource,
     tissue_regions: LazyPickles,
     annotation_regions: LazyPickles,
 ) -> dg.MaterializeResult:
     from wsi_assets.index import counts, counts_png, index_level, slide_table
 
-    level = int(context.partition_key)
-    with clear_failures():
-        listing = library.look()
-        usable, left_out = slide_states(context.instance, listing)
-        paths = {slide.slide_id: str(slide.path) for slide in listing.slides if slide.slide_id in usable}
-        slides = _regions(paths, tissue_regions, annotation_regions)
-        index = index_level(slides, level, config)
-    left_out |= index.left_out | index.empty
-    context.log.info(f"{len(index.index)} slides indexed, {len(left_out)} left out")
-    return made(
-        "slide_index",
-        index.index,
-        config=config,
-        made_from=[level, usable],
+    with user_errors_as_failures():
+        registered = context.instance.get_dynamic_partitions(SLIDES.name)
+        found = {slide.slide_id: str(slide.path) for slide in folder.list().slides}
+        doubt = doubt_slides(found, registered)
+        if doubt:
+            raise SlideError(doubt, path=folder.images_dir, remedy="Mount it, or retire the slides")
+        known = known_slides(context.instance, registered)
+        usable, left_out = usable_slides(storage.provenance, SLIDE_INDEX.inputs, registered, found, known)
+        making = Making(context, storage, SLIDE_INDEX, config, inputs=slides_digest(usable))
+        paths = {slide_id: found[slide_id] for slide_id in usable}
+        made = index_level(_regions(paths, tissue_regions, annotation_regions), making.level, making.options)
+    left_out |= made.left_out | made.empty
+    context.log.info(f"{len(made.index)} slides indexed, {len(left_out)} left out")
+    return making.result(
+        made.index,
+        facts={**counts(made.index), "left_out": left_out, "left_out_count": len(left_out)},
         metadata={
-            **counts(index.index),
-            "left_out": left_out,
-            "left_out_count": len(left_out),
-            "counts_by_slide": table(slide_table(index.index)),
-            "counts_picture": picture(counts_png(index.index), "patches by slide"),
+            "counts_by_slide": table(slide_table(made.index)),
+            "counts_picture": picture(counts_png(made.index), "patches by slide"),
         },
     )
 
 
 @dg.asset(
-    partitions_def=LEVELS,
-    group_name=catalog.GROUP_INDEX,
-    io_manager_key="pickle_io",
+    **SAMPLED_INDEX.asset_arguments(group=GROUP, io_manager_key="pickle_io"),
     kinds={"numpy", "pickle"},
-    owners=catalog.OWNERS,
-    code_version=CODE_VERSIONS["sampled_index"],
-    description="All tumour patches and a seeded choice of normal ones; test slides keep every "
+    description="All tumor patches and a seeded choice of normal ones; validation and test slides keep every "
     "patch: `index_level_N_sampled.pkl`.",
 )
 def sampled_index(
-    context: dg.AssetExecutionContext, config: SamplingConfig, slide_index: dict[str, Any]
+    context: dg.AssetExecutionContext,
+    config: SampledIndexConfig,
+    storage: StorageResource,
+    slide_index: dict[str, Any],
 ) -> dg.MaterializeResult:
-    from wsi_assets.index import counts, counts_png, sample_index, slide_table, unknown_incomplete
+    from wsi_assets.index import counts, counts_png, sample_index, slide_table
 
-    upstream = recorded_version(context.instance, "slide_index", context.partition_key)
-    with clear_failures():
-        sampled = sample_index(slide_index, config)
-    return made(
-        "sampled_index",
+    with user_errors_as_failures():
+        making = Making(context, storage, SAMPLED_INDEX, config)
+        sampled = sample_index(slide_index, making.options)
+    return making.result(
         sampled,
-        config=config,
-        made_from=upstream,
+        facts=counts(sampled),
         metadata={
-            **counts(sampled),
-            "incomplete_unknown": unknown_incomplete(slide_index, config),
             "counts_by_slide": table(slide_table(sampled)),
             "counts_picture": picture(counts_png(slide_index, sampled), "patches by slide"),
         },
@@ -107,11 +129,11 @@ def _regions(
     from wsi_assets.index import TissueRegions
 
     for slide_id, path in sorted(paths.items()):
-        outline = annotation[slide_id]
-        regions = None if outline["regions"] is None else TumorRegions.from_plain(outline["regions"])
+        stored = annotation[slide_id]
+        regions = None if stored["regions"] is None else TumorRegions.from_plain(stored["regions"])
         # The slide folder may have moved since: the contents are known to be the same.
         yield (
             replace(TissueRegions.from_plain(tissue[slide_id]), slide_path=path),
             regions,
-            outline["annotation_path"],
+            stored["annotation_path"],
         )

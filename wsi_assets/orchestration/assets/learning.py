@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from wsi_assets.orchestration import catalog
-from wsi_assets.orchestration.config import PredictionConfig, TrainingConfig
-from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_metadata, recorded_version
-from wsi_assets.orchestration.mlflow_notes import metrics
-from wsi_assets.orchestration.partitions import LEVELS
-from wsi_assets.orchestration.reporting import clear_failures, progress_to
-from wsi_assets.orchestration.resources.storage import Storage
-from wsi_assets.orchestration.resources.tracking import ModelTracking
-from wsi_assets.orchestration.training_account import (
-    beginning,
+from wsi_assets.learning.options import PredictionOptions, TrainingOptions
+from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
+from wsi_assets.orchestration.assets.patches import PATCH_STORE
+from wsi_assets.orchestration.config import launchpad_config
+from wsi_assets.orchestration.making import Making
+from wsi_assets.orchestration.metadata import progress_to, user_errors_as_failures
+from wsi_assets.orchestration.mlflow import MlflowResource, environment, log_outcome
+from wsi_assets.orchestration.resources import StorageResource
+from wsi_assets.orchestration.training_metadata import (
     epoch_line,
-    epoch_note,
-    outcome,
+    epoch_metrics,
+    training_facts,
     training_metadata,
     training_pictures,
 )
@@ -25,108 +25,134 @@ from wsi_assets.orchestration.training_account import (
 if TYPE_CHECKING:
     from wsi_assets.learning import EpochRecord
 
+GROUP = "4_learning"
 
-def _patterns(index: dict[str, Any]) -> dict[str, str]:
-    config = next(iter(index.values()), {}).get("config", {})
-    return {name: config[name] for name in ("patient_pattern", "test_pattern") if name in config}
+POOL = "gpu"
+"""Training and prediction own the accelerator."""
+
+TRAINED_MODEL = Artefact(
+    name="trained_model",
+    code_version="2",
+    path="level_{level}/checkpoints",
+    options=TrainingOptions,
+    inputs=(SAMPLED_INDEX, PATCH_STORE),
+    main_file="best.pt",
+    without_effect=frozenset({"num_workers", "device"}),
+    may_name_a_file=frozenset({"weights"}),
+    reproducible=False,
+    shown=("epochs", "best_epoch", "val_loss", "val_acc", "val_auc"),
+)
+
+TEST_PREDICTIONS = Artefact(
+    name="test_predictions",
+    code_version="2",
+    path="level_{level}/slide_index_test.pkl",
+    options=PredictionOptions,
+    inputs=(SAMPLED_INDEX, PATCH_STORE, TRAINED_MODEL),
+    without_effect=frozenset({"num_workers", "device", "prediction_batch_size"}),
+    shown=("slides", "patches", "predicted_tumor"),
+)
+
+TrainedModelConfig = launchpad_config(TRAINED_MODEL)
+TestPredictionsConfig = launchpad_config(TEST_PREDICTIONS)
 
 
 @dg.asset(
-    partitions_def=LEVELS,
-    group_name=catalog.GROUP_LEARNING,
-    io_manager_key="model_io",
+    **TRAINED_MODEL.asset_arguments(group=GROUP, io_manager_key="model_io"),
     kinds={"pytorch", "mlflow"},
-    owners=catalog.OWNERS,
-    pool=catalog.POOL_GPU,
-    code_version=CODE_VERSIONS["trained_model"],
-    description="A tumour classifier trained against class imbalance: `checkpoints/best.pt`, "
-    "`epoch_losses.csv`, and an MLflow run. Cut off, it resumes from its last checkpoint.",
+    pool=POOL,
+    description="A tumor classifier trained against class imbalance: `checkpoints/best.pt`, `best.json`, "
+    "`epoch_losses.csv`, and an MLflow run. Cut off, it resumes from its last epoch.",
 )
 def trained_model(
     context: dg.AssetExecutionContext,
-    config: TrainingConfig,
-    storage: Storage,
-    tracking: ModelTracking,
+    config: TrainedModelConfig,
+    storage: StorageResource,
+    mlflow: MlflowResource,
     sampled_index: dict[str, Any],
     patch_store: Any,
 ) -> dg.MaterializeResult:
     from wsi_assets.learning import train
 
-    level, told = context.partition_key, set()
-    upstream = recorded_version(context.instance, "patch_store", level)
-    with (
-        clear_failures(),
-        patch_store,  # closed in the end: open, it keeps its room on the disk when another store follows
-        tracking.open_run(level, {"dagster_run_id": context.run.run_id}, context.log.warning) as mlflow_run,
-    ):
-        mlflow_run.tell(*beginning(level, config, patch_store))
+    level, warn = context.partition_key, context.log.warning
+    with user_errors_as_failures(), patch_store:
+        making = Making(context, storage, TRAINED_MODEL, config)
+        tags = {"dagster_run_id": context.run.run_id, **environment()}
+        folder = storage.paths.training_folder(level)
+        with mlflow.training_run(level, making.parameters, tags, warn) as run:
 
-        def on_epoch(record: "EpochRecord") -> None:
-            context.log.info(epoch_line(record, config.max_epochs))
-            mlflow_run.tell(epoch_note(record))
-            told.add(record.epoch)
+            def on_epoch(record: "EpochRecord") -> None:
+                context.log.info(epoch_line(record, making.options.max_epochs))
+                run.metrics(epoch_metrics(record), step=record.epoch)
 
-        result = train(
-            patch_store,
-            config,
-            storage.layout.training_folder(level),
-            **_patterns(sampled_index),
-            progress=progress_to(context.log),
-            on_epoch=on_epoch,
-        )
-        pictures = training_pictures(result, patch_store, config)
-        mlflow_run.tell(*outcome(level, patch_store, result, pictures, told))
-    return made(
-        "trained_model",
-        result,
-        config=config,
-        made_from=upstream,
-        metadata=training_metadata(result, pictures, mlflow_run),
+            result = train(
+                patch_store,
+                sampled_index,
+                making.options,
+                folder,
+                progress=progress_to(context.log),
+                on_epoch=on_epoch,
+            )
+            for record in result.epochs[: result.resumed_from or 0]:
+                run.metrics(epoch_metrics(record), step=record.epoch)
+            pictures = training_pictures(result, patch_store, making.options)
+            log_outcome(run, folder, result.card, pictures)
+        mlflow.keep_run(level, run)
+    for warning in result.warnings:
+        context.log.warning(warning.message)
+    return making.result(
+        folder,
+        facts=training_facts(result),
+        metadata={
+            **training_metadata(result, pictures),
+            **({"mlflow_run": dg.MetadataValue.url(run.url)} if run.url else {}),
+        },
+        content=_digest_of_weights(result.best_path),
     )
 
 
 @dg.asset(
-    partitions_def=LEVELS,
-    group_name=catalog.GROUP_LEARNING,
-    io_manager_key="pickle_io",
+    **TEST_PREDICTIONS.asset_arguments(group=GROUP, io_manager_key="pickle_io"),
     kinds={"pytorch", "pickle"},
-    owners=catalog.OWNERS,
-    pool=catalog.POOL_GPU,
-    code_version=CODE_VERSIONS["test_predictions"],
-    description="Tumour probability of every patch of every test slide: `slide_index_test.pkl`, the index "
+    pool=POOL,
+    description="Tumor probability of every patch of every test slide: `slide_index_test.pkl`, the index "
     "entries with `probs` and `preds`.",
 )
 def test_predictions(
     context: dg.AssetExecutionContext,
-    config: PredictionConfig,
-    tracking: ModelTracking,
+    config: TestPredictionsConfig,
+    storage: StorageResource,
     sampled_index: dict[str, Any],
     patch_store: Any,
     trained_model: Path,
 ) -> dg.MaterializeResult:
-    from wsi_assets.learning import load_model, predict
+    from wsi_assets.learning import predict
 
-    level = context.partition_key
-    upstream = recorded_version(context.instance, "trained_model", level)
-    with clear_failures(), patch_store:
-        model = load_model(trained_model)
-        threshold = model.val_threshold
-        predictions = predict(patch_store, sampled_index, model, config, progress=progress_to(context.log))
+    with user_errors_as_failures(), patch_store:
+        making = Making(context, storage, TEST_PREDICTIONS, config)
+        predictions = predict(
+            patch_store, sampled_index, trained_model, making.options, progress=progress_to(context.log)
+        )
     predicted = [prediction for entry in predictions.values() for prediction in entry["preds"]]
-    counts = {
-        "slides": len(predictions),
-        "patches": len(predicted),
-        "predicted_tumor": sum(prediction == 1 for prediction in predicted),
-        "not_predicted": sum(prediction == -1 for prediction in predicted),
-    }
-    mlflow_key = recorded_metadata(context.instance, "trained_model", level).get("mlflow_key")
-    with tracking.resume_run(level, mlflow_key, context.log.warning) as mlflow_run:
-        mlflow_run.tell(metrics({f"test_{name}": count for name, count in counts.items()}))
-    return made(
-        "test_predictions",
+    return making.result(
         predictions,
-        config=config,
-        made_from=upstream,
-        # What belongs to these predictions, whichever model is trained after them.
-        metadata={**counts, "validation_threshold": threshold, "mlflow_key": mlflow_key},
+        facts={
+            "slides": len(predictions),
+            "patches": len(predicted),
+            "predicted_tumor": sum(prediction == 1 for prediction in predicted),
+            "not_predicted": sum(prediction == -1 for prediction in predicted),
+        },
     )
+
+
+def _digest_of_weights(path: Path) -> str:
+    """Of names and values: the bytes of a saved state dict also hold the name it was first written under."""
+    import hashlib
+
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in torch.load(path, map_location="cpu", weights_only=True).items():
+        total.update(name.encode())
+        total.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -3,37 +3,101 @@
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
-from wsi_assets.orchestration import catalog
-from wsi_assets.orchestration.config import ExtractionConfig
-from wsi_assets.orchestration.io_managers.patch_stores import PatchStoreIOManager
-from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
-from wsi_assets.orchestration.partitions import LEVELS
-from wsi_assets.orchestration.reporting import clear_failures
-from wsi_assets.orchestration.resources.library import SlideLibrary
+from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
+from wsi_assets.orchestration.automation import follow_index
+from wsi_assets.orchestration.config import launchpad_config
+from wsi_assets.orchestration.making import Making
+from wsi_assets.orchestration.metadata import progress_to, table, user_errors_as_failures
+from wsi_assets.orchestration.paths import STORE_POINTER
+from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource, WorkersResource
+from wsi_assets.patches.options import Backend, ExtractionOptions
+
+GROUP = "3_patches"
+
+POOL = "extraction"
+"""Decoding patches uses every core, so one store is built at a time."""
+
+
+QUARANTINE = ("key", "slide_id", "y", "x", "reason")
+"""Columns of the table of patches that could not be read."""
+
+
+class StoreParameters(ExtractionOptions):
+    """Parameters of ``patch_store``."""
+
+    backend: Backend = Field(
+        "lmdb",
+        description="Where patches are stored: one LMDB, one HDF5 file, or a folder of PNG files (fs).",
+    )
+
+
+PATCH_STORE = Artefact(
+    name="patch_store",
+    code_version="4",
+    path=f"level_{{level}}/{STORE_POINTER}",
+    options=StoreParameters,
+    inputs=(SAMPLED_INDEX,),
+    without_effect=frozenset({"extraction_workers", "max_quarantined"}),
+    shown=("count", "tumor", "normal", "decoded", "reused", "patches_per_second"),
+    automation=follow_index,
+)
+
+PatchStoreConfig = launchpad_config(PATCH_STORE)
 
 
 @dg.asset(
-    partitions_def=LEVELS,
-    group_name=catalog.GROUP_PATCHES,
-    io_manager_key="patch_io",
+    **PATCH_STORE.asset_arguments(group=GROUP, io_manager_key="patch_io"),
     kinds={"lmdb", "hdf5", "png"},
-    owners=catalog.OWNERS,
-    pool=catalog.POOL_EXTRACTION,
-    code_version=CODE_VERSIONS["patch_store"],
+    pool=POOL,
     description="The sampled patches, read from the slides and encoded: LMDB, HDF5 or a PNG folder "
-    "(WSI_PATCH_BACKEND, or resource patch_io in the Launchpad). What is unchanged is not decoded again.",
+    "(parameter backend). What is unchanged is not decoded again.",
 )
 def patch_store(
     context: dg.AssetExecutionContext,
-    config: ExtractionConfig,
-    library: SlideLibrary,
-    patch_io: dg.ResourceParam[PatchStoreIOManager],
+    config: PatchStoreConfig,
+    folder: SlideFolderResource,
+    storage: StorageResource,
+    workers: WorkersResource,
     sampled_index: dict[str, Any],
 ) -> dg.MaterializeResult:
-    from wsi_assets.patches import plan_patches
+    from wsi_assets.patches import STORE_NAMES, extract_patches, plan_patches
 
-    upstream = recorded_version(context.instance, "sampled_index", context.partition_key)
-    with clear_failures():
-        plan = plan_patches(library.at_home(sampled_index), config)
-    return made("patch_store", plan, config=config, made_from=[upstream, patch_io.backend])
+    with user_errors_as_failures():
+        making = Making(context, storage, PATCH_STORE, config)
+        options = making.options
+        plan = plan_patches(folder.with_present_paths(sampled_index), options)
+        level_folder = storage.paths.level_folder(making.partition)
+        with workers.open_cluster() as executor:
+            if executor is not None:
+                context.log.info(f"patches are read by the {executor}")
+            extracted = extract_patches(
+                plan,
+                level_folder / STORE_NAMES[options.backend],
+                options.backend,
+                executor=executor,
+                workers=options.extraction_workers or (executor.workers() if executor else None),
+                progress=progress_to(context.log),
+            )
+    quarantine = [dict(zip(QUARANTINE, row, strict=True)) for row in extracted.quarantined]
+    older = [name for kind, name in STORE_NAMES.items() if kind != options.backend]
+    return making.result(
+        extracted,
+        facts={
+            "backend": extracted.backend,
+            "count": extracted.patches,
+            "tumor": int(extracted.labels.sum()),
+            "normal": int(extracted.patches - extracted.labels.sum()),
+            "decoded": extracted.decoded,
+            "reused": extracted.reused,
+            "patches_per_second": round(extracted.decoded / max(extracted.seconds, 1e-9), 1),
+            "quarantined": len(quarantine),
+        },
+        metadata={
+            "quarantine": table(quarantine[:200], QUARANTINE),
+            # Not removed: a store may have taken days. Nothing of the graph reads it any more.
+            "older_stores_of_other_backends": [name for name in older if (level_folder / name).exists()],
+        },
+    )

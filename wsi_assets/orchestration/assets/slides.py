@@ -1,47 +1,104 @@
-"""Slides: the user's files, where tissue is, where tumour was outlined. One partition a slide."""
+"""Slides: the user's files, where tissue is, where tumor was annotated. One partition a slide."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import dagster as dg
+import pydantic
 
+from wsi_assets.annotations.options import AnnotationOptions
+from wsi_assets.errors import SlideError
 from wsi_assets.files import publish_file
-from wsi_assets.orchestration import catalog
-from wsi_assets.orchestration.automation import SLIDES_PER_RUN, follow_slide_files
-from wsi_assets.orchestration.by_slide import for_each_slide
-from wsi_assets.orchestration.config import AnnotationConfig, TissueConfig
-from wsi_assets.orchestration.io_managers.plain_pickle import LazyPickles
-from wsi_assets.orchestration.lineage import CODE_VERSIONS, made, recorded_version
+from wsi_assets.index.slide_regions import SlideOptions
+from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.automation import follow_slides
+from wsi_assets.orchestration.config import launchpad_config
+from wsi_assets.orchestration.io_managers import LazyPickles, PickleIOManager
+from wsi_assets.orchestration.making import Making
+from wsi_assets.orchestration.metadata import picture, rounded, table, user_errors_as_failures
+from wsi_assets.orchestration.partition_batches import SLIDES_PER_RUN, Made, SlideBatch
 from wsi_assets.orchestration.partitions import SLIDES
-from wsi_assets.orchestration.registry import NO_ANNOTATION
-from wsi_assets.orchestration.reporting import clear_failures, picture, rounded, table
-from wsi_assets.orchestration.resources.cluster import Cluster
-from wsi_assets.orchestration.resources.library import SlideLibrary
-from wsi_assets.orchestration.resources.storage import Storage
-from wsi_assets.orchestration.slide_reading import Outlines, read_outlines, read_tissue
-
-slide_file = dg.AssetSpec(
-    "slide_file",
-    partitions_def=SLIDES,
-    group_name=catalog.GROUP_SLIDES,
-    kinds={"tiff", "xml"},
-    owners=catalog.OWNERS,
-    description="A whole-slide image and its outline in the user's own folders: watched, never written. "
-    "Its data version is the fingerprint of both files.",
+from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource, WorkersResource
+from wsi_assets.orchestration.slide_folder import (
+    NO_ANNOTATION,
+    SLIDE_ANNOTATION,
+    SLIDE_IMAGE,
+    doubt_annotations,
 )
+
+GROUP = "1_slides"
+
+
+TISSUE_REGIONS = Artefact(
+    name="tissue_regions",
+    code_version="3",
+    path="slides/{slide}/tissue_regions.pkl",
+    options=SlideOptions,
+    sources=(SLIDE_IMAGE,),
+    may_name_a_file=frozenset({"scale_table"}),
+    automation=follow_slides,
+)
+
+ANNOTATION_REGIONS = Artefact(
+    name="annotation_regions",
+    code_version="3",
+    path="slides/{slide}/annotation_regions.pkl",
+    options=AnnotationOptions,
+    inputs=(TISSUE_REGIONS,),
+    sources=(SLIDE_ANNOTATION,),
+    automation=follow_slides,
+)
+
+TissueConfig = launchpad_config(TISSUE_REGIONS)
+
+
+class AnnotationConfig(launchpad_config(ANNOTATION_REGIONS)):
+    """Parameters of ``annotation_regions``."""
+
+    annotations_gone: bool | None = pydantic.Field(
+        default=None,
+        description="Believe that most annotations were removed for good: their slides are normal now.",
+    )
+
+
+@dg.observable_source_asset(
+    name=SLIDE_IMAGE,
+    partitions_def=SLIDES,
+    group_name=GROUP,
+    description="A whole-slide image in the user's own folder: watched, never written. Its data version is "
+    "the fingerprint of its bytes.",
+)
+def slide_image(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
+    from wsi_assets.slides import fingerprint
+
+    with user_errors_as_failures():
+        return dg.DataVersionsByPartition(
+            {slide.slide_id: fingerprint(slide.path) for slide in folder.list().slides}
+        )
+
+
+@dg.observable_source_asset(
+    name=SLIDE_ANNOTATION,
+    partitions_def=SLIDES,
+    group_name=GROUP,
+    description="The slide's annotation in the user's own folder: watched, never written. Its data version "
+    f"is the fingerprint of its bytes, or {NO_ANNOTATION!r}.",
+)
+def slide_annotation(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
+    from wsi_assets.slides import fingerprint
+
+    with user_errors_as_failures():
+        paths = {slide.slide_id: slide.annotation_path for slide in folder.list().slides}
+        return dg.DataVersionsByPartition(
+            {slide_id: fingerprint(path) if path else NO_ANNOTATION for slide_id, path in paths.items()}
+        )
 
 
 @dg.asset(
-    partitions_def=SLIDES,
-    deps=[slide_file],
-    group_name=catalog.GROUP_SLIDES,
-    io_manager_key="pickle_io",
+    **TISSUE_REGIONS.asset_arguments(group=GROUP, io_manager_key="pickle_io"),
+    deps=[slide_image],
     kinds={"openslide", "opencv", "pickle"},
-    owners=catalog.OWNERS,
-    code_version=CODE_VERSIONS["tissue_regions"],
-    automation_condition=follow_slide_files("tissue_regions"),
     backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
     description="Where the slide holds tissue: mask at the working level, Otsu threshold, pyramid geometry, "
     "true scale. Glass, pen, unscanned and padded areas are not tissue.",
@@ -49,108 +106,124 @@ slide_file = dg.AssetSpec(
 def tissue_regions(
     context: dg.AssetExecutionContext,
     config: TissueConfig,
-    library: SlideLibrary,
-    storage: Storage,
-    cluster: Cluster,
-) -> Iterator[dg.MaterializeResult]:
-    def read(slide_id: str) -> partial:
-        return partial(read_tissue, library.slide(slide_id).path, config)
-
-    make = partial(_tissue, config, library)
-    with clear_failures(), cluster.open() as executor:
-        yield from for_each_slide(context, storage.layout, make, read=read, executor=executor)
-
-
-def _tissue(
-    config: TissueConfig, library: SlideLibrary, slide_id: str, read: tuple[str, dict[str, Any]]
+    folder: SlideFolderResource,
+    storage: StorageResource,
+    workers: WorkersResource,
+    pickle_io: dg.ResourceParam[PickleIOManager],
 ) -> dg.MaterializeResult:
+    from wsi_assets.index.slide_regions import read_tissue
+
+    with user_errors_as_failures():
+        making = Making(context, storage, TISSUE_REGIONS, config)
+
+        def prepare(slide_id: str) -> partial:
+            return partial(read_tissue, folder.slide(slide_id).path, making.options)
+
+        with workers.open(len(context.partition_keys)) as executor:
+            result = SlideBatch(
+                context,
+                TISSUE_REGIONS,
+                storage.paths,
+                pickle_io,
+                making.parameters,
+                prepare,
+                partial(_tissue, folder),
+                executor,
+            ).make()
+        making.keep_parameters()
+    return result
+
+
+def _tissue(folder: SlideFolderResource, slide_id: str, read: tuple[str, dict[str, Any]]) -> Made:
     from wsi_assets.index import TissueRegions
 
     contents, plain = read
     tissue = TissueRegions.from_plain(plain)
-    return made(
-        "tissue_regions",
+    return Made(
         plain,
-        config=config,
-        made_from=contents,
-        file=contents,
+        inputs={SLIDE_IMAGE: contents},
+        facts={"tissue_share": float(tissue.tissue_share)},
         metadata={
-            "slide": dg.MetadataValue.path(str(library.slide(slide_id).path)),
+            "slide": dg.MetadataValue.path(str(folder.slide(slide_id).path)),
             "tissue_share": rounded(tissue.tissue_share),
-            "otsu_threshold": _number(tissue.threshold),
+            "otsu_threshold": rounded(tissue.threshold),
             "work_level": tissue.work_level,
             "base_magnification": tissue.scale.base_magnification,
             "magnification_source": tissue.scale.magnification_source,
-            "mpp": _number(tissue.scale.mpp),
+            "mpp": rounded(tissue.scale.mpp),
             "levels": table([asdict(level) for level in tissue.levels]),
         },
     )
 
 
 @dg.asset(
-    partitions_def=SLIDES,
-    deps=[slide_file],
+    **ANNOTATION_REGIONS.asset_arguments(group=GROUP, io_manager_key="pickle_io"),
+    deps=[slide_annotation],
     ins={"tissue_regions": dg.AssetIn(metadata={"load": "mapping"})},
-    group_name=catalog.GROUP_SLIDES,
-    io_manager_key="pickle_io",
     kinds={"shapely", "xml", "pickle"},
-    owners=catalog.OWNERS,
-    code_version=CODE_VERSIONS["annotation_regions"],
-    automation_condition=follow_slide_files("annotation_regions"),
     backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
-    description="Tumour geometry from the slide's outline: groups united, exclusions cut out, broken rings "
-    "repaired, each with its line in the audit. A slide without an outline is a normal slide.",
+    description="Tumor geometry from the slide's annotation: groups united, exclusions cut out, broken rings "
+    "repaired, each with its line in the audit. A slide without an annotation is a normal slide.",
 )
 def annotation_regions(
     context: dg.AssetExecutionContext,
     config: AnnotationConfig,
-    library: SlideLibrary,
-    storage: Storage,
+    folder: SlideFolderResource,
+    storage: StorageResource,
     tissue_regions: LazyPickles,
-    cluster: Cluster,
-) -> Iterator[dg.MaterializeResult]:
-    def read(slide_id: str) -> partial:
-        slide = library.slide(slide_id)
-        return partial(read_outlines, slide.path, slide.annotation_path, config, tissue_regions[slide_id])
-
-    def make(slide_id: str, outlines: Outlines) -> dg.MaterializeResult:
-        version = recorded_version(context.instance, "tissue_regions", slide_id)
-        return _outlines(config, library, storage, version, slide_id, outlines)
-
-    with clear_failures(), cluster.open() as executor:
-        yield from for_each_slide(context, storage.layout, make, read=read, executor=executor)
-
-
-def _outlines(
-    config: AnnotationConfig,
-    library: SlideLibrary,
-    storage: Storage,
-    tissue_version: str | None,
-    slide_id: str,
-    outlines: Outlines,
+    workers: WorkersResource,
+    pickle_io: dg.ResourceParam[PickleIOManager],
 ) -> dg.MaterializeResult:
-    path = library.slide(slide_id).annotation_path
-    contents = outlines.contents or NO_ANNOTATION
-    large_path = storage.layout.slide_folder(slide_id) / "overlay.jpg"
-    with publish_file(large_path) as aside:
-        aside.write_bytes(outlines.large)
-    return made(
-        "annotation_regions",
-        {"annotation_path": None if path is None else str(path), "regions": outlines.regions},
-        config=config,
-        made_from=[contents, tissue_version],
-        file=contents,
+    from wsi_assets.index.slide_regions import read_slide_annotation
+
+    with user_errors_as_failures():
+        making = Making(context, storage, ANNOTATION_REGIONS, config)
+        if not config.annotations_gone:
+            doubt_annotations(context.partition_keys, folder, storage.provenance, ANNOTATION_REGIONS)
+
+        def prepare(slide_id: str) -> partial:
+            slide = folder.slide(slide_id)
+            if slide_id not in tissue_regions:
+                raise SlideError("has no tissue_regions", path=slide.path, remedy="Materialize them first")
+            tissue = tissue_regions[slide_id]
+            return partial(read_slide_annotation, slide.path, slide.annotation_path, making.options, tissue)
+
+        with workers.open(len(context.partition_keys)) as executor:
+            result = SlideBatch(
+                context,
+                ANNOTATION_REGIONS,
+                storage.paths,
+                pickle_io,
+                making.parameters,
+                prepare,
+                partial(_annotation, folder, storage),
+                executor,
+            ).make()
+        making.keep_parameters()
+    return result
+
+
+def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id: str, read: Any) -> Made:
+    path = folder.slide(slide_id).annotation_path
+    tissue = storage.provenance.record(TISSUE_REGIONS, slide_id)
+    overlay_path = storage.paths.slide_folder(slide_id) / "overlay.jpg"
+    with publish_file(overlay_path) as unfinished:
+        unfinished.write_bytes(read.large)
+    changes = [row for row in read.audit if row.get("action") not in (None, "kept")]
+    return Made(
+        {"annotation_path": None if path is None else str(path), "regions": read.regions},
+        inputs={
+            SLIDE_ANNOTATION: read.contents or NO_ANNOTATION,
+            TISSUE_REGIONS.name: tissue and tissue.version,
+        },
+        facts={"audit": changes},
         metadata={
-            "overlay": picture(outlines.overlay, "tissue and outline"),
-            "overlay_file": dg.MetadataValue.path(str(large_path)),
+            "overlay": picture(read.overlay, "tissue and annotation"),
+            "overlay_file": dg.MetadataValue.path(str(overlay_path)),
             "annotation": "none: a normal slide" if path is None else str(path),
-            "tumor_area_px": outlines.area,
-            "outlines": len(outlines.audit),
-            "unknown_groups": outlines.unknown_groups,
-            "audit": table(outlines.audit[:300]),
+            "tumor_area_px": read.area,
+            "annotations": len(read.audit),
+            "unknown_groups": read.unknown_groups,
+            "audit": table(read.audit[:300]),
         },
     )
-
-
-def _number(value: float | None) -> float | str:
-    return "unknown" if value is None else rounded(value)

@@ -1,0 +1,133 @@
+"""Cross-validation by patient: each fold is predicted by a model that saw none of its patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsi_assets.files import write_json
+from wsi_assets.index.slide_index import classes, save_index
+from wsi_assets.index.split import fold_slides, split_slides
+from wsi_assets.learning.options import PredictionOptions, TrainingOptions
+from wsi_assets.learning.prediction import predict
+from wsi_assets.learning.records import EpochRecord, TrainingResult
+from wsi_assets.learning.scores import balanced_loss, confusion, roc_auc
+from wsi_assets.learning.training import train
+from wsi_assets.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from wsi_assets.index import Index
+    from wsi_assets.patches import PatchStore
+
+PREDICTIONS_NAME, SUMMARY_NAME = "out_of_fold.pkl", "cross_validation.json"
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What a cross-validation found.
+
+    Attributes:
+        predictions: the index entries of all slides that are not test slides, with ``probs``, ``preds`` and
+            ``fold``; no model has seen a patient it predicts.
+        folds: for each fold its metrics on its patches as sampled: ``fold, slides, tumor, normal, roc_auc,
+            average_precision, balanced_loss, sensitivity, specificity`` (at 0.5).
+        mean, spread: of each metric over the folds that have both classes (standard deviation, n - 1).
+        results: of the trainings.
+    """
+
+    predictions: Index
+    folds: tuple[dict[str, Any], ...]
+    mean: dict[str, float]
+    spread: dict[str, float]
+    results: tuple[TrainingResult, ...]
+
+
+def cross_validate(
+    store: PatchStore,
+    index: Index,
+    options: TrainingOptions,
+    folder: str | Path,
+    *,
+    progress: Progress = silent,
+    on_epoch: Callable[[int, EpochRecord], None] | None = None,
+) -> CrossValidation:
+    """Train ``options.folds`` models into ``folder/fold_K`` and predict each fold with the model without it.
+
+    Folds hold whole patients, and tumor slides are spread evenly over them. Each training splits off its own
+    validation patients. ``folder`` gets ``out_of_fold.pkl`` and ``cross_validation.json``. Slides that
+    trained in the sampled index hold the sampled mix of patches; metrics are of that mix.
+
+    Args:
+        on_epoch: called with the fold, from 0, and each of its epochs.
+
+    Raises:
+        SlideIndexError: there are fewer patients than folds.
+        ModelError, ConfigError, StoreError: as for :func:`wsi_assets.learning.train`.
+    """
+    folder = Path(folder)
+    fold_of = fold_slides(index, options.folds, options.seed)
+    predicted, folds, results = {}, [], []
+    settings = PredictionOptions(
+        prediction_batch_size=options.batch_size, num_workers=options.num_workers, device=options.device
+    )
+    for fold in range(options.folds):
+        held_out = [name for name, number in fold_of.items() if number == fold]
+        notify = None if on_epoch is None else lambda record, fold=fold: on_epoch(fold, record)
+        result = train(
+            store,
+            _without(index, held_out, options),
+            options,
+            folder / f"fold_{fold}",
+            progress=progress,
+            on_epoch=notify,
+        )
+        found = predict(store, index, result.best_path, settings, slides=held_out, progress=progress)
+        predicted |= {name: {**entry, "fold": fold} for name, entry in found.items()}
+        folds.append({"fold": fold, "slides": held_out, **metrics(found)})
+        results.append(result)
+    names = [name for name in folds[0] if name not in ("fold", "slides", "tumor", "normal")]
+    values = {name: [row[name] for row in folds if row[name] is not None] for name in names}
+    mean = {name: float(np.mean(found)) for name, found in values.items() if found}
+    spread = {name: float(np.std(found, ddof=1)) for name, found in values.items() if len(found) > 1}
+    predictions = dict(sorted(predicted.items()))
+    save_index(folder / PREDICTIONS_NAME, predictions)
+    write_json(folder / SUMMARY_NAME, {"folds": folds, "mean": mean, "spread": spread})
+    return CrossValidation(predictions, tuple(folds), mean, spread, tuple(results))
+
+
+def metrics(predictions: Index) -> dict[str, Any]:
+    """Metrics of predicted patches that were read and are of a class; None where a class is missing."""
+    from sklearn.metrics import average_precision_score
+
+    truth, probs = [], []
+    for entry in predictions.values():
+        tumor, normal = classes(entry)
+        found = np.asarray(entry["probs"], np.float64)
+        known = (tumor | normal) & np.isfinite(found)
+        truth.append(tumor[known])
+        probs.append(found[known])
+    truth, probs = np.concatenate(truth).astype(np.int64), np.concatenate(probs)
+    counts = {"tumor": int(truth.sum()), "normal": int((truth == 0).sum())}
+    names = ("roc_auc", "average_precision", "balanced_loss", "sensitivity", "specificity")
+    if not min(counts.values()):
+        return {**counts, **dict.fromkeys(names)}
+    true_normal, false_tumor, false_normal, true_tumor = confusion(truth, probs)
+    found = (
+        roc_auc(truth, probs),
+        float(average_precision_score(truth, probs)),
+        balanced_loss(truth, probs),
+        true_tumor / (true_tumor + false_normal),
+        true_normal / (true_normal + false_tumor),
+    )
+    return {**counts, **dict(zip(names, found, strict=True))}
+
+
+def _without(index: Index, held_out: list[str], options: TrainingOptions) -> Index:
+    """The index with these slides kept from training, and the others split anew."""
+    rest = {name: entry for name, entry in index.items() if name not in held_out}
+    sides = split_slides(rest, options.val_size, options.seed)
+    return {name: {**entry, "split": sides.get(name, "test")} for name, entry in index.items()}

@@ -1,0 +1,319 @@
+"""Networks of timm with two outputs, and the weights they start from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wsi_assets.errors import ModelError, one_line
+from wsi_assets.index.options import LARGEST_PATCH
+from wsi_assets.learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
+
+CLASSES = ("normal", "tumor")
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+SECONDS_TO_WAIT = 10
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is needed to build a network again and to feed it.
+
+    Attributes:
+        name: in timm; args: of ``timm.create_model`` beside name and outputs.
+        mean, std: of RGB between 0 and 1.
+        input_size: edge to which patches are scaled, for a network that takes one size; None for any size.
+        license: of the weights that training started from, where they say so.
+    """
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    input_size: int | None = None
+    license: str | None = None
+
+    def inputs(self, patches: Tensor) -> Tensor:
+        """RGB patches (n, size, size, 3), 0 to 255, to the network's float32 (n, 3, height, width)."""
+        inputs = normalize(patches, self.mean, self.std)
+        if self.input_size in (None, inputs.shape[-1]):
+            return inputs
+        size = (self.input_size, self.input_size)
+        return functional.interpolate(inputs, size, mode="bilinear", antialias=True)
+
+
+class PatchClassifier(nn.Module):
+    """From RGB patches (n, size, size, 3), 0 to 255, to probabilities (n, 2) of (normal, tumor)."""
+
+    def __init__(self, model: nn.Module, architecture: Architecture):
+        super().__init__()
+        self.model = model
+        self.architecture = architecture
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.model(self.architecture.inputs(patches)).float().softmax(dim=1)
+
+
+def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[nn.Module, Architecture]:
+    """A network with two outputs (normal, tumor), in channels-last memory, and its description.
+
+    Args:
+        name: of timm; a folder given as ``weights`` names its network itself.
+        patch_size: edge of a patch in pixels.
+        weights: ``none`` (random, from torch's global generator), ``imagenet``, the path of a state dict, in
+            timm's or torchvision's names and with any classifier, or a model folder of timm.
+
+    Raises:
+        ModelError: no such network, not for this patch size, or its weights cannot be had or do not fit.
+    """
+    if not isinstance(patch_size, int) or not 0 < patch_size <= LARGEST_PATCH:
+        raise ModelError(
+            f"patches of {str(patch_size)[:30]} pixels are not possible",
+            remedy=f"Use {LARGEST_PATCH} at most",
+        )
+    name, args, settings = check_start(name, weights)
+    if weights == "imagenet":
+        model = _imagenet(name)
+    else:
+        model = create(name, args)
+        if weights != "none":
+            _fit(model, read_state_dict(_weights_file(Path(weights))), weights)
+    architecture = _described(model, name, args, settings, weights)
+    check_size(model, architecture, patch_size)
+    return model.to(memory_format=torch.channels_last), architecture
+
+
+def check_start(name: str, weights: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """See, before anything is read or trained, that there are such a network and such weights.
+
+    Returns:
+        Name and arguments of the network, and its settings where a folder gives them.
+
+    Raises:
+        ModelError: no such network, no such file or folder, or no ImageNet weights within reach.
+    """
+    import timm
+
+    args: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    if weights not in ("none", "imagenet"):
+        path = Path(weights)
+        _weights_file(path)
+        if (path / "config.json").is_file():
+            name, args, settings = _folder_config(path)
+    if not timm.is_model(name.split(".", 1)[0]):
+        close = timm.list_models(f"*{name[:6]}*")[:3] or ["resnet18", "resnet50"]
+        raise ModelError(
+            f"model_name {name!r:.80} is no network of timm", remedy=f"Use e.g. {', '.join(close)}"
+        )
+    if weights == "imagenet":
+        _imagenet(name, check_only=True)
+    return name, args, settings
+
+
+def create(name: str, args: dict[str, Any]) -> nn.Module:
+    """A network of timm with two outputs and random weights.
+
+    Raises:
+        ModelError: it cannot be made.
+    """
+    import timm
+
+    try:
+        return timm.create_model(name, **{**args, "num_classes": len(CLASSES)})
+    except Exception as error:  # each network has its own faults
+        raise ModelError(
+            f"{name} cannot be built ({one_line(error)[:200]})", remedy="Choose another model_name"
+        ) from error
+
+
+def check_size(model: nn.Module, architecture: Architecture, patch_size: int) -> None:
+    """See that the network takes patches of this size and gives two outputs.
+
+    Raises:
+        ModelError: it does not.
+    """
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(architecture.inputs(torch.zeros(1, patch_size, patch_size, 3)))
+    except Exception as error:  # networks refuse a size in many ways
+        raise ModelError(
+            f"{architecture.name} does not take patches of {patch_size} pixels ({one_line(error)[:200]})",
+            remedy="Choose another model_name or patch_size",
+        ) from error
+    if outputs.shape != (1, len(CLASSES)):
+        raise ModelError(
+            f"{architecture.name} gives {tuple(outputs.shape)} for one patch instead of two classes",
+            remedy="Choose another model_name",
+        )
+
+
+def head_of(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the classifier."""
+    head = model.get_classifier()
+    return [p for part in (head if isinstance(head, tuple) else (head,)) for p in part.parameters()]
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Weights from a file of ours or anybody's: a state dict, bare or under ``state_dict`` or ``model``.
+
+    Raises:
+        ModelError: missing, damaged, or holds anything but tensors and plain values.
+    """
+    plain = load_plain(path)
+    for key in ("state_dict", "model"):
+        if isinstance(plain, dict) and isinstance(plain.get(key), dict):
+            plain = plain[key]
+    if not isinstance(plain, dict) or not any(isinstance(value, Tensor) for value in plain.values()):
+        raise ModelError("holds no state dict", path=path, remedy="Save model.state_dict() with torch.save")
+    return {
+        str(key).removeprefix("_orig_mod.").removeprefix("module."): value
+        for key, value in plain.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def weights_digest(weights: str) -> str | None:
+    """Digest of the file that training starts from: its name stays when another takes its place."""
+    if weights in ("none", "imagenet"):
+        return None
+    with _weights_file(Path(weights)).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def load_plain(path: str | Path) -> Any:
+    """Tensors and plain values of a file of torch or safetensors; nothing in it can run code.
+
+    Raises:
+        ModelError: missing, damaged, or a pickle that names classes or functions.
+    """
+    if not Path(path).is_file():
+        raise ModelError("does not exist", path=path, remedy="Train first, or check the path")
+    try:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged zip or a hostile pickle can raise nearly anything
+        reason = one_line(error)[:120]
+        raise ModelError(
+            f"is damaged or not a file of weights ({type(error).__name__}: {reason})",
+            path=path,
+            remedy="Train again, or restore the file",
+        ) from error
+
+
+def _weights_file(path: Path) -> Path:
+    """The file itself, or the one in a folder."""
+    if path.is_file():
+        return path
+    found = [file for pattern in WEIGHT_FILES for file in sorted(path.glob(pattern))]
+    if not found:
+        raise ModelError(
+            "is a folder without a file of weights" if path.is_dir() else "does not exist",
+            path=path,
+            remedy="Set weights to none, imagenet, a file of weights or a folder that holds one",
+        )
+    return found[0]
+
+
+def _folder_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Architecture, arguments and settings from timm's ``config.json``."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        name = config["architecture"]
+        args = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
+        settings = config.get("pretrained_cfg", config)
+        if not isinstance(name, str) or not isinstance(settings, dict):
+            raise TypeError("architecture or pretrained_cfg")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"is no model folder of timm ({one_line(repr(error))[:120]})",
+            path=folder / "config.json",
+            remedy="Give the folder as it was downloaded, or the file of weights alone and its model_name",
+        ) from error
+    return name, args, settings
+
+
+def _imagenet(name: str, *, check_only: bool = False) -> nn.Module | None:
+    """The network with ImageNet weights, or only a look whether they are in the cache or can be asked for.
+
+    The look comes first because timm and the hub would try for a minute.
+    """
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    settings = timm.get_pretrained_cfg(name)
+    if settings is None or not settings.has_weights:
+        raise ModelError(f"there are no ImageNet weights of {name}", remedy="Set weights to none or a file")
+    source = settings.hf_hub_id
+    page = f"https://huggingface.co/{source}" if source else settings.url
+    try:
+        if not check_only:
+            return timm.create_model(name, pretrained=True, num_classes=len(CLASSES))
+        if not source or isinstance(try_to_load_from_cache(source, "model.safetensors"), str):
+            return None
+        request = urllib.request.Request(page, method="HEAD")
+        urllib.request.urlopen(request, timeout=SECONDS_TO_WAIT).close()
+    except urllib.error.HTTPError:
+        return None  # it answers; what it lacks is found out by asking for the weights
+    except Exception as error:  # hub, connection, hash and file each have their own errors
+        raise ModelError(
+            f"the ImageNet weights of {name} cannot be downloaded ({one_line(error)[:120]})",
+            remedy=f"Set weights=none to start from random weights, or download {page} elsewhere and set "
+            "weights to the path of its folder or of a state dict",
+        ) from error
+
+
+def _described(
+    model: nn.Module, name: str, args: dict[str, Any], settings: dict[str, Any], weights: str
+) -> Architecture:
+    """Normalization and input size from the model's own configuration."""
+    import timm.data
+
+    settings = {**model.pretrained_cfg, **settings}
+    data = timm.data.resolve_data_config(pretrained_cfg=settings)
+    fixed = settings.get("fixed_input_size") and not args.get("dynamic_img_size")
+    return Architecture(
+        name,
+        args,
+        tuple(data["mean"]),
+        tuple(data["std"]),
+        int(args.get("img_size") or data["input_size"][-1]) if fixed else None,
+        None if weights == "none" else settings.get("license"),
+    )
+
+
+def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load ``state`` into ``model``; only the classifier may be missing or of another shape."""
+    own = model.state_dict()
+    to_ours = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if to_ours is not None and not own.keys() <= state.keys():
+        state = to_ours(state, model)
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    named = {id(parameter): key for key, parameter in model.named_parameters()}
+    head = {named[id(parameter)] for parameter in head_of(model)}
+    missing = [
+        key
+        for key in own
+        if key not in fitting and key not in head and not key.endswith("num_batches_tracked")
+    ]
+    if missing:
+        raise ModelError(
+            f"does not fit the network: {len(missing)} of {len(own)} tensors are missing or of another "
+            f"shape, first {missing[0]}",
+            path=source,
+            remedy="Give the weights of the network named by model_name",
+        )
+    model.load_state_dict(fitting, strict=False)

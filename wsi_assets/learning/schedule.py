@@ -1,0 +1,117 @@
+"""The learning rate over a training, and when a training ends.
+
+Linear warm-up, a constant rate, and in the end a linear cool-down from the best weights (warm-up, stable,
+decay; Hägele et al. 2024). The cool-down comes when the validation loss has not fallen for ``patience``
+epochs although the rate was lowered once before, or when few epochs are left; so every run anneals.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from wsi_assets.learning.options import TrainingOptions
+
+WARM_UP_STEPS = 200
+"""Adam's second moments are unreliable in its first steps; the warm-up keeps those steps small."""
+FIRST_STEPS = 400
+"""Steps of a training before patience counts: until then the validation loss of a new network jumps."""
+FALLS = 1
+"""How often the rate falls at a plateau before the cool-down."""
+FALL = 0.3
+"""Factor of the rate at each fall."""
+COOL_DOWN = 0.25
+"""Length of the cool-down as a share of the epochs before it."""
+FINAL_RATE = 0.01
+"""Share of the rate that is left at the end of the cool-down."""
+
+
+@dataclass
+class Schedule:
+    """Where a training stands.
+
+    Attributes:
+        step: optimizer steps taken; epoch: epochs finished.
+        best_epoch: of the lowest validation loss, from 1; best_loss: that loss.
+        waited: epochs without a lower loss that count against ``patience``.
+        falls: how often the rate has fallen at a plateau.
+        cooling_from: step at which the cool-down began; None before it. last_epoch: then known.
+    """
+
+    options: TrainingOptions
+    steps_per_epoch: int
+    step: int = 0
+    epoch: int = 0
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    waited: int = 0
+    falls: int = 0
+    cooling_from: int | None = None
+    last_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        self._cool_down_if_due()
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= (self.last_epoch or self.options.max_epochs)
+
+    @property
+    def phase(self) -> Literal["warm-up", "constant", "cool-down"]:
+        if self.cooling_from is not None:
+            return "cool-down"
+        return "warm-up" if self.step < self._warm_up else "constant"
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the coming step as a share of ``lr``."""
+        rate = min(1.0, (self.step + 1) / self._warm_up) * FALL**self.falls
+        if self.cooling_from is None:
+            return rate
+        steps = (self.last_epoch - self.cooling_from // self.steps_per_epoch) * self.steps_per_epoch
+        done = min(1.0, (self.step - self.cooling_from + 1) / steps)
+        return rate * (1 - (1 - FINAL_RATE) * done)
+
+    def end_epoch(self, val_loss: float) -> bool:
+        """Take note of a finished epoch; True if training is to go on from the best weights."""
+        self.epoch += 1
+        if val_loss < self.best_loss:
+            self.best_epoch, self.best_loss, self.waited = self.epoch, val_loss, 0
+        elif self.step > self._first_steps:
+            self.waited += 1
+        if self.finished or self.cooling_from is not None:
+            return False
+        exhausted = self.waited >= self.options.patience
+        if exhausted and self.falls < FALLS:
+            self.falls += 1
+            self.waited = 0
+            self._cool_down_if_due()
+            return True
+        self._cool_down_if_due(exhausted)
+        return self.cooling_from is not None
+
+    def state(self) -> dict[str, Any]:
+        """Plain values from which :meth:`restore` goes on."""
+        return {
+            key: value for key, value in asdict(self).items() if key not in ("options", "steps_per_epoch")
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for key in self.state():
+            setattr(self, key, state[key])
+
+    def _cool_down_if_due(self, exhausted: bool = False) -> None:
+        left = self.options.max_epochs - self.epoch
+        wanted = max(1, round(COOL_DOWN * self.epoch))
+        if exhausted or wanted >= left:
+            self.cooling_from = self.step
+            self.last_epoch = self.epoch + min(wanted, left)
+
+    @property
+    def _warm_up(self) -> int:
+        return max(1, min(WARM_UP_STEPS, self.options.max_epochs * self.steps_per_epoch // 10))
+
+    @property
+    def _first_steps(self) -> int:
+        return max(self._warm_up, FIRST_STEPS)

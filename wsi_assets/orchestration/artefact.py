@@ -1,0 +1,106 @@
+"""One description an asset: its name, options, code version, artefact and inputs stand together, once.
+
+Each asset module opens with the descriptions of its assets; paths, provenance, parameters, checks and the
+command line read them. ``build.py`` lists the modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel, ConfigDict
+
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES
+
+
+class NoOptions(BaseModel):
+    """Of an asset that has nothing to set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What an asset stores and how it is made.
+
+    Attributes:
+        name: the asset's.
+        code_version: raise it when a change of code changes what the artefact holds.
+        path: below the storage folder, with ``{slide}`` or ``{level}`` for an asset of slides or of levels.
+        options: the domain's option class; its fields are the asset's parameters.
+        inputs: the artefacts it is made from.
+        sources: the user's files it is made from: ``slide_image``, ``slide_annotation``.
+        main_file: the file without which the folder at ``path`` is nothing; None where ``path`` is a file.
+        without_effect: parameters that change how fast or on what it is made, or what is checked.
+        may_name_a_file: parameters whose value may be a file: what the file holds counts, not where it lies.
+        reproducible: the same recipe gives the same bytes. A model trained twice is not the same model.
+        shown: facts that the command line prints.
+        automation: time zone -> when it is made without being asked for; None is never.
+    """
+
+    name: str
+    code_version: str
+    path: str
+    options: type[BaseModel] = NoOptions
+    inputs: tuple[Artefact, ...] = ()
+    sources: tuple[str, ...] = ()
+    main_file: str | None = None
+    without_effect: frozenset[str] = frozenset()
+    may_name_a_file: frozenset[str] = frozenset()
+    reproducible: bool = True
+    shown: tuple[str, ...] = ()
+    automation: Callable[[str], dg.AutomationCondition] | None = None
+
+    @property
+    def by_slide(self) -> bool:
+        return "{slide}" in self.path
+
+    @property
+    def by_level(self) -> bool:
+        return "{level}" in self.path
+
+    @property
+    def gathers_slides(self) -> bool:
+        """Whether it is made from the regions of all slides."""
+        return self.by_level and any(one.by_slide for one in self.inputs)
+
+    @property
+    def key(self) -> dg.AssetKey:
+        return dg.AssetKey(self.name)
+
+    @cached_property
+    def partitions_def(self) -> dg.PartitionsDefinition | None:
+        return SLIDES if self.by_slide else LEVELS if self.by_level else None
+
+    def asset_arguments(self, *, group: str, io_manager_key: str | None = None) -> dict[str, Any]:
+        """What ``@dg.asset`` needs to know of it; IO managers find ``path`` in the asset's metadata."""
+        arguments: dict[str, Any] = {
+            "name": self.name,
+            "code_version": self.code_version,
+            "group_name": group,
+            "metadata": {
+                "path_template": self.path,
+                **({"main_file": self.main_file} if self.main_file else {}),
+            },
+        }
+        if self.partitions_def is not None:
+            arguments["partitions_def"] = self.partitions_def
+        if io_manager_key is not None:
+            arguments["io_manager_key"] = io_manager_key
+        return arguments
+
+
+def all_artefacts() -> tuple[Artefact, ...]:
+    """Every asset's description, in the order in which they are made."""
+    from wsi_assets.orchestration.build import ARTEFACTS  # it imports the assets, which import this module
+
+    return ARTEFACTS
+
+
+def level_chain() -> tuple[Artefact, ...]:
+    """The assets of a level, in the order in which they are made."""
+    return tuple(artefact for artefact in all_artefacts() if artefact.by_level)

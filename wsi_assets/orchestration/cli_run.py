@@ -1,0 +1,284 @@
+"""Runs the graph from a script: registers slides, makes what is missing or out of date.
+
+Every run is a normal Dagster run of the instance, so the UI shows it. What is out of date is decided in
+:mod:`.level_plan`, from files alone. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from wsi_assets.errors import ConfigError, EvaluationError, SlideError, one_line
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_chain
+from wsi_assets.orchestration.asset_checks import failed_checks
+from wsi_assets.orchestration.build import build_definitions
+from wsi_assets.orchestration.config import ParameterSet, options_of
+from wsi_assets.orchestration.jobs import COMPARE_LEVELS, LEVEL_PIPELINE, SLIDE_REGIONS
+from wsi_assets.orchestration.level_plan import stale_artefacts, stale_slides, usable_slides
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES, level_of
+from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+from wsi_assets.orchestration.sensors import doubt
+from wsi_assets.orchestration.settings import Settings
+from wsi_assets.orchestration.slide_folder import FileSeen, known_slides, register
+
+if TYPE_CHECKING:
+    from wsi_assets.orchestration.provenance import Record
+
+SLIDES_A_RUN = 200
+"""Slides of one asset that one run makes; what a killed run made is kept all the same."""
+
+
+@dataclass
+class SlidesOutcome:
+    """What happened to the slides: ids made and up to date, id -> reason left out, a line for each notice."""
+
+    made: list[str] = field(default_factory=list)
+    up_to_date: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LevelOutcome:
+    """What happened to one level.
+
+    Attributes:
+        made: assets materialized by this run; up_to_date: assets that needed no work.
+        failure: one line, None when all went well.
+        left_out: slide id -> reason.
+        failed_checks: of the level's assets as they are now, one line each.
+        records: asset -> the provenance of what there is now.
+    """
+
+    level: int
+    made: list[str] = field(default_factory=list)
+    up_to_date: list[str] = field(default_factory=list)
+    failure: str | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+    failed_checks: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    records: dict[str, Record] = field(default_factory=dict)
+
+
+class CommandLineRun:
+    """One instance, one set of folders, the parameters that were given.
+
+    Args:
+        instance: the Dagster instance that records the runs.
+        given: parameters of this command, over those of ``parameters.yaml``.
+        say: given one line for what is worth knowing before it is done.
+    """
+
+    def __init__(
+        self,
+        instance: dg.DagsterInstance,
+        settings: Settings,
+        given: ParameterSet,
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        self.instance, self.settings, self.given, self.say = instance, settings, given, say
+        self.folder = SlideFolderResource.of(settings)
+        self.storage = StorageResource(storage_dir=str(settings.storage_dir))
+        self.definitions = build_definitions(settings)
+        self._seen: dict[str, dict[str, FileSeen]] = {}
+
+    def run_slides(self, *, annotations_gone: bool = False) -> SlidesOutcome:
+        """Register the slides of the folder and make their regions where these are missing or out of date.
+
+        Args:
+            annotations_gone: believe that slides which had annotations have none any more.
+
+        Raises:
+            SlideError: the folder cannot be listed, or what it shows suggests a disk that is not mounted.
+        """
+        self.storage.parameters.read()
+        outcome = SlidesOutcome()
+        listing = self.folder.list()
+        slides = {slide.slide_id: slide for slide in listing.slides}
+        if not slides and not listing.left_out:
+            raise SlideError(
+                "holds no slides",
+                path=self.settings.images_dir,
+                remedy="Set --images (WSI_IMAGES_DIR) to the folder of the slide files",
+            )
+        known = known_slides(self.instance, slides)
+        registered = set(self.instance.get_dynamic_partitions(SLIDES.name))
+        doubted = doubt(slides, registered, {} if annotations_gone else known)
+        if doubted:
+            raise SlideError(doubted, path=self.settings.images_dir)
+        outcome.left_out.update(listing.left_out)
+        outcome.notices = list(listing.notices)
+        unread: list[str] = []
+        self._seen = register(self.instance, listing.slides, self.storage.provenance, unread.append, known)
+        for slide_id in slides.keys() - self._seen.keys():
+            lines = [line for line in unread if str(slides[slide_id].path) in line]
+            outcome.left_out[slide_id] = lines[0] if lines else "its file cannot be read"
+        made: set[str] = set()
+        for artefact in (one for one in all_artefacts() if one.by_slide):
+            made |= self._make_slides(artefact, outcome, annotations_gone)
+        outcome.made = sorted(made - outcome.left_out.keys())
+        outcome.up_to_date = sorted(self._seen.keys() - made - outcome.left_out.keys())
+        return outcome
+
+    def run_level(self, level: int, upto: str = "evaluation") -> LevelOutcome:
+        """Make a level's assets up to ``upto``, all that are out of date in one run.
+
+        Raises:
+            ConfigError: there is no such level or asset.
+        """
+        chain, key = chain_upto(upto), str(level_of(str(level)))
+        outcome, started = LevelOutcome(level), time.monotonic()
+        self.instance.add_dynamic_partitions(LEVELS.name, [key])
+        registered = self.instance.get_dynamic_partitions(SLIDES.name)
+        found = {slide.slide_id: str(slide.path) for slide in self.folder.list().slides}
+        usable, outcome.left_out = usable_slides(
+            self.storage.provenance,
+            chain[0].inputs,
+            registered,
+            found,
+            known_slides(self.instance, registered),
+        )
+        parameters = (self.storage.parameters.read(), self.given)
+        stale = stale_artefacts(self.storage.provenance, chain, key, usable, *parameters)
+        outcome.up_to_date = [artefact.name for artefact in chain if artefact.name not in stale]
+        for name, why in stale.items():
+            if why != "is not made":
+                self.say(f"level {level}: {name} is made again ({why})")
+        if stale:
+            self._keep([artefact for artefact in chain if artefact.name in stale], key)
+            result = self._execute(LEVEL_PIPELINE, stale, partition_key=key)
+            outcome.made = [e.asset_key.to_user_string() for e in result.get_asset_materialization_events()]
+            outcome.failure = None if result.success else failure_of(result)
+        outcome.records = {
+            artefact.name: record
+            for artefact in chain
+            if (record := self.storage.provenance.record(artefact, key)) is not None
+        }
+        outcome.failed_checks = failed_checks(self.storage.paths, key, chain)
+        if outcome.failure is None:
+            outcome.left_out = dict(outcome.records[chain[0].name].facts.get("left_out", {}))
+        outcome.seconds = time.monotonic() - started
+        return outcome
+
+    def compare_levels(self) -> dict[str, Any]:
+        """Set all evaluated levels side by side; returns the page's path and the levels left out.
+
+        Raises:
+            EvaluationError: it could not be made.
+        """
+        (comparison,) = (one for one in all_artefacts() if one.partitions_def is None)
+        result = self._execute(COMPARE_LEVELS, [comparison.name])
+        if not result.success:
+            raise EvaluationError(f"the levels cannot be compared: {failure_of(result)}")
+        record = self.storage.provenance.record(comparison)
+        path = self.storage.paths.artefact(comparison) / str(comparison.main_file)
+        return {"path": str(path), "left_out": record.facts.get("left_out", {}) if record else {}}
+
+    def _make_slides(self, artefact: Artefact, outcome: SlidesOutcome, annotations_gone: bool) -> set[str]:
+        """Make one asset of all slides for which it is out of date, in runs of many slides."""
+        slides = {slide_id: seen for slide_id, seen in self._seen.items() if slide_id not in outcome.left_out}
+        stale = stale_slides(
+            self.storage.provenance, artefact, slides, self.storage.parameters.read(), self.given
+        )
+        if stale:
+            self._keep([artefact], None)
+        config = (
+            {"annotations_gone": True} if annotations_gone and "slide_annotation" in artefact.sources else {}
+        )
+        order = self.instance.get_dynamic_partitions(SLIDES.name)
+        for stretch in stretches(order, stale, SLIDES_A_RUN):
+            result = self._execute(SLIDE_REGIONS, [artefact.name], range_of=stretch, config=config)
+            if not result.success:
+                failed = failed_slides(result)
+                why = None if failed else failure_of(result)
+                outcome.left_out.update(failed or dict.fromkeys(stretch, str(why)))
+        return set(stale)
+
+    def _keep(self, artefacts: Sequence[Artefact], level: str | None) -> None:
+        """Write the given parameters of what is about to be made into ``parameters.yaml``."""
+        for artefact in artefacts:
+            given = self.given.values(artefact, level)
+            used = options_of(artefact, level, self.storage.parameters.read(), self.given).model_dump(
+                mode="json"
+            )
+            for line in self.storage.parameters.remember(
+                artefact, level, {name: used[name] for name in given}
+            ):
+                self.say(line)
+
+    def _execute(
+        self,
+        job: str,
+        assets: Collection[str],
+        *,
+        partition_key: str | None = None,
+        range_of: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        tags = {"wsi_assets/launched_by": "command line"}
+        if range_of:
+            # As `dagster asset materialize --partition-range` does.
+            tags["dagster/asset_partition_range_start"] = range_of[0]
+            tags["dagster/asset_partition_range_end"] = range_of[-1]
+        return self.definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance,
+            partition_key=partition_key,
+            asset_selection=[dg.AssetKey(asset) for asset in assets],
+            run_config={
+                "ops": {asset: {"config": dict(config)} for asset in assets} if config else {},
+                # The terminal shows progress and one line a fault; the whole log is in the UI.
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            },
+            tags=tags,
+            raise_on_error=False,
+        )
+
+
+def chain_upto(upto: str) -> tuple[Artefact, ...]:
+    """The assets that make a level up to ``upto``, in order.
+
+    Raises:
+        ConfigError: there is no such asset.
+    """
+    chain = level_chain()
+    names = [artefact.name for artefact in chain]
+    if upto not in names:
+        raise ConfigError(f"there is no level asset {upto!r}", remedy=f"Choose one of {', '.join(names)}")
+    return chain[: names.index(upto) + 1]
+
+
+def stretches(order: Sequence[str], wanted: Collection[str], at_most: int) -> Iterator[list[str]]:
+    """The stretches of ``order`` that are all wanted, none longer than ``at_most``."""
+    stretch: list[str] = []
+    for key in [*order, None]:
+        if stretch and (key not in wanted or len(stretch) == at_most):
+            yield stretch
+            stretch = []
+        if key in wanted:
+            stretch.append(str(key))
+
+
+def failed_slides(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """Slide id -> fault, of a run in which some slides failed."""
+    for event in result.all_events:
+        failure = event.step_failure_data.user_failure_data if event.is_step_failure else None
+        if failure is not None and "failed" in failure.metadata:
+            return dict(failure.metadata["failed"].value)
+    return {}
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> str:
+    """Why a run failed, in one line."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data and data.user_failure_data.description:
+                return data.user_failure_data.description
+            error = data.error.cause or data.error
+            return one_line(f"{event.step_key}: {error.message}")
+    return "the run did not finish"

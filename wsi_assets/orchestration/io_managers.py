@@ -1,0 +1,262 @@
+"""IO managers store and load: each publishes atomically and hands a light value downstream.
+
+An asset says where it is stored in its metadata (``path_template``, e.g. ``level_{level}/index.pkl``); one
+that does not goes to ``<asset>/<partition>``. An asset that returns its provenance in its metadata gets it
+written beside the artefact. Every class works alone, in any graph, with any asset that returns what it
+stores.
+"""
+
+import os
+import shutil
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from wsi_assets.errors import ModelError, WsiAssetsError
+from wsi_assets.files import (
+    publish_file,
+    publish_folder,
+    read_plain_pickle,
+    size_of,
+    write_json,
+    write_plain_pickle,
+)
+from wsi_assets.orchestration.metadata import picture, user_errors_as_failures
+from wsi_assets.orchestration.paths import store_named_by
+from wsi_assets.orchestration.provenance import forget_record, write_record
+from wsi_assets.patches.options import Backend
+
+if TYPE_CHECKING:
+    from wsi_assets.patches import ExtractedPatches, PatchStore
+
+PROVENANCE = "provenance"
+"""Metadata entry with the record of an artefact."""
+
+
+class StorageIOManager(dg.ConfigurableIOManager):
+    """What all have in common: where a partition lies, one partition a run, several loaded as a mapping."""
+
+    storage_dir: str
+
+    @abstractmethod
+    def store(self, path: Path, value: Any) -> dict[str, Any]:
+        """Publish ``value`` at ``path`` and return metadata of what was written."""
+
+    @abstractmethod
+    def load(self, path: Path) -> Any:
+        """A light handle of what lies at ``path``."""
+
+    def load_many(self, paths: Mapping[str, Path]) -> Mapping[str, Any]:
+        """Partition -> handle, of those that were made."""
+        return {key: self.load(path) for key, path in paths.items() if path.exists()}
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        keys = list(context.asset_partition_keys) if context.has_asset_partitions else [None]
+        if len(keys) != 1:
+            raise dg.Failure(
+                f"{context.asset_key.to_user_string()} writes one partition a run, not {len(keys)}",
+                allow_retries=False,
+            )
+        path = self.path_of(context, keys[0])
+        record = context.output_metadata.get(PROVENANCE)
+        with user_errors_as_failures():
+            context.add_output_metadata(self.publish(path, obj, record and getattr(record, "value", record)))
+
+    def publish(self, path: Path, value: Any, record: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Store a value and its record; a kill in between leaves the artefact unmade, never mislabelled."""
+        forget_record(path)
+        stored = self.store(path, value)
+        if record is not None:
+            write_record(path, record)
+        return {"path": dg.MetadataValue.path(str(path)), "size_bytes": size_of(path), **stored}
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        with user_errors_as_failures():
+            if _takes_many(context):
+                return self.load_many(
+                    {key: self.path_of(context, key) for key in context.asset_partition_keys}
+                )
+            return self.load(
+                self.path_of(context, context.asset_partition_key if context.has_asset_partitions else None)
+            )
+
+    def path_of(self, context: dg.InputContext | dg.OutputContext, partition: str | None) -> Path:
+        """Where a partition of the asset lies."""
+        output = context.upstream_output if isinstance(context, dg.InputContext) else context
+        template = ((output.definition_metadata if output else None) or {}).get("path_template")
+        asset = "__".join(context.asset_key.path)
+        if template is None:
+            template = asset if partition is None else f"{asset}/{{partition}}"
+        return Path(self.storage_dir) / str(template).format(
+            partition=partition, slide=partition, level=partition
+        )
+
+
+class LazyPickles(Mapping[str, Any]):
+    """Partition key -> value, read on access and not kept; keys are the partitions that have a file.
+
+    A level takes the regions of thousands of slides: this way only one is in memory at a time. It pickles as
+    its paths.
+    """
+
+    def __init__(self, paths: Mapping[str, Path]):
+        self._paths = {key: path for key, path in paths.items() if path.is_file()}
+
+    def __getitem__(self, key: str) -> Any:
+        return read_plain_pickle(self._paths[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._paths
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+class PickleIOManager(StorageIOManager):
+    """Plain values as pickles that load anywhere; one that names a class is refused on reading."""
+
+    def store(self, path: Path, value: Any) -> dict[str, Any]:
+        write_plain_pickle(path, value)
+        return {"count": len(value) if isinstance(value, (list, dict)) else 1}
+
+    def load(self, path: Path) -> Any:
+        return read_plain_pickle(path)
+
+    def load_many(self, paths: Mapping[str, Path]) -> "LazyPickles":
+        return LazyPickles(paths)
+
+
+class PatchStoreIOManager(StorageIOManager):
+    """Patches in the backend they were extracted for, and a lazy :class:`PatchStore` downstream.
+
+    ``patch_store.json`` names the store in use, so that a reader opens the right one whatever comes next.
+    """
+
+    def store(self, path: Path, value: "ExtractedPatches") -> dict[str, Any]:
+        return BACKEND_IO_MANAGERS[value.backend](storage_dir=self.storage_dir).store(path, value)
+
+    def load(self, path: Path) -> "PatchStore":
+        from wsi_assets.patches import open_store
+
+        return open_store(store_named_by(path))
+
+
+class LmdbIOManager(PatchStoreIOManager):
+    """One LMDB environment, ``patches_lmdb/``, of extracted patches or of (key, pixels, label) triples."""
+
+    backend: Backend = "lmdb"
+
+    def store(self, path: Path, value: "ExtractedPatches | Iterable[tuple[str, Any, int]]") -> dict[str, Any]:
+        from wsi_assets.patches import (
+            STORE_NAMES,
+            ExtractedPatches,
+            mosaic_png,
+            open_store,
+            write_patches,
+            write_store,
+        )
+
+        if isinstance(value, ExtractedPatches):
+            report = write_store(value)
+        else:
+            report = write_patches(path.parent / STORE_NAMES[self.backend], self.backend, value)
+        write_json(path, {"store": report.path.name, "backend": report.backend})
+        with open_store(report.path) as store:
+            mosaic = picture(mosaic_png(store), "patches by class")
+        return {
+            "path": dg.MetadataValue.path(str(report.path)),
+            "size_bytes": report.bytes,
+            "backend": report.backend,
+            "count": report.patches,
+            "mosaic": mosaic,
+        }
+
+
+class Hdf5IOManager(LmdbIOManager):
+    """One HDF5 file, ``patches.h5``."""
+
+    backend: Backend = "hdf5"
+
+
+class PngFolderIOManager(LmdbIOManager):
+    """A folder of PNG files by class, ``image_patches/``."""
+
+    backend: Backend = "fs"
+
+
+BACKEND_IO_MANAGERS = {"lmdb": LmdbIOManager, "hdf5": Hdf5IOManager, "fs": PngFolderIOManager}
+
+
+class ModelIOManager(StorageIOManager):
+    """Publishes the ``checkpoints/`` and ``epoch_losses.csv`` of a finished training's folder.
+
+    A training in progress writes elsewhere, so a level keeps its old model until the new one is whole.
+    Downstream gets the path of ``best.pt``; the weights are read where they are used.
+    """
+
+    def store(self, path: Path, value: Path) -> dict[str, Any]:
+        losses = path.parent / "epoch_losses.csv"
+        with publish_file(losses) as unfinished:
+            shutil.copyfile(value / losses.name, unfinished)
+        with publish_folder(path) as unfinished:
+            for file in sorted((value / "checkpoints").iterdir()):
+                if file.suffix in (".pt", ".json"):
+                    _link_or_copy(file, unfinished / file.name)
+        return {"path": dg.MetadataValue.path(str(path / "best.pt")), "epoch_losses": str(losses)}
+
+    def publish(self, path: Path, value: Path, record: Mapping[str, Any] | None) -> dict[str, Any]:
+        stored = super().publish(path, value, record)
+        shutil.rmtree(value, ignore_errors=True)
+        return stored
+
+    def load(self, path: Path) -> Path:
+        best = path / "best.pt"
+        if not best.is_file():
+            raise ModelError("does not exist", path=best, remedy="Materialize the model that writes it")
+        return best
+
+
+class ReportIOManager(StorageIOManager):
+    """Publishes a folder that an asset wrote, whole; downstream gets the folder's path."""
+
+    def store(self, path: Path, value: Path) -> dict[str, Any]:
+        with publish_folder(path) as unfinished:
+            for file in sorted(value.iterdir()):
+                file.replace(unfinished / file.name)
+        value.rmdir()
+        pages = sorted(path.glob("*.html"))
+        shown = {"page": dg.MetadataValue.url(pages[0].as_uri())} if pages else {}
+        return {**shown, "count": sum(1 for file in path.rglob("*") if file.is_file())}
+
+    def load(self, path: Path) -> Path:
+        if not path.is_dir():
+            raise WsiAssetsError("does not exist", path=path, remedy="Materialize the report")
+        return path
+
+
+def _takes_many(context: dg.InputContext) -> bool:
+    """Whether this input is a mapping over upstream partitions, as its ``AssetIn`` declares.
+
+    Decided by the declaration, never by how many partitions there happen to be. Inputs that declare nothing
+    take one partition if it is the run's own, and a mapping otherwise.
+    """
+    if not context.has_asset_partitions:
+        return False
+    declared = (context.definition_metadata or {}).get("load")
+    if declared is not None:
+        return declared == "mapping"
+    keys = list(context.asset_partition_keys)
+    return not (context.has_partition_key and keys == [context.partition_key])
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # file systems without hard links
+        shutil.copyfile(source, target)

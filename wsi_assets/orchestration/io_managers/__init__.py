@@ -1,1 +1,0 @@
-"""IO managers store and load: they publish atomically, return light handles and say what they wrote."""

@@ -1,0 +1,109 @@
+"""One artefact of a level in the making: its options, and the result that carries its provenance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel
+
+from wsi_assets.files import digest
+from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.config import COMMAND_LINE, ParameterSet, given_in, options_of
+from wsi_assets.orchestration.io_managers import PROVENANCE
+from wsi_assets.orchestration.partitions import level_of
+from wsi_assets.orchestration.provenance import Record, recipe_of
+from wsi_assets.orchestration.resources import StorageResource
+
+
+class Making:
+    """Opened at the start of an asset, closed with :meth:`result`.
+
+    Args:
+        config: what somebody gave in the Launchpad or on the command line; the file and the defaults say the
+            rest. Given values are written to the file once the asset is made.
+        inputs: what it is made from, where that is not the recorded versions of the artefact's inputs.
+
+    Raises:
+        ConfigError: the partition is no level, or a value is unknown or impossible.
+    """
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        storage: StorageResource,
+        artefact: Artefact,
+        config: dg.Config | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ):
+        self.context, self.storage, self.artefact = context, storage, artefact
+        self.partition = context.partition_key if artefact.by_level else None
+        if artefact.by_level:
+            level_of(self.partition)
+        self._given = {} if config is None else given_in(artefact, config)
+        given = ParameterSet({artefact.name: self._given} if self._given else {}, COMMAND_LINE)
+        self.options: Any = options_of(artefact, self.partition, storage.parameters.read(), given)
+        self._inputs = inputs
+        self._started = time.monotonic()
+
+    @property
+    def level(self) -> int:
+        return level_of(self.partition)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        options: BaseModel = self.options
+        return options.model_dump(mode="json")
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        if self._inputs is not None:
+            return dict(self._inputs)
+        return self.storage.provenance.input_versions(self.artefact, self.partition)
+
+    def keep_parameters(self) -> None:
+        """Write the given values into ``parameters.yaml``."""
+        for line in self.storage.parameters.remember(self.artefact, self.partition, self._given):
+            self.context.log.info(line)
+
+    def result(
+        self,
+        value: Any,
+        *,
+        facts: Mapping[str, Any],
+        metadata: Mapping[str, Any] | None = None,
+        content: str | None = None,
+    ) -> dg.MaterializeResult:
+        """What the asset returns.
+
+        Args:
+            facts: small plain figures, kept in the record and shown in the UI.
+            metadata: what only the UI shows.
+            content: digest of what was made, where the same recipe does not give the same again.
+        """
+        recipe = recipe_of(self.artefact, self.parameters, self.inputs)
+        record = Record(
+            asset=self.artefact.name,
+            partition=self.partition,
+            code_version=self.artefact.code_version,
+            parameters=self.parameters,
+            inputs=self.inputs,
+            recipe=recipe,
+            version=recipe if content is None else digest(recipe, content),
+            facts={**facts, "seconds": round(time.monotonic() - self._started, 2)},
+            run_id=self.context.run.run_id,
+        )
+        self.keep_parameters()
+        return dg.MaterializeResult(
+            value=value,
+            metadata={
+                **{name: fact for name, fact in facts.items() if fact is not None},
+                **(metadata or {}),
+                "parameters": self.parameters,
+                PROVENANCE: dg.MetadataValue.json(record.to_plain()),
+            },
+            data_version=dg.DataVersion(record.version),
+        )

@@ -1,0 +1,118 @@
+"""What assets say: progress to the log and the terminal, one clear line for a user's mistake, metadata."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import dagster as dg
+
+from wsi_assets.errors import WsiAssetsError
+from wsi_assets.progress import Progress
+
+LOG_EVERY_SECONDS = 10.0
+
+MAX_PICTURE_BYTES = 80_000
+"""Inline pictures live in the event database and are sent with every page that shows them."""
+
+MAX_PICTURE_WIDTH = 1100
+"""Pixels; the UI shows a picture as large as it is and cuts off what its dialog has no space for."""
+
+_terminal: ContextVar[Progress | None] = ContextVar("terminal_progress", default=None)
+
+
+@contextlib.contextmanager
+def progress_on_terminal(listener: Progress) -> Iterator[None]:
+    """While this is open, ``listener`` also gets the progress of assets run in this process."""
+    token = _terminal.set(listener)
+    try:
+        yield
+    finally:
+        _terminal.reset(token)
+
+
+def progress_to(log: Any, clock: Callable[[], float] = time.monotonic) -> Progress:
+    """A :class:`Progress` that writes rate and time left to a Dagster log, at most every ten seconds."""
+    started: dict[str, tuple[float, int]] = {}
+    last = clock()
+
+    def report(done: int, total: int, what: str) -> None:
+        nonlocal last
+        now = clock()
+        listener = _terminal.get()
+        if listener is not None:
+            listener(done, total, what)
+        begin, begin_done = started.setdefault(what, (now, done))
+        if now - last < LOG_EVERY_SECONDS and done < total:
+            return
+        last = now
+        rate = (done - begin_done) / (now - begin) if now > begin else 0.0
+        left = f", {(total - done) / rate:,.0f} s left" if rate > 0 and done < total else ""
+        log.info(f"{what}: {done:,} of {total:,} ({rate:,.1f}/s{left})")
+
+    return report
+
+
+@contextlib.contextmanager
+def user_errors_as_failures() -> Iterator[None]:
+    """Turn a user's mistake into one line in the UI, without a traceback and without a retry."""
+    try:
+        yield
+    except WsiAssetsError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+def picture(image: bytes, alt: str) -> dg.MetadataValue:
+    """An inline picture (PNG or JPEG bytes) for the UI, made smaller until it fits the event database."""
+    image = _small_enough(image)
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return dg.MetadataValue.md(f"![{alt}](data:image/{kind};base64,{base64.b64encode(image).decode()})")
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> dg.MetadataValue:
+    """A table for the UI from rows of plain values; the first row gives the columns where none are named."""
+    names = list(columns or (rows[0] if rows else ["nothing"]))
+    records = [dg.TableRecord({name: _cell(row.get(name)) for name in names}) for row in rows]
+    schema = dg.TableSchema([dg.TableColumn(name, _column_type(records, name)) for name in names])
+    return dg.MetadataValue.table(records, schema)
+
+
+def rounded(value: float | None) -> float | str:
+    """A number as one reads it: four significant digits."""
+    return "unknown" if value is None else float(f"{value:.4g}")
+
+
+def _small_enough(image: bytes) -> bytes:
+    import cv2
+    import numpy as np
+
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+    if len(image) <= MAX_PICTURE_BYTES and pixels.shape[1] <= MAX_PICTURE_WIDTH:
+        return image
+    scale = min(1.0, MAX_PICTURE_WIDTH / pixels.shape[1])
+    while True:
+        smaller = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        image = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+        if len(image) <= MAX_PICTURE_BYTES:
+            return image
+        scale *= 0.8
+
+
+def _cell(value: Any) -> str | int | float | bool | None:
+    if isinstance(value, float):
+        # The last learning rates of a training are under 0.0001.
+        return round(value, 4) if abs(value) >= 0.1 else float(f"{value:.4g}")
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def _column_type(records: Sequence[dg.TableRecord], name: str) -> str:
+    kinds = {type(record.data[name]) for record in records} - {type(None)}
+    if kinds == {bool}:
+        return "bool"
+    if kinds == {int}:
+        return "int"
+    return "float" if kinds and kinds <= {int, float} else "string"

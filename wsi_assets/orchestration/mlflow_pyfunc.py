@@ -1,0 +1,82 @@
+"""A trained model as MLflow stores, loads and serves it: ``best.pt`` itself, read by this module.
+
+No module is pickled: the weights are the file that training published, loaded as weights only, so the
+registered model gives the same probabilities as :func:`wsi_assets.learning.load_model` and can run no code.
+Loading it needs this package installed, and no Dagster.
+
+    from mlflow import pyfunc
+    detector = pyfunc.load_model("models:/wsi-level-4/latest")
+    detector.predict(patches)  # uint8 (n, size, size, 3) RGB -> float32 (n, 2): normal, tumor
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BATCH = 64
+
+
+class ServedModel:
+    """What MLflow calls: probabilities of pixels, in batches, so that memory stays bounded."""
+
+    def __init__(self, checkpoint: str | Path):
+        from wsi_assets.learning import load_model
+
+        loaded = load_model(checkpoint)
+        self._classifier = loaded.classifier().eval()
+        self.patch_size = loaded.patch_size
+
+    def predict(self, patches: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Probabilities (n, 2) of (normal, tumor) from RGB patches (n, size, size, 3), uint8."""
+        import numpy as np
+        import torch
+
+        patches = np.ascontiguousarray(patches, dtype=np.uint8)
+        with torch.inference_mode():
+            parts = [
+                self._classifier(torch.from_numpy(patches[start : start + BATCH])).numpy()
+                for start in range(0, len(patches), BATCH)
+            ]
+        return np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.float32)
+
+
+def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int) -> None:
+    """Log ``best.pt`` and ``best.json`` of a training to the active run, and register them as ``name``."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    # Unnamed: a named tensor would reach predict in a dictionary.
+    pixels = TensorSpec(np.dtype(np.uint8), (-1, patch_size, patch_size, 3))
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, 2))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "checkpoints"
+        model.mkdir()
+        for file in ("best.pt", "best.json"):
+            shutil.copyfile(checkpoints / file, model / file)
+        # What registering prints breaks into the progress bars.
+        with contextlib.redirect_stderr(io.StringIO()):
+            mlflow.pyfunc.log_model(
+                name=name,
+                loader_module=__name__,
+                data_path=str(model),
+                signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
+                # Stated, not found out: that would start another Python and ask an index.
+                pip_requirements=[f"{one}=={version(one)}" for one in ("wsi-assets", "torch", "timm")],
+                registered_model_name=name,
+                await_registration_for=0,
+            )
+
+
+def _load_pyfunc(data_path: str) -> ServedModel:
+    """MLflow's name for what loads a model; ``data_path`` is the folder of ``best.pt``."""
+    return ServedModel(data_path)

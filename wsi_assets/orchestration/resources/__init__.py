@@ -1,1 +1,0 @@
-"""What assets need from outside: the user's slide folder, MLflow."""

@@ -1,0 +1,72 @@
+"""Takes a slide out of the platform for good: the one place that removes anything, and only when asked."""
+
+from __future__ import annotations
+
+import shutil
+
+import dagster as dg
+
+from wsi_assets.errors import ConfigError
+from wsi_assets.orchestration.partitions import SLIDES
+from wsi_assets.orchestration.paths import StoragePaths
+from wsi_assets.orchestration.resources import SlideFolderResource
+from wsi_assets.orchestration.slide_folder import DATA_VERSION_TAG, RETIRED, SLIDE_ANNOTATION, SLIDE_IMAGE
+from wsi_assets.slides.naming import normalize_id
+
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def retire_slide(
+    instance: dg.DagsterInstance, folder: SlideFolderResource, paths: StoragePaths, slide_id: str
+) -> list[str]:
+    """Remove a slide's partition and its folder of regions; its files are the user's to remove.
+
+    Levels keep what they were made from until they are made again; the nightly index leaves the slide out.
+
+    Returns:
+        levels that have an index, in which the slide may still be.
+
+    Raises:
+        ConfigError: the slide is not registered, its file is still there, or a run is going on.
+        SlideError: the slide folder does not list.
+    """
+    if slide_id not in instance.get_dynamic_partitions(SLIDES.name):
+        raise ConfigError(f"there is no slide {slide_id!r}", remedy="Slides are named as in the Dagster UI")
+    listing = folder.list()
+    if not listing.slides and not listing.left_out:
+        raise ConfigError(
+            f"the slide folder {folder.images_dir} is empty: its disk may not be mounted",
+            remedy="Mount it, or put back any one slide",
+        )
+    there = {
+        normalize_id(name) for name in (*(slide.slide_id for slide in listing.slides), *listing.left_out)
+    }
+    if normalize_id(slide_id) in there:
+        raise ConfigError(
+            f"the file of {slide_id} is still in {folder.images_dir}",
+            remedy="Take it away first, or it would be registered again",
+        )
+    # Deleting a partition ends runs that work on it, or on all slides.
+    busy = instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED), limit=1)
+    if busy:
+        run_id = busy[0].dagster_run.run_id
+        raise ConfigError(f"run {run_id} is going on", remedy="Wait until it is done, or cancel it")
+    for asset in (SLIDE_IMAGE, SLIDE_ANNOTATION):
+        # Dagster keeps the records of a deleted partition; without these, one put back would count as made.
+        instance.report_runless_asset_event(
+            dg.AssetObservation(
+                asset,
+                partition=slide_id,
+                metadata={"fingerprint": RETIRED, "signature": RETIRED, "path": ""},
+                tags={DATA_VERSION_TAG: RETIRED},
+            )
+        )
+    instance.delete_dynamic_partition(SLIDES.name, slide_id)
+    shutil.rmtree(paths.slide_folder(slide_id), ignore_errors=True)
+    return paths.levels()

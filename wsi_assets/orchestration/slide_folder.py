@@ -1,0 +1,289 @@
+"""What the slide folder holds, against what is known of it: decisions, and the events that report it.
+
+The sensor and the command line share it. Nothing here removes a slide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from wsi_assets.errors import SlideError
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES
+from wsi_assets.orchestration.provenance import Provenance
+
+if TYPE_CHECKING:
+    from wsi_assets.orchestration.resources import SlideFolderResource
+    from wsi_assets.slides import SlideFile
+
+SLIDE_IMAGE, SLIDE_ANNOTATION = "slide_image", "slide_annotation"
+
+NO_ANNOTATION = "none"
+"""Version of the annotation of a slide that has none."""
+
+RETIRED = "retired"
+"""Version of the files of a slide that was retired: unlike any other, so that one put back is news."""
+
+DATA_VERSION_TAG = "dagster/data_version"
+"""How an event says the data version of what is not made here."""
+
+PARTITIONS_A_QUERY = 500
+"""Few enough for short SQL; each query passes over the newer records of all other partitions."""
+
+RECORDS_A_PAGE = 100
+
+
+@dataclass(frozen=True)
+class FileSeen:
+    """One file of a slide.
+
+    Attributes:
+        path: of the file, "" for an annotation that is not there.
+        signature: size and time; if equal, the contents are taken as unchanged.
+        version: fingerprint of its bytes, ``"none"`` for an annotation that is not there.
+    """
+
+    path: str
+    signature: str
+    version: str
+
+
+def signature_of(slide: SlideFile) -> dict[str, str]:
+    """Asset -> path, size and time of the slide's file: cheap, and different when the file changed.
+
+    Raises:
+        SlideError: a file is gone or cannot be read.
+    """
+    from wsi_assets.slides import signature
+
+    found = {SLIDE_ANNOTATION: ""}
+    for asset, path in ((SLIDE_IMAGE, slide.path), (SLIDE_ANNOTATION, slide.annotation_path)):
+        if path is not None:
+            size, time = signature(path)
+            found[asset] = f"{path}:{size}:{time}"
+    return found
+
+
+def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSeen]:
+    """Read what identifies the contents of a slide's image and annotation.
+
+    Raises:
+        SlideError: a file cannot be read.
+    """
+    from wsi_assets.slides import fingerprint
+
+    annotation = slide.annotation_path
+    version = NO_ANNOTATION if annotation is None else fingerprint(annotation)
+    return {
+        SLIDE_IMAGE: FileSeen(str(slide.path), signatures[SLIDE_IMAGE], fingerprint(slide.path)),
+        SLIDE_ANNOTATION: FileSeen(str(annotation or ""), signatures[SLIDE_ANNOTATION], version),
+    }
+
+
+def changed(
+    signatures: Mapping[str, Mapping[str, str]], known: Mapping[str, Mapping[str, FileSeen]]
+) -> list[str]:
+    """Slide ids that are new, or whose files' sizes or times differ from what is known, in order."""
+    return sorted(
+        slide_id
+        for slide_id, now in signatures.items()
+        if {asset: seen.signature for asset, seen in known.get(slide_id, {}).items()} != now
+    )
+
+
+def doubt_slides(found: Collection[str], registered: Collection[str]) -> str | None:
+    """Why a listing suggests a disk that is not mounted rather than slides taken away; else None."""
+    gone = len(set(registered) - set(found))
+    if 2 * gone > len(registered):
+        return (
+            f"{gone} of {len(registered)} registered slides are gone from the slide folder: "
+            "is a disk not mounted?"
+        )
+    return None
+
+
+def doubt_missing_annotations(now: int, lost: int) -> str | None:
+    """Why slides without annotation suggest a folder that is not mounted; else None.
+
+    Args:
+        now: slides that have an annotation.
+        lost: slides that had one, and have none.
+    """
+    if lost > now:
+        return (
+            f"{lost} slides had an annotation and have none, {now} have one: is the folder of annotations "
+            "mounted, and the right one? If they are gone for good, run once with annotations_gone "
+            "(wsi-assets run --annotations-gone)"
+        )
+    return None
+
+
+def doubt_annotations(
+    slide_ids: Iterable[str], folder: SlideFolderResource, provenance: Provenance, artefact: Artefact
+) -> None:
+    """Refuse to turn annotated slides into normal ones while most annotations are gone.
+
+    Raises:
+        SlideError: most slides that had an annotation have none.
+    """
+    listing = folder.list()
+    without = {slide.slide_id for slide in listing.slides if slide.annotation_path is None}
+
+    def had_one(slide_id: str) -> bool:
+        record = provenance.record(artefact, slide_id)
+        return record is not None and record.inputs.get(SLIDE_ANNOTATION) != NO_ANNOTATION
+
+    if any(had_one(slide_id) for slide_id in set(slide_ids) & without):
+        lost = sum(had_one(slide_id) for slide_id in without)
+        doubt = doubt_missing_annotations(len(listing.slides) - len(without), lost)
+        if doubt:
+            raise SlideError(doubt, path=folder.annotations_dir)
+
+
+def known_slides(instance: dg.DagsterInstance, slide_ids: Iterable[str]) -> dict[str, dict[str, FileSeen]]:
+    """Slide id -> what was last reported of its image and its annotation."""
+    wanted = list(slide_ids)
+    known: dict[str, dict[str, FileSeen]] = {}
+    for asset in (SLIDE_IMAGE, SLIDE_ANNOTATION):
+        for slide_id, metadata in _latest_observations(instance, asset, wanted):
+            values = {name: str(value.value) for name, value in metadata.items()}
+            seen = FileSeen(
+                values.get("path", ""), values.get("signature", "?"), values.get("fingerprint", "")
+            )
+            known.setdefault(slide_id, {})[asset] = seen
+    return known
+
+
+def observations(
+    slide_id: str, seen: Mapping[str, FileSeen], known: Mapping[str, FileSeen] | None = None
+) -> list[dg.AssetObservation]:
+    """The events that report what a slide's files hold now, of those that differ from what is known."""
+    return [
+        dg.AssetObservation(
+            asset,
+            partition=slide_id,
+            metadata={
+                "path": file.path,
+                "signature": file.signature,
+                "fingerprint": file.version,
+            },
+            tags={DATA_VERSION_TAG: file.version},
+        )
+        for asset, file in seen.items()
+        if (known or {}).get(asset) != file
+    ]
+
+
+def stored_regions(
+    provenance: Provenance, slide_id: str, seen: Mapping[str, FileSeen]
+) -> list[dg.AssetMaterialization]:
+    """Events for regions that the storage folder holds of a slide, made from what its files hold now.
+
+    An instance that was lost or is new learns from them that nothing has to be made.
+    """
+    events = []
+    for artefact in (one for one in all_artefacts() if one.by_slide):
+        record = provenance.record(artefact, slide_id)
+        if record is None or any(
+            record.inputs.get(asset, file.version) != file.version for asset, file in seen.items()
+        ):
+            break
+        events.append(_found(provenance, artefact, slide_id, record.parameters))
+    return events
+
+
+def stored_levels(provenance: Provenance) -> dict[str, list[dg.AssetMaterialization]]:
+    """Level -> events for what the storage folder holds of it, for an instance that knows no level."""
+    levels = {}
+    for level in provenance.paths.levels():
+        events = []
+        for artefact in (one for one in all_artefacts() if one.by_level):
+            record = provenance.record(artefact, level)
+            if record is not None:
+                tags = {DATA_VERSION_TAG: record.version}
+                events.append(_found(provenance, artefact, level, record.parameters, tags))
+        if events:
+            levels[level] = events
+    return levels
+
+
+def register(
+    instance: dg.DagsterInstance,
+    slides: Iterable[SlideFile],
+    provenance: Provenance,
+    warn: Callable[[str], None],
+    known: Mapping[str, Mapping[str, FileSeen]],
+) -> dict[str, dict[str, FileSeen]]:
+    """Add partitions of new slides, report what is new or changed, and return what is known of each.
+
+    A file that cannot be read at all goes to ``warn`` and keeps its partition, so that the failure shows.
+    """
+    slides = {slide.slide_id: slide for slide in slides}
+    new = slides.keys() - set(instance.get_dynamic_partitions(SLIDES.name))
+    instance.add_dynamic_partitions(SLIDES.name, sorted(slides))
+    latest = {slide_id: dict(seen) for slide_id, seen in known.items()}
+    for slide_id, slide in slides.items():
+        try:
+            signatures = signature_of(slide)
+            if changed({slide_id: signatures}, latest):
+                latest[slide_id] = observe(slide, signatures)
+                for event in observations(slide_id, latest[slide_id], known.get(slide_id)):
+                    instance.report_runless_asset_event(event)
+        except SlideError as error:
+            warn(str(error))
+            continue
+        if slide_id in new:
+            for event in stored_regions(provenance, slide_id, latest[slide_id]):
+                instance.report_runless_asset_event(event)
+    if not instance.get_dynamic_partitions(LEVELS.name):
+        for level, events in stored_levels(provenance).items():
+            instance.add_dynamic_partitions(LEVELS.name, [level])
+            for event in events:
+                instance.report_runless_asset_event(event)
+    return latest
+
+
+def _found(
+    provenance: Provenance,
+    artefact: Artefact,
+    partition: str,
+    parameters: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        artefact.key,
+        partition=partition,
+        description="Found in the storage folder, with its provenance",
+        metadata={
+            "path": dg.MetadataValue.path(str(provenance.paths.artefact(artefact, partition))),
+            "parameters": dict(parameters),
+        },
+        tags=tags,
+    )
+
+
+def _latest_observations(
+    instance: dg.DagsterInstance, asset: str, partitions: list[str]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(partition, metadata) of the latest observation of each partition that was observed."""
+    for start in range(0, len(partitions), PARTITIONS_A_QUERY):
+        missing = set(partitions[start : start + PARTITIONS_A_QUERY])
+        cursor = None
+        while missing:
+            page = instance.fetch_observations(
+                dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=sorted(missing)),
+                limit=RECORDS_A_PAGE,
+                cursor=cursor,
+            )
+            # Newest first, so the first record seen of a partition is its latest.
+            for record in page.records:
+                if record.partition_key in missing:
+                    missing.discard(record.partition_key)
+                    yield record.partition_key, record.asset_observation.metadata
+            if not page.has_more:
+                break
+            cursor = page.cursor

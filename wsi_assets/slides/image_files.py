@@ -1,0 +1,172 @@
+"""What the files of an images folder are: slides, slides that are not read, annotations, or else."""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+from wsi_assets.slides.naming import (
+    PACKED_SUFFIXES,
+    SLIDE_SUFFIXES,
+    UNREAD_ANNOTATION_SUFFIXES,
+    UNREAD_SLIDE_SUFFIXES,
+    annotation_ending,
+    endings,
+    normalize_id,
+)
+
+SUMS = frozenset({".md5", ".sha1", ".sha256", ".sha512", ".crc"})
+"""Endings of checksums."""
+
+TEXTS = SUMS | endings(
+    "txt csv tsv md rst pdf log html htm yaml yml toml ini cfg xls xlsx ods doc docx py sh ipynb lock parquet"
+)
+"""Endings of texts and tables, which are passed over without a word."""
+
+OTHER_NAMES = frozenset({"DICOMDIR", "README", "LICENSE", "Thumbs.db", "desktop.ini"})
+
+_PACKED = PACKED_SUFFIXES | {".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz"}
+_UNFINISHED = frozenset({".part", ".partial", ".crdownload", ".download", ".tmp", ".filepart", ".aria2"})
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_CZI = b"ZISRAWFILE"
+_LEAST = 132
+_CONVERT = "Convert it to a tiled pyramidal TIFF"
+
+
+class ImageFiles:
+    """What is found below ``root``, filled folder by folder.
+
+    Attributes:
+        slides: (slide id, path).
+        unread: (slide id, path, why it is not read) of slides of other formats.
+        left_out: key -> why, of what has no id.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.slides: list[tuple[str, Path]] = []
+        self.unread: list[tuple[str, Path, str]] = []
+        self.left_out: dict[str, str] = {}
+        self._beside: list[tuple[str, Path]] = []
+        self._strays: list[Path] = []
+        self._passed: list[Path] = []
+
+    def add(self, place: Path, folders: list[str], files: list[str]) -> None:
+        """Sort the files of one folder; takes out of ``folders`` those that are part of a slide."""
+        suffixes = {name: Path(name).suffix.lower() for name in sorted(files)}
+        kinds = {
+            name: content_of(place / name)
+            for name, suffix in suffixes.items()
+            if suffix not in SLIDE_SUFFIXES | UNREAD_SLIDE_SUFFIXES | TEXTS
+            and name not in OTHER_NAMES
+            and not annotation_ending(name)
+        }
+        dicoms = [name for name, suffix in suffixes.items() if suffix == ".dcm" or kinds.get(name) == "dicom"]
+        if dicoms and place != self.root:
+            self.slides.append((place.name, place))
+            other = SLIDE_SUFFIXES - {".dcm"}
+            self._strays += (place / name for name, suffix in suffixes.items() if suffix in other)
+            return
+        if len(dicoms) > 1:
+            self.left_out["*.dcm"] = (
+                f"{len(dicoms)} files lie loose in {place}. Give each slide a folder of its own"
+            )
+            suffixes = {name: suffix for name, suffix in suffixes.items() if name not in dicoms}
+        companions = {Path(name).stem for name, suffix in suffixes.items() if suffix == ".mrxs"}
+        folders[:] = [name for name in folders if name not in companions]
+        if "Slidedat.ini" in files:
+            why = "is a MIRAX slide's folder without the .mrxs file. Copy that file too"
+            self.unread.append((place.name, place, why))
+            folders.clear()
+            return
+        named = place.suffix.lower() in SLIDE_SUFFIXES and place != self.root and not folders
+        if named and not SLIDE_SUFFIXES & set(suffixes.values()):
+            self.unread.append((place.stem, place, "is a folder without a slide. Copy the slide again"))
+        hamamatsu = {".vms", ".vmu"} & set(suffixes.values())
+        for name, suffix in suffixes.items():
+            if not (hamamatsu and suffix in {".jpg", ".opt"}):
+                self._sort(place / name, suffix, kinds.get(name))
+
+    def notices(self, without: set[str]) -> list[str]:
+        """A line on each thing that costs no slide.
+
+        Args:
+            without: normalized ids of the slides that have no annotation.
+        """
+        lines = [
+            f"slide file in the folder of a DICOM slide is not used: {path}. Move it if it is one"
+            for path in self._strays
+        ]
+        unused = sorted(path for slide_id, path in self._beside if normalize_id(slide_id) in without)
+        if unused:
+            what = "annotation lies beside its slide and is not used:"
+            if len(unused) > 1:
+                what = "annotations lie beside their slides and are not used, e.g."
+            lines.append(
+                f"{len(unused)} {what} {unused[0]}. "
+                "To use such files, name the slide folder for annotations too"
+            )
+        return lines + passed_over(self._passed, "no slides")
+
+    def _sort(self, path: Path, suffix: str, kind: str | None) -> None:
+        ending = annotation_ending(path.name)
+        inner = Path(path.stem)
+        if suffix in SLIDE_SUFFIXES or kind in ("slide", "dicom"):
+            self.slides.append((path.stem, path))
+        elif suffix in UNREAD_SLIDE_SUFFIXES:
+            self.unread.append(
+                (path.stem, path, f"is of a format ({suffix}) that OpenSlide does not read. {_CONVERT}")
+            )
+        elif suffix in TEXTS:
+            pass
+        elif inner.suffix.lower() in SLIDE_SUFFIXES | UNREAD_SLIDE_SUFFIXES and suffix in _PACKED:
+            self.unread.append((inner.stem, path, "is packed. Unpack it"))
+        elif ending and suffix != ".zip":
+            self._beside.append((path.name[: -len(ending)], path))
+        elif suffix in UNREAD_ANNOTATION_SUFFIXES:
+            self._beside.append((inner.stem if inner.suffix.lower() in SLIDE_SUFFIXES else path.stem, path))
+        elif inner.suffix.lower() in SLIDE_SUFFIXES and suffix in _UNFINISHED:
+            self.unread.append((inner.stem, path, "is not copied to its end. Copy it again"))
+        elif kind == "tiff":
+            self.unread.append((path.stem, path, f"is a TIFF that OpenSlide does not read. {_CONVERT}"))
+        elif path.name not in OTHER_NAMES:
+            self._passed.append(path)
+
+
+def passed_over(paths: list[Path], what: str) -> list[str]:
+    """A line on files that are not used, texts and tables excepted, if there are any."""
+    paths = sorted(path for path in paths if path.suffix.lower() not in TEXTS)
+    if not paths:
+        return []
+    endings = Counter(path.suffix.lower() or "no ending" for path in paths)
+    said = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items())[:8])
+    return [f"files that are {what} are passed over: {said}, e.g. {paths[0]}"]
+
+
+def content_of(path: Path) -> str | None:
+    """What a file of unknown ending holds: "slide" if OpenSlide opens it, "dicom", "tiff"; else None.
+
+    What is no regular file is not opened: a pipe may never answer.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size < _LEAST:
+            return None
+        return _content(path, found.st_mtime_ns, found.st_size)
+    except (OSError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=65536)
+def _content(path: Path, changed_ns: int, size: int) -> str | None:
+    with path.open("rb") as stream:
+        start = stream.read(_LEAST)
+    if start[128:] == b"DICM":
+        return "dicom"
+    if not start.startswith((*_TIFF, _CZI)):
+        return None
+    import openslide
+
+    return "slide" if openslide.OpenSlide.detect_format(path) else "tiff"

@@ -1,0 +1,105 @@
+"""Which pictures of a file are levels of its slide, by their sizes and by what a TIFF says of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import tifffile
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+_PAGE_NAME, _X_RESOLUTION, _RESOLUTION_UNIT = 285, 282, 296
+_PER_CM = {2: 1 / 2.54, 3: 1.0}
+_SAME_SCALE = 1.5
+_OTHER_PICTURES = re.compile(r"\b(label|macro|overview|thumbnail)\b", re.IGNORECASE)
+
+
+def size_of(page: tifffile.TiffPage) -> Size:
+    """(width, height) of a TIFF page."""
+    return page.imagewidth, page.imagelength
+
+
+def true_levels(
+    sizes: Sequence[Size], tile_of: Callable[[int], Size], pages: Sequence[tifffile.TiffPage]
+) -> tuple[list[int], tuple[str, ...]]:
+    """Numbers of those of the pictures that are levels of the first, and a line on each that is none.
+
+    OpenSlide takes any tiled page of some formats for a level, a macro or label picture too. A level is the
+    first picture over one downsample, has no name of another picture, and if its page has a resolution of its
+    own that fits.
+
+    Args:
+        sizes: of the pictures as OpenSlide numbers them, the full resolution first.
+        tile_of: number -> size of its tiles.
+        pages: the pages of the file.
+    """
+    by_size = {size_of(page): page for page in reversed(pages)}
+    (width, height), pads = sizes[0], True
+    numbers, lines = [0], []
+    for number, size in enumerate(sizes[1:], start=1):
+        tile = tile_of(number)
+        reductions = reductions_to(sizes[0], size, tile if pads else (1, 1))
+        if reductions is None:
+            why = f"it is no reduction of {width} x {height} pixels, but perhaps a macro or label"
+        else:
+            why = _said_otherwise(by_size.get(sizes[0]), by_size.get(size), reductions)
+        if why:
+            lines.append(f"a picture of {size[0]} x {size[1]} pixels in the file is no level: {why}")
+        else:
+            numbers.append(number)
+            # A writer that pads to whole tiles pads every level, level 0 perhaps not.
+            pads = pads and (size[0] % tile[0], size[1] % tile[1]) == (0, 0)
+    return numbers, tuple(lines)
+
+
+def reductions_to(base: Size, size: Size, tile: Size = (1, 1)) -> tuple[float, float] | None:
+    """The least and the greatest downsample of ``base`` that ``size`` can be of, None if it is of none.
+
+    To within a pixel, or to within padding where a side is a whole number of tiles.
+    """
+    least, most = [], []
+    for whole, side, unit in zip(base, size, tile, strict=True):
+        padding = unit if side % unit == 0 else 1
+        least.append(whole / (side + 1))
+        most.append(whole / max(side - padding, 0.5))
+    return (max(least), min(most)) if max(least) <= min(most) else None
+
+
+def odd_picture(pages: Sequence[tifffile.TiffPage]) -> Size | None:
+    """Size of a tiled page of a TIFF that is no reduction of its first tiled page, None without one."""
+    tiled = [page for page in pages if page.is_tiled]
+    for page in tiled[1:]:
+        if reductions_to(size_of(tiled[0]), size_of(page), (page.tilewidth, page.tilelength)) is None:
+            return size_of(page)
+    return None
+
+
+def _said_otherwise(
+    first: tifffile.TiffPage | None, page: tifffile.TiffPage | None, reductions: tuple[float, float]
+) -> str | None:
+    """What the page of a picture says of it that makes it no level."""
+    if page is None or first is None or page is first:
+        return None
+    # Fields behind the first | may hold anybody's words.
+    text = f"{page.description.partition('|')[0]} {page.tags.valueof(_PAGE_NAME, '')}"
+    named = None if "<" in text else _OTHER_PICTURES.search(text)
+    if named:
+        return f"the file calls it {named[0].lower()}"
+    fine, coarse = _resolution(first), _resolution(page)
+    # Many writers give all levels the resolution of the first, or none.
+    if fine and coarse and fine > coarse * 1.01:
+        ratio = fine / coarse
+        if not reductions[0] / _SAME_SCALE < ratio < reductions[1] * _SAME_SCALE:
+            return f"by its resolution its pixels are {ratio:.3g} times as large as those of level 0"
+    return None
+
+
+def _resolution(page: tifffile.TiffPage) -> float | None:
+    """Pixels per cm of a TIFF page, None if it does not say."""
+    number = page.tags.valueof(_X_RESOLUTION)
+    unit = _PER_CM.get(page.tags.valueof(_RESOLUTION_UNIT, 0))
+    if unit is None or not isinstance(number, tuple) or min(number) <= 0:
+        return None
+    return number[0] / number[1] * unit

@@ -1,0 +1,79 @@
+"""MLflow runs: what a training tells, and a training that MLflow is away for."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from wsi_assets.errors import ModelError
+from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
+from wsi_assets.orchestration.paths import StoragePaths
+
+
+@pytest.fixture
+def resource(tmp_path):
+    return MlflowResource(storage_dir=str(tmp_path / "storage"), pages_url="http://lab:5001")
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """A server address where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return MlflowResource(storage_dir=str(tmp_path / "storage"), tracking_uri=f"http://127.0.0.1:{port}")
+
+
+def test_parameters_metrics_by_epoch_and_what_follows_are_in_one_run(resource):
+    warnings: list[str] = []
+    with resource.training_run("4", {"lr": 0.1}, {"dagster_run_id": "abc"}, warnings.append) as run:
+        run.metrics({"val_loss": 0.5, "val_auc": None, "lr": float("nan")}, step=1)
+        run.metrics({"val_loss": 0.25}, step=2)
+    resource.keep_run("4", run)
+    resource.add_metrics("4", {"test_roc_auc": 0.9, "test_froc": None}, warnings.append)
+    client = resource.client().MlflowClient()
+    found = client.get_run(run.run_id)
+    assert warnings == []
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"lr": "0.1"}
+    assert found.data.tags["dagster_run_id"] == "abc"
+    assert {name for name in found.data.metrics if not name.startswith("system/")} == {
+        "val_loss",
+        "test_roc_auc",
+    }
+    assert [point.value for point in client.get_metric_history(run.run_id, "val_loss")] == [0.5, 0.25]
+    assert run.url.startswith("http://lab:5001/")
+    assert run.run_id in run.url
+
+
+def test_a_training_that_fails_ends_its_run_as_failed(resource):
+    with pytest.raises(ZeroDivisionError), resource.training_run("4", {}, {}, print) as run:
+        _ = 1 / 0
+    assert resource.client().MlflowClient().get_run(run.run_id).info.status == "FAILED"
+
+
+def test_mlflow_away_is_one_warning_and_the_training_goes_on(nowhere):
+    warnings: list[str] = []
+    with nowhere.training_run("4", {"lr": 0.1}, {}, warnings.append) as run:
+        run.metrics({"val_loss": 0.5}, step=1)
+        run.metrics({"val_loss": 0.4}, step=2)
+    nowhere.keep_run("4", run)
+    assert len(warnings) == 1
+    assert "wsi-assets log --level 4" in warnings[0]
+    assert run.url is None
+    assert nowhere.run_of("4") is None
+
+
+def test_a_level_without_a_model_cannot_be_logged(resource):
+    with pytest.raises(ModelError):
+        log_finished(resource, "4", print)
+
+
+def test_metrics_of_a_model_that_was_not_logged_go_nowhere(resource):
+    resource.add_metrics("4", {"test_roc_auc": 0.9}, pytest.fail)
+    path = StoragePaths(resource.storage_dir).mlflow_run("4")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"run_id": "x", "uri": "http://elsewhere", "page": None}))
+    resource.add_metrics("4", {"test_roc_auc": 0.9}, pytest.fail)

@@ -1,0 +1,266 @@
+"""The graph on a real instance: slides in batches, levels that are added, files that decide what is out of
+date."""
+
+from __future__ import annotations
+
+import shutil
+
+import dagster as dg
+import pytest
+
+from wsi_assets.files import read_plain_pickle
+from wsi_assets.orchestration.artefact import all_artefacts
+from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, failed_checks
+from wsi_assets.orchestration.build import build_definitions
+from wsi_assets.orchestration.cli_run import CommandLineRun
+from wsi_assets.orchestration.config import ParameterSet, parse_settings
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES
+from wsi_assets.orchestration.paths import store_named_by
+from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+from wsi_assets.orchestration.slide_folder import SLIDE_IMAGE, known_slides, register
+from wsi_assets_tests.orchestration.conftest import (
+    QUICK,
+    Graph,
+    annotate,
+    fault_of,
+    write_cohort,
+    write_slide,
+)
+
+ASSETS = {artefact.name: artefact for artefact in all_artefacts()}
+TISSUE, ANNOTATION = ASSETS["tissue_regions"], ASSETS["annotation_regions"]
+LEVEL = "0"
+
+
+def see(graph: Graph) -> None:
+    """Register the slides of the folder, as the sensor and the command line do."""
+    listing = SlideFolderResource.of(graph.settings).list()
+    known = known_slides(graph.instance, [slide.slide_id for slide in listing.slides])
+    register(graph.instance, listing.slides, graph.provenance, pytest.fail, known)
+
+
+def latest(graph: Graph, asset: str, partition: str) -> dg.AssetMaterialization:
+    records = graph.instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[partition]), limit=1
+    ).records
+    return records[0].asset_materialization
+
+
+def versions(graph: Graph) -> dict[str, str]:
+    found = {
+        name: graph.provenance.record(artefact, LEVEL)
+        for name, artefact in ASSETS.items()
+        if artefact.by_level
+    }
+    return {name: record.version for name, record in found.items() if record}
+
+
+class TestSlides:
+    """Batches of slides."""
+
+    def test_a_batch_records_each_slide_with_what_it_was_made_from(self, graph):
+        write_cohort(graph.home, ("normal_001", "tumor_001"))
+        see(graph)
+        assert graph.make("tissue_regions", slides=("normal_001", "tumor_001")).success
+        for slide_id in graph.slides():
+            event = latest(graph, "tissue_regions", slide_id)
+            assert event.tags["dagster/code_version"] == TISSUE.code_version
+            assert "dagster/input_event_pointer/slide_image" in event.tags, "by it Dagster knows it as stale"
+            record = graph.provenance.record(TISSUE, slide_id)
+            assert event.metadata["version"].value == record.version
+            seen = known_slides(graph.instance, [slide_id])[slide_id]
+            assert record.inputs == {SLIDE_IMAGE: seen[SLIDE_IMAGE].version}
+
+    def test_a_broken_slide_costs_itself(self, graph):
+        write_cohort(graph.home, ("normal_001", "tumor_001"))
+        (graph.home / "images" / "broken_001.tif").write_bytes(b"no slide")
+        see(graph)
+        result = graph.make("tissue_regions", slides=("broken_001", "tumor_001"))
+        assert "broken_001.tif" in fault_of(result)
+        made = {slide_id for slide_id in graph.slides() if graph.provenance.record(TISSUE, slide_id)}
+        assert made == {"normal_001", "tumor_001"}
+        logged = graph.instance.get_materialized_partitions(TISSUE.key)
+        assert set(logged) == made
+
+    def test_annotations_that_are_all_gone_are_doubted_by_the_asset_itself(self, graph):
+        write_cohort(graph.home, ("tumor_001", "tumor_002"))
+        see(graph)
+        both = ("tumor_001", "tumor_002")
+        assert graph.make("tissue_regions", "annotation_regions", slides=both).success
+        before = graph.provenance.record(ANNOTATION, "tumor_001").version
+        for file in (graph.home / "annotations").iterdir():
+            file.unlink()
+        for slides in (both, ("tumor_001", "tumor_001")):
+            fault_of(graph.make("annotation_regions", slides=slides))
+        assert graph.provenance.record(ANNOTATION, "tumor_001").version == before
+        believed = {"annotation_regions": {"annotations_gone": True}}
+        assert graph.make("annotation_regions", slides=both, **believed).success
+        assert read_plain_pickle(graph.paths.artefact(ANNOTATION, "tumor_001"))["regions"] is None
+
+    def test_a_key_that_is_no_level_fails_in_one_line(self, graph):
+        write_cohort(graph.home, ("tumor_001",))
+        see(graph)
+        graph.make("tissue_regions", "annotation_regions", partition="tumor_001")
+        graph.instance.add_dynamic_partitions(LEVELS.name, ["four"])
+        assert "'four' is not a level" in fault_of(graph.make("slide_index", partition="four"))
+
+    def test_an_index_is_not_made_while_most_slides_are_gone(self, graph):
+        write_cohort(graph.home)
+        see(graph)
+        for file in sorted((graph.home / "images").iterdir())[1:]:
+            file.unlink()
+        assert "not mounted" in fault_of(graph.make("slide_index", partition="0"))
+
+    def test_an_impossible_parameter_in_the_file_is_one_line_with_its_place(self, graph):
+        write_cohort(graph.home, ("tumor_001",))
+        see(graph)
+        graph.paths.root.mkdir()
+        graph.paths.parameters.write_text("levels: {'0': {patch_size: -3}}\n")
+        fault = fault_of(graph.make("tissue_regions", partition="tumor_001"))
+        assert "parameters.yaml" in fault
+        assert "levels.0.patch_size" in fault
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A level made once by the command line's run; tests copy it, or leave it as it is."""
+    home = tmp_path_factory.mktemp("made")
+    write_cohort(home)
+    with dg.instance_for_test() as instance:
+        graph = Graph(home, instance)
+        run = CommandLineRun(instance, graph.settings, ParameterSet(QUICK))
+        slides, level = run.run_slides(), run.run_level(0)
+        assert level.failure is None
+        assert slides.left_out == {}
+        graph.first = (slides, level)
+        yield graph
+
+
+def again(graph: Graph, *given: str, upto: str = "evaluation", instance: dg.DagsterInstance | None = None):
+    """What another `wsi-assets run` makes: (slides, assets of the level)."""
+    run = CommandLineRun(instance or graph.instance, graph.settings, parse_settings(list(given)))
+    slides, level = run.run_slides(), run.run_level(0, upto)
+    assert level.failure is None
+    return slides.made, level.made
+
+
+class TestLevel:
+    """The chain of a level, and what is made again."""
+
+    def test_the_chain_is_made_in_one_run_and_slides_in_one_run_an_asset(self, made):
+        slides, level = made.first
+        assert slides.made == ["normal_001", "test_001", "tumor_001", "tumor_002"]
+        assert level.made == [name for name, artefact in ASSETS.items() if artefact.by_level]
+        assert len(made.instance.get_run_records()) == 3
+        assert versions(made).keys() == set(level.made)
+        for name, version in versions(made).items():
+            assert latest(made, name, LEVEL).tags["dagster/data_version"] == version
+
+    def test_the_artefacts_are_where_a_reader_of_the_specification_looks(self, made):
+        from torchvision.models import resnet50  # noqa: F401
+
+        folder = made.paths.level_folder(LEVEL)
+        index = read_plain_pickle(folder / "index_level_0.pkl")
+        predicted = read_plain_pickle(folder / "slide_index_test.pkl")
+        assert set(index) == {"normal_001", "test_001", "tumor_001", "tumor_002"}
+        assert {"slide_path", "label", "patches", "magnification"} <= set(index["tumor_001"])
+        assert set(predicted) == {"test_001"}
+        assert len(predicted["test_001"]["probs"]) == len(predicted["test_001"]["patches"])
+        assert (folder / "checkpoints" / "best.pt").is_file()
+        assert (
+            (folder / "epoch_losses.csv")
+            .read_text()
+            .startswith("epoch,train_loss,train_acc,val_loss,val_acc")
+        )
+        assert (folder / "report" / "report.html").is_file()
+
+    def test_given_values_are_kept_and_nothing_is_made_twice(self, made):
+        assert again(made) == ([], [])
+        assert made.provenance.record(ASSETS["slide_index"], LEVEL).parameters["patch_size"] == 32
+
+    def test_a_lost_instance_makes_nothing_again_and_learns_what_there_is(self, made):
+        with dg.instance_for_test() as instance:
+            assert again(made, instance=instance) == ([], [])
+            fresh = Graph(made.home, instance)
+            assert set(instance.get_dynamic_partitions(SLIDES.name)) == set(made.slides())
+            for name, version in versions(made).items():
+                assert latest(fresh, name, LEVEL).tags["dagster/data_version"] == version
+            assert set(instance.get_materialized_partitions(TISSUE.key)) == set(made.slides())
+
+    def test_what_is_deleted_by_hand_is_made_again_and_nothing_else(self, made):
+        before = versions(made)
+        shutil.rmtree(store_named_by(made.paths.artefact(ASSETS["patch_store"], LEVEL)))
+        made.paths.artefact(TISSUE, "tumor_001").unlink()
+        assert again(made) == (["tumor_001"], ["patch_store"])
+        assert versions(made) == before
+
+    def test_a_parameter_says_what_it_makes_out_of_date(self, made):
+        lines: list[str] = []
+        run = CommandLineRun(made.instance, made.settings, parse_settings(["seed=7"]), lines.append)
+        assert run.run_level(0, "sampled_index").made == ["sampled_index"]
+        assert any("sampled_index" in line and "seed was 42 and is 7" in line for line in lines)
+        level = Level(LEVEL, StorageResource(storage_dir=str(made.paths.root)), run.folder, made.instance)
+        assert self.up_to_date(level, "sampled_index")
+        assert not self.up_to_date(level, "patch_store")
+        assert again(made, "seed=42", upto="sampled_index") == ([], ["sampled_index"])
+        assert again(made) == ([], [])
+
+    def test_a_job_says_which_checks_fail_after_the_parameters_were_edited(self, made):
+        kept = made.paths.parameters.read_text()
+        made.paths.parameters.write_text(kept.replace("patch_size: 32", "patch_size: 16"))
+        try:
+            job = build_definitions(made.settings).resolve_job_def("level_checks")
+            result = job.execute_in_process(instance=made.instance, raise_on_error=False)
+        finally:
+            made.paths.parameters.write_text(kept)
+        assert "slide_index up_to_date: out of date: patch_size was 32 and is 16" in fault_of(result)
+
+    @staticmethod
+    def up_to_date(level: Level, name: str) -> bool:
+        from wsi_assets.orchestration.asset_checks import up_to_date
+
+        return up_to_date(ASSETS[name], level)[0]
+
+    def test_a_changed_slide_is_followed_by_everything_made_from_it(self, made, tmp_path):
+        home = tmp_path / "copy"
+        shutil.copytree(made.home, home)
+        with dg.instance_for_test() as instance:
+            graph = Graph(home, instance)
+            assert again(graph, instance=instance) == ([], []), "the folders have moved"
+            write_slide(home, "normal_001", 99)
+            annotate(home, "tumor_002", 100)
+            slides, level = again(graph, upto="patch_store", instance=instance)
+            assert slides == ["normal_001", "tumor_002"]
+            assert level == ["slide_index", "sampled_index", "patch_store"]
+            store = graph.provenance.record(ASSETS["patch_store"], LEVEL)
+            assert 0 < store.facts["reused"] < store.facts["count"]
+
+    def test_checks_fail_where_a_record_or_an_artefact_is_missing(self, made, tmp_path):
+        home = tmp_path / "copy"
+        shutil.copytree(made.home, home)
+        graph = Graph(home, made.instance)
+        folder = SlideFolderResource.of(graph.settings)
+        storage = StorageResource(storage_dir=str(graph.paths.root))
+        for artefact, checks in CHECKS.items():
+            record = graph.paths.record(artefact, LEVEL)
+            kept = record.read_bytes()
+            record.unlink()
+            for check in checks:
+                passed, text = evaluate(check, Level(LEVEL, storage, folder, made.instance))
+                assert not passed, check.name
+                assert "\n" not in text
+            record.write_bytes(kept)
+        shutil.rmtree(graph.paths.level_folder(LEVEL))
+        for checks in CHECKS.values():
+            for check in checks:
+                assert not evaluate(check, Level(LEVEL, storage, folder, made.instance))[0], check.name
+
+    def test_what_checks_said_counts_for_the_artefact_they_were_about(self, made):
+        artefact = ASSETS["trained_model"]
+        said = failed_checks(made.paths, LEVEL, [artefact])
+        assert any("every_strategy_acts" in line for line in said)
+        record = made.paths.record(artefact, LEVEL)
+        kept = record.read_text()
+        record.write_text(kept.replace(made.provenance.record(artefact, LEVEL).version, "another"))
+        assert failed_checks(made.paths, LEVEL, [artefact]) == []
+        record.write_text(kept)
