@@ -6,11 +6,13 @@ they share the open store and need neither a second import of torch nor a copy b
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,18 +69,16 @@ def locate(store: PatchStore, index: Index) -> PatchTable:
         keys += [patch_key(slide_id, count) for count in range(len(keys), len(keys) + len(tumor))]
         labels.append(np.where(tumor, 1, np.where(normal, 0, NEITHER)))
         slides.append(np.full(len(tumor), number))
-        places.append(np.array([patch[:2] for patch in entry["patches"]], np.int64).reshape(-1, 2))
+        places += [patch[:2] for patch in entry["patches"]]
     if not keys:
         raise ModelError("the index has no patches", remedy="Make it again with other options, or add slides")
     unreadable = {row["key"] for row in store.info.get("quarantined") or ()}
     positions = np.full(len(keys), -1)
     for i, key in enumerate(keys):
         if key not in unreadable:
-            try:
+            with contextlib.suppress(KeyError, StoreError):
                 positions[i] = store.key_index(key)
-            except (KeyError, StoreError):
-                continue
-    _check_origin(store, keys, positions, np.concatenate(places), unreadable)
+    _check_origin(store, keys, positions, np.array(places), unreadable)
     return PatchTable(tuple(index), np.concatenate(slides), np.concatenate(labels), positions)
 
 
@@ -134,55 +134,52 @@ def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> 
     """
     sides = sides_of(index, options.val_size, options.seed)
     side = np.array([sides[name] for name in table.slide_ids], object)[table.slides]
-    rest = np.flatnonzero(table.usable & (side != "test"))
+    parts = {name: np.flatnonzero(table.usable & (side == name)) for name in ("train", "validation", "test")}
+    rest = np.sort(np.concatenate([parts["train"], parts["validation"]]))
     counts = np.bincount(table.labels[rest], minlength=2)
     if counts.min() < 2:
         raise ModelError(
             f"{counts[1]} tumor and {counts[0]} normal patches outside test slides cannot be split",
             remedy="Add annotated slides, or slides with normal tissue",
         )
-    train, validation = (rest[side[rest] == name] for name in ("train", "validation"))
     names = patients(index)
-    by_side = {name: {names[s] for s in table.slide_ids if sides[s] == name} for name in set(sides.values())}
-    overlap = by_side.get("train", set()) & by_side.get("validation", set())
-    unit = "slide" if overlap else "patient"
-    if any(np.bincount(table.labels[part], minlength=2).min() == 0 for part in (train, validation)):
+    by_side = {name: {names[slide] for slide in sides if sides[slide] == name} for name in parts}
+    unit = "slide" if by_side["train"] & by_side["validation"] else "patient"
+    if any(
+        np.bincount(table.labels[parts[name]], minlength=2).min() == 0 for name in ("train", "validation")
+    ):
         from sklearn.model_selection import train_test_split
 
         unit = "patch"
-        held_out = max(2, round(options.val_size * len(rest)))
-        train, validation = map(
-            np.sort,
-            train_test_split(
-                rest, test_size=held_out, stratify=table.labels[rest], random_state=options.seed % 2**32
-            ),
+        parts["train"], parts["validation"] = train_test_split(
+            rest,
+            test_size=max(2, round(options.val_size * len(rest))),
+            stratify=table.labels[rest],
+            random_state=options.seed % 2**32,
         )
-    others = set().union(*(found for name, found in by_side.items() if name != "test"))
-    parts = {
-        "train": train,
-        "validation": validation,
-        "test": np.flatnonzero(table.usable & (side == "test")),
-    }
-    rows = tuple(_rows(table, names, parts))
-    return Split(train, validation, unit, rows, tuple(sorted(by_side.get("test", set()) & others)))
+    shared = by_side["test"] & (by_side["train"] | by_side["validation"])
+    rows = tuple(row for name, part in parts.items() for row in _rows(table, names, name, part))
+    return Split(np.sort(parts["train"]), np.sort(parts["validation"]), unit, rows, tuple(sorted(shared)))
 
 
-def _rows(table: PatchTable, names: dict[str, str], parts: dict[str, np.ndarray]) -> Iterator[dict]:
-    for side, part in parts.items():
-        found: dict[str, dict] = {}
-        for number in np.unique(table.slides[part]).tolist():
-            slide_id = table.slide_ids[number]
-            normal, tumor = np.bincount(
-                table.labels[part[table.slides[part] == number]], minlength=2
-            ).tolist()
-            row = found.setdefault(
-                names[slide_id],
-                {"patient": names[slide_id], "slides": "", "side": side, "tumor": 0, "normal": 0},
-            )
-            row["slides"] += f", {slide_id}" if row["slides"] else slide_id
-            row["tumor"] += tumor
-            row["normal"] += normal
-        yield from (found[name] for name in sorted(found))
+def _rows(table: PatchTable, names: dict[str, str], side: str, part: np.ndarray) -> list[dict]:
+    """A row for each patient of one side."""
+    slides: dict[str, list[int]] = {}
+    for number in np.unique(table.slides[part]).tolist():
+        slides.setdefault(names[table.slide_ids[number]], []).append(number)
+    rows = []
+    for patient, numbers in sorted(slides.items()):
+        labels = table.labels[part[np.isin(table.slides[part], numbers)]]
+        rows.append(
+            {
+                "patient": patient,
+                "slides": ", ".join(table.slide_ids[number] for number in numbers),
+                "side": side,
+                "tumor": int((labels == 1).sum()),
+                "normal": int((labels == 0).sum()),
+            }
+        )
+    return rows
 
 
 @dataclass(frozen=True)
@@ -201,8 +198,8 @@ class Draw:
 def epoch_draw(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, epoch: int) -> Draw:
     """What one epoch shows: every training patch, tumor patches with ``aug_factor`` augmented copies more.
 
-    The first copy of a tumor patch is left as it is. So are as many normal patches in share: if classes
-    differed in how often they are augmented, augmentation would tell them apart.
+    The first copy of a tumor patch is left as it is, and so is the same share of the normal patches:
+    otherwise augmentation would tell the classes apart.
     """
     if not options.use_augmentation:
         return Draw(train, np.ones(len(train), bool))
@@ -270,7 +267,7 @@ class BatchReader:
                 if self._pool is None:
                     patches = self._load(next(remaining))
                 else:
-                    while len(pending) < self._ahead and (batch := next(remaining, None)) is not None:
+                    for batch in islice(remaining, self._ahead - len(pending)):
                         pending.append(self._pool.submit(self._load, batch))
                     patches = pending.popleft().result()
                 self.waited += time.perf_counter() - started

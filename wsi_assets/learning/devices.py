@@ -15,23 +15,20 @@ def resolve_device(name: str) -> torch.device:
     """``auto`` is a CUDA device if there is one, else the CPU.
 
     Raises:
-        ConfigError: not a device, or not on this machine.
+        ConfigError: not a device of torch, or not on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = "cuda:0"
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"{name!r} is no device", remedy="Use auto, cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        device = torch.device("cuda:0" if name == "cuda" else name)
+    except RuntimeError:
+        device = None
+    gpus = torch.cuda.device_count()
+    if device is None or not (device.type == "cpu" or (device.type == "cuda" and device.index < gpus)):
         raise ConfigError(
-            f"device {name!r} is not on this machine, which has {torch.cuda.device_count()} GPUs for torch",
-            remedy="Use device=auto",
+            f"there is no device {name!r} on this machine, which has {gpus} GPUs for torch",
+            remedy="Use auto, cpu, cuda or cuda:1",
         )
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r} is not supported", remedy="Use auto, cpu, cuda or cuda:1")
     return device
 
 
@@ -45,7 +42,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        can = torch.cpu.get_capabilities()
         native = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
     return "bfloat16" if native else "float32"
 

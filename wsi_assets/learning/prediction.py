@@ -62,39 +62,35 @@ def predict(
     options = options or PredictionOptions()
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if slides is None:
-        slides = [slide_id for slide_id, entry in index.items() if is_test(slide_id, entry)]
+        slides = {slide_id for slide_id, entry in index.items() if is_test(slide_id, entry)}
     if not slides:
         return {}
     table = locate(store, index)
     _check_fits(loaded, store, index)
-    asked = np.isin(table.slides, [n for n, name in enumerate(table.slide_ids) if name in set(slides)])
+    asked = np.array([slide_id in slides for slide_id in table.slide_ids])[table.slides]
     rows = np.flatnonzero(asked & (table.positions >= 0))
     probs = np.full(len(table.positions), np.nan)
     probs[rows] = patch_probabilities(loaded.classifier(), store, table.positions[rows], options, progress)
     preds = np.where(np.isnan(probs), -1, probs >= options.prediction_threshold).astype(int)
     found = {}
     for number, slide_id in enumerate(table.slide_ids):
-        if slide_id in set(slides):
+        if slide_id in slides:
             here = table.slides == number
-            found[slide_id] = {
-                **index[slide_id],
-                "probs": probs[here].tolist(),
-                "preds": preds[here].tolist(),
-            }
+            values = {"probs": probs[here].tolist(), "preds": preds[here].tolist()}
+            found[slide_id] = {**index[slide_id], **values}
     return found
 
 
 def _check_fits(loaded: LoadedModel, store: PatchStore, index: Index) -> None:
     """Refuse patches of another size or level than the model was trained on, as far as both are known."""
     level = next(iter(index.values())).get("level")
-    known = {
-        "patch_size": (loaded.patch_size, store.info.get("patch_size"), " pixels"),
-        "level": (loaded.level, store.info.get("level", level), ""),
-    }
-    for name, (trained, found, unit) in known.items():
+    for name, trained, found in (
+        ("patch_size", loaded.patch_size, store.info.get("patch_size")),
+        ("level", loaded.level, store.info.get("level", level)),
+    ):
         if trained is not None and found is not None and int(found) != trained:
             raise ModelError(
-                f"was trained on {name} {trained}{unit}, and the store {store.path} has {found}",
+                f"was trained on {name} {trained}, and the store {store.path} has {found}",
                 path=loaded.path,
                 remedy="Use the model and the store of one level",
             )

@@ -18,10 +18,9 @@ def balanced_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
 def validation_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
     """:func:`balanced_loss` after the best temperature and shift for these patches.
 
-    It says how well the probabilities separate the classes. It depends neither on prevalence nor on how
-    cautious focal loss, class weights or the mix of a training make a network, so epochs compare by it, and
-    trainings of any options. The loss of the probabilities as they are favors the first epochs, in which a
-    network is unsure of everything.
+    It depends neither on prevalence nor on how cautious focal loss, class weights or the mix of a training
+    make a network, so trainings of any options compare by it. The loss of the probabilities as they are
+    favors the first epochs, in which a network is unsure of everything.
     """
     slope, shift = _fit(truth, probabilities, None)
     return balanced_loss(truth, 1 / (1 + np.exp(-(slope * _logits(probabilities) + shift))))
@@ -37,7 +36,7 @@ def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
 
 
 def confusion(truth: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> tuple[int, ...]:
-    """Patches as (true normal, false tumor, false normal, true tumor), tumor at or above the threshold."""
+    """Patches as (true normal, false tumor, false normal, true tumor), tumor from the threshold on."""
     predicted = (probabilities >= threshold).astype(np.int64)
     return tuple(np.bincount(2 * truth + predicted, minlength=4).tolist())
 

@@ -29,11 +29,11 @@ from wsi_assets.learning.devices import (
     usable_workers,
 )
 from wsi_assets.learning.imbalance import Imbalance
-from wsi_assets.learning.learner import make_learner, train_epoch
 from wsi_assets.learning.models import Architecture, PatchClassifier, build_model
 from wsi_assets.learning.options import PredictionOptions, TrainingOptions
 from wsi_assets.learning.prediction import patch_probabilities
 from wsi_assets.learning.schedule import Schedule
+from wsi_assets.learning.training import make_learner, train_epoch
 from wsi_assets.patches import ExtractionOptions, build_store, open_store, plan_patches
 from wsi_assets_tests.benchmarks import rows
 from wsi_assets_tests.conftest import REAL_DATA

@@ -10,8 +10,8 @@ from wsi_assets_tests.learning.fakes import cohort, index_of, quick
 
 def test_every_slide_is_predicted_once_by_a_model_that_saw_none_of_its_patients(tmp_path):
     store = cohort(patients=9, per_patient=12, test_patients=1)
-    options = quick(folds=3, max_epochs=2, lr=0.01)
-    found = cross_validate(store, index_of(store), options, tmp_path)
+    options = quick(max_epochs=2, lr=0.01)
+    found = cross_validate(store, index_of(store), options, tmp_path, folds=3)
     assert set(found.predictions) == {f"patient_{p:03d}_node_1" for p in range(9)}
     for fold, result in enumerate(found.results):
         held_out = {entry["label"] for entry in found.predictions.values() if entry["fold"] == fold}
