@@ -155,7 +155,7 @@ def train(
 
 @dataclass
 class Learner:
-    """A network with everything a training step needs; ``weights`` (2,) are of (normal, tumor) in the loss."""
+    """A network and what a training step needs; ``weights`` (2,) are of (normal, tumor) in the loss."""
 
     model: nn.Module
     architecture: Architecture
