@@ -31,11 +31,11 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
     """Choose patches: the same slides with the chosen patches only, in the same order.
 
     The split comes first, unless the index has one, and each entry's ``split`` says on which side it is; with
-    ``val_size`` None no entry says so. Test slides and validation slides keep every patch. Training slides keep every patch that holds tumor, and
-    together ``normal_per_tumor`` normal patches for each tumor patch, spread equally over the slides: one
-    that has fewer than its share gives all it has, and the others give more. Incompletely annotated slides
-    give no normal patch. A cohort without any tumor patch keeps all its normal patches, up to
-    ``max_normal_per_slide``.
+    ``val_size`` None no entry says so. Test slides and validation slides keep every patch. Training slides
+    keep every patch that holds tumor, and together ``normal_per_tumor`` normal patches for each tumor patch,
+    spread equally over the slides: one that has fewer than its share gives all it has, and the others give
+    more. Incompletely annotated slides give no normal patch. A cohort without any tumor patch keeps all its
+    normal patches, up to ``max_normal_per_slide``.
 
     Raises:
         ConfigError: the list of incompletely annotated slides cannot be read.

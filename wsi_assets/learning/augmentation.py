@@ -29,14 +29,9 @@ from torch.nn import functional
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-STAIN_ALPHA = 0.15
-"""Amounts of stain are multiplied by a factor within 1 ± this ..."""
-STAIN_BETA = 0.02
-"""... and shifted by up to this, in optical density (natural logarithm)."""
-BRIGHTNESS = 0.15
-CONTRAST = 0.15
-SATURATION = 0.2
-HUE_DEGREES = 10.0
+STAIN_ALPHA, STAIN_BETA = 0.15, 0.02
+"""Amounts of stain are multiplied within 1 ± alpha and shifted by up to beta, in natural optical density."""
+BRIGHTNESS, CONTRAST, SATURATION, HUE_DEGREES = 0.15, 0.15, 0.2, 10.0
 COLOR_SHARE = 0.8
 """Share of patches whose stain and color change; the others keep their own, as in validation."""
 BLUR_SHARE = 0.2
@@ -105,11 +100,7 @@ def draw_transforms(
 
 
 def dihedral(patches: Tensor, codes: Tensor) -> Tensor:
-    """Turn and mirror square patches (n, height, width, channels) by codes 0 to 7; 0 leaves them.
-
-    Bit 0 mirrors rows, bit 1 mirrors columns, bit 2 transposes afterwards: together all eight symmetries of
-    the square.
-    """
+    """Turn and mirror square patches (n, height, width, channels) by codes 0 to 7; 0 leaves them."""
     codes = codes.to(patches.device)[:, None, None, None]
     patches = torch.where((codes & 1).bool(), patches.flip(1), patches)
     patches = torch.where((codes & 2).bool(), patches.flip(2), patches)
@@ -149,10 +140,9 @@ def augment(patches: Tensor, transforms: Transforms) -> Tensor:
 def normalize(
     patches: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
 ) -> Tensor:
-    """(n, height, width, 3), 0 to 255, to float32 (n, 3, height, width) of zero mean and unit variance.
+    """(n, height, width, 3), 0 to 255, to float32 (n, 3, height, width), channels-last, without a copy.
 
-    Mean and standard deviation are of RGB between 0 and 1. The result is in channels-last memory, without a
-    copy: that is how the pixels came.
+    Mean and standard deviation are of RGB between 0 and 1.
     """
     scale = 1 / (255 * torch.tensor(std, device=patches.device))
     shift = torch.tensor(mean, device=patches.device) / torch.tensor(std, device=patches.device)
@@ -161,10 +151,9 @@ def normalize(
 
 
 def _chroma(saturation: Tensor, hue: Tensor) -> Tensor:
-    """(n, 3, 3) maps of RGB row vectors that scale and turn the color and keep the gray.
+    """(n, 3, 3) maps of RGB row vectors; gray, and so glass, stays as it is.
 
-    Saturation blends with the gray of equal luma; hue turns about the gray axis (Rodrigues' formula), which
-    keeps gray, and so glass, as it is.
+    Saturation blends with the gray of equal luma; hue turns about the gray axis (Rodrigues' formula).
     """
     eye = torch.eye(3, dtype=torch.float64)
     to_gray = _GRAY[:, None].expand(3, 3)

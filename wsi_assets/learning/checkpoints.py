@@ -5,6 +5,7 @@ The state to resume from is a file of its own. All hold tensors and plain values
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -51,27 +52,8 @@ class LoadedModel:
 
     @property
     def patch_size(self) -> int | None:
-        """Of the patches it was trained on, in pixels; None where not known."""
+        """Pixels, of the patches it was trained on; None where not known."""
         return self.card.get("patch_size")
-
-    @property
-    def level(self) -> int | None:
-        """Of the patches it was trained on; None where not known."""
-        return self.card.get("level")
-
-    @property
-    def threshold(self) -> dict[str, float] | None:
-        """Chosen for ``best.pt`` on validation slides, with ``specificity`` and ``sensitivity`` there."""
-        return self.card["thresholds"]["validation"] if self._is_best else None
-
-    @property
-    def calibration(self) -> dict[str, float] | None:
-        """``temperature`` and ``shift`` of ``best.pt``, as ``probs`` in the card explains."""
-        return self.card["calibration"] if self._is_best else None
-
-    @property
-    def _is_best(self) -> bool:
-        return self.path.name == BEST_NAME and bool(self.card)
 
     def classifier(self) -> PatchClassifier:
         """The model from pixels to probabilities in one module."""
@@ -112,20 +94,10 @@ def load_model(path: str | Path, *, model_name: str | None = None) -> LoadedMode
 
 
 def read_card(path: Path, *, needed: bool) -> dict[str, Any]:
-    """The ``best.json`` beside a file of weights; empty if there is none and none is needed.
-
-    Raises:
-        ModelError: it is missing and needed, or damaged.
-    """
+    """The ``best.json`` beside a file of weights; empty if there is none and none is needed."""
     card_path = path.parent / CARD_NAME
-    if not card_path.is_file():
-        if not needed:
-            return {}
-        raise ModelError(
-            f"has no {CARD_NAME} beside it, so its network is not known",
-            path=path,
-            remedy=f"Put its {CARD_NAME} back, or name the network, e.g. model_name=resnet50",
-        )
+    if not needed and not card_path.is_file():
+        return {}
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))
         if not isinstance(card, dict) or not isinstance(card.get("model"), dict):
@@ -133,7 +105,9 @@ def read_card(path: Path, *, needed: bool) -> dict[str, Any]:
         return card
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
-            f"is damaged ({str(error)[:120]})", path=card_path, remedy="Train again, or restore the file"
+            f"says not which network the weights are of ({one_line(error)[:120]})",
+            path=card_path,
+            remedy="Restore it, or name the network of bare weights, e.g. model_name=resnet50",
         ) from error
 
 
@@ -171,12 +145,10 @@ def written_epochs(folder: Path) -> tuple[Path, ...]:
 
 def load_resume(folder: Path, run_digest: str) -> dict[str, Any] | None:
     """The state of this very run, if there is a readable one; checkpoints of other runs are removed."""
-    try:
+    with contextlib.suppress(ModelError, KeyError, TypeError):
         state = load_plain(folder / RESUME_NAME)
         if state["run_digest"] == run_digest:
             return state
-    except (ModelError, KeyError, TypeError):
-        pass
     for path in (*written_epochs(folder), folder / RESUME_NAME):
         path.unlink(missing_ok=True)
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,7 @@ from wsi_assets.index.slide_index import classes, save_index
 from wsi_assets.index.split import fold_slides, split_slides
 from wsi_assets.learning.options import PredictionOptions, TrainingOptions
 from wsi_assets.learning.prediction import predict
-from wsi_assets.learning.records import TrainingResult
-from wsi_assets.learning.scores import balanced_loss, confusion, roc_auc
+from wsi_assets.learning.scores import confusion, roc_auc
 from wsi_assets.learning.training import train
 from wsi_assets.progress import Progress, silent
 
@@ -23,26 +21,7 @@ if TYPE_CHECKING:
     from wsi_assets.patches import PatchStore
 
 PREDICTIONS_NAME, SUMMARY_NAME = "out_of_fold.pkl", "cross_validation.json"
-METRICS = ("roc_auc", "average_precision", "balanced_loss", "sensitivity", "specificity")
-
-
-@dataclass(frozen=True)
-class CrossValidation:
-    """What a cross-validation found.
-
-    Attributes:
-        predictions: the index entries of all slides that are not test slides, with ``probs``, ``preds`` and
-            ``fold``; no model has seen a patient it predicts.
-        folds: for each fold ``fold``, ``slides`` and its :func:`metrics`, on its patches as sampled.
-        mean, spread: of each metric over the folds that have both classes (standard deviation, n - 1).
-        results: of the trainings.
-    """
-
-    predictions: Index
-    folds: tuple[dict[str, Any], ...]
-    mean: dict[str, float]
-    spread: dict[str, float]
-    results: tuple[TrainingResult, ...]
+METRICS = ("roc_auc", "average_precision", "sensitivity", "specificity")
 
 
 def cross_validate(
@@ -53,11 +32,17 @@ def cross_validate(
     *,
     folds: int = 5,
     progress: Progress = silent,
-) -> CrossValidation:
+) -> tuple[Index, dict[str, Any]]:
     """Train ``folds`` models into ``folder/fold_K`` and predict each fold with the model without it.
 
     Folds hold whole patients, and tumor slides are spread evenly over them. Each training splits off its own
-    validation patients. ``folder`` gets ``out_of_fold.pkl`` and ``cross_validation.json``.
+    validation patients.
+
+    Returns:
+        What ``out_of_fold.pkl`` in ``folder`` holds, the entries of all slides that are not test slides with
+        ``probs``, ``preds`` and ``fold``, and what ``cross_validation.json`` holds: ``folds`` (for each
+        ``fold``, ``slides`` and :func:`metrics`, on its patches as sampled), ``mean`` and ``spread`` of the
+        metrics over folds that have both classes (standard deviation, n - 1).
 
     Raises:
         SlideIndexError: there are fewer patients than folds.
@@ -68,7 +53,7 @@ def cross_validate(
     settings = PredictionOptions(
         prediction_batch_size=options.batch_size, num_workers=options.num_workers, device=options.device
     )
-    predicted, rows, results = {}, [], []
+    predicted, rows = {}, []
     for fold in range(folds):
         held_out = [name for name, number in fold_of.items() if number == fold]
         rest = {name: entry for name, entry in index.items() if name not in held_out}
@@ -78,14 +63,13 @@ def cross_validate(
         found = predict(store, index, result.best_path, settings, slides=held_out, progress=progress)
         predicted |= {name: {**entry, "fold": fold} for name, entry in found.items()}
         rows.append({"fold": fold, "slides": held_out, **metrics(found)})
-        results.append(result)
     values = {name: [row[name] for row in rows if row[name] is not None] for name in METRICS}
     mean = {name: float(np.mean(found)) for name, found in values.items() if found}
     spread = {name: float(np.std(found, ddof=1)) for name, found in values.items() if len(found) > 1}
-    predictions = dict(sorted(predicted.items()))
+    predictions, summary = dict(sorted(predicted.items())), {"folds": rows, "mean": mean, "spread": spread}
     save_index(folder / PREDICTIONS_NAME, predictions)
-    write_json(folder / SUMMARY_NAME, {"folds": rows, "mean": mean, "spread": spread})
-    return CrossValidation(predictions, tuple(rows), mean, spread, tuple(results))
+    write_json(folder / SUMMARY_NAME, summary)
+    return predictions, summary
 
 
 def metrics(predictions: Index) -> dict[str, Any]:
@@ -107,7 +91,6 @@ def metrics(predictions: Index) -> dict[str, Any]:
     found = (
         roc_auc(truth, probs),
         float(average_precision_score(truth, probs)),
-        balanced_loss(truth, probs),
         true_tumor / (true_tumor + false_normal),
         true_normal / (true_normal + false_tumor),
     )

@@ -1,12 +1,9 @@
-"""Patches of an index in a store: where each lies, what trains and validates, and batches read ahead.
-
-Batches are read by threads: decoding releases the interpreter lock, so threads read as fast as processes do;
-they share the open store and need neither a second import of torch nor a copy between processes.
-"""
+"""Patches of an index in a store: where each lies, what trains and validates, and batches read ahead."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -85,10 +82,8 @@ def locate(store: PatchStore, index: Index) -> PatchTable:
 def _check_origin(
     store: PatchStore, keys: list[str], positions: np.ndarray, places: np.ndarray, unreadable: set[str]
 ) -> None:
-    """Refuse a store of another index: keys are counted, so another index has many of the same.
-
-    A store of ours lists what it lacks and knows where its patches lie; one of another program does not.
-    """
+    """Refuse a store of another index: keys are counted, so another index has many of the same."""
+    # A store of ours lists what it lacks and knows where its patches lie; another program's does not.
     missing = [keys[i] for i in np.flatnonzero(positions < 0) if keys[i] not in unreadable]
     found = np.flatnonzero(positions >= 0)
     fault = ""
@@ -145,9 +140,7 @@ def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> 
     names = patients(index)
     by_side = {name: {names[slide] for slide in sides if sides[slide] == name} for name in parts}
     unit = "slide" if by_side["train"] & by_side["validation"] else "patient"
-    if any(
-        np.bincount(table.labels[parts[name]], minlength=2).min() == 0 for name in ("train", "validation")
-    ):
+    if not all(len(np.unique(table.labels[parts[name]])) == 2 for name in ("train", "validation")):
         from sklearn.model_selection import train_test_split
 
         unit = "patch"
@@ -214,12 +207,18 @@ def epoch_draw(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, 
 def shuffled_batches(draw: Draw, batch_size: int, *, seed: int, epoch: int) -> list[Draw]:
     """Batches of one epoch in an order drawn from (seed, epoch).
 
-    Sizes differ by one at most instead of leaving a remainder: a last batch of one patch would have no
-    batch statistics. Only where that is the price does a batch hold one patch more than ``batch_size``.
+    Sizes differ by one at most, and none is 1, which would have no batch statistics; for that a batch may
+    hold one patch more than ``batch_size``.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(draw.rows))
     count = max(1, min(-(-len(order) // batch_size), len(order) // 2))
     return [Draw(draw.rows[part], draw.plain[part]) for part in np.array_split(order, count)]
+
+
+def epoch_batches(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, epoch: int) -> list[Draw]:
+    """The shuffled batches of an epoch's :func:`epoch_draw`."""
+    draw = epoch_draw(train, labels, options, epoch)
+    return shuffled_batches(draw, options.batch_size, seed=options.seed, epoch=epoch)
 
 
 def ordered_batches(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -230,28 +229,30 @@ def ordered_batches(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
 class BatchReader:
     """Reads batches of a store ahead of their use, in order, with bounded memory.
 
-    Attributes:
-        waited: seconds the consumer has waited for a batch so far.
+    Threads read as fast as processes would, since decoding releases the interpreter lock, and copy nothing.
 
     Args:
-        store: safe to read from several threads of one process.
         workers: threads; 0 reads when asked.
         pin: put batches into page-locked memory, for asynchronous copies to a GPU.
+
+    Attributes:
+        waited: seconds the consumer has waited for a batch so far.
     """
 
     def __init__(self, store: PatchStore, *, workers: int, pin: bool = False):
         self.store = store
         self.waited = 0.0
         self._pin = pin
-        self._ahead = max(2, 2 * workers)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="patches") if workers else None
+        self._ahead = max(1, 2 * workers)
+        # More threads than cores would only wait in line.
+        threads = max(1, min(workers, os.cpu_count() or 1))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="patches")
 
     def __enter__(self) -> BatchReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Yield each batch of store positions as uint8 (n, size, size, 3).
@@ -264,12 +265,9 @@ class BatchReader:
         try:
             for _ in batches:
                 started = time.perf_counter()
-                if self._pool is None:
-                    patches = self._load(next(remaining))
-                else:
-                    for batch in islice(remaining, self._ahead - len(pending)):
-                        pending.append(self._pool.submit(self._load, batch))
-                    patches = pending.popleft().result()
+                for batch in islice(remaining, self._ahead - len(pending)):
+                    pending.append(self._pool.submit(self._load, batch))
+                patches = pending.popleft().result()
                 self.waited += time.perf_counter() - started
                 yield patches
         finally:
@@ -277,8 +275,5 @@ class BatchReader:
                 future.cancel()
 
     def _load(self, positions: np.ndarray) -> Tensor:
-        patches = np.ascontiguousarray(self.store.get_many(positions.tolist()))
-        if not patches.flags.writeable:
-            patches = patches.copy()
-        tensor = torch.from_numpy(patches)
+        tensor = torch.from_numpy(np.require(self.store.get_many(positions.tolist()), requirements="CW"))
         return tensor.pin_memory() if self._pin else tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import torch
@@ -52,28 +51,19 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def usable_workers(wanted: int) -> int:
-    """``wanted``, but no more than the cores this process may use: more threads would only wait in line."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(wanted, cores)
-
-
 @contextlib.contextmanager
-def quiet_randomness(device: torch.device) -> Iterator[None]:
-    """Torch's global random state, and cuDNN's settings, are inside what we set and outside as before."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        if device.type == "cuda":
-            # Patches all have one size: searching for the fastest convolution pays from the second step on.
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True))
-        yield
+def in_use(device: torch.device, batch_option: str) -> Iterator[None]:
+    """Torch's random state and cuDNN's settings are ours inside and as before outside.
 
-
-@contextlib.contextmanager
-def clear_memory_errors(batch_option: str) -> Iterator[None]:
-    """A full GPU as one line that names the option to lower."""
+    Raises:
+        ModelError: the GPU's memory is full; it names the option to lower.
+    """
+    on_gpu = device.type == "cuda"
+    # Patches all have one size: searching for the fastest convolution pays from the second step on.
+    fast = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
     try:
-        yield
+        with torch.random.fork_rng(devices=[device] if on_gpu else []), fast:
+            yield
     except torch.OutOfMemoryError as error:
         raise ModelError(
             "the GPU's memory is full", remedy=f"Lower {batch_option}, or choose a smaller model_name"

@@ -16,8 +16,6 @@ LEAST_ACTING = 0.02
 """Share of normal patches left out below which mining changes nothing, and of a weight from 1."""
 FEW_VALIDATING = 20
 """Patches of a class below which what is chosen on the validation part rests on little."""
-FEW_STEPS = 200
-"""A whole training of fewer steps has hardly begun."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,9 @@ def measure_imbalance(batches: Sequence[Draw], labels: np.ndarray, options: Trai
 
 
 def training_warnings(
-    options: TrainingOptions, imbalance: Imbalance, split: Split, labels: np.ndarray, steps: int
+    options: TrainingOptions, imbalance: Imbalance, split: Split, labels: np.ndarray
 ) -> tuple[TrainingWarning, ...]:
-    """What the user of a finished training of ``steps`` steps should know."""
+    """What the user of a finished training should know."""
     ratio = imbalance.seen_normal / imbalance.seen_tumor
     normal, tumor = np.bincount(labels[split.validation], minlength=2).tolist()
     mining_acts = options.use_ohem and imbalance.mined >= LEAST_ACTING
@@ -102,10 +100,6 @@ def training_warnings(
             bool(split.shared),
             f"{len(split.shared)} patients have test slides and others ({', '.join(split.shared[:5])}): the "
             "test looks better than it would on a new patient",
-        ),
-        "few_steps": (
-            steps < FEW_STEPS,
-            f"The training had only {steps} steps: raise max_epochs, or lower batch_size",
         ),
     }
     return tuple(TrainingWarning(code, text) for code, (holds, text) in possible.items() if holds)

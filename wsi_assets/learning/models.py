@@ -98,14 +98,11 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
 
 
 def create(name: str, args: dict[str, Any]) -> nn.Module:
-    """A network of timm with two outputs and random weights.
-
-    Raises:
-        ModelError: there is none, or it cannot be made.
-    """
+    """A network of timm with two outputs and random weights."""
     import timm
 
-    _check_name(name)
+    if not timm.is_model(name.split(".", 1)[0]):
+        raise ModelError(f"model_name {name!r:.80} is no network of timm", remedy="Use e.g. resnet18")
     try:
         return timm.create_model(name, **{**args, "num_classes": len(CLASSES)})
     except Exception as error:  # each network has its own faults
@@ -114,36 +111,19 @@ def create(name: str, args: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _check_name(name: str) -> None:
-    import timm
-
-    if not timm.is_model(name.split(".", 1)[0]):
-        close = timm.list_models(f"*{name[:6]}*")[:3] or ["resnet18", "resnet50"]
-        raise ModelError(
-            f"model_name {name!r:.80} is no network of timm", remedy=f"Use e.g. {', '.join(close)}"
-        )
-
-
 def check_size(model: nn.Module, architecture: Architecture, patch_size: int) -> None:
-    """See that the network takes patches of this size and gives two outputs.
-
-    Raises:
-        ModelError: it does not.
-    """
+    """See that the network takes patches of this size and gives two outputs."""
     model.eval()
     try:
         with torch.no_grad():
             outputs = model(architecture.inputs(torch.zeros(1, patch_size, patch_size, 3)))
+        if outputs.shape != (1, len(CLASSES)):
+            raise ValueError(f"it gives {tuple(outputs.shape)} for one patch instead of two classes")
     except Exception as error:  # networks refuse a size in many ways
         raise ModelError(
             f"{architecture.name} does not take patches of {patch_size} pixels ({one_line(error)[:200]})",
             remedy="Choose another model_name or patch_size",
         ) from error
-    if outputs.shape != (1, len(CLASSES)):
-        raise ModelError(
-            f"{architecture.name} gives {tuple(outputs.shape)} for one patch instead of two classes",
-            remedy="Choose another model_name",
-        )
 
 
 def head_of(model: nn.Module) -> list[nn.Parameter]:
@@ -153,22 +133,16 @@ def head_of(model: nn.Module) -> list[nn.Parameter]:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Weights from a file of ours or anybody's: a state dict, bare or under ``state_dict`` or ``model``.
-
-    Raises:
-        ModelError: missing, damaged, or holds anything but tensors and plain values.
-    """
+    """Weights from a file of ours or anybody's: a state dict, bare or under ``state_dict`` or ``model``."""
     plain = load_plain(path)
     for key in ("state_dict", "model"):
         if isinstance(plain, dict) and isinstance(plain.get(key), dict):
             plain = plain[key]
-    if not isinstance(plain, dict) or not any(isinstance(value, Tensor) for value in plain.values()):
+    plain = plain if isinstance(plain, dict) else {}
+    tensors = {str(key): value for key, value in plain.items() if isinstance(value, Tensor)}
+    if not tensors:
         raise ModelError("holds no state dict", path=path, remedy="Save model.state_dict() with torch.save")
-    return {
-        str(key).removeprefix("_orig_mod.").removeprefix("module."): value
-        for key, value in plain.items()
-        if isinstance(value, Tensor)
-    }
+    return {key.removeprefix("_orig_mod.").removeprefix("module."): tensors[key] for key in tensors}
 
 
 def weights_digest(weights: str) -> str | None:
@@ -180,11 +154,7 @@ def weights_digest(weights: str) -> str | None:
 
 
 def load_plain(path: str | Path) -> Any:
-    """Tensors and plain values of a file of torch or safetensors; nothing in it can run code.
-
-    Raises:
-        ModelError: missing, damaged, or a pickle that names classes or functions.
-    """
+    """Tensors and plain values of a file of torch or safetensors; nothing in it can run code."""
     if not Path(path).is_file():
         raise ModelError("does not exist", path=path, remedy="Train first, or check the path")
     try:
@@ -220,18 +190,14 @@ def _folder_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Architecture, arguments and settings from timm's ``config.json``."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name = config["architecture"]
         args = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
-        settings = config.get("pretrained_cfg", config)
-        if not isinstance(name, str) or not isinstance(settings, dict):
-            raise TypeError("architecture or pretrained_cfg")
+        return str(config["architecture"]), args, dict(config.get("pretrained_cfg", config))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"is no model folder of timm ({one_line(repr(error))[:120]})",
             path=folder / "config.json",
             remedy="Give the folder as it was downloaded, or the file of weights alone and its model_name",
         ) from error
-    return name, args, settings
 
 
 def _imagenet(name: str) -> nn.Module:
@@ -239,7 +205,6 @@ def _imagenet(name: str) -> nn.Module:
     import timm
     from huggingface_hub import try_to_load_from_cache
 
-    _check_name(name)
     settings = timm.get_pretrained_cfg(name)
     if settings is None or not settings.has_weights:
         raise ModelError(f"there are no ImageNet weights of {name}", remedy="Set weights to none or a file")

@@ -14,14 +14,7 @@ from wsi_assets.index.slide_index import is_test
 from wsi_assets.learning.augmentation import dihedral
 from wsi_assets.learning.checkpoints import LoadedModel, load_model
 from wsi_assets.learning.data import BatchReader, locate, ordered_batches
-from wsi_assets.learning.devices import (
-    autocast,
-    clear_memory_errors,
-    quiet_randomness,
-    resolve_device,
-    resolve_precision,
-    usable_workers,
-)
+from wsi_assets.learning.devices import autocast, in_use, resolve_device, resolve_precision
 from wsi_assets.learning.models import PatchClassifier
 from wsi_assets.learning.options import PredictionOptions
 from wsi_assets.progress import Progress, silent
@@ -41,9 +34,6 @@ def predict(
     progress: Progress = silent,
 ) -> Index:
     """The test slides' index entries with ``probs`` and ``preds`` in the order of ``patches``.
-
-    Patches are read in batches that run on over slide borders, so memory holds a few batches whatever the
-    slides' sizes.
 
     Args:
         index: the whole index that the store was built from: a patch's key counts over all slides.
@@ -86,7 +76,7 @@ def _check_fits(loaded: LoadedModel, store: PatchStore, index: Index) -> None:
     level = next(iter(index.values())).get("level")
     for name, trained, found in (
         ("patch_size", loaded.patch_size, store.info.get("patch_size")),
-        ("level", loaded.level, store.info.get("level", level)),
+        ("level", loaded.card.get("level"), store.info.get("level", level)),
     ):
         if trained is not None and found is not None and int(found) != trained:
             raise ModelError(
@@ -96,7 +86,6 @@ def _check_fits(loaded: LoadedModel, store: PatchStore, index: Index) -> None:
             )
 
 
-@torch.inference_mode()
 def patch_probabilities(
     classifier: PatchClassifier,
     store: PatchStore,
@@ -107,25 +96,39 @@ def patch_probabilities(
     """Tumor probability of the patches at ``positions`` of a store, float64, in that order."""
     device = resolve_device(options.device)
     precision = resolve_precision(options.prediction_precision, device)
-    classifier = classifier.to(device, memory_format=torch.channels_last).eval()
-    batches = ordered_batches(positions, options.prediction_batch_size)
-    parts, done = [], 0
+    classifier = classifier.to(device, memory_format=torch.channels_last)
+    size = options.prediction_batch_size
     with (
-        quiet_randomness(device),
-        clear_memory_errors("prediction_batch_size"),
-        BatchReader(store, workers=usable_workers(options.num_workers), pin=device.type == "cuda") as reader,
+        in_use(device, "prediction_batch_size"),
+        BatchReader(store, workers=options.num_workers, pin=device.type == "cuda") as reader,
     ):
-        for patches in reader.read(batches):
-            patches = patches.to(device, non_blocking=True)
-            with autocast(device, precision):
-                parts.append(_tumor(classifier, patches, options.tta))
-            done += len(patches)
-            progress(done, len(positions), "predicting patches")
+        return tumor_probabilities(
+            classifier, reader, positions, size, device, precision, tta=options.tta, progress=progress
+        )
+
+
+@torch.inference_mode()
+def tumor_probabilities(
+    classifier: PatchClassifier,
+    reader: BatchReader,
+    positions: np.ndarray,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    *,
+    tta: bool = False,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """Tumor probability of the patches at ``positions``, (n,) float64, by a classifier on ``device``."""
+    classifier.eval()
+    parts, done = [], 0
+    for patches in reader.read(ordered_batches(positions, batch_size)):
+        patches = patches.to(device, non_blocking=True)
+        views = [patches]
+        if tta:
+            views = [dihedral(patches, torch.full((len(patches),), code)) for code in range(8)]
+        with autocast(device, precision):
+            parts.append(torch.stack([classifier(view)[:, 1] for view in views]).mean(dim=0))
+        done += len(patches)
+        progress(done, len(positions), "predicting patches")
     return torch.cat(parts).double().cpu().numpy() if parts else np.empty(0)
-
-
-def _tumor(classifier: PatchClassifier, patches: torch.Tensor, tta: bool) -> torch.Tensor:
-    if not tta:
-        return classifier(patches)[:, 1]
-    views = [dihedral(patches, torch.full((len(patches),), code)) for code in range(8)]
-    return torch.stack([classifier(view)[:, 1] for view in views]).mean(dim=0)

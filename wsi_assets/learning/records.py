@@ -38,7 +38,6 @@ class EpochRecord:
         objective: mean of what was back-propagated (class weights, focal loss, hard examples).
         val_auc: area under the ROC curve; None if the validation patches are of one class.
         lr: learning rate of the last step (of the classifier, where the body has a lower one).
-        phase: ``warm-up``, ``constant`` or ``cool-down``, at its last step.
         images_per_second: training patches a second, validation and writing not counted.
         waiting: share of the training time in which the model waited for patches, 0 to 1.
         seconds: the whole epoch with validation.
@@ -54,7 +53,6 @@ class EpochRecord:
     objective: float
     val_auc: float | None
     lr: float
-    phase: str
     images_per_second: float
     waiting: float
     seconds: float
@@ -62,11 +60,7 @@ class EpochRecord:
     confusion: tuple[int, int, int, int]
 
     def to_plain(self) -> dict[str, Any]:
-        return {**asdict(self), "confusion": list(self.confusion)}
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> EpochRecord:
-        return cls(**{**plain, "confusion": tuple(plain["confusion"])})
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,6 @@ class TrainingResult:
 
     @property
     def stopped_early(self) -> bool:
-        """The training ended before ``max_epochs``."""
         return len(self.epochs) < self.card["parameters"]["max_epochs"]
 
     @property

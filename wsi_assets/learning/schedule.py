@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from wsi_assets.learning.options import TrainingOptions
 
@@ -56,12 +56,6 @@ class Schedule:
     @property
     def finished(self) -> bool:
         return self.epoch >= (self.last_epoch or self.options.max_epochs)
-
-    @property
-    def phase(self) -> Literal["warm-up", "constant", "cool-down"]:
-        if self.cooling_from is not None:
-            return "cool-down"
-        return "warm-up" if self.step < self._warm_up else "constant"
 
     @property
     def rate(self) -> float:

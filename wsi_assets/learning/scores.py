@@ -44,9 +44,7 @@ def confusion(truth: np.ndarray, probabilities: np.ndarray, threshold: float = 0
 def threshold_at(truth: np.ndarray, probabilities: np.ndarray, specificity: float) -> dict[str, float]:
     """The lowest threshold with at least this specificity, halfway to the next lower probability.
 
-    Returns:
-        ``threshold``, and ``specificity`` and ``sensitivity`` at it on these patches. If even the highest
-        probability is of too many normal patches, the threshold is above all of them.
+    With its ``specificity`` and ``sensitivity`` on these patches; it may be above all probabilities.
     """
     from sklearn.metrics import roc_curve
 
@@ -69,15 +67,11 @@ def fit_calibration(
 ) -> dict[str, float] | None:
     """Temperature and prior shift that make probabilities hold at the prevalence of these patches.
 
-    Logistic regression of the truth on the logits (Platt 1999): ``logit / temperature + shift``. Training
-    shows classes in another mix than slides do, and focal loss makes a network cautious; both are undone.
+    Logistic regression of the truth on the logits (Platt 1999): ``logit / temperature + shift``. It undoes
+    the mix of classes in training and the caution of focal loss. None where it would fall with the truth.
 
     Args:
         weights: (n,) how many patches each of these stands for.
-
-    Returns:
-        ``temperature``, ``shift`` and the ``prevalence`` of tumor; None where the probabilities do not rise
-        with the truth.
     """
     slope, shift = _fit(truth, probabilities, weights)
     if slope <= 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -17,44 +17,25 @@ from torch.optim.swa_utils import update_bn
 
 from wsi_assets.errors import ModelError
 from wsi_assets.files import digest, write_json
+from wsi_assets.learning import checkpoints as files
+from wsi_assets.learning import devices, scores
 from wsi_assets.learning.augmentation import Transforms, augment, draw_transforms
-from wsi_assets.learning.checkpoints import (
-    BEST_NAME,
-    CARD_NAME,
-    RESUME_NAME,
-    load_resume,
-    model_card,
-    read_card,
-    save_weights,
-    state_of,
-    written_epochs,
-)
 from wsi_assets.learning.data import (
     BatchReader,
     Draw,
     PatchTable,
     Split,
-    epoch_draw,
+    epoch_batches,
     locate,
-    ordered_batches,
-    shuffled_batches,
     split_patches,
-)
-from wsi_assets.learning.devices import (
-    autocast,
-    clear_memory_errors,
-    quiet_randomness,
-    resolve_device,
-    resolve_precision,
-    usable_workers,
 )
 from wsi_assets.learning.imbalance import Imbalance, measure_imbalance, training_warnings
 from wsi_assets.learning.losses import hard_example_mask, kept_normals, patch_losses
-from wsi_assets.learning.models import Architecture, build_model, head_of, weights_digest
+from wsi_assets.learning.models import Architecture, PatchClassifier, build_model, head_of, weights_digest
 from wsi_assets.learning.options import TrainingOptions
+from wsi_assets.learning.prediction import tumor_probabilities
 from wsi_assets.learning.records import CSV_NAME, EpochRecord, TrainingResult, write_csv
 from wsi_assets.learning.schedule import Schedule
-from wsi_assets.learning.scores import confusion, fit_calibration, roc_auc, threshold_at, validation_loss
 from wsi_assets.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -101,55 +82,49 @@ def train(
     """
     checkpoints = Path(checkpoint_dir or Path(folder) / "checkpoints")
     csv_path = Path(loss_csv or Path(folder) / CSV_NAME)
-    device = resolve_device(options.device)
+    device = devices.resolve_device(options.device)
     table = locate(store, index)
     split = split_patches(table, index, options)
-    batches = _batches(table, split, options, 1)
+    batches = epoch_batches(split.train, table.labels, options, 1)
     imbalance = measure_imbalance(batches, table.labels, options)
     validation = Validation.of(split, table, options.seed)
     with (
-        quiet_randomness(device),
-        clear_memory_errors("batch_size"),
-        BatchReader(store, workers=usable_workers(options.num_workers), pin=device.type == "cuda") as reader,
+        devices.in_use(device, "batch_size"),
+        BatchReader(store, workers=options.num_workers, pin=device.type == "cuda") as reader,
     ):
         torch.manual_seed(options.seed)
         learner = make_learner(_patch_size(store, index), imbalance, options, device)
-        run = _Run(learner, Schedule(options, len(batches)), _facts(store, index, table, split, learner))
-        resumed_from = run.resume(checkpoints)
+        facts = _facts(store, index, table, split, learner)
+        run = _Run(learner, Schedule(options, len(batches)), facts, checkpoints)
+        resumed_from = run.resume()
         while not run.schedule.finished:
             started, epoch = time.perf_counter(), run.schedule.epoch + 1
             # Dropout draws from torch's generator: seeded so, an epoch is the same after a resume.
             torch.manual_seed(int(np.random.SeedSequence([options.seed, epoch]).generate_state(1)[0]))
-            batches = _batches(table, split, options, epoch)
+            batches = epoch_batches(split.train, table.labels, options, epoch)
             trained = train_epoch(learner, reader, table, batches, run.schedule, progress)
             update_batch_norm(learner, reader, table.positions[split.train], epoch)
-            probabilities = predict_positions(learner, reader, validation.positions)
+            classifier = PatchClassifier(learner.model, learner.architecture)
+            probabilities = tumor_probabilities(
+                classifier, reader, validation.positions, options.batch_size, device, learner.precision
+            )
             record = validation.record(trained, probabilities, run.schedule, started)
-            if record.is_best:
-                run.best = state_of(learner.model)
-                save_weights(checkpoints / BEST_NAME, run.best)
-                write_json(
-                    checkpoints / CARD_NAME, run.card(record, validation.choose(probabilities, options))
-                )
-            if epoch % options.save_interval == 0:
-                save_weights(checkpoints / f"ckpt_epoch_{epoch}.pt", state_of(learner.model))
-            run.end_epoch(record)
+            run.end_epoch(record, validation.choose(probabilities, options) if record.is_best else {})
             write_csv(csv_path, run.history)
-            save_weights(checkpoints / RESUME_NAME, run.state())
             if on_epoch is not None:
                 on_epoch(record)
-    (checkpoints / RESUME_NAME).unlink(missing_ok=True)
+    (checkpoints / files.RESUME_NAME).unlink(missing_ok=True)
     return TrainingResult(
-        best_path=checkpoints / BEST_NAME,
-        card=read_card(checkpoints / BEST_NAME, needed=True),
+        best_path=checkpoints / files.BEST_NAME,
+        card=files.read_card(checkpoints / files.BEST_NAME, needed=True),
         csv_path=csv_path,
-        checkpoints=written_epochs(checkpoints),
+        checkpoints=files.written_epochs(checkpoints),
         epochs=tuple(run.history),
         resumed_from=resumed_from,
         split=split,
         device=str(device),
         precision=learner.precision,
-        warnings=training_warnings(options, imbalance, split, table.labels, run.schedule.step),
+        warnings=training_warnings(options, imbalance, split, table.labels),
     )
 
 
@@ -169,7 +144,7 @@ class Learner:
     def inputs(self, patches: Tensor, transforms: Transforms | None = None) -> Tensor:
         """uint8 patches of a batch to the network's input, transformed where transforms are given."""
         # Always in float32: colors in bfloat16 would be in steps of a hundredth.
-        with autocast(self.device, "float32"):
+        with devices.autocast(self.device, "float32"):
             patches = patches.to(self.device, non_blocking=True)
             return self.architecture.inputs(patches if transforms is None else augment(patches, transforms))
 
@@ -199,7 +174,7 @@ def make_learner(
         fused=True,
     )
     weights = torch.tensor(imbalance.weights, device=device)
-    precision = resolve_precision(options.precision, device)
+    precision = devices.resolve_precision(options.precision, device)
     return Learner(model, architecture, optimizer, options, imbalance, weights, device, precision)
 
 
@@ -224,7 +199,7 @@ def train_epoch(
         if options.use_augmentation:
             drawn = {"seed": options.seed, "epoch": epoch, "batch": number, "plain": batch.plain}
             transforms = draw_transforms(len(labels), **drawn)
-        lr, phase = options.lr * schedule.rate, schedule.phase
+        lr = options.lr * schedule.rate
         for group in learner.optimizer.param_groups:
             group["lr"] = lr * group["share"]
         sums += _step(learner, patches, labels, transforms)  # stays on the device: nothing waits for it
@@ -239,7 +214,6 @@ def train_epoch(
         "train_acc": correct / done,
         "objective": objective / len(batches),
         "lr": lr,
-        "phase": phase,
         "images_per_second": done / seconds,
         "waiting": (reader.waited - waited) / seconds,
     }
@@ -250,7 +224,7 @@ def _step(learner: Learner, patches: Tensor, labels: np.ndarray, transforms: Tra
     options = learner.options
     targets = torch.from_numpy(labels).to(learner.device, non_blocking=True)
     learner.optimizer.zero_grad(set_to_none=True)
-    with autocast(learner.device, learner.precision):
+    with devices.autocast(learner.device, learner.precision):
         logits = learner.model(learner.inputs(patches, transforms))
     gamma = options.focal_gamma if options.use_focal_loss else 0.0
     losses = patch_losses(logits, targets, gamma=gamma, weights=learner.weights)
@@ -275,22 +249,10 @@ def update_batch_norm(learner: Learner, reader: BatchReader, positions: np.ndarr
     if learner.options.freeze_backbone:
         return
     chosen = np.random.default_rng([learner.options.seed, epoch, 2]).permutation(positions)
-    batches = ordered_batches(chosen[:BATCH_NORM_PATCHES], learner.options.batch_size)
-    stream = reader.read([part for part in batches if len(part) > 1])
-    with autocast(learner.device, learner.precision):
+    chosen = chosen[:BATCH_NORM_PATCHES]
+    stream = reader.read(np.array_split(chosen, -(-len(chosen) // learner.options.batch_size)))
+    with devices.autocast(learner.device, learner.precision):
         update_bn((learner.inputs(patches) for patches in stream), learner.model)
-
-
-@torch.inference_mode()
-def predict_positions(learner: Learner, reader: BatchReader, positions: np.ndarray) -> np.ndarray:
-    """Tumor probability of the patches at these positions, without augmentation: (n,) float64."""
-    learner.model.eval()
-    parts = []
-    for patches in reader.read(ordered_batches(positions, learner.options.batch_size)):
-        with autocast(learner.device, learner.precision):
-            logits = learner.model(learner.inputs(patches))
-        parts.append(logits.float().softmax(dim=1)[:, 1])
-    return torch.cat(parts).double().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -332,70 +294,70 @@ class Validation:
                 f"training diverged in epoch {epoch}: its loss is not a number any more",
                 remedy="Lower lr, or use precision=float32",
             )
-        loss = validation_loss(self.truth, probabilities)
+        loss = scores.validation_loss(self.truth, probabilities)
         return EpochRecord(
             epoch=epoch,
             **trained,
             val_loss=loss,
             val_acc=float(np.average((probabilities >= 0.5) == self.truth, weights=self.weights)),
-            val_auc=roc_auc(self.truth, probabilities),
+            val_auc=scores.roc_auc(self.truth, probabilities),
             seconds=time.perf_counter() - started,
             is_best=loss < schedule.best_loss,
-            confusion=confusion(self.truth, probabilities),
+            confusion=scores.confusion(self.truth, probabilities),
         )
 
     def choose(self, probabilities: np.ndarray, options: TrainingOptions) -> dict[str, Any]:
         """Threshold and calibration for ``best.json``."""
-        threshold = threshold_at(self.truth, probabilities, options.val_specificity)
+        threshold = scores.threshold_at(self.truth, probabilities, options.val_specificity)
         return {
             "thresholds": {"preds": 0.5, "validation": threshold},
-            "calibration": fit_calibration(self.truth, probabilities, self.weights),
+            "calibration": scores.fit_calibration(self.truth, probabilities, self.weights),
         }
 
 
 class _Run:
-    """What of a training changes from epoch to epoch, and goes into ``resume.pt``."""
+    """What of a training changes from epoch to epoch, and its files in ``checkpoints``."""
 
-    def __init__(self, learner: Learner, schedule: Schedule, facts: dict[str, Any]):
-        self.learner, self.schedule, self.facts = learner, schedule, facts
+    def __init__(self, learner: Learner, schedule: Schedule, facts: dict[str, Any], checkpoints: Path):
+        self.learner, self.schedule, self.facts, self.checkpoints = learner, schedule, facts, checkpoints
         self.history: list[EpochRecord] = []
         self.best: dict[str, Tensor] = {}
 
-    def card(self, record: EpochRecord, chosen: dict[str, Any]) -> dict[str, Any]:
-        of_epoch = {"epoch": record.epoch, "val_loss": record.val_loss, "val_auc": record.val_auc}
-        return model_card(self.learner.architecture, **self.facts, **of_epoch, **chosen)
-
-    def end_epoch(self, record: EpochRecord) -> None:
+    def end_epoch(self, record: EpochRecord, chosen: dict[str, Any]) -> None:
+        """Save the model, with what was ``chosen`` on validation if it is the best, and the state."""
+        state = files.state_of(self.learner.model)
+        if record.is_best:
+            self.best = state
+            of_epoch = {"epoch": record.epoch, "val_loss": record.val_loss, "val_auc": record.val_auc}
+            card = files.model_card(self.learner.architecture, **self.facts, **of_epoch, **chosen)
+            files.save_weights(self.checkpoints / files.BEST_NAME, state)
+            write_json(self.checkpoints / files.CARD_NAME, card)
+        if record.epoch % self.learner.options.save_interval == 0:
+            files.save_weights(self.checkpoints / f"ckpt_epoch_{record.epoch}.pt", state)
         self.history.append(record)
         if self.schedule.end_epoch(record.val_loss):
             self.learner.model.load_state_dict(self.best)
-
-    def state(self) -> dict[str, Any]:
-        return {
+        plain = {
             "run_digest": self.facts["provenance"]["run_digest"],
             "schedule": self.schedule.state(),
             "model": self.learner.model.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
-            "history": [record.to_plain() for record in self.history],
+            "history": [asdict(record) for record in self.history],
             "best": self.best,
         }
+        files.save_weights(self.checkpoints / files.RESUME_NAME, plain)
 
-    def resume(self, checkpoints: Path) -> int | None:
+    def resume(self) -> int | None:
         """Go on where a training of the same digest was cut off; returns its last epoch, if there is one."""
-        state = load_resume(checkpoints, self.facts["provenance"]["run_digest"])
+        state = files.load_resume(self.checkpoints, self.facts["provenance"]["run_digest"])
         if state is None:
             return None
         self.learner.model.load_state_dict(state["model"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.schedule.restore(state["schedule"])
-        self.history = [EpochRecord.from_plain(plain) for plain in state["history"]]
+        self.history = [EpochRecord(**plain) for plain in state["history"]]
         self.best = state["best"]
         return len(self.history)
-
-
-def _batches(table: PatchTable, split: Split, options: TrainingOptions, epoch: int) -> list[Draw]:
-    draw = epoch_draw(split.train, table.labels, options, epoch)
-    return shuffled_batches(draw, options.batch_size, seed=options.seed, epoch=epoch)
 
 
 def _patch_size(store: PatchStore, index: Index) -> int:
