@@ -94,6 +94,7 @@ def train(
     ):
         torch.manual_seed(options.seed)
         learner = make_learner(_patch_size(store, index), imbalance, options, device)
+        classifier = PatchClassifier(learner.model, learner.architecture)
         facts = _facts(store, index, table, split, learner)
         run = _Run(learner, Schedule(options, len(batches)), facts, checkpoints)
         resumed_from = run.resume()
@@ -104,13 +105,13 @@ def train(
             batches = epoch_batches(split.train, table.labels, options, epoch)
             trained = train_epoch(learner, reader, table, batches, run.schedule, progress)
             update_batch_norm(learner, reader, table.positions[split.train], epoch)
-            classifier = PatchClassifier(learner.model, learner.architecture)
             probabilities = tumor_probabilities(
                 classifier, reader, validation.positions, options.batch_size, device, learner.precision
             )
             record = validation.record(trained, probabilities, run.schedule, started)
-            run.end_epoch(record, validation.choose(probabilities, options) if record.is_best else {})
+            run.history.append(record)
             write_csv(csv_path, run.history)
+            run.end_epoch(record, validation.choose(probabilities, options) if record.is_best else {})
             if on_epoch is not None:
                 on_epoch(record)
     (checkpoints / files.RESUME_NAME).unlink(missing_ok=True)
@@ -250,7 +251,7 @@ def update_batch_norm(learner: Learner, reader: BatchReader, positions: np.ndarr
         return
     chosen = np.random.default_rng([learner.options.seed, epoch, 2]).permutation(positions)
     chosen = chosen[:BATCH_NORM_PATCHES]
-    stream = reader.read(np.array_split(chosen, -(-len(chosen) // learner.options.batch_size)))
+    stream = reader.read(np.array_split(chosen, max(1, len(chosen) // learner.options.batch_size)))
     with devices.autocast(learner.device, learner.precision):
         update_bn((learner.inputs(patches) for patches in stream), learner.model)
 
@@ -334,7 +335,6 @@ class _Run:
             write_json(self.checkpoints / files.CARD_NAME, card)
         if record.epoch % self.learner.options.save_interval == 0:
             files.save_weights(self.checkpoints / f"ckpt_epoch_{record.epoch}.pt", state)
-        self.history.append(record)
         if self.schedule.end_epoch(record.val_loss):
             self.learner.model.load_state_dict(self.best)
         plain = {
