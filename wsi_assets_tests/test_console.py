@@ -48,13 +48,11 @@ def test_a_narrow_terminal_goes_without_columns_and_folds_no_word(mixed, capsys,
     monkeypatch.setattr(console, "console", terminal)
     assert console.examine_slides(mixed) == console.FAILED
     said = capsys.readouterr().out
-    (padded,) = [line for line in said.splitlines() if "tumor_001_padded" in line]
+    (padded,) = [line for line in said.splitlines() if line.split()[:1] == ["tumor_001_padded"]]
     assert padded.split() == ["tumor_001_padded", "3072", "x", "7168", "0-4", "40", "(base_mag)", "none"]
     assert "…" not in said
     assert "note: the terminal is too narrow for downsamples, format, tissue" in said
-    (problem,) = [line for line in said.splitlines() if line.startswith("problem:")]
-    assert "unreadable: does not read" in problem
-    assert problem.endswith("copy or scan it again")
+    assert len([line for line in said.splitlines() if line.startswith("problem: unreadable: ")]) == 1
 
 
 def test_a_file_has_every_column_and_a_line_a_slide(mixed, capsys, monkeypatch):

@@ -18,12 +18,12 @@ import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError
 from wsi_assets.files import read_plain_pickle, write_json
+from wsi_assets.index.curate import CURATION, curate
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.assets.evaluation import EVALUATION
 from wsi_assets.orchestration.assets.index import SAMPLED_INDEX, SLIDE_INDEX
 from wsi_assets.orchestration.assets.learning import TEST_PREDICTIONS, TRAINED_MODEL
 from wsi_assets.orchestration.assets.patches import PATCH_STORE
-from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_REGIONS
 from wsi_assets.orchestration.config import options_of
 from wsi_assets.orchestration.evaluation_metadata import model_card
 from wsi_assets.orchestration.level_plan import inputs_of_level, usable_slides
@@ -85,9 +85,14 @@ class Level:
     @cached_property
     def findings(self) -> dict[str, list[tuple[str, str]]]:
         """Curation check -> (slide id, finding)."""
-        return curate(
-            self.index, lambda artefact, slide_id: read_plain_pickle(self.paths.artefact(artefact, slide_id))
-        )
+
+        def load(slide_id: str) -> tuple[Any, Any]:
+            tissue, annotation = (
+                read_plain_pickle(self.paths.artefact(artefact, slide_id)) for artefact in SLIDE_INDEX.inputs
+            )
+            return tissue, annotation["regions"]
+
+        return curate(self.index, load)
 
     @cached_property
     def store(self) -> Any:
@@ -286,19 +291,6 @@ def up_to_date(artefact: Artefact, level: Level) -> Result:
         "made from what there is now" if why is None else f"out of date: {why}. Materialize it again",
     )
 
-
-CURATION = {
-    "annotation_missing": "No slide is a tumor slide by its name and lacks an annotation.",
-    "no_tumor_patches": "Every slide with an annotation gave at least one tumor patch at this level.",
-    "annotation_outside": "No annotation reaches outside its slide: another slide's, or not level-0 pixels.",
-    "annotation_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
-    "tissue_share_out_of_range": "No slide is nearly all tissue or nearly none: a threshold that went wrong.",
-    "tissue_mask_too_coarse": "Patches of every slide are more than a pixel of its tissue mask wide.",
-    "mixed_magnifications": "All slides of the level have about the same magnification.",
-    "duplicate_slides": "No slide is in the folder under two names.",
-    "longer_word_holds_test": "No slide is a test slide by chance, as those of an intestine or a testis are.",
-}
-"""Check -> what is true when it passes."""
 
 CHECKS: dict[Artefact, list[Check]] = {
     SLIDE_INDEX: [
@@ -523,42 +515,6 @@ def no_leakage(split: Collection[Mapping[str, Any]], unit: str | None) -> Result
     if both and unit != "patient":
         text += f". There are too few patients to split by, so it was by {unit}: the metrics flatter"
     return not both, text or f"{len(sides)} patients, each on one side"
-
-
-def curate(index: dict[str, Any], load: Callable[[Artefact, str], Any]) -> dict[str, list[tuple[str, str]]]:
-    """Curation check -> (slide id, finding) over a level's slides, one slide's regions at a time.
-
-    Args:
-        load: (asset of slides, slide id) -> its stored value.
-    """
-    from dataclasses import replace
-
-    import numpy as np
-
-    from wsi_assets.annotations import TumorRegions
-    from wsi_assets.index import TissueRegions, curation
-
-    findings = [
-        *curation.annotation_missing(
-            (slide_id, entry["annotation_path"]) for slide_id, entry in index.items()
-        ),
-        *curation.no_tumor_patches(index),
-        *curation.tissue_mask_too_coarse(index),
-        *curation.mixed_magnifications(index),
-        *curation.longer_word_holds_test(index),
-    ]
-    light = []
-    for slide_id in index:
-        tissue = TissueRegions.from_plain(load(TISSUE_REGIONS, slide_id))
-        stored = load(ANNOTATION_REGIONS, slide_id)["regions"]
-        pair = (tissue, None if stored is None else TumorRegions.from_plain(stored))
-        findings += curation.annotation_outside([pair])
-        findings += curation.annotation_off_tissue([pair])
-        findings += curation.tissue_share_out_of_range([tissue])
-        # Of a mask only whether it holds tissue matters from here on; ten thousand whole ones do not fit.
-        light.append(replace(tissue, mask=np.full((1, 1), bool(tissue.mask.any()))))
-    findings += curation.duplicate_slides(light)
-    return {name: [(one.slide_id, one.message) for one in findings if one.check == name] for name in CURATION}
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

@@ -115,7 +115,9 @@ class CommandLineRun:
         outcome.notices = list(listing.notices)
         unread: list[str] = []
         self._seen = register(self.instance, listing.slides, self.storage.provenance, unread.append, known)
-        outcome.left_out.update(dict.fromkeys(slides.keys() - self._seen.keys(), "its file cannot be read"))
+        for slide_id in slides.keys() - self._seen.keys():
+            lines = [line for line in unread if str(slides[slide_id].path) in line]
+            outcome.left_out[slide_id] = lines[0] if lines else "its file cannot be read"
         made: set[str] = set()
         for artefact in (one for one in all_artefacts() if one.by_slide):
             made |= self._make_slides(artefact, outcome, annotations_gone)

@@ -68,7 +68,7 @@ def recipe_of(artefact: Artefact, parameters: Mapping[str, Any], inputs: Any) ->
     """The recipe of an artefact made with ``parameters`` from ``inputs``, versions or plain values.
 
     Raises:
-        SlideError: a file that a parameter names is there and cannot be read.
+        SlideError: a file that a parameter names, or one of a folder, is there and cannot be read.
     """
     from wsi_assets.slides.fingerprints import fingerprint
 
@@ -76,8 +76,11 @@ def recipe_of(artefact: Artefact, parameters: Mapping[str, Any], inputs: Any) ->
     for name, value in parameters.items():
         if name in artefact.without_effect:
             continue
-        is_file = name in artefact.may_name_a_file and value and Path(value).is_file()
-        effective[name] = fingerprint(value) if is_file else value
+        files = []
+        if name in artefact.may_name_a_file and value:
+            named = Path(value)
+            files = [named] if named.is_file() else sorted(one for one in named.rglob("*") if one.is_file())
+        effective[name] = [fingerprint(file) for file in files] or value
     return digest(artefact.name, artefact.code_version, effective, inputs)
 
 

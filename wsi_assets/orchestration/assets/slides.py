@@ -117,7 +117,7 @@ def tissue_regions(
         making = Making(context, storage, TISSUE_REGIONS, config)
 
         def prepare(slide_id: str) -> partial:
-            return partial(read_tissue, folder.slide(slide_id).path, making.options)
+            return partial(read_tissue, slide_id, folder.slide(slide_id).path, making.options)
 
         with workers.open(len(context.partition_keys)) as executor:
             result = SlideBatch(
@@ -134,14 +134,13 @@ def tissue_regions(
     return result
 
 
-def _tissue(folder: SlideFolderResource, slide_id: str, read: tuple[str, dict[str, Any]]) -> Made:
+def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -> Made:
     from wsi_assets.index import TissueRegions
 
-    contents, plain = read
     tissue = TissueRegions.from_plain(plain)
     return Made(
         plain,
-        inputs={SLIDE_IMAGE: contents},
+        inputs={SLIDE_IMAGE: tissue.fingerprint},
         facts={"tissue_share": float(tissue.tissue_share)},
         metadata={
             "slide": dg.MetadataValue.path(str(folder.slide(slide_id).path)),
