@@ -101,6 +101,11 @@ def all_artefacts() -> tuple[Artefact, ...]:
     return ARTEFACTS
 
 
+def slide_artefacts() -> tuple[Artefact, ...]:
+    """The assets of a slide, in the order in which they are made."""
+    return tuple(artefact for artefact in all_artefacts() if artefact.by_slide)
+
+
 def level_chain() -> tuple[Artefact, ...]:
     """The assets of a level, in the order in which they are made."""
     return tuple(artefact for artefact in all_artefacts() if artefact.by_level)

@@ -15,23 +15,20 @@ import dagster as dg
 from wsi_assets.errors import SlideError
 from wsi_assets.files import digest
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.slide_folder import (
-    NO_ANNOTATION,
     RETIRED,
-    SLIDE_ANNOTATION,
     SLIDE_IMAGE,
     FileSeen,
     changed,
-    doubt_missing_annotations,
-    doubt_slides,
+    doubt,
     known_slides,
-    observations,
+    news,
     observe,
     signature_of,
     stored_levels,
-    stored_regions,
 )
+from wsi_assets.orchestration.storage import StorageResource
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile
@@ -104,21 +101,6 @@ def read_settled(
     return found, faults
 
 
-def doubt(
-    slides: Mapping[str, "SlideFile"], registered: set[str], known: Mapping[str, Mapping[str, FileSeen]]
-) -> str | None:
-    """Why a listing is not to be believed, else None."""
-    annotated = {slide_id for slide_id, slide in slides.items() if slide.annotation_path}
-    had = {
-        slide_id
-        for slide_id, seen in known.items()
-        if SLIDE_ANNOTATION in seen and seen[SLIDE_ANNOTATION].version not in ("", NO_ANNOTATION, RETIRED)
-    }
-    return doubt_slides(slides, registered) or doubt_missing_annotations(
-        len(annotated), len((had & slides.keys()) - annotated)
-    )
-
-
 def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
     """The sensor, polling as often as the slide folder's disk can bear."""
 
@@ -186,12 +168,10 @@ def _news(
     waiting = {slide_id: digest(now[slide_id]) for slide_id in changes if slide_id not in seen}
     events: list[Any] = []
     for slide_id, files in seen.items():
-        events += observations(slide_id, files, known.get(slide_id))
-        if slide_id not in registered:
-            events += stored_regions(storage.provenance, slide_id, files)
+        events += news(storage, slide_id, files, known.get(slide_id, {}), is_new=slide_id not in registered)
     requests = [SLIDES.build_add_request(new)] if new else []
     if not waiting and not context.instance.get_dynamic_partitions(LEVELS.name):
-        levels = stored_levels(storage.provenance)
+        levels = stored_levels(storage)
         requests += [LEVELS.build_add_request(list(levels))] if levels else []
         events += [event for found in levels.values() for event in found]
     parts = [f"{len(now)} slides, {len(seen)} new or changed"]
