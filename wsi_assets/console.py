@@ -153,7 +153,7 @@ def retire_and_report(settings: Settings, slide_id: str) -> int:
     from wsi_assets.orchestration.retire_slide import retire_slide
     from wsi_assets.orchestration.storage import StorageResource
 
-    folder, storage = SlideFolderResource.of(settings), StorageResource(storage_dir=str(settings.storage_dir))
+    folder, storage = SlideFolderResource.of(settings), StorageResource.of(settings)
     with open_instance(settings) as instance:
         levels = retire_slide(instance, folder, storage, slide_id)
     console.print(f"{slide_id} is retired", markup=False)
@@ -168,13 +168,8 @@ def log_training(settings: Settings, level: int) -> int:
     """Log a finished training to MLflow; returns 1 if MLflow does not take it."""
     from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 
-    resource = MlflowResource(
-        storage_dir=str(settings.storage_dir),
-        tracking_uri=settings.tracking_uri,
-        pages_url=settings.mlflow_url,
-    )
     faults: list[str] = []
-    page = log_finished(resource, str(level), faults.append)
+    page = log_finished(MlflowResource.of(settings), str(level), faults.append)
     for fault in faults:
         _say(f"error: {fault}", "red")
     if not faults:
@@ -191,7 +186,7 @@ def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -
     from wsi_assets.orchestration.storage import StorageResource, store_named_by
     from wsi_assets.patches import open_store, verify_store
 
-    storage = StorageResource(storage_dir=str(settings.storage_dir))
+    storage = StorageResource.of(settings)
     index = SlideFolderResource.of(settings).with_present_paths(
         read_plain_pickle(storage.artefact(SAMPLED_INDEX, str(level)))
     )

@@ -78,11 +78,9 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         ],
         resources={
             "folder": SlideFolderResource.of(settings),
-            "storage": StorageResource(storage_dir=storage_dir),
+            "storage": StorageResource.of(settings),
             "workers": WorkersResource(scheduler=settings.scheduler),
-            "mlflow": MlflowResource(
-                storage_dir=storage_dir, tracking_uri=settings.tracking_uri, pages_url=settings.mlflow_url
-            ),
+            "mlflow": MlflowResource.of(settings),
             "pickle_io": PickleIOManager(storage_dir=storage_dir),
             "patch_io": PatchStoreIOManager(storage_dir=storage_dir),
             "model_io": ModelIOManager(storage_dir=storage_dir),

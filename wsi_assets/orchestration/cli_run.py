@@ -82,7 +82,7 @@ class CommandLineRun:
     ):
         self.instance, self.settings, self.given, self.say = instance, settings, given, say
         self.folder = SlideFolderResource.of(settings)
-        self.storage = StorageResource(storage_dir=str(settings.storage_dir))
+        self.storage = StorageResource.of(settings)
         self.definitions = build_definitions(settings)
         self._seen: dict[str, dict[str, FileSeen]] = {}
 
@@ -112,11 +112,8 @@ class CommandLineRun:
             raise SlideError(doubted, path=self.settings.images_dir)
         outcome.left_out.update(listing.left_out)
         outcome.notices = list(listing.notices)
-        unread: list[str] = []
-        self._seen = register(self.instance, listing.slides, self.storage, unread.append, known)
-        for slide_id in slides.keys() - self._seen.keys():
-            lines = [line for line in unread if str(slides[slide_id].path) in line]
-            outcome.left_out[slide_id] = lines[0] if lines else "its file cannot be read"
+        self._seen, unread = register(self.instance, listing.slides, self.storage, known)
+        outcome.left_out.update(unread)
         made: set[str] = set()
         for artefact in slide_artefacts():
             made |= self._make_slides(artefact, outcome, annotations_gone)

@@ -20,6 +20,7 @@ import dagster as dg
 
 from wsi_assets.errors import ModelError, one_line
 from wsi_assets.files import digest, write_json
+from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
 
 Warn = Callable[[str], None]
@@ -107,6 +108,14 @@ class MlflowResource(dg.ConfigurableResource):
     storage_dir: str
     tracking_uri: str | None = None
     pages_url: str = "http://127.0.0.1:5000"
+
+    @classmethod
+    def of(cls, settings: Settings) -> MlflowResource:
+        return cls(
+            storage_dir=str(settings.storage_dir),
+            tracking_uri=settings.tracking_uri,
+            pages_url=settings.mlflow_url,
+        )
 
     @property
     def storage(self) -> StorageResource:

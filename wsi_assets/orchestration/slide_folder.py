@@ -5,7 +5,7 @@ The sensor and the command line share it. Nothing here removes a slide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -224,24 +224,27 @@ def register(
     instance: dg.DagsterInstance,
     slides: Iterable[SlideFile],
     storage: StorageResource,
-    warn: Callable[[str], None],
     known: Mapping[str, Mapping[str, FileSeen]],
-) -> dict[str, dict[str, FileSeen]]:
-    """Add partitions of new slides, report what is new or changed, and return what is known of each.
+) -> tuple[dict[str, dict[str, FileSeen]], dict[str, str]]:
+    """Add partitions of new slides and report what is new or changed.
 
-    A file that cannot be read at all goes to ``warn`` and keeps its partition, so that the failure shows.
+    A slide whose file cannot be read at all keeps its partition, so that the failure shows.
+
+    Returns:
+        slide id -> what its files hold; slide id -> why they cannot be read.
     """
     slides = {slide.slide_id: slide for slide in slides}
     new = slides.keys() - set(instance.get_dynamic_partitions(SLIDES.name))
     instance.add_dynamic_partitions(SLIDES.name, sorted(slides))
     latest = {slide_id: dict(seen) for slide_id, seen in known.items()}
+    unread: dict[str, str] = {}
     for slide_id, slide in slides.items():
         try:
             signatures = signature_of(slide)
             if changed({slide_id: signatures}, latest):
                 latest[slide_id] = observe(slide, signatures)
         except SlideError as error:
-            warn(str(error))
+            unread[slide_id] = str(error)
             continue
         before = known.get(slide_id, {})
         for event in news(storage, slide_id, latest[slide_id], before, is_new=slide_id in new):
@@ -251,7 +254,7 @@ def register(
             instance.add_dynamic_partitions(LEVELS.name, [level])
             for event in events:
                 instance.report_runless_asset_event(event)
-    return latest
+    return {slide_id: seen for slide_id, seen in latest.items() if slide_id not in unread}, unread
 
 
 def _found(storage: StorageResource, artefact: Artefact, record: Record) -> dg.AssetMaterialization:

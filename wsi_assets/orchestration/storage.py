@@ -20,6 +20,7 @@ from wsi_assets.errors import StoreError, WsiAssetsError
 from wsi_assets.files import digest
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.config import ParameterFile
+from wsi_assets.orchestration.settings import Settings
 
 STORE_POINTER = "patch_store.json"
 """The file in a level's folder that names its store."""
@@ -52,6 +53,10 @@ class StorageResource(dg.ConfigurableResource):
     """Everything the platform writes lies below ``storage_dir``."""
 
     storage_dir: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> StorageResource:
+        return cls(storage_dir=str(settings.storage_dir))
 
     @property
     def root(self) -> Path:

@@ -94,7 +94,7 @@ def server_commands(
         "daemon": [_program("dagster-daemon"), "run", *graph],
     }
     if mlflow_port and settings.tracking_uri is None:
-        storage = StorageResource(storage_dir=str(settings.storage_dir))
+        storage = StorageResource.of(settings)
         commands["mlflow"] = [
             *[_program("mlflow"), "server", "--host", host, "--port", str(mlflow_port), "--workers", "1"],
             *["--backend-store-uri", f"sqlite:///{storage.mlflow_database}"],

@@ -56,7 +56,7 @@ def make_cohort(settings: Settings, instance: dg.DagsterInstance, slides: int) -
     for number in range(slides):
         add_slide(settings, number)
     listing = find_slides(settings.images_dir, settings.annotations_dir)
-    register(instance, listing.slides, StorageResource(storage_dir=str(settings.storage_dir)), print, {})
+    register(instance, listing.slides, StorageResource.of(settings), {})
     for slide_id in instance.get_dynamic_partitions(SLIDES.name):
         for artefact in (one for one in all_artefacts() if one.by_slide):
             instance.report_runless_asset_event(dg.AssetMaterialization(artefact.key, partition=slide_id))

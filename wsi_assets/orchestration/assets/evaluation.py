@@ -9,6 +9,7 @@ import dagster as dg
 
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
 from wsi_assets.orchestration.assets.learning import TEST_PREDICTIONS, TRAINED_MODEL
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.evaluation_metadata import (
@@ -169,7 +170,6 @@ def _annotations(predictions: dict[str, Any], annotation_regions: LazyPickles) -
 def _incomplete(storage: StorageResource, level: str) -> frozenset[str]:
     """Slides whose tumor is not completely annotated, as the parameters of the sampled index say."""
     from wsi_assets.index import incomplete_slides
-    from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
 
     record = storage.record(SAMPLED_INDEX, level)
     return incomplete_slides(record.parameters.get("incomplete_slides") if record else None)
