@@ -82,7 +82,7 @@ def publish(staged: Path, path: Path) -> None:
         staged.replace(path)
     else:
         fsync(staged)
-        with _locked_folder(path.parent):
+        with _locked(path.parent, wait=True):
             if not path.exists():
                 staged.rename(path)
             elif exchange(staged, path):
@@ -100,18 +100,21 @@ def publish(staged: Path, path: Path) -> None:
 def recover(path: str | Path) -> None:
     """Complete a :func:`publish` of the folder ``path`` that was killed between its renames."""
     path = Path(path)
+    if any(name.exists() for name in _names_between_renames(path)):
+        with _locked(path.parent, wait=True):
+            _recover(path)
+
+
+def _recover(path: Path) -> None:
     new, old = _names_between_renames(path)
-    if not (new.exists() or old.exists()):
-        return
-    with _locked_folder(path.parent):
-        if new.exists():
-            if path.exists():
-                remove(old)
-                path.rename(old)
-            new.rename(path)
-        elif old.exists() and not path.exists():
-            old.rename(path)
-        remove(old)
+    if new.exists():
+        if path.exists():
+            remove(old)
+            path.rename(old)
+        new.rename(path)
+    elif old.exists() and not path.exists():
+        old.rename(path)
+    remove(old)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -148,12 +151,8 @@ def file_lock(path: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: another process, or another part of this one, holds it.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with _locked(path, os.O_RDWR | os.O_CREAT):
         yield
-    finally:
-        os.close(handle)
 
 
 def disk_fault(error: BaseException, path: str | Path | None = None) -> WsiAssetsError | None:
@@ -166,25 +165,19 @@ def disk_fault(error: BaseException, path: str | Path | None = None) -> WsiAsset
     """
     seen: BaseException | None = error
     while seen is not None:
-        code = None
-        if isinstance(seen, OSError):
-            code = seen.errno
-        elif isinstance(seen, sqlite3.Error):
+        code = getattr(seen, "errno", None)
+        if isinstance(seen, sqlite3.Error):
             # The low byte is the kind of error, the rest its details.
             code = _SQLITE_DISK_ERRORS.get((getattr(seen, "sqlite_errorcode", None) or 0) & 0xFF)
         if code in _DISK_ERRORS:
-            named = getattr(seen, "filename", None) or path
-            if code in _FULL:
-                return WsiAssetsError(
-                    "cannot be written (the disk is full)",
-                    path=named,
-                    remedy="Free some space, then run again; it continues",
-                )
-            return WsiAssetsError(
+            what, remedy = (
                 f"cannot be read or written ({os.strerror(code)})",
-                path=named,
-                remedy="Check the disk and its permissions, then run again; it continues",
+                "Check the disk and its permissions",
             )
+            if code in _FULL:
+                what, remedy = "cannot be written (the disk is full)", "Free some space"
+            path = getattr(seen, "filename", None) or path
+            return WsiAssetsError(what, path=path, remedy=f"{remedy}, then run again; it continues")
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -196,89 +189,50 @@ def _staging(path: Path, *, folder: bool) -> Iterator[Path]:
     What killed processes left is removed first: the lock goes with the process, so what is unlocked has no
     owner. Where the file system has no locks, leftovers stay.
     """
-    handle = None
-    staged = None
+    staged = path.with_name(f"{STAGING_PREFIX}{secrets.token_hex(6)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        recover(path)
-        for leftover in path.parent.glob(f"{STAGING_PREFIX}*"):
-            _remove_if_left(leftover)
-        while handle is None:
-            staged = path.with_name(f"{STAGING_PREFIX}{secrets.token_hex(6)}{path.suffix}")
-            if folder:
-                staged.mkdir()
-            else:
-                os.close(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-            # Another process may sweep it up in the moment before it is locked: then a new one is made.
-            handle = _lock_existing(staged)
-        yield staged
+        with contextlib.ExitStack() as lock:
+            with _locked(path.parent, wait=True):  # nobody sweeps up what is not locked yet
+                _recover(path)
+                for leftover in path.parent.glob(f"{STAGING_PREFIX}*"):
+                    with contextlib.suppress(OSError), _locked(leftover) as held:
+                        if held:
+                            remove(leftover)
+                if folder:
+                    staged.mkdir()
+                else:
+                    staged.touch()
+                lock.enter_context(_locked(staged))
+            yield staged
     except OSError as error:
         fault = disk_fault(error)
         if fault is None:
             raise
         raise WsiAssetsError(fault.fault, path=path, remedy=fault.remedy) from error
     finally:
-        if staged is not None:
-            remove(staged)
-        if handle is not None:
-            os.close(handle)
-
-
-def _remove_if_left(path: Path) -> None:
-    try:
-        handle = _lock_existing(path, only_with_lock=True)
-    except OSError:
-        return
-    if handle is not None:
-        remove(path)
-        os.close(handle)
-
-
-def _lock_existing(path: Path, *, only_with_lock: bool = False) -> int | None:
-    """An open handle that holds the lock of ``path``, or just an open handle where there are no locks.
-
-    None if another process holds the lock or has removed the path. With ``only_with_lock`` also None where
-    there are no locks.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        locked = _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    if not path.exists() or (only_with_lock and not locked):
-        os.close(handle)
-        return None
-    return handle
+        remove(staged)
 
 
 @contextlib.contextmanager
-def _locked_folder(path: Path) -> Iterator[None]:
-    """Wait for, and hold, the lock of a folder whose names are about to change."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _flock(handle: int, kind: int) -> bool:
-    """Lock; False where the file system has no locks.
+def _locked(path: Path, flags: int = os.O_RDONLY, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of a file or folder; False where the file system has no locks.
 
     Raises:
-        BlockingIOError: another holder has it.
+        BlockingIOError: another holder has it, and this one does not ``wait``.
     """
+    handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(handle, kind)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True
+        held = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(handle)
 
 
 def _names_between_renames(path: Path) -> tuple[Path, Path]:

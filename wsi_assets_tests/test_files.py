@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -222,24 +223,15 @@ def test_a_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == [tmp_path / "report"]
 
 
-def test_a_sweeper_that_holds_a_fresh_file_does_not_make_a_writer_fail(tmp_path, monkeypatch):
-    """Another process may lock, and remove, a staging file in the moment before its owner locks it."""
-    flock, swept = fcntl.flock, []
+def test_writers_of_one_folder_do_not_sweep_up_each_others_files(tmp_path):
+    def write(number):
+        for _ in range(30):
+            with publish_file(tmp_path / f"{number}.txt") as staged:
+                staged.write_text("whole")
 
-    def swept_up_first(handle, kind):
-        name = Path(f"/proc/self/fd/{handle}").readlink()
-        if name.name.startswith(files.STAGING_PREFIX) and len(swept) < 2:
-            swept.append(name)
-            if len(swept) == 1:  # it holds the lock
-                raise BlockingIOError(errno.EWOULDBLOCK, "held")
-            name.unlink()  # it is done
-        return flock(handle, kind)
-
-    monkeypatch.setattr(fcntl, "flock", swept_up_first)
-    with publish_file(tmp_path / "file.txt") as staged:
-        staged.write_text("whole")
-    assert len(swept) == 2
-    assert (tmp_path / "file.txt").read_text() == "whole"
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(8)))
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"whole"}
 
 
 def test_where_there_are_no_locks_files_are_published_and_leftovers_stay(tmp_path, monkeypatch):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_assets.annotations import AnnotationOptions, TumorRegions, read_annotation
+from wsi_assets.annotations import AnnotationOptions, TumorRegions
 from wsi_assets.errors import SlideIndexError, WsiAssetsError
 from wsi_assets.index.entries import LevelIndex, index_level
 from wsi_assets.index.options import IndexOptions, TissueOptions
 from wsi_assets.index.slide_index import Index
-from wsi_assets.index.tissue import TissueRegions, find_tissue
+from wsi_assets.index.slide_regions import SlideOptions, read_tissue, read_tumor
+from wsi_assets.index.tissue import TissueRegions
 from wsi_assets.progress import Progress, silent
-from wsi_assets.slides import ScaleOptions, SlideFile, find_slides, fingerprint, open_slide
+from wsi_assets.slides import ScaleOptions, SlideFile, find_slides
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,15 @@ def build_indices(
         Path(images_dir).absolute(), None if annotations_dir is None else Path(annotations_dir).absolute()
     )
     left_out = dict(listing.left_out)
-    read: list[_Regions] = []
+    how = SlideOptions(
+        **{**(tissue or TissueOptions()).model_dump(), **(scale or ScaleOptions()).model_dump()}
+    )
+    read: list[tuple[dict[str, Any], TumorRegions | None, Path | None]] = []
 
-    def read_one(slide: SlideFile) -> _Regions | WsiAssetsError:
+    def read_one(slide: SlideFile) -> tuple | WsiAssetsError:
         try:
-            return _read(slide, tissue or TissueOptions(), annotation, scale or ScaleOptions())
+            plain = read_tissue(slide.slide_id, slide.path, how)
+            return plain, read_tumor(slide.annotation_path, annotation, plain), slide.annotation_path
         except WsiAssetsError as error:
             return error
 
@@ -118,37 +123,14 @@ def build_indices(
             else:
                 read.append(found)
             progress(done, len(listing.slides), "reading slides")
-    said = [f"{one.tissue['slide_id']}: {line}" for one in read for line in one.tissue["notices"]]
+    said = [f"{plain['slide_id']}: {line}" for plain, _, _ in read for line in plain["notices"]]
     levels: dict[int, LevelIndex] = {}
     missing: dict[int, str] = {}
     for done, level in enumerate(target_levels, start=1):
         try:
-            levels[level] = index_level(_unpacked(read), level, options or IndexOptions())
+            unpacked = ((TissueRegions.from_plain(plain), *rest) for plain, *rest in read)
+            levels[level] = index_level(unpacked, level, options or IndexOptions())
         except SlideIndexError as error:
             missing[level] = str(error)
         progress(done, len(target_levels), "indexing levels")
     return FolderIndex(levels, missing, dict(sorted(left_out.items())), (*listing.notices, *said))
-
-
-@dataclass(frozen=True)
-class _Regions:
-    # Masks wait as compressed bits, so that memory follows the tissue and not the number of slides.
-    tissue: dict[str, Any]
-    tumor: TumorRegions | None
-    annotation_path: Path | None
-
-
-def _read(
-    slide: SlideFile, options: TissueOptions, annotation: AnnotationOptions | None, scale: ScaleOptions
-) -> _Regions:
-    with open_slide(slide.path, scale) as reader:
-        tissue = find_tissue(reader, options, fingerprint(slide.path))
-    path, tumor = slide.annotation_path, None
-    if path is not None:
-        tumor = read_annotation(path, annotation, bounds=tissue.bounds)
-    return _Regions({**tissue.to_plain(), "slide_id": slide.slide_id}, tumor, path)
-
-
-def _unpacked(read: list[_Regions]) -> Iterator[tuple[TissueRegions, TumorRegions | None, Path | None]]:
-    for regions in read:
-        yield TissueRegions.from_plain(regions.tissue), regions.tumor, regions.annotation_path

@@ -221,7 +221,7 @@ def longer_word_holds_test(index: Index) -> list[Finding]:
 
 
 def _is_named_tumor(slide_id: str) -> bool:
-    return any(word in slide_id.lower() for word in ("tumor", "tumor"))
+    return re.search("tumou?r", slide_id, re.IGNORECASE) is not None
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.errors import WsiAssetsError
-from wsi_assets.index.slide_regions import SlideOptions
+from wsi_assets.index.slide_regions import SlideOptions, read_tissue, read_tumor
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile
@@ -56,15 +55,11 @@ class SlideHealth:
 
 def examine(slide: SlideFile) -> SlideHealth:
     """Open a slide, read its tissue and its annotation; every fault becomes a line, none is raised."""
-    from wsi_assets.annotations import read_annotation
-    from wsi_assets.index import find_tissue
     from wsi_assets.slides import open_slide
 
-    health = SlideHealth(slide.slide_id)
-    options, bounds = SlideOptions(), None
+    health, tissue = SlideHealth(slide.slide_id), None
     try:
-        with open_slide(slide.path, options) as reader:
-            bounds = reader.bounds
+        with open_slide(slide.path) as reader:
             health.problems.extend(reader.notices)
             first, scale = reader.levels[0], reader.scale
             health.format = reader.vendor
@@ -74,22 +69,21 @@ def examine(slide: SlideFile) -> SlideHealth:
             health.downsamples = _downsamples([level.downsample for level in reader.levels])
             health.magnification = f"{scale.base_magnification:g} ({scale.magnification_source})"
             health.mpp = "unknown" if scale.mpp is None else f"{scale.mpp:.4g}"
-            tissue = find_tissue(reader, options, fingerprint="")
-        health.tissue = f"{tissue.tissue_share:.1%}"
-        if not tissue.tissue_share:
+        tissue = read_tissue(slide.slide_id, slide.path, SlideOptions())
+        health.tissue = f"{tissue['tissue_share']:.1%}"
+        if not tissue["tissue_share"]:
             health.problems.append("no tissue found")
     except WsiAssetsError as error:
         if health.size:
             health.format += ", does not read"
         health.problems.append(f"{error.fault}. {error.remedy or ''}".strip())
-    if slide.annotation_path is not None:
-        try:
-            regions = read_annotation(slide.annotation_path, AnnotationOptions(), bounds=bounds)
+    try:
+        if regions := read_tumor(slide.annotation_path, None, tissue):
             health.annotation = str(len(regions.audit))
             health.problems.extend(regions.notices)
-        except WsiAssetsError as error:
-            health.annotation = "damaged"
-            health.problems.append(str(error))
+    except WsiAssetsError as error:
+        health.annotation = "damaged"
+        health.problems.append(str(error))
     return health
 
 

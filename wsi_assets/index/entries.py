@@ -52,25 +52,16 @@ def index_slide(
     options: IndexOptions,
     annotation_path: str | Path | None = None,
 ) -> Entry:
-    """Index one slide at one level.
+    """The entry of one slide at one level.
 
-    Returns:
-        The entry. ``patches`` are (y, x, is_tumor), top-left corners in pixels of the target level, row by
-        row; ``visualisation_coords`` the same corners as (row, col, is_tumor) in pixels of the tissue mask,
-        each ``work_downsample`` level-0 pixels wide, rounded down; ``mpp`` is of the target level,
-        micrometres a pixel, or None; ``label`` is the patient as this id spells it, and :func:`index_level`
-        brings all slides to one spelling.
+    ``patches`` are (y, x, is_tumor), top-left corners in pixels of the target level, row by row;
+    ``visualisation_coords`` the same in pixels of the tissue mask, each ``work_downsample`` level-0 pixels
+    wide, rounded down; ``mpp`` is of the target level; ``label`` is the patient as this id spells it.
 
     Raises:
         SlideIndexError: the slide has no such level, or the stride is too small for a slide of its size.
     """
     target = _level(tissue, level)
-    if target is None:
-        raise SlideIndexError(
-            f"has no level {level} ({_levels_text(tissue.levels)})",
-            path=tissue.slide_path,
-            remedy="Choose one of its levels",
-        )
     size, stride = options.patch_size, options.stride or options.patch_size
     to_work = target.downsample / tissue.work_downsample
     ys, xs = (
@@ -89,8 +80,7 @@ def index_slide(
     if geometry is not None and len(rows):
         corners = np.stack([ys[rows], xs[columns]], axis=1)
         labels = is_tumor(options.label_rule, options.tumor_threshold, tumor_share, geometry, corners, size)
-    flags = labels.tolist()
-    scale = tissue.scale
+    flags, scale = labels.tolist(), tissue.scale
     seen_ys, seen_xs = ((corner * to_work).astype(np.int64) for corner in (ys, xs))
     return {
         "slide_path": str(tissue.slide_path),
@@ -133,9 +123,10 @@ def index_level(
     known: set[int] = set()
     for tissue, tumor, annotation_path in slides:
         known.update(v.index for v in tissue.levels)
-        target = _level(tissue, level)
-        if target is None:
-            left_out[tissue.slide_id] = f"has no level {level} ({_levels_text(tissue.levels)})"
+        try:
+            target = _level(tissue, level)
+        except SlideIndexError as error:
+            left_out[tissue.slide_id] = error.fault
             continue
         entry = index_slide(tissue, tumor, level, options, annotation_path)
         entries[tissue.slide_id] = entry
@@ -230,8 +221,16 @@ def _triples(
     return list(zip(y.tolist(), x.tolist(), flags, strict=True))
 
 
-def _level(tissue: TissueRegions, index: int) -> Level | None:
-    return next((level for level in tissue.levels if level.index == index), None)
+def _level(tissue: TissueRegions, index: int) -> Level:
+    for level in tissue.levels:
+        if level.index == index:
+            return level
+    levels = _ranges({level.index for level in tissue.levels})
+    raise SlideIndexError(
+        f"has no level {index} (its levels: {levels})",
+        path=tissue.slide_path,
+        remedy="Choose one of its levels",
+    )
 
 
 def _why_empty(tissue: TissueRegions, target: Level, options: IndexOptions) -> str:
@@ -245,10 +244,6 @@ def _why_empty(tissue: TissueRegions, target: Level, options: IndexOptions) -> s
     if not tissue.mask.any():
         return "no tissue was found on the slide"
     return f"no patch reaches {options.min_tissue:.0%} tissue (the slide has {tissue.tissue_share:.2%})"
-
-
-def _levels_text(levels: tuple[Level, ...]) -> str:
-    return f"its levels: {_ranges({level.index for level in levels})}"
 
 
 def _ranges(numbers: set[int]) -> str:

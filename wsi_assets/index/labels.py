@@ -41,9 +41,8 @@ def tumor_fractions(
         geometry: the tumor, (x, y) in pixels of the target level.
         ys, xs: patch corners, pixels of the target level.
     """
-    y_lines, x_lines = box_lines(ys, patch_size), box_lines(xs, patch_size)
-    areas = cell_areas(geometry, y_lines, x_lines)
-    return clean(box_sums(areas, y_lines, x_lines, ys, xs, patch_size) / patch_size**2)
+    areas = cell_areas(geometry, box_lines(ys, patch_size), box_lines(xs, patch_size))
+    return clean(box_sums(areas, ys, xs, patch_size) / patch_size**2)
 
 
 def is_tumor(

@@ -105,11 +105,12 @@ class SamplingOptions(BaseModel):
     max_normal_per_slide: int | None = Field(
         default=None, ge=0, description="Most normal patches kept from one slide; no limit if not given."
     )
-    val_size: float = Field(
+    val_size: float | None = Field(
         default=0.1,
         gt=0.0,
         le=0.5,
-        description="Share of the patients that validates; their slides keep all patches.",
+        description="Share of the patients that validates; their slides keep all patches. With none every "
+        "slide but the test slides is sampled, and training splits the sampled patches.",
     )
     incomplete_slides: str | None = Field(
         default=None,

@@ -31,23 +31,18 @@ def box_lines(corners: NDArray[np.int64], patch_size: int) -> NDArray[np.int64]:
 
 
 def box_sums(
-    cells: NDArray[np.float64],
-    y_lines: NDArray[np.int64],
-    x_lines: NDArray[np.int64],
-    ys: NDArray[np.int64],
-    xs: NDArray[np.int64],
-    patch_size: int,
+    cells: NDArray[np.float64], ys: NDArray[np.int64], xs: NDArray[np.int64], patch_size: int
 ) -> NDArray[np.float64]:
-    """Sum cells of a rectilinear mesh over the boxes at ``ys`` x ``xs``: (len(ys), len(xs)).
-
-    Args:
-        cells: (len(y_lines) - 1, len(x_lines) - 1), the cell between two lines each way.
-        y_lines, x_lines: as :func:`box_lines` gives them for ``ys`` and ``xs``.
-    """
-    if len(y_lines) == len(ys) + 1 and len(x_lines) == len(xs) + 1:
-        return cells  # boxes side by side: each is one cell, and no sum can blur a zero
-    sums = _along(cells, y_lines, ys, patch_size, 0)
-    return _along(sums, x_lines, xs, patch_size, 1)
+    """Sum cells between the :func:`box_lines` of ``ys`` and of ``xs`` over the boxes: (len(ys), len(xs))."""
+    for corners in (ys, xs):
+        lines = box_lines(corners, patch_size)
+        # Boxes side by side are a cell each, and no sum can blur a zero.
+        if len(lines) > len(corners) + 1:
+            total = np.concatenate([np.zeros((1, cells.shape[1])), np.cumsum(cells, axis=0)])
+            first, last = np.searchsorted(lines, corners), np.searchsorted(lines, corners + patch_size)
+            cells = total[last] - total[first]
+        cells = cells.T
+    return cells
 
 
 def mask_fractions(
@@ -81,20 +76,6 @@ def clean(fractions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Bring fractions into 0 to 1 and free them of rounding noise: nine decimals."""
     # "+ 0.0" turns a negative zero into zero.
     return np.round(np.clip(fractions, 0.0, 1.0), 9) + 0.0
-
-
-def _along(
-    cells: NDArray[np.float64],
-    lines: NDArray[np.int64],
-    corners: NDArray[np.int64],
-    patch_size: int,
-    axis: int,
-) -> NDArray[np.float64]:
-    shape = list(cells.shape)
-    shape[axis] = 1
-    total = np.concatenate([np.zeros(shape), np.cumsum(cells, axis=axis)], axis=axis)
-    first, last = np.searchsorted(lines, corners), np.searchsorted(lines, corners + patch_size)
-    return np.take(total, last, axis=axis) - np.take(total, first, axis=axis)
 
 
 def _integral(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 def sample_index(index: Index, options: SamplingOptions) -> Index:
     """Choose patches: the same slides with the chosen patches only, in the same order.
 
-    The split comes first, unless the index has one, and each entry's ``split`` says on which side it is. Test
-    slides and validation slides keep every patch. Training slides keep every patch that holds tumor, and
-    together ``normal_per_tumor`` normal patches for each tumor patch, spread equally over the slides: one
-    that has fewer than its share gives all it has, and the others give more. Incompletely annotated slides
-    give no normal patch. A cohort without any tumor patch keeps all its normal patches, up to
-    ``max_normal_per_slide``.
+    The split comes first, unless the index has one, and each entry's ``split`` says on which side it is; with
+    ``val_size`` None no entry says so. Test slides and validation slides keep every patch. Training slides
+    keep every patch that holds tumor, and together ``normal_per_tumor`` normal patches for each tumor patch,
+    spread equally over the slides: one that has fewer than its share gives all it has, and the others give
+    more. Incompletely annotated slides give no normal patch. A cohort without any tumor patch keeps all its
+    normal patches, up to ``max_normal_per_slide``.
 
     Raises:
         ConfigError: the list of incompletely annotated slides cannot be read.
@@ -44,12 +44,16 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
     check_index(index)
     incomplete = incomplete_slides(options.incomplete_slides)
     try:
-        sides = sides_of(index, options.val_size, options.seed)
+        sides: dict[str, Side]
+        if options.val_size is None:
+            sides = {name: "test" if is_test(name, entry) else "train" for name, entry in index.items()}
+        else:
+            sides = sides_of(index, options.val_size, options.seed)
         quotas = normal_quotas(index, options, incomplete, sides)
         return {
             slide_id: {
                 **(entry if sides[slide_id] == "test" else _chosen(slide_id, entry, quotas, options)),
-                "split": sides[slide_id],
+                **({} if options.val_size is None else {"split": sides[slide_id]}),
                 "config": {**entry.get("config", {}), **options.model_dump()},
             }
             for slide_id, entry in index.items()

@@ -10,15 +10,15 @@ from wsi_assets.index.options import TissueOptions
 from wsi_assets.slides.options import ScaleOptions
 
 if TYPE_CHECKING:
-    from wsi_assets.annotations import AnnotationOptions
+    from wsi_assets.annotations import AnnotationOptions, TumorRegions
 
 
 class SlideOptions(TissueOptions, ScaleOptions):
     """How a slide is read: its tissue and its scale."""
 
 
-def read_tissue(path: Path, options: SlideOptions) -> tuple[str, dict[str, Any]]:
-    """The slide's fingerprint, and its ``TissueRegions`` as plain values.
+def read_tissue(slide_id: str, path: Path, options: SlideOptions) -> dict[str, Any]:
+    """The slide's ``TissueRegions`` as plain values: compressed bits, so that memory follows the tissue.
 
     Raises:
         SlideError: the slide does not open or read.
@@ -26,9 +26,24 @@ def read_tissue(path: Path, options: SlideOptions) -> tuple[str, dict[str, Any]]
     from wsi_assets.index.tissue import find_tissue
     from wsi_assets.slides import fingerprint, open_slide
 
-    contents = fingerprint(path)
+    contents = fingerprint(path)  # before it is read, so that a change meanwhile is seen as one
     with open_slide(path, options) as reader:
-        return contents, find_tissue(reader, options, fingerprint=contents).to_plain()
+        tissue = find_tissue(reader, options, contents)
+    return {**tissue.to_plain(), "slide_id": slide_id}
+
+
+def read_tumor(
+    annotation: Path | None, options: AnnotationOptions | None, tissue: dict[str, Any] | None
+) -> TumorRegions | None:
+    """The tumor of a slide, placed by the scanned area that its ``TissueRegions`` state; None without a file.
+
+    Raises:
+        AnnotationError: the annotation file is damaged.
+    """
+    from wsi_assets.annotations import read_annotation
+
+    bounds = tissue and tissue["bounds"]
+    return annotation and read_annotation(annotation, options, bounds=bounds and tuple(bounds))
 
 
 @dataclass(frozen=True)
@@ -61,23 +76,19 @@ def read_slide_annotation(
         AnnotationError: the annotation file is damaged.
         SlideError: the slide does not open or read.
     """
-    from wsi_assets.annotations import audit_table, read_annotation
+    from wsi_assets.annotations import audit_table
     from wsi_assets.index.pictures import overlay_jpeg
     from wsi_assets.index.tissue import TissueRegions
     from wsi_assets.slides import fingerprint, open_slide
 
-    contents = None if annotation is None else fingerprint(annotation)
+    contents = annotation and fingerprint(annotation)
     found = TissueRegions.from_plain(tissue)
-    regions = None if annotation is None else read_annotation(annotation, options, bounds=found.bounds)
+    regions = read_tumor(annotation, options, tissue)
     with open_slide(path) as reader:
         overlay = overlay_jpeg(reader, found, regions)
         large = overlay_jpeg(reader, found, regions, max_side=2400, max_bytes=2_000_000)
-    return SlideAnnotation(
-        contents,
-        None if regions is None else regions.to_plain(),
-        0.0 if regions is None else float(regions.geometry.area),
-        [] if regions is None else list(regions.unknown_groups),
-        [] if regions is None else audit_table(regions.audit),
-        overlay,
-        large,
-    )
+    if regions is None:
+        return SlideAnnotation(None, None, 0.0, [], [], overlay, large)
+    audit, unknown = audit_table(regions.audit), list(regions.unknown_groups)
+    area = float(regions.geometry.area)
+    return SlideAnnotation(contents, regions.to_plain(), area, unknown, audit, overlay, large)

@@ -16,6 +16,6 @@ __getattr__, __dir__, __all__ = exports(
         "pictures": ("augmentation_mosaic_png", "confusion_png", "curves_png"),
         "training": ("train",),
         "prediction": ("predict",),
-        "cross_validation": ("CrossValidation", "cross_validate"),
+        "cross_validation": ("cross_validate",),
     },
 )

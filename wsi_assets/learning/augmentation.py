@@ -7,18 +7,14 @@ The transforms are those that change a stained section without changing its diag
 
 - **Dihedral** (four quarter turns, each mirrored or not): tissue has no up.
 - **Stain**: hematoxylin, eosin and the residual are separated by color deconvolution (Ruifrok and Johnston
-  2001), each amount a becomes a * alpha + beta, and the colors are put together again. This imitates thicker
-  or thinner sections and stronger or fresher dye; of the augmentations compared by Tellez et al. (2019) stain
-  and color jitter generalized best to other centers.
-- **Color**: brightness, contrast, saturation and a few degrees of hue, for lamps, sensors and the scanner's
-  own color processing.
-- **Blur**: a Gaussian of up to 1.5 pixels on a fifth of the patches, for focus; stronger blur would remove
-  the chromatin texture by which the model decides.
+  2001), each amount a becomes a * alpha + beta: thicker or thinner sections, stronger or fresher dye. Of the
+  augmentations compared by Tellez et al. (2019) stain and color generalized best to other centers.
+- **Color**: brightness, contrast, saturation and a few degrees of hue, for lamps and scanners.
+- **Blur**: a Gaussian of up to 1.5 pixels on a fifth of the patches, for focus; more would remove the
+  chromatin texture by which the model decides.
 
-Scaling, free rotation and elastic deformation are left out: nuclear size and shape are features.
-
-Every number comes from (seed, epoch, batch) on the CPU, not from a global state, so it depends neither on the
-number of workers nor on the device.
+Scaling, free rotation and elastic deformation are left out: nuclear size and shape are features. Every number
+comes from (seed, epoch, batch) on the CPU, so it depends neither on the number of workers nor on the device.
 """
 
 from __future__ import annotations
@@ -33,14 +29,9 @@ from torch.nn import functional
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-STAIN_ALPHA = 0.15
-"""Amounts of stain are multiplied by a factor within 1 ± this ..."""
-STAIN_BETA = 0.02
-"""... and shifted by up to this, in optical density (natural logarithm)."""
-BRIGHTNESS = 0.15
-CONTRAST = 0.15
-SATURATION = 0.2
-HUE_DEGREES = 10.0
+STAIN_ALPHA, STAIN_BETA = 0.15, 0.02
+"""Amounts of stain are multiplied within 1 ± alpha and shifted by up to beta, in natural optical density."""
+BRIGHTNESS, CONTRAST, SATURATION, HUE_DEGREES = 0.15, 0.15, 0.2, 10.0
 COLOR_SHARE = 0.8
 """Share of patches whose stain and color change; the others keep their own, as in validation."""
 BLUR_SHARE = 0.2
@@ -85,51 +76,31 @@ def draw_transforms(
     count: int, *, seed: int, epoch: int, batch: int, plain: np.ndarray | None = None
 ) -> Transforms:
     """Draw ``count`` transforms; equal arguments draw equal ones. Patches that are ``plain`` keep theirs."""
-    generator = torch.Generator().manual_seed(stream_seed(seed, epoch, batch))
+    rng = np.random.default_rng([seed, epoch, batch])
+    changed = np.ones(count, bool) if plain is None else ~plain
+    colored = changed & (rng.random(count) < COLOR_SHARE)
+    blurred = changed & (rng.random(count) < BLUR_SHARE)
 
-    def uniform(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64) * (high - low) + low
+    def jitter(width: float, *shape: int) -> Tensor:
+        """Within 1 ± width where a patch's color changes, else 1."""
+        drawn = rng.uniform(-width, width, (count, *shape)) * colored.reshape(-1, *(1 for _ in shape))
+        return torch.from_numpy(1 + drawn)
 
-    changed = torch.ones(count, dtype=torch.bool) if plain is None else ~torch.from_numpy(plain)
-    turns = torch.randint(0, 8, (count,), generator=generator) * changed
-    colored = ((uniform(count, low=0) < COLOR_SHARE) & changed).double()
-    alpha = 1 + STAIN_ALPHA * uniform(count, 3) * colored[:, None]
-    beta = STAIN_BETA * uniform(count, 3) * colored[:, None]
-    brightness = 1 + BRIGHTNESS * uniform(count) * colored
-    contrast = 1 + CONTRAST * uniform(count) * colored
-    saturation = 1 + SATURATION * uniform(count) * colored
-    hue = torch.deg2rad(HUE_DEGREES * uniform(count) * colored)
-    blurred = (uniform(count, low=0) < BLUR_SHARE) & changed
-    sigma = uniform(count, low=BLUR_SIGMA[0], high=BLUR_SIGMA[1]) * blurred
-
-    stain = _UNSTAIN @ torch.diag_embed(alpha) @ _STAINS
+    stain = _UNSTAIN @ torch.diag_embed(jitter(STAIN_ALPHA, 3)) @ _STAINS
+    shift = (jitter(STAIN_BETA, 3) - 1) @ _STAINS
+    chroma = _chroma(jitter(SATURATION), torch.deg2rad(jitter(HUE_DEGREES) - 1))
     return Transforms(
-        dihedral=turns,
+        dihedral=torch.from_numpy(rng.integers(0, 8, count) * changed),
         stain=stain.float(),
-        stain_shift=(beta @ _STAINS).float(),
-        color=(brightness[:, None, None] * _chroma(saturation, hue)).float(),
-        contrast=contrast.float(),
-        sigma=sigma.float(),
+        stain_shift=shift.float(),
+        color=(jitter(BRIGHTNESS)[:, None, None] * chroma).float(),
+        contrast=jitter(CONTRAST).float(),
+        sigma=torch.from_numpy(rng.uniform(*BLUR_SIGMA, count) * blurred).float(),
     )
 
 
-def stream_seed(*parts: int) -> int:
-    """A seed of 63 bits from several numbers, such that near numbers give unrelated seeds (SplitMix64)."""
-    state = 0
-    for part in parts:
-        state = (state + part + 0x9E3779B97F4A7C15) % 2**64
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
-        state ^= state >> 31
-    return state >> 1
-
-
 def dihedral(patches: Tensor, codes: Tensor) -> Tensor:
-    """Turn and mirror square patches (n, height, width, channels) by codes 0 to 7; 0 leaves them.
-
-    Bit 0 mirrors rows, bit 1 mirrors columns, bit 2 transposes afterwards: together all eight symmetries of
-    the square.
-    """
+    """Turn and mirror square patches (n, height, width, channels) by codes 0 to 7; 0 leaves them."""
     codes = codes.to(patches.device)[:, None, None, None]
     patches = torch.where((codes & 1).bool(), patches.flip(1), patches)
     patches = torch.where((codes & 2).bool(), patches.flip(2), patches)
@@ -137,14 +108,7 @@ def dihedral(patches: Tensor, codes: Tensor) -> Tensor:
 
 
 def augment(patches: Tensor, transforms: Transforms) -> Tensor:
-    """Apply one transform to each patch.
-
-    Args:
-        patches: uint8 (n, size, size, 3) RGB, square.
-
-    Returns:
-        float32 (n, size, size, 3), still 0 to 255.
-    """
+    """Apply one transform to each patch: uint8 (n, size, size, 3) RGB to float32 of that shape, 0 to 255."""
     if patches.device.type == "cpu" and patches.numel() > CPU_PIECE:
         # A dozen passes over a whole batch go through memory a dozen times; pieces stay in the cache.
         step = max(1, CPU_PIECE // patches[0].numel())
@@ -176,10 +140,9 @@ def augment(patches: Tensor, transforms: Transforms) -> Tensor:
 def normalize(
     patches: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
 ) -> Tensor:
-    """(n, height, width, 3), 0 to 255, to float32 (n, 3, height, width) of zero mean and unit variance.
+    """(n, height, width, 3), 0 to 255, to float32 (n, 3, height, width), channels-last, without a copy.
 
-    Mean and standard deviation are of RGB between 0 and 1. The result is in channels-last memory, without a
-    copy: that is how the pixels came.
+    Mean and standard deviation are of RGB between 0 and 1.
     """
     scale = 1 / (255 * torch.tensor(std, device=patches.device))
     shift = torch.tensor(mean, device=patches.device) / torch.tensor(std, device=patches.device)
@@ -188,10 +151,9 @@ def normalize(
 
 
 def _chroma(saturation: Tensor, hue: Tensor) -> Tensor:
-    """(n, 3, 3) maps of RGB row vectors that scale and turn the color and keep the gray.
+    """(n, 3, 3) maps of RGB row vectors; gray, and so glass, stays as it is.
 
-    Saturation blends with the gray of equal luma; hue turns about the gray axis (Rodrigues' formula), which
-    keeps gray, and so glass, as it is.
+    Saturation blends with the gray of equal luma; hue turns about the gray axis (Rodrigues' formula).
     """
     eye = torch.eye(3, dtype=torch.float64)
     to_gray = _GRAY[:, None].expand(3, 3)

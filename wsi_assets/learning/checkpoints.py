@@ -5,6 +5,7 @@ The state to resume from is a file of its own. All hold tensors and plain values
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsi_assets.errors import ModelError
-from wsi_assets.files import publish_file, write_json
+from wsi_assets.errors import ModelError, one_line
+from wsi_assets.files import publish_file
 from wsi_assets.learning.models import (
     CLASSES,
     Architecture,
@@ -37,26 +38,22 @@ PROBS = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model and what is known of it.
+    """A trained model, on the CPU in evaluation mode, and what is known of it.
 
     Attributes:
-        model: on the CPU, in evaluation mode.
         architecture: how the network is built and fed.
-        patch_size, level, mpp: of the patches it was trained on; None where not known.
-        threshold: chosen on validation slides, with the ``specificity`` and ``sensitivity`` there, or None.
-        calibration: ``temperature`` and ``shift``, as ``probs`` in the card explains, or None.
         card: all of ``best.json``; empty for a bare state dict.
     """
 
     path: Path
     model: nn.Module
     architecture: Architecture
-    patch_size: int | None
-    level: int | None
-    mpp: float | None
-    threshold: dict[str, float] | None
-    calibration: dict[str, float] | None
     card: dict[str, Any]
+
+    @property
+    def patch_size(self) -> int | None:
+        """Pixels, of the patches it was trained on; None where not known."""
+        return self.card.get("patch_size")
 
     def classifier(self) -> PatchClassifier:
         """The model from pixels to probabilities in one module."""
@@ -78,34 +75,17 @@ def load_model(path: str | Path, *, model_name: str | None = None) -> LoadedMode
     state = read_state_dict(path)
     card = read_card(path, needed=model_name is None)
     try:
-        model_card = {"name": model_name} if model_name else card["model"]
-        normalization = card.get("normalization", {})
-        known = {key: tuple(normalization[key]) for key in ("mean", "std") if key in normalization}
-        architecture = Architecture(
-            model_card["name"],
-            model_card.get("args", {}),
-            **known,
-            input_size=card.get("input_size"),
-            license=model_card.get("license"),
-        )
+        described = {"name": model_name} if model_name else card["model"]
+        normalization = {key: tuple(value) for key, value in card.get("normalization", {}).items()}
+        architecture = Architecture(**described, **normalization, input_size=card.get("input_size"))
         model = create(architecture.name, architecture.args)
         model.load_state_dict(state)
         if card:
             check_size(model, architecture, card["patch_size"])
-        of_best = path.name == BEST_NAME and bool(card)
-        return LoadedModel(
-            path,
-            model.to(memory_format=torch.channels_last).eval(),
-            architecture,
-            card.get("patch_size"),
-            card.get("level"),
-            card.get("mpp"),
-            card["thresholds"]["validation"] if of_best else None,
-            card["calibration"] if of_best else None,
-            card,
-        )
+        model = model.to(memory_format=torch.channels_last).eval()
+        return LoadedModel(path, model, architecture, card)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
-        reason = str(error).split("\n")[0][:120]
+        reason = one_line(error)[:120]
         raise ModelError(
             f"is not of the network that {CARD_NAME} or model_name names ({type(error).__name__}: {reason})",
             path=path,
@@ -114,20 +94,10 @@ def load_model(path: str | Path, *, model_name: str | None = None) -> LoadedMode
 
 
 def read_card(path: Path, *, needed: bool) -> dict[str, Any]:
-    """The ``best.json`` beside a file of weights; empty if there is none and none is needed.
-
-    Raises:
-        ModelError: it is missing and needed, or damaged.
-    """
+    """The ``best.json`` beside a file of weights; empty if there is none and none is needed."""
     card_path = path.parent / CARD_NAME
-    if not card_path.is_file():
-        if not needed:
-            return {}
-        raise ModelError(
-            f"has no {CARD_NAME} beside it, so its network is not known",
-            path=path,
-            remedy=f"Put its {CARD_NAME} back, or name the network, e.g. model_name=resnet50",
-        )
+    if not needed and not card_path.is_file():
+        return {}
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))
         if not isinstance(card, dict) or not isinstance(card.get("model"), dict):
@@ -135,7 +105,9 @@ def read_card(path: Path, *, needed: bool) -> dict[str, Any]:
         return card
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
-            f"is damaged ({str(error)[:120]})", path=card_path, remedy="Train again, or restore the file"
+            f"says not which network the weights are of ({one_line(error)[:120]})",
+            path=card_path,
+            remedy="Restore it, or name the network of bare weights, e.g. model_name=resnet50",
         ) from error
 
 
@@ -159,45 +131,24 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-class CheckpointFolder:
-    """``checkpoints/`` of a training; each file is published whole."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.best_path = folder / BEST_NAME
-        self._resume_path = folder / RESUME_NAME
-
-    def paths(self) -> tuple[Path, ...]:
-        """Existing ``ckpt_epoch_N.pt``, by epoch."""
-        found = {path: re.fullmatch(r"ckpt_epoch_(\d+)\.pt", path.name) for path in self.folder.glob("*.pt")}
-        return tuple(sorted((p for p, match in found.items() if match), key=lambda p: int(found[p][1])))
-
-    def save_best(self, state: dict[str, Tensor], card: dict[str, Any]) -> None:
-        _save(self.best_path, state)
-        write_json(self.folder / CARD_NAME, card)
-
-    def save_epoch(self, epoch: int, state: dict[str, Tensor]) -> None:
-        _save(self.folder / f"ckpt_epoch_{epoch}.pt", state)
-
-    def save_resume(self, state: dict[str, Any]) -> None:
-        _save(self._resume_path, state)
-
-    def resume_state(self, run_digest: str) -> dict[str, Any] | None:
-        """The state of this very run, if there is a readable one; checkpoints of other runs are removed."""
-        try:
-            state = load_plain(self._resume_path)
-            if state["run_digest"] == run_digest:
-                return state
-        except (ModelError, KeyError, TypeError):
-            pass
-        for path in (*self.paths(), self._resume_path):
-            path.unlink(missing_ok=True)
-        return None
-
-    def complete(self) -> None:
-        self._resume_path.unlink(missing_ok=True)
-
-
-def _save(path: Path, value: Any) -> None:
+def save_weights(path: Path, value: dict[str, Any]) -> None:
+    """Publish tensors and plain values."""
     with publish_file(path) as staged:
         torch.save(value, staged)
+
+
+def written_epochs(folder: Path) -> tuple[Path, ...]:
+    """Existing ``ckpt_epoch_N.pt``, by epoch."""
+    found = {path: re.fullmatch(r"ckpt_epoch_(\d+)\.pt", path.name) for path in folder.glob("*.pt")}
+    return tuple(sorted((path for path, match in found.items() if match), key=lambda p: int(found[p][1])))
+
+
+def load_resume(folder: Path, run_digest: str) -> dict[str, Any] | None:
+    """The state of this very run, if there is a readable one; checkpoints of other runs are removed."""
+    with contextlib.suppress(ModelError, KeyError, TypeError):
+        state = load_plain(folder / RESUME_NAME)
+        if state["run_digest"] == run_digest:
+            return state
+    for path in (*written_epochs(folder), folder / RESUME_NAME):
+        path.unlink(missing_ok=True)
+    return None

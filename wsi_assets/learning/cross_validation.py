@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +12,7 @@ from wsi_assets.index.slide_index import classes, save_index
 from wsi_assets.index.split import fold_slides, split_slides
 from wsi_assets.learning.options import PredictionOptions, TrainingOptions
 from wsi_assets.learning.prediction import predict
-from wsi_assets.learning.records import EpochRecord, TrainingResult
-from wsi_assets.learning.scores import balanced_loss, confusion, roc_auc
+from wsi_assets.learning.scores import confusion, roc_auc
 from wsi_assets.learning.training import train
 from wsi_assets.progress import Progress, silent
 
@@ -24,26 +21,7 @@ if TYPE_CHECKING:
     from wsi_assets.patches import PatchStore
 
 PREDICTIONS_NAME, SUMMARY_NAME = "out_of_fold.pkl", "cross_validation.json"
-
-
-@dataclass(frozen=True)
-class CrossValidation:
-    """What a cross-validation found.
-
-    Attributes:
-        predictions: the index entries of all slides that are not test slides, with ``probs``, ``preds`` and
-            ``fold``; no model has seen a patient it predicts.
-        folds: for each fold its metrics on its patches as sampled: ``fold, slides, tumor, normal, roc_auc,
-            average_precision, balanced_loss, sensitivity, specificity`` (at 0.5).
-        mean, spread: of each metric over the folds that have both classes (standard deviation, n - 1).
-        results: of the trainings.
-    """
-
-    predictions: Index
-    folds: tuple[dict[str, Any], ...]
-    mean: dict[str, float]
-    spread: dict[str, float]
-    results: tuple[TrainingResult, ...]
+METRICS = ("roc_auc", "average_precision", "sensitivity", "specificity")
 
 
 def cross_validate(
@@ -52,55 +30,50 @@ def cross_validate(
     options: TrainingOptions,
     folder: str | Path,
     *,
+    folds: int = 5,
     progress: Progress = silent,
-    on_epoch: Callable[[int, EpochRecord], None] | None = None,
-) -> CrossValidation:
-    """Train ``options.folds`` models into ``folder/fold_K`` and predict each fold with the model without it.
+) -> tuple[Index, dict[str, Any]]:
+    """Train ``folds`` models into ``folder/fold_K`` and predict each fold with the model without it.
 
     Folds hold whole patients, and tumor slides are spread evenly over them. Each training splits off its own
-    validation patients. ``folder`` gets ``out_of_fold.pkl`` and ``cross_validation.json``. Slides that
-    trained in the sampled index hold the sampled mix of patches; metrics are of that mix.
+    validation patients.
 
-    Args:
-        on_epoch: called with the fold, from 0, and each of its epochs.
+    Returns:
+        What ``out_of_fold.pkl`` in ``folder`` holds, the entries of all slides that are not test slides with
+        ``probs``, ``preds`` and ``fold``, and what ``cross_validation.json`` holds: ``folds`` (for each
+        ``fold``, ``slides`` and :func:`metrics`, on its patches as sampled), ``mean`` and ``spread`` of the
+        metrics over folds that have both classes (standard deviation, n - 1).
 
     Raises:
         SlideIndexError: there are fewer patients than folds.
         ModelError, ConfigError, StoreError: as for :func:`wsi_assets.learning.train`.
     """
     folder = Path(folder)
-    fold_of = fold_slides(index, options.folds, options.seed)
-    predicted, folds, results = {}, [], []
+    fold_of = fold_slides(index, folds, options.seed)
     settings = PredictionOptions(
         prediction_batch_size=options.batch_size, num_workers=options.num_workers, device=options.device
     )
-    for fold in range(options.folds):
+    predicted, rows = {}, []
+    for fold in range(folds):
         held_out = [name for name, number in fold_of.items() if number == fold]
-        notify = None if on_epoch is None else lambda record, fold=fold: on_epoch(fold, record)
-        result = train(
-            store,
-            _without(index, held_out, options),
-            options,
-            folder / f"fold_{fold}",
-            progress=progress,
-            on_epoch=notify,
-        )
+        rest = {name: entry for name, entry in index.items() if name not in held_out}
+        sides = dict.fromkeys(held_out, "test") | split_slides(rest, options.val_size, options.seed)
+        part = {name: {**entry, "split": sides[name]} for name, entry in index.items()}
+        result = train(store, part, options, folder / f"fold_{fold}", progress=progress)
         found = predict(store, index, result.best_path, settings, slides=held_out, progress=progress)
         predicted |= {name: {**entry, "fold": fold} for name, entry in found.items()}
-        folds.append({"fold": fold, "slides": held_out, **metrics(found)})
-        results.append(result)
-    names = [name for name in folds[0] if name not in ("fold", "slides", "tumor", "normal")]
-    values = {name: [row[name] for row in folds if row[name] is not None] for name in names}
+        rows.append({"fold": fold, "slides": held_out, **metrics(found)})
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in METRICS}
     mean = {name: float(np.mean(found)) for name, found in values.items() if found}
     spread = {name: float(np.std(found, ddof=1)) for name, found in values.items() if len(found) > 1}
-    predictions = dict(sorted(predicted.items()))
+    predictions, summary = dict(sorted(predicted.items())), {"folds": rows, "mean": mean, "spread": spread}
     save_index(folder / PREDICTIONS_NAME, predictions)
-    write_json(folder / SUMMARY_NAME, {"folds": folds, "mean": mean, "spread": spread})
-    return CrossValidation(predictions, tuple(folds), mean, spread, tuple(results))
+    write_json(folder / SUMMARY_NAME, summary)
+    return predictions, summary
 
 
 def metrics(predictions: Index) -> dict[str, Any]:
-    """Metrics of predicted patches that were read and are of a class; None where a class is missing."""
+    """Counts of the patches that were read, and their ``METRICS`` (at 0.5); None where a class is missing."""
     from sklearn.metrics import average_precision_score
 
     truth, probs = [], []
@@ -108,26 +81,17 @@ def metrics(predictions: Index) -> dict[str, Any]:
         tumor, normal = classes(entry)
         found = np.asarray(entry["probs"], np.float64)
         known = (tumor | normal) & np.isfinite(found)
-        truth.append(tumor[known])
+        truth.append(tumor[known].astype(np.int64))
         probs.append(found[known])
-    truth, probs = np.concatenate(truth).astype(np.int64), np.concatenate(probs)
+    truth, probs = np.concatenate(truth), np.concatenate(probs)
     counts = {"tumor": int(truth.sum()), "normal": int((truth == 0).sum())}
-    names = ("roc_auc", "average_precision", "balanced_loss", "sensitivity", "specificity")
     if not min(counts.values()):
-        return {**counts, **dict.fromkeys(names)}
+        return {**counts, **dict.fromkeys(METRICS)}
     true_normal, false_tumor, false_normal, true_tumor = confusion(truth, probs)
     found = (
         roc_auc(truth, probs),
         float(average_precision_score(truth, probs)),
-        balanced_loss(truth, probs),
         true_tumor / (true_tumor + false_normal),
         true_normal / (true_normal + false_tumor),
     )
-    return {**counts, **dict(zip(names, found, strict=True))}
-
-
-def _without(index: Index, held_out: list[str], options: TrainingOptions) -> Index:
-    """The index with these slides kept from training, and the others split anew."""
-    rest = {name: entry for name, entry in index.items() if name not in held_out}
-    sides = split_slides(rest, options.val_size, options.seed)
-    return {name: {**entry, "split": sides.get(name, "test")} for name, entry in index.items()}
+    return {**counts, **dict(zip(METRICS, found, strict=True))}

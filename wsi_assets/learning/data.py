@@ -1,16 +1,15 @@
-"""Patches of an index in a store: where each lies, what trains and validates, and batches read ahead.
-
-Batches are read by threads: decoding releases the interpreter lock, so threads read as fast as processes do;
-they share the open store and need neither a second import of torch nor a copy between processes.
-"""
+"""Patches of an index in a store: where each lies, what trains and validates, and batches read ahead."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,28 +66,24 @@ def locate(store: PatchStore, index: Index) -> PatchTable:
         keys += [patch_key(slide_id, count) for count in range(len(keys), len(keys) + len(tumor))]
         labels.append(np.where(tumor, 1, np.where(normal, 0, NEITHER)))
         slides.append(np.full(len(tumor), number))
-        places.append(np.array([patch[:2] for patch in entry["patches"]], np.int64).reshape(-1, 2))
+        places += [patch[:2] for patch in entry["patches"]]
     if not keys:
         raise ModelError("the index has no patches", remedy="Make it again with other options, or add slides")
     unreadable = {row["key"] for row in store.info.get("quarantined") or ()}
     positions = np.full(len(keys), -1)
     for i, key in enumerate(keys):
         if key not in unreadable:
-            try:
+            with contextlib.suppress(KeyError, StoreError):
                 positions[i] = store.key_index(key)
-            except (KeyError, StoreError):
-                continue
-    _check_origin(store, keys, positions, np.concatenate(places), unreadable)
+    _check_origin(store, keys, positions, np.array(places), unreadable)
     return PatchTable(tuple(index), np.concatenate(slides), np.concatenate(labels), positions)
 
 
 def _check_origin(
     store: PatchStore, keys: list[str], positions: np.ndarray, places: np.ndarray, unreadable: set[str]
 ) -> None:
-    """Refuse a store of another index: keys are counted, so another index has many of the same.
-
-    A store of ours lists what it lacks and knows where its patches lie; one of another program does not.
-    """
+    """Refuse a store of another index: keys are counted, so another index has many of the same."""
+    # A store of ours lists what it lacks and knows where its patches lie; another program's does not.
     missing = [keys[i] for i in np.flatnonzero(positions < 0) if keys[i] not in unreadable]
     found = np.flatnonzero(positions >= 0)
     fault = ""
@@ -134,55 +129,50 @@ def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> 
     """
     sides = sides_of(index, options.val_size, options.seed)
     side = np.array([sides[name] for name in table.slide_ids], object)[table.slides]
-    rest = np.flatnonzero(table.usable & (side != "test"))
+    parts = {name: np.flatnonzero(table.usable & (side == name)) for name in ("train", "validation", "test")}
+    rest = np.sort(np.concatenate([parts["train"], parts["validation"]]))
     counts = np.bincount(table.labels[rest], minlength=2)
     if counts.min() < 2:
         raise ModelError(
             f"{counts[1]} tumor and {counts[0]} normal patches outside test slides cannot be split",
             remedy="Add annotated slides, or slides with normal tissue",
         )
-    train, validation = (rest[side[rest] == name] for name in ("train", "validation"))
     names = patients(index)
-    by_side = {name: {names[s] for s in table.slide_ids if sides[s] == name} for name in set(sides.values())}
-    overlap = by_side.get("train", set()) & by_side.get("validation", set())
-    unit = "slide" if overlap else "patient"
-    if any(np.bincount(table.labels[part], minlength=2).min() == 0 for part in (train, validation)):
+    by_side = {name: {names[slide] for slide in sides if sides[slide] == name} for name in parts}
+    unit = "slide" if by_side["train"] & by_side["validation"] else "patient"
+    if not all(len(np.unique(table.labels[parts[name]])) == 2 for name in ("train", "validation")):
         from sklearn.model_selection import train_test_split
 
         unit = "patch"
-        held_out = max(2, round(options.val_size * len(rest)))
-        train, validation = map(
-            np.sort,
-            train_test_split(
-                rest, test_size=held_out, stratify=table.labels[rest], random_state=options.seed % 2**32
-            ),
+        parts["train"], parts["validation"] = train_test_split(
+            rest,
+            test_size=max(2, round(options.val_size * len(rest))),
+            stratify=table.labels[rest],
+            random_state=options.seed % 2**32,
         )
-    others = set().union(*(found for name, found in by_side.items() if name != "test"))
-    parts = {
-        "train": train,
-        "validation": validation,
-        "test": np.flatnonzero(table.usable & (side == "test")),
-    }
-    rows = tuple(_rows(table, names, parts))
-    return Split(train, validation, unit, rows, tuple(sorted(by_side.get("test", set()) & others)))
+    shared = by_side["test"] & (by_side["train"] | by_side["validation"])
+    rows = tuple(row for name, part in parts.items() for row in _rows(table, names, name, part))
+    return Split(np.sort(parts["train"]), np.sort(parts["validation"]), unit, rows, tuple(sorted(shared)))
 
 
-def _rows(table: PatchTable, names: dict[str, str], parts: dict[str, np.ndarray]) -> Iterator[dict]:
-    for side, part in parts.items():
-        found: dict[str, dict] = {}
-        for number in np.unique(table.slides[part]).tolist():
-            slide_id = table.slide_ids[number]
-            normal, tumor = np.bincount(
-                table.labels[part[table.slides[part] == number]], minlength=2
-            ).tolist()
-            row = found.setdefault(
-                names[slide_id],
-                {"patient": names[slide_id], "slides": "", "side": side, "tumor": 0, "normal": 0},
-            )
-            row["slides"] += f", {slide_id}" if row["slides"] else slide_id
-            row["tumor"] += tumor
-            row["normal"] += normal
-        yield from (found[name] for name in sorted(found))
+def _rows(table: PatchTable, names: dict[str, str], side: str, part: np.ndarray) -> list[dict]:
+    """A row for each patient of one side."""
+    slides: dict[str, list[int]] = {}
+    for number in np.unique(table.slides[part]).tolist():
+        slides.setdefault(names[table.slide_ids[number]], []).append(number)
+    rows = []
+    for patient, numbers in sorted(slides.items()):
+        labels = table.labels[part[np.isin(table.slides[part], numbers)]]
+        rows.append(
+            {
+                "patient": patient,
+                "slides": ", ".join(table.slide_ids[number] for number in numbers),
+                "side": side,
+                "tumor": int((labels == 1).sum()),
+                "normal": int((labels == 0).sum()),
+            }
+        )
+    return rows
 
 
 @dataclass(frozen=True)
@@ -201,8 +191,8 @@ class Draw:
 def epoch_draw(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, epoch: int) -> Draw:
     """What one epoch shows: every training patch, tumor patches with ``aug_factor`` augmented copies more.
 
-    The first copy of a tumor patch is left as it is. So are as many normal patches in share: if classes
-    differed in how often they are augmented, augmentation would tell them apart.
+    The first copy of a tumor patch is left as it is, and so is the same share of the normal patches:
+    otherwise augmentation would tell the classes apart.
     """
     if not options.use_augmentation:
         return Draw(train, np.ones(len(train), bool))
@@ -217,12 +207,18 @@ def epoch_draw(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, 
 def shuffled_batches(draw: Draw, batch_size: int, *, seed: int, epoch: int) -> list[Draw]:
     """Batches of one epoch in an order drawn from (seed, epoch).
 
-    Sizes differ by one at most instead of leaving a remainder: a last batch of one patch would have no
-    batch statistics. Only where that is the price does a batch hold one patch more than ``batch_size``.
+    Sizes differ by one at most, and none is 1, which would have no batch statistics; for that a batch may
+    hold one patch more than ``batch_size``.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(draw.rows))
     count = max(1, min(-(-len(order) // batch_size), len(order) // 2))
     return [Draw(draw.rows[part], draw.plain[part]) for part in np.array_split(order, count)]
+
+
+def epoch_batches(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, epoch: int) -> list[Draw]:
+    """The shuffled batches of an epoch's :func:`epoch_draw`."""
+    draw = epoch_draw(train, labels, options, epoch)
+    return shuffled_batches(draw, options.batch_size, seed=options.seed, epoch=epoch)
 
 
 def ordered_batches(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -233,28 +229,30 @@ def ordered_batches(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
 class BatchReader:
     """Reads batches of a store ahead of their use, in order, with bounded memory.
 
-    Attributes:
-        waited: seconds the consumer has waited for a batch so far.
+    Threads read as fast as processes would, since decoding releases the interpreter lock, and copy nothing.
 
     Args:
-        store: safe to read from several threads of one process.
         workers: threads; 0 reads when asked.
         pin: put batches into page-locked memory, for asynchronous copies to a GPU.
+
+    Attributes:
+        waited: seconds the consumer has waited for a batch so far.
     """
 
     def __init__(self, store: PatchStore, *, workers: int, pin: bool = False):
         self.store = store
         self.waited = 0.0
         self._pin = pin
-        self._ahead = max(2, 2 * workers)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="patches") if workers else None
+        self._ahead = max(1, 2 * workers)
+        # More threads than cores would only wait in line.
+        threads = max(1, min(workers, os.cpu_count() or 1))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="patches")
 
     def __enter__(self) -> BatchReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Yield each batch of store positions as uint8 (n, size, size, 3).
@@ -267,12 +265,9 @@ class BatchReader:
         try:
             for _ in batches:
                 started = time.perf_counter()
-                if self._pool is None:
-                    patches = self._load(next(remaining))
-                else:
-                    while len(pending) < self._ahead and (batch := next(remaining, None)) is not None:
-                        pending.append(self._pool.submit(self._load, batch))
-                    patches = pending.popleft().result()
+                for batch in islice(remaining, self._ahead - len(pending)):
+                    pending.append(self._pool.submit(self._load, batch))
+                patches = pending.popleft().result()
                 self.waited += time.perf_counter() - started
                 yield patches
         finally:
@@ -280,8 +275,5 @@ class BatchReader:
                 future.cancel()
 
     def _load(self, positions: np.ndarray) -> Tensor:
-        patches = np.ascontiguousarray(self.store.get_many(positions.tolist()))
-        if not patches.flags.writeable:
-            patches = patches.copy()
-        tensor = torch.from_numpy(patches)
+        tensor = torch.from_numpy(np.require(self.store.get_many(positions.tolist()), requirements="CW"))
         return tensor.pin_memory() if self._pin else tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import torch
@@ -15,23 +14,20 @@ def resolve_device(name: str) -> torch.device:
     """``auto`` is a CUDA device if there is one, else the CPU.
 
     Raises:
-        ConfigError: not a device, or not on this machine.
+        ConfigError: not a device of torch, or not on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = "cuda:0"
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"{name!r} is no device", remedy="Use auto, cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        device = torch.device("cuda:0" if name == "cuda" else name)
+    except RuntimeError:
+        device = None
+    gpus = torch.cuda.device_count()
+    if device is None or not (device.type == "cpu" or (device.type == "cuda" and device.index < gpus)):
         raise ConfigError(
-            f"device {name!r} is not on this machine, which has {torch.cuda.device_count()} GPUs for torch",
-            remedy="Use device=auto",
+            f"there is no device {name!r} on this machine, which has {gpus} GPUs for torch",
+            remedy="Use auto, cpu, cuda or cuda:1",
         )
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r} is not supported", remedy="Use auto, cpu, cuda or cuda:1")
     return device
 
 
@@ -45,7 +41,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        can = torch.cpu.get_capabilities()
         native = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
     return "bfloat16" if native else "float32"
 
@@ -55,28 +51,19 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def usable_workers(wanted: int) -> int:
-    """``wanted``, but no more than the cores this process may use: more threads would only wait in line."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(wanted, cores)
-
-
 @contextlib.contextmanager
-def quiet_randomness(device: torch.device) -> Iterator[None]:
-    """Torch's global random state, and cuDNN's settings, are inside what we set and outside as before."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        if device.type == "cuda":
-            # Patches all have one size: searching for the fastest convolution pays from the second step on.
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True))
-        yield
+def in_use(device: torch.device, batch_option: str) -> Iterator[None]:
+    """Torch's random state and cuDNN's settings are ours inside and as before outside.
 
-
-@contextlib.contextmanager
-def clear_memory_errors(batch_option: str) -> Iterator[None]:
-    """A full GPU as one line that names the option to lower."""
+    Raises:
+        ModelError: the GPU's memory is full; it names the option to lower.
+    """
+    on_gpu = device.type == "cuda"
+    # Patches all have one size: searching for the fastest convolution pays from the second step on.
+    fast = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
     try:
-        yield
+        with torch.random.fork_rng(devices=[device] if on_gpu else []), fast:
+            yield
     except torch.OutOfMemoryError as error:
         raise ModelError(
             "the GPU's memory is full", remedy=f"Lower {batch_option}, or choose a smaller model_name"

@@ -12,12 +12,10 @@ from wsi_assets.learning.losses import class_weights, kept_normals
 from wsi_assets.learning.options import TrainingOptions
 from wsi_assets.learning.records import IDLE, TrainingWarning
 
-LEAST_MINED = 0.02
-"""Share of normal patches left out below which mining is said to change nothing."""
+LEAST_ACTING = 0.02
+"""Share of normal patches left out below which mining changes nothing, and of a weight from 1."""
 FEW_VALIDATING = 20
 """Patches of a class below which what is chosen on the validation part rests on little."""
-FEW_STEPS = 200
-"""A whole training of fewer steps has hardly begun."""
 
 
 @dataclass(frozen=True)
@@ -47,33 +45,35 @@ class Imbalance:
 def measure_imbalance(batches: Sequence[Draw], labels: np.ndarray, options: TrainingOptions) -> Imbalance:
     """Count the batches of one epoch."""
     tumor = [int(labels[batch.rows].sum()) for batch in batches]
-    total = sum(len(batch.rows) for batch in batches)
-    normal = total - sum(tumor)
-    kept = normal
+    sizes = [len(batch.rows) for batch in batches]
+    normal = kept = sum(sizes) - sum(tumor)
     if options.use_ohem:
+        share = sum(tumor) / sum(sizes)
         kept = sum(
-            kept_normals(len(batch.rows), count, ratio=options.ohem_ratio, tumor_share=sum(tumor) / total)
-            for batch, count in zip(batches, tumor, strict=True)
+            kept_normals(size, count, ratio=options.ohem_ratio, tumor_share=share)
+            for size, count in zip(sizes, tumor, strict=True)
         )
     weights = class_weights(kept, sum(tumor)) if options.use_class_weights else (1.0, 1.0)
     return Imbalance(normal, sum(tumor), kept, weights)
 
 
 def training_warnings(
-    options: TrainingOptions, imbalance: Imbalance, split: Split, labels: np.ndarray, steps: int
+    options: TrainingOptions, imbalance: Imbalance, split: Split, labels: np.ndarray
 ) -> tuple[TrainingWarning, ...]:
-    """What the user of a finished training of ``steps`` steps should know."""
+    """What the user of a finished training should know."""
     ratio = imbalance.seen_normal / imbalance.seen_tumor
     normal, tumor = np.bincount(labels[split.validation], minlength=2).tolist()
+    mining_acts = options.use_ohem and imbalance.mined >= LEAST_ACTING
     possible = {
         f"hard_example_mining{IDLE}": (
-            options.use_ohem and imbalance.mined < LEAST_MINED,
+            options.use_ohem and not mining_acts,
             f"Hard example mining leaves out {imbalance.mined:.1%} of the normal patches: training sees "
             f"{ratio:.1f} for each tumor patch and copy, and it keeps {options.ohem_ratio:g}. Raise "
             "normal_per_tumor, or lower aug_factor or ohem_ratio",
         ),
+        # Weights of 1 are right where mining has made the classes equal.
         f"class_weights{IDLE}": (
-            options.use_class_weights and abs(imbalance.weights[0] - 1) < LEAST_MINED,
+            options.use_class_weights and not mining_acts and abs(imbalance.weights[0] - 1) < LEAST_ACTING,
             "Class weights are 1: as many normal as tumor patches are back-propagated. Raise "
             "normal_per_tumor or ohem_ratio",
         ),
@@ -100,14 +100,6 @@ def training_warnings(
             bool(split.shared),
             f"{len(split.shared)} patients have test slides and others ({', '.join(split.shared[:5])}): the "
             "test looks better than it would on a new patient",
-        ),
-        "few_steps": (
-            steps < FEW_STEPS,
-            f"The training had only {steps} steps: raise max_epochs, or lower batch_size",
-        ),
-        "random_start": (
-            options.weights == "none",
-            "Trained from random weights; weights=imagenet usually gives a better model",
         ),
     }
     return tuple(TrainingWarning(code, text) for code, (holds, text) in possible.items() if holds)

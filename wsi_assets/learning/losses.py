@@ -10,10 +10,9 @@ from torch.nn import functional
 
 
 def class_weights(normal: int, tumor: int) -> tuple[float, float]:
-    """Weights of (normal, tumor) inverse to their counts, scaled so that the mean weight of a patch is 1.
+    """Weights N / (2 N_c) of (normal, tumor): the mean weight of a patch is 1 (King and Zeng 2001).
 
-    w_c = N / (2 N_c), the "balanced" heuristic of King and Zeng (2001). Give the counts of what is
-    back-propagated: tumor patches with their copies, normal patches that mining keeps.
+    Give the counts of what is back-propagated: tumor patches with copies, normal ones that mining keeps.
     """
     total = normal + tumor
     return total / (2 * normal), total / (2 * tumor)
@@ -22,17 +21,13 @@ def class_weights(normal: int, tumor: int) -> tuple[float, float]:
 def patch_losses(
     logits: Tensor, labels: Tensor, *, gamma: float = 0.0, weights: Tensor | None = None
 ) -> Tensor:
-    """Focal loss of each patch: ``-w_t (1 - p_t)^gamma log(p_t)`` (Lin et al. 2017, equation 5).
+    """Focal loss of each patch (Lin et al. 2017): ``-w_t (1 - p_t)^gamma log(p_t)``, (n,) float32.
 
     With ``gamma`` 0 it is the (weighted) cross-entropy.
 
     Args:
-        logits: (n, 2), any float type; computed in float32.
-        labels: (n,) int64.
+        logits: (n, 2), any float type; labels: (n,) int64.
         weights: (2,) weight of each class, or None for equal weights.
-
-    Returns:
-        (n,) float32.
     """
     log_p = functional.log_softmax(logits.float(), dim=1).gather(1, labels[:, None]).squeeze(1)
     losses = -log_p
@@ -44,26 +39,19 @@ def patch_losses(
 
 
 def kept_normals(count: int, tumor: int, *, ratio: float, tumor_share: float) -> int:
-    """How many normal patches of a batch of ``count`` patches, ``tumor`` of them tumor, mining keeps.
+    """How many normal patches mining keeps in a batch of ``count`` patches: ``ceil(ratio * tumor)``.
 
-    ``ceil(ratio * tumor)``. A batch without tumor patches is treated as one that holds as many as an average
-    batch does, at least one, so that it neither teaches nothing nor outweighs others.
+    A batch without tumor patches is treated as one with as many as an average batch has, at least one, so
+    that it neither teaches nothing nor outweighs others.
     """
     keep = math.ceil(ratio * (tumor or max(1.0, tumor_share * count)))
     return min(keep, count - tumor)
 
 
 def hard_example_mask(losses: Tensor, labels: Tensor, keep: int) -> Tensor:
-    """Which patches of a batch are learned from: all tumor patches and the ``keep`` hardest normal ones.
+    """(n,) bool: all tumor patches and the ``keep`` normal ones of the highest loss, the earlier of equals.
 
     Online hard example mining (Shrivastava et al. 2016) as used for imbalanced detection (Liu et al. 2016).
-
-    Args:
-        losses: (n,) loss of each patch.
-        labels: (n,) int64.
-
-    Returns:
-        (n,) bool. Among equal losses the earlier patch stays, so the choice is deterministic.
     """
     mask = labels == 1
     hardness = losses.detach().masked_fill(mask, -torch.inf)

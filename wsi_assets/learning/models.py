@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -80,54 +81,28 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
             f"patches of {str(patch_size)[:30]} pixels are not possible",
             remedy=f"Use {LARGEST_PATCH} at most",
         )
-    name, args, settings = check_start(name, weights)
+    args, settings = {}, {}
     if weights == "imagenet":
         model = _imagenet(name)
-    else:
+    elif weights == "none":
         model = create(name, args)
-        if weights != "none":
-            _fit(model, read_state_dict(_weights_file(Path(weights))), weights)
+    else:
+        if (Path(weights) / "config.json").is_file():
+            name, args, settings = _folder_config(Path(weights))
+        file = _weights_file(Path(weights))
+        model = create(name, args)
+        _fit(model, read_state_dict(file), weights)
     architecture = _described(model, name, args, settings, weights)
     check_size(model, architecture, patch_size)
     return model.to(memory_format=torch.channels_last), architecture
 
 
-def check_start(name: str, weights: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """See, before anything is read or trained, that there are such a network and such weights.
-
-    Returns:
-        Name and arguments of the network, and its settings where a folder gives them.
-
-    Raises:
-        ModelError: no such network, no such file or folder, or no ImageNet weights within reach.
-    """
-    import timm
-
-    args: dict[str, Any] = {}
-    settings: dict[str, Any] = {}
-    if weights not in ("none", "imagenet"):
-        path = Path(weights)
-        _weights_file(path)
-        if (path / "config.json").is_file():
-            name, args, settings = _folder_config(path)
-    if not timm.is_model(name.split(".", 1)[0]):
-        close = timm.list_models(f"*{name[:6]}*")[:3] or ["resnet18", "resnet50"]
-        raise ModelError(
-            f"model_name {name!r:.80} is no network of timm", remedy=f"Use e.g. {', '.join(close)}"
-        )
-    if weights == "imagenet":
-        _imagenet(name, check_only=True)
-    return name, args, settings
-
-
 def create(name: str, args: dict[str, Any]) -> nn.Module:
-    """A network of timm with two outputs and random weights.
-
-    Raises:
-        ModelError: it cannot be made.
-    """
+    """A network of timm with two outputs and random weights."""
     import timm
 
+    if not timm.is_model(name.split(".", 1)[0]):
+        raise ModelError(f"model_name {name!r:.80} is no network of timm", remedy="Use e.g. resnet18")
     try:
         return timm.create_model(name, **{**args, "num_classes": len(CLASSES)})
     except Exception as error:  # each network has its own faults
@@ -137,25 +112,18 @@ def create(name: str, args: dict[str, Any]) -> nn.Module:
 
 
 def check_size(model: nn.Module, architecture: Architecture, patch_size: int) -> None:
-    """See that the network takes patches of this size and gives two outputs.
-
-    Raises:
-        ModelError: it does not.
-    """
+    """See that the network takes patches of this size and gives two outputs."""
     model.eval()
     try:
         with torch.no_grad():
             outputs = model(architecture.inputs(torch.zeros(1, patch_size, patch_size, 3)))
+        if outputs.shape != (1, len(CLASSES)):
+            raise ValueError(f"it gives {tuple(outputs.shape)} for one patch instead of two classes")
     except Exception as error:  # networks refuse a size in many ways
         raise ModelError(
             f"{architecture.name} does not take patches of {patch_size} pixels ({one_line(error)[:200]})",
             remedy="Choose another model_name or patch_size",
         ) from error
-    if outputs.shape != (1, len(CLASSES)):
-        raise ModelError(
-            f"{architecture.name} gives {tuple(outputs.shape)} for one patch instead of two classes",
-            remedy="Choose another model_name",
-        )
 
 
 def head_of(model: nn.Module) -> list[nn.Parameter]:
@@ -165,22 +133,16 @@ def head_of(model: nn.Module) -> list[nn.Parameter]:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Weights from a file of ours or anybody's: a state dict, bare or under ``state_dict`` or ``model``.
-
-    Raises:
-        ModelError: missing, damaged, or holds anything but tensors and plain values.
-    """
+    """Weights from a file of ours or anybody's: a state dict, bare or under ``state_dict`` or ``model``."""
     plain = load_plain(path)
     for key in ("state_dict", "model"):
         if isinstance(plain, dict) and isinstance(plain.get(key), dict):
             plain = plain[key]
-    if not isinstance(plain, dict) or not any(isinstance(value, Tensor) for value in plain.values()):
+    plain = plain if isinstance(plain, dict) else {}
+    tensors = {str(key): value for key, value in plain.items() if isinstance(value, Tensor)}
+    if not tensors:
         raise ModelError("holds no state dict", path=path, remedy="Save model.state_dict() with torch.save")
-    return {
-        str(key).removeprefix("_orig_mod.").removeprefix("module."): value
-        for key, value in plain.items()
-        if isinstance(value, Tensor)
-    }
+    return {key.removeprefix("_orig_mod.").removeprefix("module."): tensors[key] for key in tensors}
 
 
 def weights_digest(weights: str) -> str | None:
@@ -192,11 +154,7 @@ def weights_digest(weights: str) -> str | None:
 
 
 def load_plain(path: str | Path) -> Any:
-    """Tensors and plain values of a file of torch or safetensors; nothing in it can run code.
-
-    Raises:
-        ModelError: missing, damaged, or a pickle that names classes or functions.
-    """
+    """Tensors and plain values of a file of torch or safetensors; nothing in it can run code."""
     if not Path(path).is_file():
         raise ModelError("does not exist", path=path, remedy="Train first, or check the path")
     try:
@@ -232,25 +190,18 @@ def _folder_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Architecture, arguments and settings from timm's ``config.json``."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name = config["architecture"]
         args = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
-        settings = config.get("pretrained_cfg", config)
-        if not isinstance(name, str) or not isinstance(settings, dict):
-            raise TypeError("architecture or pretrained_cfg")
+        return str(config["architecture"]), args, dict(config.get("pretrained_cfg", config))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"is no model folder of timm ({one_line(repr(error))[:120]})",
             path=folder / "config.json",
             remedy="Give the folder as it was downloaded, or the file of weights alone and its model_name",
         ) from error
-    return name, args, settings
 
 
-def _imagenet(name: str, *, check_only: bool = False) -> nn.Module | None:
-    """The network with ImageNet weights, or only a look whether they are in the cache or can be asked for.
-
-    The look comes first because timm and the hub would try for a minute.
-    """
+def _imagenet(name: str) -> nn.Module:
+    """The network with ImageNet weights, from the cache or downloaded."""
     import timm
     from huggingface_hub import try_to_load_from_cache
 
@@ -260,14 +211,12 @@ def _imagenet(name: str, *, check_only: bool = False) -> nn.Module | None:
     source = settings.hf_hub_id
     page = f"https://huggingface.co/{source}" if source else settings.url
     try:
-        if not check_only:
-            return timm.create_model(name, pretrained=True, num_classes=len(CLASSES))
-        if not source or isinstance(try_to_load_from_cache(source, "model.safetensors"), str):
-            return None
-        request = urllib.request.Request(page, method="HEAD")
-        urllib.request.urlopen(request, timeout=SECONDS_TO_WAIT).close()
-    except urllib.error.HTTPError:
-        return None  # it answers; what it lacks is found out by asking for the weights
+        if source and not isinstance(try_to_load_from_cache(source, "model.safetensors"), str):
+            # Without a network timm and the hub would try for a minute; any answer will do here.
+            request = urllib.request.Request(page, method="HEAD")
+            with contextlib.suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(request, timeout=SECONDS_TO_WAIT).close()
+        return timm.create_model(name, pretrained=True, num_classes=len(CLASSES))
     except Exception as error:  # hub, connection, hash and file each have their own errors
         raise ModelError(
             f"the ImageNet weights of {name} cannot be downloaded ({one_line(error)[:120]})",
@@ -285,14 +234,9 @@ def _described(
     settings = {**model.pretrained_cfg, **settings}
     data = timm.data.resolve_data_config(pretrained_cfg=settings)
     fixed = settings.get("fixed_input_size") and not args.get("dynamic_img_size")
-    return Architecture(
-        name,
-        args,
-        tuple(data["mean"]),
-        tuple(data["std"]),
-        int(args.get("img_size") or data["input_size"][-1]) if fixed else None,
-        None if weights == "none" else settings.get("license"),
-    )
+    size = int(args.get("img_size") or data["input_size"][-1]) if fixed else None
+    license_of = None if weights == "none" else settings.get("license")
+    return Architecture(name, args, tuple(data["mean"]), tuple(data["std"]), size, license_of)
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -302,12 +246,10 @@ def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     if to_ours is not None and not own.keys() <= state.keys():
         state = to_ours(state, model)
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    named = {id(parameter): key for key, parameter in model.named_parameters()}
-    head = {named[id(parameter)] for parameter in head_of(model)}
+    head = {id(parameter) for parameter in head_of(model)}
+    spared = {key for key, parameter in model.named_parameters() if id(parameter) in head}
     missing = [
-        key
-        for key in own
-        if key not in fitting and key not in head and not key.endswith("num_batches_tracked")
+        key for key in own if key not in fitting.keys() | spared and not key.endswith("num_batches_tracked")
     ]
     if missing:
         raise ModelError(

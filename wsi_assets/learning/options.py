@@ -76,9 +76,6 @@ class TrainingOptions(BaseModel):
         lt=1,
         description="Specificity on the validation patches at which the model's threshold is chosen.",
     )
-    folds: int = Field(
-        1, ge=1, le=20, description="Folds of a cross-validation by patient beside the training; 1 for none."
-    )
     save_interval: int = Field(5, ge=1, description="Epochs between two checkpoints ckpt_epoch_N.pt.")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of every random choice.")
     precision: _PRECISION = Field(

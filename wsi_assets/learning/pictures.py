@@ -19,11 +19,7 @@ GAP = 4
 
 
 def curves_png(epochs: Sequence[EpochRecord], *, width: int = 900) -> bytes:
-    """Loss, accuracy with AUC, and learning rate over the epochs; the best epoch is marked.
-
-    Args:
-        width: of the picture in pixels.
-    """
+    """Loss, accuracy with AUC, and learning rate over the epochs, ``width`` pixels; the best is marked."""
     from matplotlib.ticker import MaxNLocator
 
     canvas = new_canvas(width / DPI, width / DPI / 2.9)
@@ -73,11 +69,9 @@ def confusion_png(confusion: Sequence[int], *, title: str = "Validation patches"
 def augmentation_mosaic_png(
     store: PatchStore, *, seed: int = 42, patches: int = 6, copies: int = 7, side: int = 96
 ) -> bytes:
-    """What training sees: each row a patch as stored, then ``copies`` random transforms of it.
+    """What training sees: rows of a patch as stored, then ``copies`` random transforms, ``side`` pixels each.
 
-    Args:
-        patches: rows, half tumor and half normal where the store knows both.
-        side: edge of a tile in the picture, in pixels.
+    Half of the rows are tumor where the store knows both classes.
     """
     import cv2
     import torch

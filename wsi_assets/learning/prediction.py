@@ -14,14 +14,7 @@ from wsi_assets.index.slide_index import is_test
 from wsi_assets.learning.augmentation import dihedral
 from wsi_assets.learning.checkpoints import LoadedModel, load_model
 from wsi_assets.learning.data import BatchReader, locate, ordered_batches
-from wsi_assets.learning.devices import (
-    autocast,
-    clear_memory_errors,
-    quiet_randomness,
-    resolve_device,
-    resolve_precision,
-    usable_workers,
-)
+from wsi_assets.learning.devices import autocast, in_use, resolve_device, resolve_precision
 from wsi_assets.learning.models import PatchClassifier
 from wsi_assets.learning.options import PredictionOptions
 from wsi_assets.progress import Progress, silent
@@ -42,9 +35,6 @@ def predict(
 ) -> Index:
     """The test slides' index entries with ``probs`` and ``preds`` in the order of ``patches``.
 
-    Patches are read in batches that run on over slide borders, so memory holds a few batches whatever the
-    slides' sizes.
-
     Args:
         index: the whole index that the store was built from: a patch's key counts over all slides.
         model: ``best.pt``, its folder, or the loaded model, which is then moved to the chosen device.
@@ -62,45 +52,40 @@ def predict(
     options = options or PredictionOptions()
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if slides is None:
-        slides = [slide_id for slide_id, entry in index.items() if is_test(slide_id, entry)]
+        slides = {slide_id for slide_id, entry in index.items() if is_test(slide_id, entry)}
     if not slides:
         return {}
     table = locate(store, index)
     _check_fits(loaded, store, index)
-    asked = np.isin(table.slides, [n for n, name in enumerate(table.slide_ids) if name in set(slides)])
+    asked = np.array([slide_id in slides for slide_id in table.slide_ids])[table.slides]
     rows = np.flatnonzero(asked & (table.positions >= 0))
     probs = np.full(len(table.positions), np.nan)
     probs[rows] = patch_probabilities(loaded.classifier(), store, table.positions[rows], options, progress)
     preds = np.where(np.isnan(probs), -1, probs >= options.prediction_threshold).astype(int)
     found = {}
     for number, slide_id in enumerate(table.slide_ids):
-        if slide_id in set(slides):
+        if slide_id in slides:
             here = table.slides == number
-            found[slide_id] = {
-                **index[slide_id],
-                "probs": probs[here].tolist(),
-                "preds": preds[here].tolist(),
-            }
+            values = {"probs": probs[here].tolist(), "preds": preds[here].tolist()}
+            found[slide_id] = {**index[slide_id], **values}
     return found
 
 
 def _check_fits(loaded: LoadedModel, store: PatchStore, index: Index) -> None:
     """Refuse patches of another size or level than the model was trained on, as far as both are known."""
     level = next(iter(index.values())).get("level")
-    known = {
-        "patch_size": (loaded.patch_size, store.info.get("patch_size"), " pixels"),
-        "level": (loaded.level, store.info.get("level", level), ""),
-    }
-    for name, (trained, found, unit) in known.items():
+    for name, trained, found in (
+        ("patch_size", loaded.patch_size, store.info.get("patch_size")),
+        ("level", loaded.card.get("level"), store.info.get("level", level)),
+    ):
         if trained is not None and found is not None and int(found) != trained:
             raise ModelError(
-                f"was trained on {name} {trained}{unit}, and the store {store.path} has {found}",
+                f"was trained on {name} {trained}, and the store {store.path} has {found}",
                 path=loaded.path,
                 remedy="Use the model and the store of one level",
             )
 
 
-@torch.inference_mode()
 def patch_probabilities(
     classifier: PatchClassifier,
     store: PatchStore,
@@ -111,25 +96,39 @@ def patch_probabilities(
     """Tumor probability of the patches at ``positions`` of a store, float64, in that order."""
     device = resolve_device(options.device)
     precision = resolve_precision(options.prediction_precision, device)
-    classifier = classifier.to(device, memory_format=torch.channels_last).eval()
-    batches = ordered_batches(positions, options.prediction_batch_size)
-    parts, done = [], 0
+    classifier = classifier.to(device, memory_format=torch.channels_last)
+    size = options.prediction_batch_size
     with (
-        quiet_randomness(device),
-        clear_memory_errors("prediction_batch_size"),
-        BatchReader(store, workers=usable_workers(options.num_workers), pin=device.type == "cuda") as reader,
+        in_use(device, "prediction_batch_size"),
+        BatchReader(store, workers=options.num_workers, pin=device.type == "cuda") as reader,
     ):
-        for patches in reader.read(batches):
-            patches = patches.to(device, non_blocking=True)
-            with autocast(device, precision):
-                parts.append(_tumor(classifier, patches, options.tta))
-            done += len(patches)
-            progress(done, len(positions), "predicting patches")
+        return tumor_probabilities(
+            classifier, reader, positions, size, device, precision, tta=options.tta, progress=progress
+        )
+
+
+@torch.inference_mode()
+def tumor_probabilities(
+    classifier: PatchClassifier,
+    reader: BatchReader,
+    positions: np.ndarray,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    *,
+    tta: bool = False,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """Tumor probability of the patches at ``positions``, (n,) float64, by a classifier on ``device``."""
+    classifier.eval()
+    parts, done = [], 0
+    for patches in reader.read(ordered_batches(positions, batch_size)):
+        patches = patches.to(device, non_blocking=True)
+        views = [patches]
+        if tta:
+            views = [dihedral(patches, torch.full((len(patches),), code)) for code in range(8)]
+        with autocast(device, precision):
+            parts.append(torch.stack([classifier(view)[:, 1] for view in views]).mean(dim=0))
+        done += len(patches)
+        progress(done, len(positions), "predicting patches")
     return torch.cat(parts).double().cpu().numpy() if parts else np.empty(0)
-
-
-def _tumor(classifier: PatchClassifier, patches: torch.Tensor, tta: bool) -> torch.Tensor:
-    if not tta:
-        return classifier(patches)[:, 1]
-    views = [dihedral(patches, torch.full((len(patches),), code)) for code in range(8)]
-    return torch.stack([classifier(view)[:, 1] for view in views]).mean(dim=0)

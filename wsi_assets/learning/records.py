@@ -19,12 +19,7 @@ IDLE = "_cannot_act"
 
 @dataclass(frozen=True)
 class TrainingWarning:
-    """Something about a training that its user should know.
-
-    Attributes:
-        code: e.g. ``hard_example_mining_cannot_act``, ``few_validation_patches``, ``split_by_slide``.
-        message: one sentence with figures and the remedy.
-    """
+    """Something a user should know: ``code``, e.g. ``few_validation_patches``, and one sentence."""
 
     code: str
     message: str
@@ -34,23 +29,20 @@ class TrainingWarning:
 class EpochRecord:
     """One epoch.
 
-    Losses are cross-entropy averaged over each class and then over the classes, so they do not depend on
-    what a training optimizes and compare between trainings of any options. ``train_loss`` is gathered while
-    the model learns, on the patches as augmented; ``val_loss`` is of the patches as they are and of the
-    averaged weights, after the best temperature and shift (``scores.validation_loss``).
+    Losses are cross-entropy averaged over each class and then over the classes, so trainings of any options
+    compare by them. ``train_loss`` is gathered while the model learns, on patches as augmented; ``val_loss``
+    is of patches as they are, after the best temperature and shift (``scores.validation_loss``).
 
     Attributes:
         epoch: from 1.
         objective: mean of what was back-propagated (class weights, focal loss, hard examples).
         val_auc: area under the ROC curve; None if the validation patches are of one class.
         lr: learning rate of the last step (of the classifier, where the body has a lower one).
-        phase: ``warm-up``, ``constant`` or ``cool-down``, at its last step.
         images_per_second: training patches a second, validation and writing not counted.
         waiting: share of the training time in which the model waited for patches, 0 to 1.
         seconds: the whole epoch with validation.
         is_best: the validation loss is the lowest so far.
-        confusion: validation patches as (true normal, false tumor, false normal, true tumor), where a patch
-            is predicted tumor from 0.5 on.
+        confusion: validation patches as (true normal, false tumor, false normal, true tumor), at 0.5.
     """
 
     epoch: int
@@ -61,7 +53,6 @@ class EpochRecord:
     objective: float
     val_auc: float | None
     lr: float
-    phase: str
     images_per_second: float
     waiting: float
     seconds: float
@@ -69,11 +60,7 @@ class EpochRecord:
     confusion: tuple[int, int, int, int]
 
     def to_plain(self) -> dict[str, Any]:
-        return {**asdict(self), "confusion": list(self.confusion)}
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> EpochRecord:
-        return cls(**{**plain, "confusion": tuple(plain["confusion"])})
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -85,15 +72,7 @@ class TrainingResult:
         card: what ``best.json`` beside it says.
         csv_path: ``epoch_losses.csv``.
         checkpoints: ``ckpt_epoch_N.pt``, by epoch.
-        best_epoch: the epoch of ``best_path``, from 1.
-        stopped_early: the training ended before ``max_epochs``.
         resumed_from: the epoch after which this run continued, or None.
-        seconds: of all epochs.
-        counts: patches as ``train_tumor``, ``train_normal`` (distinct), ``seen_tumor``, ``seen_normal`` (an
-            epoch, with copies), ``kept_normal`` (of those, after mining), ``val_tumor``, ``val_normal``.
-        class_weights: (normal, tumor); (1, 1) when switched off.
-        majority_share: accuracy on the validation part of always answering its larger class.
-        better_than_majority: at the best epoch the AUC is above 0.5 and Youden's index at 0.5 above 0.
         device: e.g. ``cpu`` or ``cuda:0``; precision: ``float32`` or ``bfloat16``, as used.
     """
 
@@ -102,24 +81,49 @@ class TrainingResult:
     csv_path: Path
     checkpoints: tuple[Path, ...]
     epochs: tuple[EpochRecord, ...]
-    best_epoch: int
-    stopped_early: bool
     resumed_from: int | None
-    seconds: float
     split: Split
-    counts: dict[str, int]
-    class_weights: tuple[float, float]
-    majority_share: float
-    better_than_majority: bool
-    data_digest: str
-    run_digest: str
     device: str
     precision: str
     warnings: tuple[TrainingWarning, ...]
 
     @property
+    def best_epoch(self) -> int:
+        """The epoch of ``best_path``, from 1."""
+        return max(record.epoch for record in self.epochs if record.is_best)
+
+    @property
     def best(self) -> EpochRecord:
         return self.epochs[self.best_epoch - 1]
+
+    @property
+    def stopped_early(self) -> bool:
+        return len(self.epochs) < self.card["parameters"]["max_epochs"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Patches as ``train_tumor``, ``train_normal`` (distinct), ``seen_tumor``, ``seen_normal`` (an epoch,
+        with copies), ``kept_normal`` (of those, after mining), ``val_tumor``, ``val_normal``."""
+        return self.card["counts"]
+
+    @property
+    def class_weights(self) -> tuple[float, float]:
+        """Of (normal, tumor); (1, 1) when switched off."""
+        return tuple(self.card["class_weights"])
+
+    @property
+    def majority_share(self) -> float:
+        """Accuracy on the validation part of always answering its larger class."""
+        parts = self.counts["val_normal"], self.counts["val_tumor"]
+        return max(parts) / sum(parts)
+
+    @property
+    def better_than_majority(self) -> bool:
+        """At the best epoch the AUC is above 0.5 and Youden's index at 0.5 above 0."""
+        true_normal, false_tumor, false_normal, true_tumor = self.best.confusion
+        sensitivity = true_tumor / (true_tumor + false_normal)
+        specificity = true_normal / (true_normal + false_tumor)
+        return (self.best.val_auc or 0) > 0.5 and sensitivity + specificity > 1
 
     @property
     def idle_strategies(self) -> tuple[TrainingWarning, ...]:

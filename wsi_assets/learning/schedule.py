@@ -8,8 +8,8 @@ epochs although the rate was lowered once before, or when few epochs are left; s
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from wsi_assets.learning.options import TrainingOptions
 
@@ -36,7 +36,7 @@ class Schedule:
         best_epoch: of the lowest validation loss, from 1; best_loss: that loss.
         waited: epochs without a lower loss that count against ``patience``.
         falls: how often the rate has fallen at a plateau.
-        cooling_from: step at which the cool-down began; None before it. last_epoch: then known.
+        cooling_from: epoch after which the cool-down began, None before it; last_epoch: then known.
     """
 
     options: TrainingOptions
@@ -58,19 +58,13 @@ class Schedule:
         return self.epoch >= (self.last_epoch or self.options.max_epochs)
 
     @property
-    def phase(self) -> Literal["warm-up", "constant", "cool-down"]:
-        if self.cooling_from is not None:
-            return "cool-down"
-        return "warm-up" if self.step < self._warm_up else "constant"
-
-    @property
     def rate(self) -> float:
         """Learning rate of the coming step as a share of ``lr``."""
         rate = min(1.0, (self.step + 1) / self._warm_up) * FALL**self.falls
         if self.cooling_from is None:
             return rate
-        steps = (self.last_epoch - self.cooling_from // self.steps_per_epoch) * self.steps_per_epoch
-        done = min(1.0, (self.step - self.cooling_from + 1) / steps)
+        steps = (self.last_epoch - self.cooling_from) * self.steps_per_epoch
+        done = min(1.0, (self.step - self.cooling_from * self.steps_per_epoch + 1) / steps)
         return rate * (1 - (1 - FINAL_RATE) * done)
 
     def end_epoch(self, val_loss: float) -> bool:
@@ -78,40 +72,30 @@ class Schedule:
         self.epoch += 1
         if val_loss < self.best_loss:
             self.best_epoch, self.best_loss, self.waited = self.epoch, val_loss, 0
-        elif self.step > self._first_steps:
+        elif self.step > max(self._warm_up, FIRST_STEPS):
             self.waited += 1
         if self.finished or self.cooling_from is not None:
             return False
         exhausted = self.waited >= self.options.patience
-        if exhausted and self.falls < FALLS:
-            self.falls += 1
-            self.waited = 0
-            self._cool_down_if_due()
-            return True
-        self._cool_down_if_due(exhausted)
-        return self.cooling_from is not None
+        falls = exhausted and self.falls < FALLS
+        if falls:
+            self.falls, self.waited = self.falls + 1, 0
+        self._cool_down_if_due(exhausted and not falls)
+        return falls or self.cooling_from is not None
 
     def state(self) -> dict[str, Any]:
         """Plain values from which :meth:`restore` goes on."""
-        return {
-            key: value for key, value in asdict(self).items() if key not in ("options", "steps_per_epoch")
-        }
+        return {key: value for key, value in vars(self).items() if key not in ("options", "steps_per_epoch")}
 
     def restore(self, state: dict[str, Any]) -> None:
-        for key in self.state():
-            setattr(self, key, state[key])
+        vars(self).update(state)
 
     def _cool_down_if_due(self, exhausted: bool = False) -> None:
         left = self.options.max_epochs - self.epoch
         wanted = max(1, round(COOL_DOWN * self.epoch))
         if exhausted or wanted >= left:
-            self.cooling_from = self.step
-            self.last_epoch = self.epoch + min(wanted, left)
+            self.cooling_from, self.last_epoch = self.epoch, self.epoch + min(wanted, left)
 
     @property
     def _warm_up(self) -> int:
         return max(1, min(WARM_UP_STEPS, self.options.max_epochs * self.steps_per_epoch // 10))
-
-    @property
-    def _first_steps(self) -> int:
-        return max(self._warm_up, FIRST_STEPS)

@@ -18,10 +18,9 @@ def balanced_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
 def validation_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
     """:func:`balanced_loss` after the best temperature and shift for these patches.
 
-    It says how well the probabilities separate the classes. It depends neither on prevalence nor on how
-    cautious focal loss, class weights or the mix of a training make a network, so epochs compare by it, and
-    trainings of any options. The loss of the probabilities as they are favors the first epochs, in which a
-    network is unsure of everything.
+    It depends neither on prevalence nor on how cautious focal loss, class weights or the mix of a training
+    make a network, so trainings of any options compare by it. The loss of the probabilities as they are
+    favors the first epochs, in which a network is unsure of everything.
     """
     slope, shift = _fit(truth, probabilities, None)
     return balanced_loss(truth, 1 / (1 + np.exp(-(slope * _logits(probabilities) + shift))))
@@ -37,7 +36,7 @@ def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
 
 
 def confusion(truth: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> tuple[int, ...]:
-    """Patches as (true normal, false tumor, false normal, true tumor), tumor at or above the threshold."""
+    """Patches as (true normal, false tumor, false normal, true tumor), tumor from the threshold on."""
     predicted = (probabilities >= threshold).astype(np.int64)
     return tuple(np.bincount(2 * truth + predicted, minlength=4).tolist())
 
@@ -45,9 +44,7 @@ def confusion(truth: np.ndarray, probabilities: np.ndarray, threshold: float = 0
 def threshold_at(truth: np.ndarray, probabilities: np.ndarray, specificity: float) -> dict[str, float]:
     """The lowest threshold with at least this specificity, halfway to the next lower probability.
 
-    Returns:
-        ``threshold``, and ``specificity`` and ``sensitivity`` at it on these patches. If even the highest
-        probability is of too many normal patches, the threshold is above all of them.
+    With its ``specificity`` and ``sensitivity`` on these patches; it may be above all probabilities.
     """
     from sklearn.metrics import roc_curve
 
@@ -70,15 +67,11 @@ def fit_calibration(
 ) -> dict[str, float] | None:
     """Temperature and prior shift that make probabilities hold at the prevalence of these patches.
 
-    Logistic regression of the truth on the logits (Platt 1999): ``logit / temperature + shift``. Training
-    shows classes in another mix than slides do, and focal loss makes a network cautious; both are undone.
+    Logistic regression of the truth on the logits (Platt 1999): ``logit / temperature + shift``. It undoes
+    the mix of classes in training and the caution of focal loss. None where it would fall with the truth.
 
     Args:
         weights: (n,) how many patches each of these stands for.
-
-    Returns:
-        ``temperature``, ``shift`` and the ``prevalence`` of tumor; None where the probabilities do not rise
-        with the truth.
     """
     slope, shift = _fit(truth, probabilities, weights)
     if slope <= 0:

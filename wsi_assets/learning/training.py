@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -12,50 +12,43 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from wsi_assets.errors import ModelError
-from wsi_assets.files import digest
-from wsi_assets.learning.augmentation import stream_seed
-from wsi_assets.learning.checkpoints import CheckpointFolder, model_card, read_card, state_of
+from wsi_assets.files import digest, write_json
+from wsi_assets.learning import checkpoints as files
+from wsi_assets.learning import devices, scores
+from wsi_assets.learning.augmentation import Transforms, augment, draw_transforms
 from wsi_assets.learning.data import (
     BatchReader,
     Draw,
     PatchTable,
     Split,
-    epoch_draw,
+    epoch_batches,
     locate,
-    shuffled_batches,
     split_patches,
 )
-from wsi_assets.learning.devices import (
-    clear_memory_errors,
-    quiet_randomness,
-    resolve_device,
-    usable_workers,
-)
-from wsi_assets.learning.imbalance import measure_imbalance, training_warnings
-from wsi_assets.learning.learner import (
-    Learner,
-    make_learner,
-    predict_positions,
-    train_epoch,
-    update_batch_norm,
-)
-from wsi_assets.learning.models import weights_digest
+from wsi_assets.learning.imbalance import Imbalance, measure_imbalance, training_warnings
+from wsi_assets.learning.losses import hard_example_mask, kept_normals, patch_losses
+from wsi_assets.learning.models import Architecture, PatchClassifier, build_model, head_of, weights_digest
 from wsi_assets.learning.options import TrainingOptions
+from wsi_assets.learning.prediction import tumor_probabilities
 from wsi_assets.learning.records import CSV_NAME, EpochRecord, TrainingResult, write_csv
 from wsi_assets.learning.schedule import Schedule
-from wsi_assets.learning.scores import confusion, fit_calibration, roc_auc, threshold_at, validation_loss
 from wsi_assets.progress import Progress, silent
 
 if TYPE_CHECKING:
     from wsi_assets.index import Index
     from wsi_assets.patches import PatchStore
 
+PRETRAINED_RATE = 0.1
+"""Share of ``lr`` at which a pretrained body learns."""
+BATCH_NORM_PATCHES = 2048
+"""Training patches from which batch-norm statistics are computed before a validation."""
 MOST_VALIDATED = 20_000
 """Patches of a class that are validated each epoch; of more, a seeded choice stands for all."""
-_INCIDENTAL = ("num_workers", "save_interval", "device", "folds")
+_INCIDENTAL = {"num_workers", "save_interval", "device"}
 """Options that change neither weights nor CSV, so a run may be resumed with others."""
 
 
@@ -87,45 +80,179 @@ def train(
         ConfigError: a device that is not there.
         StoreError: the store is of another index, or a patch cannot be read.
     """
-    files = CheckpointFolder(Path(checkpoint_dir or Path(folder) / "checkpoints"))
+    checkpoints = Path(checkpoint_dir or Path(folder) / "checkpoints")
     csv_path = Path(loss_csv or Path(folder) / CSV_NAME)
-    device = resolve_device(options.device)
+    device = devices.resolve_device(options.device)
     table = locate(store, index)
     split = split_patches(table, index, options)
-    first = _batches(table, split, options, 1)
-    imbalance = measure_imbalance(first, table.labels, options)
-    validation = Validation.of(split, table, options)
+    batches = epoch_batches(split.train, table.labels, options, 1)
+    imbalance = measure_imbalance(batches, table.labels, options)
+    validation = Validation.of(split, table, options.seed)
     with (
-        quiet_randomness(device),
-        clear_memory_errors("batch_size"),
-        BatchReader(store, workers=usable_workers(options.num_workers), pin=device.type == "cuda") as reader,
+        devices.in_use(device, "batch_size"),
+        BatchReader(store, workers=options.num_workers, pin=device.type == "cuda") as reader,
     ):
         torch.manual_seed(options.seed)
         learner = make_learner(_patch_size(store, index), imbalance, options, device)
-        run = _Run(Schedule(options, len(first)), learner, _facts(store, index, table, split, learner))
-        run.resume(files)
+        facts = _facts(store, index, table, split, learner)
+        run = _Run(learner, Schedule(options, len(batches)), facts, checkpoints)
+        resumed_from = run.resume()
         while not run.schedule.finished:
             started, epoch = time.perf_counter(), run.schedule.epoch + 1
             # Dropout draws from torch's generator: seeded so, an epoch is the same after a resume.
-            torch.manual_seed(stream_seed(options.seed, epoch))
-            batches = _batches(table, split, options, epoch)
-            show = _progress_of(progress, epoch, options, batches)
-            trained = train_epoch(learner, reader, table, batches, run.schedule, show)
+            torch.manual_seed(int(np.random.SeedSequence([options.seed, epoch]).generate_state(1)[0]))
+            batches = epoch_batches(split.train, table.labels, options, epoch)
+            trained = train_epoch(learner, reader, table, batches, run.schedule, progress)
             update_batch_norm(learner, reader, table.positions[split.train], epoch)
-            probabilities = predict_positions(learner, reader, validation.positions)
+            classifier = PatchClassifier(learner.model, learner.architecture)
+            probabilities = tumor_probabilities(
+                classifier, reader, validation.positions, options.batch_size, device, learner.precision
+            )
             record = validation.record(trained, probabilities, run.schedule, started)
-            if record.is_best:
-                run.best = state_of(learner.averaged)
-                files.save_best(run.best, run.card(record, validation.choose(probabilities, options)))
-            if epoch % options.save_interval == 0:
-                files.save_epoch(epoch, state_of(learner.averaged))
-            run.end_epoch(record)
+            run.end_epoch(record, validation.choose(probabilities, options) if record.is_best else {})
             write_csv(csv_path, run.history)
-            files.save_resume(run.state())
             if on_epoch is not None:
                 on_epoch(record)
-    files.complete()
-    return _result(files, csv_path, run, split, table)
+    (checkpoints / files.RESUME_NAME).unlink(missing_ok=True)
+    return TrainingResult(
+        best_path=checkpoints / files.BEST_NAME,
+        card=files.read_card(checkpoints / files.BEST_NAME, needed=True),
+        csv_path=csv_path,
+        checkpoints=files.written_epochs(checkpoints),
+        epochs=tuple(run.history),
+        resumed_from=resumed_from,
+        split=split,
+        device=str(device),
+        precision=learner.precision,
+        warnings=training_warnings(options, imbalance, split, table.labels),
+    )
+
+
+@dataclass
+class Learner:
+    """A network and what a training step needs; ``weights`` (2,) are of (normal, tumor) in the loss."""
+
+    model: nn.Module
+    architecture: Architecture
+    optimizer: torch.optim.Optimizer
+    options: TrainingOptions
+    imbalance: Imbalance
+    weights: Tensor
+    device: torch.device
+    precision: str
+
+    def inputs(self, patches: Tensor, transforms: Transforms | None = None) -> Tensor:
+        """uint8 patches of a batch to the network's input, transformed where transforms are given."""
+        # Always in float32: colors in bfloat16 would be in steps of a hundredth.
+        with devices.autocast(self.device, "float32"):
+            patches = patches.to(self.device, non_blocking=True)
+            return self.architecture.inputs(patches if transforms is None else augment(patches, transforms))
+
+
+def make_learner(
+    patch_size: int, imbalance: Imbalance, options: TrainingOptions, device: torch.device
+) -> Learner:
+    """Build the network and its optimizer, AdamW (Loshchilov and Hutter 2019).
+
+    Weights decay, biases and normalization layers do not. A pretrained body learns at a tenth of ``lr``: a
+    higher rate would undo what it brings; a frozen one does not learn.
+    """
+    model, architecture = build_model(options.model_name, patch_size=patch_size, weights=options.weights)
+    model = model.to(device)
+    head = {id(parameter) for parameter in head_of(model)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        in_head = id(parameter) in head
+        parameter.requires_grad_(in_head or not options.freeze_backbone)
+        share = 1.0 if in_head or options.weights == "none" else PRETRAINED_RATE
+        decay = options.weight_decay if parameter.ndim > 1 else 0.0
+        if parameter.requires_grad:
+            groups.setdefault((share, decay), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": part, "weight_decay": decay, "share": share} for (share, decay), part in groups.items()],
+        lr=options.lr,
+        fused=True,
+    )
+    weights = torch.tensor(imbalance.weights, device=device)
+    precision = devices.resolve_precision(options.precision, device)
+    return Learner(model, architecture, optimizer, options, imbalance, weights, device, precision)
+
+
+def train_epoch(
+    learner: Learner,
+    reader: BatchReader,
+    table: PatchTable,
+    batches: Sequence[Draw],
+    schedule: Schedule,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Learn from each batch once; returns the training's part of an ``EpochRecord``."""
+    options, epoch = learner.options, schedule.epoch + 1
+    learner.model.train(not options.freeze_backbone)  # a frozen body stays as it predicts
+    sums = torch.zeros(4, dtype=torch.float64, device=learner.device)
+    started, waited, done, tumor = time.perf_counter(), reader.waited, 0, 0
+    total = sum(len(batch.rows) for batch in batches)
+    what = f"training epoch {epoch} of at most {options.max_epochs}, patches"
+    stream = reader.read([table.positions[batch.rows] for batch in batches])
+    for number, (batch, patches) in enumerate(zip(batches, stream, strict=True)):
+        labels, transforms = table.labels[batch.rows], None
+        if options.use_augmentation:
+            drawn = {"seed": options.seed, "epoch": epoch, "batch": number, "plain": batch.plain}
+            transforms = draw_transforms(len(labels), **drawn)
+        lr = options.lr * schedule.rate
+        for group in learner.optimizer.param_groups:
+            group["lr"] = lr * group["share"]
+        sums += _step(learner, patches, labels, transforms)  # stays on the device: nothing waits for it
+        schedule.step += 1
+        done += len(labels)
+        tumor += int(labels.sum())
+        progress(done, total, what)
+    objective, correct, tumor_loss, normal_loss = sums.tolist()  # waits for the device
+    seconds = time.perf_counter() - started
+    return {
+        "train_loss": (tumor_loss / tumor + normal_loss / (done - tumor)) / 2,
+        "train_acc": correct / done,
+        "objective": objective / len(batches),
+        "lr": lr,
+        "images_per_second": done / seconds,
+        "waiting": (reader.waited - waited) / seconds,
+    }
+
+
+def _step(learner: Learner, patches: Tensor, labels: np.ndarray, transforms: Transforms | None) -> Tensor:
+    """Learn from one batch: (objective, correct patches, cross-entropy of tumor, of normal patches)."""
+    options = learner.options
+    targets = torch.from_numpy(labels).to(learner.device, non_blocking=True)
+    learner.optimizer.zero_grad(set_to_none=True)
+    with devices.autocast(learner.device, learner.precision):
+        logits = learner.model(learner.inputs(patches, transforms))
+    gamma = options.focal_gamma if options.use_focal_loss else 0.0
+    losses = patch_losses(logits, targets, gamma=gamma, weights=learner.weights)
+    if options.use_ohem:
+        tumor, share = int(labels.sum()), learner.imbalance.tumor_share
+        keep = kept_normals(len(labels), tumor, ratio=options.ohem_ratio, tumor_share=share)
+        objective = (losses * hard_example_mask(losses, targets, keep)).sum() / (tumor + keep)
+    else:
+        objective = losses.mean()
+    objective.backward()
+    learner.optimizer.step()
+    with torch.no_grad():
+        plain = patch_losses(logits, targets).double()
+        correct = (logits.argmax(dim=1) == targets).sum().double()
+        by_class = ((plain * (targets == label)).sum() for label in (1, 0))
+        return torch.stack((objective.double(), correct, *by_class))
+
+
+@torch.no_grad()
+def update_batch_norm(learner: Learner, reader: BatchReader, positions: np.ndarray, epoch: int) -> None:
+    """Compute batch-norm statistics anew on unaugmented training patches: running averages lag behind."""
+    if learner.options.freeze_backbone:
+        return
+    chosen = np.random.default_rng([learner.options.seed, epoch, 2]).permutation(positions)
+    chosen = chosen[:BATCH_NORM_PATCHES]
+    stream = reader.read(np.array_split(chosen, -(-len(chosen) // learner.options.batch_size)))
+    with devices.autocast(learner.device, learner.precision):
+        update_bn((learner.inputs(patches) for patches in stream), learner.model)
 
 
 @dataclass(frozen=True)
@@ -142,8 +269,8 @@ class Validation:
     weights: np.ndarray
 
     @classmethod
-    def of(cls, split: Split, table: PatchTable, options: TrainingOptions) -> Validation:
-        rng = np.random.default_rng([options.seed, 3])
+    def of(cls, split: Split, table: PatchTable, seed: int) -> Validation:
+        rng = np.random.default_rng([seed, 3])
         rows, weights = [], []
         for label in (0, 1):
             found = split.validation[table.labels[split.validation] == label]
@@ -167,84 +294,70 @@ class Validation:
                 f"training diverged in epoch {epoch}: its loss is not a number any more",
                 remedy="Lower lr, or use precision=float32",
             )
-        loss = validation_loss(self.truth, probabilities)
+        loss = scores.validation_loss(self.truth, probabilities)
         return EpochRecord(
             epoch=epoch,
             **trained,
             val_loss=loss,
             val_acc=float(np.average((probabilities >= 0.5) == self.truth, weights=self.weights)),
-            val_auc=roc_auc(self.truth, probabilities),
+            val_auc=scores.roc_auc(self.truth, probabilities),
             seconds=time.perf_counter() - started,
             is_best=loss < schedule.best_loss,
-            confusion=confusion(self.truth, probabilities),
+            confusion=scores.confusion(self.truth, probabilities),
         )
 
     def choose(self, probabilities: np.ndarray, options: TrainingOptions) -> dict[str, Any]:
         """Threshold and calibration for ``best.json``."""
+        threshold = scores.threshold_at(self.truth, probabilities, options.val_specificity)
         return {
-            "thresholds": {
-                "preds": 0.5,
-                "validation": threshold_at(self.truth, probabilities, options.val_specificity),
-            },
-            "calibration": fit_calibration(self.truth, probabilities, self.weights),
+            "thresholds": {"preds": 0.5, "validation": threshold},
+            "calibration": scores.fit_calibration(self.truth, probabilities, self.weights),
         }
 
 
-@dataclass
 class _Run:
-    """What of a training changes from epoch to epoch, beside the network, and goes into ``resume.pt``."""
+    """What of a training changes from epoch to epoch, and its files in ``checkpoints``."""
 
-    schedule: Schedule
-    learner: Learner
-    facts: dict[str, Any]
-    history: list[EpochRecord] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    resumed_from: int | None = None
+    def __init__(self, learner: Learner, schedule: Schedule, facts: dict[str, Any], checkpoints: Path):
+        self.learner, self.schedule, self.facts, self.checkpoints = learner, schedule, facts, checkpoints
+        self.history: list[EpochRecord] = []
+        self.best: dict[str, Tensor] = {}
 
-    def card(self, record: EpochRecord, chosen: dict[str, Any]) -> dict[str, Any]:
-        of_epoch = {"epoch": record.epoch, "val_loss": record.val_loss, "val_auc": record.val_auc}
-        return model_card(self.learner.architecture, **self.facts, **of_epoch, **chosen)
-
-    def end_epoch(self, record: EpochRecord) -> None:
+    def end_epoch(self, record: EpochRecord, chosen: dict[str, Any]) -> None:
+        """Save the model, with what was ``chosen`` on validation if it is the best, and the state."""
+        state = files.state_of(self.learner.model)
+        if record.is_best:
+            self.best = state
+            of_epoch = {"epoch": record.epoch, "val_loss": record.val_loss, "val_auc": record.val_auc}
+            card = files.model_card(self.learner.architecture, **self.facts, **of_epoch, **chosen)
+            files.save_weights(self.checkpoints / files.BEST_NAME, state)
+            write_json(self.checkpoints / files.CARD_NAME, card)
+        if record.epoch % self.learner.options.save_interval == 0:
+            files.save_weights(self.checkpoints / f"ckpt_epoch_{record.epoch}.pt", state)
         self.history.append(record)
         if self.schedule.end_epoch(record.val_loss):
-            self.learner.load(self.best)
-
-    def state(self) -> dict[str, Any]:
-        return {
+            self.learner.model.load_state_dict(self.best)
+        plain = {
             "run_digest": self.facts["provenance"]["run_digest"],
             "schedule": self.schedule.state(),
             "model": self.learner.model.state_dict(),
-            "averaged": self.learner.averaged.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
-            "history": [record.to_plain() for record in self.history],
+            "history": [asdict(record) for record in self.history],
             "best": self.best,
         }
+        files.save_weights(self.checkpoints / files.RESUME_NAME, plain)
 
-    def resume(self, files: CheckpointFolder) -> None:
-        """Go on where a training of the same digest was cut off, if there is one."""
-        state = files.resume_state(self.facts["provenance"]["run_digest"])
+    def resume(self) -> int | None:
+        """Go on where a training of the same digest was cut off; returns its last epoch, if there is one."""
+        state = files.load_resume(self.checkpoints, self.facts["provenance"]["run_digest"])
         if state is None:
-            return
+            return None
         self.learner.model.load_state_dict(state["model"])
-        self.learner.averaged.load_state_dict(state["averaged"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.schedule.restore(state["schedule"])
-        self.history = [EpochRecord.from_plain(plain) for plain in state["history"]]
-        self.best, self.resumed_from = state["best"], len(self.history)
-
-
-def _batches(table: PatchTable, split: Split, options: TrainingOptions, epoch: int) -> list[Draw]:
-    draw = epoch_draw(split.train, table.labels, options, epoch)
-    return shuffled_batches(draw, options.batch_size, seed=options.seed, epoch=epoch)
-
-
-def _progress_of(
-    progress: Progress, epoch: int, options: TrainingOptions, batches: list[Draw]
-) -> Callable[[int], None]:
-    what = f"training epoch {epoch} of at most {options.max_epochs}, patches"
-    total = sum(len(batch.rows) for batch in batches)
-    return lambda done: progress(done, total, what)
+        self.history = [EpochRecord(**plain) for plain in state["history"]]
+        self.best = state["best"]
+        return len(self.history)
 
 
 def _patch_size(store: PatchStore, index: Index) -> int:
@@ -256,34 +369,33 @@ def _facts(
     store: PatchStore, index: Index, table: PatchTable, split: Split, learner: Learner
 ) -> dict[str, Any]:
     """What ``best.json`` says of patches, split, parameters and provenance."""
-    options = learner.options
+    options, labels, imbalance = learner.options, table.labels, learner.imbalance
     entries = list(index.values())
     mpp = [entry["mpp"] for entry in entries if entry.get("mpp")]
-    labels = table.labels
-    counts = {
-        **{
-            f"{part}_{name}": int((labels[rows] == label).sum())
-            for part, rows in (("train", split.train), ("val", split.validation))
-            for name, label in (("tumor", 1), ("normal", 0))
-        },
-        "seen_tumor": learner.imbalance.seen_tumor,
-        "seen_normal": learner.imbalance.seen_normal,
-        "kept_normal": learner.imbalance.kept_normal,
-    }
+    parts = {"train": split.train, "val": split.validation}
     patches = digest(table.slide_ids, table.slides.tobytes(), labels.tobytes(), table.positions.tobytes())
     data_digest = str(store.info.get("digest") or patches)
-    comparable = {key: value for key, value in options.model_dump().items() if key not in _INCIDENTAL}
-    parts = (split.train.tobytes(), split.validation.tobytes())
     run_digest = digest(
-        comparable, learner.precision, data_digest, patches, parts, weights_digest(options.weights)
+        options.model_dump(exclude=_INCIDENTAL),
+        learner.precision,
+        data_digest,
+        patches,
+        [part.tobytes() for part in parts.values()],
+        weights_digest(options.weights),
     )
     return {
         "patch_size": _patch_size(store, index),
         "level": entries[0].get("level"),
         "mpp": float(median(mpp)) if mpp else None,
         "split": {"unit": split.unit, "rows": list(split.rows)},
-        "counts": counts,
-        "class_weights": list(learner.imbalance.weights),
+        "counts": {
+            **{f"{name}_tumor": int((labels[part] == 1).sum()) for name, part in parts.items()},
+            **{f"{name}_normal": int((labels[part] == 0).sum()) for name, part in parts.items()},
+            "seen_tumor": imbalance.seen_tumor,
+            "seen_normal": imbalance.seen_normal,
+            "kept_normal": imbalance.kept_normal,
+        },
+        "class_weights": list(imbalance.weights),
         "parameters": options.model_dump(),
         "provenance": {
             "data_digest": data_digest,
@@ -292,34 +404,3 @@ def _facts(
             "versions": {name: version(name) for name in ("wsi-assets", "torch", "timm")},
         },
     }
-
-
-def _result(
-    files: CheckpointFolder, csv_path: Path, run: _Run, split: Split, table: PatchTable
-) -> TrainingResult:
-    options, facts, learner, schedule = run.learner.options, run.facts, run.learner, run.schedule
-    best = run.history[schedule.best_epoch - 1]
-    true_normal, false_tumor, false_normal, true_tumor = best.confusion
-    normal, tumor = facts["counts"]["val_normal"], facts["counts"]["val_tumor"]
-    youden = true_tumor / (true_tumor + false_normal) + true_normal / (true_normal + false_tumor) - 1
-    return TrainingResult(
-        best_path=files.best_path,
-        card=read_card(files.best_path, needed=True),
-        csv_path=csv_path,
-        checkpoints=files.paths(),
-        epochs=tuple(run.history),
-        best_epoch=schedule.best_epoch,
-        stopped_early=schedule.epoch < options.max_epochs,
-        resumed_from=run.resumed_from,
-        seconds=sum(record.seconds for record in run.history),
-        split=split,
-        counts=facts["counts"],
-        class_weights=learner.imbalance.weights,
-        majority_share=max(normal, tumor) / (normal + tumor),
-        better_than_majority=best.val_auc is not None and best.val_auc > 0.5 and youden > 0,
-        data_digest=facts["provenance"]["data_digest"],
-        run_digest=facts["provenance"]["run_digest"],
-        device=str(learner.device),
-        precision=learner.precision,
-        warnings=training_warnings(options, learner.imbalance, split, table.labels, schedule.step),
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -27,17 +28,16 @@ from wsi_assets.patches.backends.base import (
 from wsi_assets.patches.codecs import encoder
 from wsi_assets.patches.extraction import ExtractTask, fingerprint_now, run_tasks
 from wsi_assets.patches.options import Backend, ExtractionOptions
-from wsi_assets.patches.parts import Parts, PatchTable
 from wsi_assets.patches.plan import PatchPlan, patch_key, read_batches
+from wsi_assets.patches.reuse import NOWHERE, ReusablePatches
 from wsi_assets.patches.store import open_reader, partial_folder
 from wsi_assets.progress import Progress, silent
 
 _WORTH_A_POOL = 512
 """Patches under which starting processes takes longer than it saves."""
 
+_PARTS = "parts"
 _QUARANTINE = ("key", "slide_id", "y", "x", "reason")
-_PACKAGES = ("wsi-assets", "numpy", "opencv-python", "imagecodecs", "tifffile", "openslide-bin")
-"""Packages whose versions decide pixels and codes; a store says which it was made with."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class ExtractedPatches:
         lost: number of a patch in the plan -> why it could not be read.
         decoded: patches read from slides.
         seconds: what it took.
-        current: the store is the plan's already, and nothing is left to do.
     """
 
     plan: PatchPlan
@@ -59,7 +58,6 @@ class ExtractedPatches:
     lost: dict[int, str] = field(default_factory=dict)
     decoded: int = 0
     seconds: float = 0.0
-    current: bool = False
 
     @property
     def labels(self) -> np.ndarray:
@@ -99,8 +97,7 @@ class BuildReport:
     Attributes:
         patches, tumor, normal: how many the store holds now.
         bytes: size of the store on disk.
-        decoded, reused: how many of them were read from slides, and taken from an earlier build.
-        quarantined: (key, slide id, y, x, reason) of each patch that could not be read.
+        decoded, reused, quarantined: as of :class:`ExtractedPatches`.
     """
 
     path: Path
@@ -148,9 +145,8 @@ def build_store(
         StoreError: another process builds this store, the disk is full or not writable, or what lies at
             ``path`` is not a store of ours.
     """
-    with _building(path) as path:
-        extracted = _extract(plan, path, backend, executor, workers, progress)
-        return _write(extracted, progress)
+    extracted = extract_patches(plan, path, backend, executor=executor, workers=workers, progress=progress)
+    return write_store(extracted, progress=progress)
 
 
 def extract_patches(
@@ -163,14 +159,61 @@ def extract_patches(
     progress: Progress = silent,
 ) -> ExtractedPatches:
     """The first half of :func:`build_store`: read and encode what the store at ``path`` lacks."""
+    started = time.perf_counter()
+    fingerprints = [slide.fingerprint or fingerprint_now(slide.path) for slide in plan.slides]
+    lost: dict[int, str] = {}
     with _building(path) as path:
-        return _extract(plan, path, backend, executor, workers, progress)
+        with _reusable(path, backend, plan) as reusable:
+            if _is_current(reusable.old, plan, backend, fingerprints):
+                return ExtractedPatches(plan, path, backend, fingerprints)
+            missing = [
+                np.flatnonzero(reusable.find(mark, slide.coords)[:, 0] == NOWHERE)
+                for slide, mark in zip(plan.slides, fingerprints, strict=True)
+            ]
+        count = sum(map(len, missing))
+        workers = workers or plan.options.extraction_workers or len(os.sched_getaffinity(0))
+        if executor is None and count <= _WORTH_A_POOL:
+            workers = 1
+        folder = partial_folder(path) / _PARTS
+        folder.mkdir(parents=True, exist_ok=True)
+        done = len(plan) - count
+        tasks = _tasks(plan, plan.content(backend), fingerprints, missing)
+        for task, result in run_tasks(tasks, folder, executor, workers):
+            lost.update((int(task.rows[number]), reason) for number, reason in result.reasons.items())
+            done += len(task.rows)
+            progress(done, len(plan), "extracting patches")
+    seconds = time.perf_counter() - started
+    return ExtractedPatches(plan, path, backend, fingerprints, lost, count - len(lost), seconds)
 
 
 def write_store(extracted: ExtractedPatches, *, progress: Progress = silent) -> BuildReport:
     """The second half of :func:`build_store`: assemble the store and put it in the old one's place."""
-    with _building(extracted.path):
-        return _write(extracted, progress)
+    started = time.perf_counter()
+    plan, backend, fingerprints = extracted.plan, extracted.backend, extracted.fingerprints
+    keys, labels = list(plan.keys()), plan.labels.tolist()
+    rows = [row for row in range(len(plan)) if row not in extracted.lost]
+    if backend == "lmdb":
+        rows.sort(key=keys.__getitem__)
+    with _building(extracted.path) as path:
+        with _reusable(path, backend, plan) as reusable:
+            if _is_current(reusable.old, plan, backend, fingerprints):
+                remove(partial_folder(path))
+                return _report(path, reusable.old.metadata.info, extracted.decoded, extracted.seconds)
+            slides = zip(plan.slides, fingerprints, strict=True)
+            places = np.concatenate([reusable.find(mark, slide.coords) for slide, mark in slides])
+            if gone := np.count_nonzero(places[rows, 0] == NOWHERE):
+                raise StoreError(f"{gone} extracted patches are gone", path=path, remedy="Extract them again")
+            metadata = _metadata(extracted)
+            with _writer(backend, path, len(plan), plan.patch_size) as writer:
+                for done, row in enumerate(rows):
+                    reusable.copy(places[row].tolist(), writer, row, keys[row], labels[row])
+                    if done % 256 == 0:
+                        progress(done, len(plan), "storing patches")
+                writer.finish(metadata)
+        _publish(path)
+    progress(len(plan), len(plan), "storing patches")
+    seconds = extracted.seconds + time.perf_counter() - started
+    return _report(path, metadata.info, extracted.decoded, seconds)
 
 
 def write_patches(
@@ -184,22 +227,21 @@ def write_patches(
     Raises:
         StoreError: as :func:`build_store`; patches of different sizes, a key twice, or no patch at all.
     """
-    options = options or ExtractionOptions()
     started = time.perf_counter()
-    codec = {"fs": "png", "hdf5": "pixels"}.get(backend, options.codec)
-    quality = options.jpeg_quality if codec == "jpeg" else None
+    codec, quality = (options or ExtractionOptions()).encoding(backend)
     encode = encoder(codec, quality)
     labels: dict[str, int] = {}
     values = hashlib.blake2b(digest_size=16)
-    writer: StoreWriter | None = None
     with _building(path) as path:
         if (old := _open_old(path, backend)) is not None:
             old.close()
-        try:
-            for key, image, label in items:
-                if writer is None:
-                    size = len(image)
-                    writer = _writer(backend, path, None, size)
+        items = iter(items)
+        first = next(items, None)
+        if first is None:
+            raise StoreError("would have no patches", path=path)
+        size = len(first[1])
+        with _writer(backend, path, None, size) as writer:
+            for key, image, label in itertools.chain([first], items):
                 if image.shape != (size, size, 3) or image.dtype != np.uint8 or key in labels:
                     what = f"patch {key!r} is there twice, or is {image.dtype} {image.shape}"
                     raise StoreError(what, path=path, remedy=f"Give uint8 ({size}, {size}, 3) patches")
@@ -207,8 +249,6 @@ def write_patches(
                 writer.write(len(labels), key, int(label), value)
                 values.update(value)
                 labels[key] = int(label)
-            if writer is None:
-                raise StoreError("would have no patches", path=path)
             stored = np.array(list(labels.values()), np.uint8)
             info = {
                 **_counts(backend, stored),
@@ -216,9 +256,6 @@ def write_patches(
                 **{"digest": digest(list(labels.items()), values.hexdigest()), "quarantined": []},
             }
             writer.finish(StoreMetadata(info, list(labels), stored, None))
-        finally:
-            if writer is not None:
-                writer.close()
         _publish(path)
     return _report(path, info, len(stored), time.perf_counter() - started)
 
@@ -241,7 +278,8 @@ def _building(path: str | Path) -> Iterator[Path]:
         raise StoreError(
             f"a worker process died ({one_line(error) or 'killed'})",
             path=path,
-            remedy="Give it more memory or fewer extraction_workers, then run again; it continues",
+            remedy="Give it more memory or fewer extraction_workers, or begin your script's work below "
+            "if __name__ == '__main__', then run again; it continues",
         ) from error
     except WsiAssetsError:
         raise
@@ -251,40 +289,6 @@ def _building(path: str | Path) -> Iterator[Path]:
             raise
         remove(_staged(path))  # a full disk needs the space; the part files stay
         raise StoreError(fault.fault, path=path, remedy=fault.remedy) from error
-
-
-def _extract(
-    plan: PatchPlan,
-    path: Path,
-    backend: Backend,
-    executor: Executor | None,
-    workers: int | None,
-    progress: Progress,
-) -> ExtractedPatches:
-    started = time.perf_counter()
-    fingerprints = [slide.fingerprint or fingerprint_now(slide.path) for slide in plan.slides]
-    with contextlib.closing(_AtHand(path, backend, plan)) as at_hand:
-        if at_hand.is_current(fingerprints):
-            remove(partial_folder(path))
-            return ExtractedPatches(plan, path, backend, fingerprints, current=True)
-        missing = [
-            np.flatnonzero((at_hand.find(mark, slide.coords) < 0).all(axis=0))
-            for slide, mark in zip(plan.slides, fingerprints, strict=True)
-        ]
-    count = sum(map(len, missing))
-    workers = workers or plan.options.extraction_workers or len(os.sched_getaffinity(0))
-    pool = workers > 1 and count > _WORTH_A_POOL
-    tasks = _tasks(plan, plan.content(backend), fingerprints, missing)
-    folder = _parts_folder(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    lost: dict[int, str] = {}
-    done = len(plan) - count
-    for task, result in run_tasks(tasks, folder, executor, workers, pool):
-        lost.update((int(task.rows[number]), reason) for number, reason in result.reasons.items())
-        done += len(task.rows)
-        progress(done, len(plan), "extracting patches")
-    seconds = time.perf_counter() - started
-    return ExtractedPatches(plan, path, backend, fingerprints, lost, count - len(lost), seconds)
 
 
 def _tasks(
@@ -303,79 +307,22 @@ def _tasks(
             yield ExtractTask(rows, slide.path, mark, coords[chosen], content, direct)
 
 
-def _write(extracted: ExtractedPatches, progress: Progress) -> BuildReport:
-    started = time.perf_counter()
-    plan, path, backend = extracted.plan, extracted.path, extracted.backend
-    writer: StoreWriter | None = None
-    with contextlib.closing(_AtHand(path, backend, plan)) as at_hand:
-        if extracted.current and at_hand.is_current(extracted.fingerprints):
-            return _report(path, at_hand.old.metadata.info, 0, extracted.seconds)
-        slides = zip(plan.slides, extracted.fingerprints, strict=True)
-        found = np.concatenate([at_hand.find(mark, slide.coords) for slide, mark in slides], axis=1)
-        metadata = _metadata(extracted, (found >= 0).any(axis=0))
-        keys, labels = list(plan.keys()), plan.labels.tolist()
-        order = range(len(plan)) if backend != "lmdb" else sorted(range(len(plan)), key=keys.__getitem__)
-        try:
-            writer = _writer(backend, path, len(plan), plan.patch_size)
-            for done, row in enumerate(order):
-                in_old, in_parts = found[:, row].tolist()
-                if row in extracted.lost:
-                    continue
-                if in_old >= 0:
-                    writer.keep(row, keys[row], labels[row], at_hand.old, in_old)
-                else:
-                    writer.write(row, keys[row], labels[row], at_hand.parts.read(in_parts))
-                if done % 256 == 0:
-                    progress(done, len(plan), "storing patches")
-            writer.finish(metadata)
-        finally:
-            if writer is not None:
-                writer.close()
-    _publish(path)
-    progress(len(plan), len(plan), "storing patches")
-    seconds = extracted.seconds + time.perf_counter() - started
-    return _report(path, metadata.info, extracted.decoded, seconds)
+@contextlib.contextmanager
+def _reusable(path: Path, backend: Backend, plan: PatchPlan) -> Iterator[ReusablePatches]:
+    reusable = ReusablePatches(_open_old(path, backend), partial_folder(path) / _PARTS, plan.content(backend))
+    with contextlib.closing(reusable):
+        yield reusable
 
 
-class _AtHand:
-    """Encoded patches that need not be read from slides: of the store there is, and of part files."""
-
-    def __init__(self, path: Path, backend: Backend, plan: PatchPlan):
-        self._plan, self._backend = plan, backend
-        content = plan.content(backend)
-        self.old = _open_old(path, backend)
-        self.parts = Parts(_parts_folder(path), content)
-        self._of_old = PatchTable()
-        metadata = None if self.old is None else self.old.metadata
-        if metadata is None or metadata.origins is None:
-            return
-        if any(metadata.info.get(name) != value for name, value in content.items()):
-            return
-        rows = np.flatnonzero(metadata.labels != UNKNOWN_LABEL)
-        slides = metadata.origins[rows, 0]
-        rows = rows[np.argsort(slides, kind="stable")]
-        borders = np.cumsum(np.bincount(slides, minlength=len(metadata.info["slides"])))
-        for slide, chosen in zip(metadata.info["slides"], np.split(rows, borders[:-1]), strict=True):
-            self._of_old.add(slide["fingerprint"], metadata.origins[chosen, 1:], chosen)
-
-    def find(self, fingerprint: str, coords: np.ndarray) -> np.ndarray:
-        """int64 (2, n): row in the old store and number in the parts of each patch, -1 where it is not."""
-        return np.stack([table.find(fingerprint, coords) for table in (self._of_old, self.parts.table)])
-
-    def is_current(self, fingerprints: list[str]) -> bool:
-        """Whether the old store is the plan's, and nothing is left to try again."""
-        info = {} if self.old is None else self.old.metadata.info
-        # An index without fingerprints does not say when a slide changed.
-        return (
-            info.get("plan_digest") == self._plan.digest(self._backend)
-            and not info["quarantined"]
-            and [slide["fingerprint"] for slide in info["slides"]] == fingerprints
-        )
-
-    def close(self) -> None:
-        self.parts.close()
-        if self.old is not None:
-            self.old.close()
+def _is_current(old: StoreReader | None, plan: PatchPlan, backend: Backend, fingerprints: list[str]) -> bool:
+    """Whether the old store is the plan's, and nothing is left to try again."""
+    info = {} if old is None else old.metadata.info
+    # An index without fingerprints does not say when a slide changed.
+    return (
+        info.get("plan_digest") == plan.digest(backend)
+        and not info["quarantined"]
+        and [slide["fingerprint"] for slide in info["slides"]] == fingerprints
+    )
 
 
 def _open_old(path: Path, backend: Backend) -> StoreReader | None:
@@ -398,37 +345,27 @@ def _open_old(path: Path, backend: Backend) -> StoreReader | None:
     raise StoreError(f"{what}, and is not overwritten", path=path, remedy="Move it away, or build elsewhere")
 
 
-def _metadata(extracted: ExtractedPatches, at_hand: np.ndarray) -> StoreMetadata:
-    """What the store will hold; ``at_hand``: bool (n,), the patches of the plan that there are.
-
-    Raises:
-        StoreError: a patch that was extracted is gone.
-    """
+def _metadata(extracted: ExtractedPatches) -> StoreMetadata:
     plan, backend = extracted.plan, extracted.backend
+    keys, labels, origins = list(plan.keys()), plan.labels, plan.origins
     readable = np.ones(len(plan), bool)
     readable[list(extracted.lost)] = False
-    if gone := np.count_nonzero(readable & ~at_hand):
-        what = f"{gone} extracted patches are gone"
-        raise StoreError(what, path=extracted.path, remedy="Extract them again")
-    keys, labels, origins = list(plan.keys()), plan.labels, plan.origins
-    slides = [
-        {
-            "slide_id": slide.slide_id,
-            "fingerprint": mark,
-            "patches": int(np.count_nonzero(readable[slide.first : slide.first + len(slide)])),
-            **slide.scale,
-        }
-        for slide, mark in zip(plan.slides, extracted.fingerprints, strict=True)
-    ]
     info = {
         **plan.content(backend),
         **_counts(backend, extracted.labels),
         "stride": plan.stride,
         "plan_digest": plan.digest(backend),
         "digest": extracted.digest,
-        "slides": slides,
+        "slides": [
+            {
+                "slide_id": slide.slide_id,
+                "fingerprint": mark,
+                "patches": int(np.count_nonzero(readable[slide.first : slide.first + len(slide)])),
+                **slide.scale,
+            }
+            for slide, mark in zip(plan.slides, extracted.fingerprints, strict=True)
+        ],
         "quarantined": [dict(zip(_QUARANTINE, row, strict=True)) for row in extracted.quarantined],
-        "versions": _versions(),
     }
     if backend == "hdf5":  # row is count
         return StoreMetadata(info, keys, np.where(readable, labels, UNKNOWN_LABEL).astype(np.uint8), origins)
@@ -441,15 +378,12 @@ def _counts(backend: Backend, labels: np.ndarray) -> dict[str, Any]:
     return {"backend": backend, "patches": len(labels), "tumor": tumor, "normal": len(labels) - tumor}
 
 
-def _parts_folder(path: Path) -> Path:
-    return partial_folder(path) / "parts"
-
-
 def _staged(path: Path) -> Path:
     return partial_folder(path) / path.name
 
 
-def _writer(backend: Backend, path: Path, count: int | None, patch_size: int) -> StoreWriter:
+@contextlib.contextmanager
+def _writer(backend: Backend, path: Path, count: int | None, patch_size: int) -> Iterator[StoreWriter]:
     if backend == "lmdb":
         from wsi_assets.patches.backends.lmdb import LmdbWriter as Writer
     elif backend == "hdf5":
@@ -457,9 +391,9 @@ def _writer(backend: Backend, path: Path, count: int | None, patch_size: int) ->
     else:
         from wsi_assets.patches.backends.image_folder import ImageFolderWriter as Writer
     staged = _staged(path)
-    remove(staged)
     staged.parent.mkdir(exist_ok=True)
-    return Writer(staged, count, patch_size)
+    with contextlib.closing(Writer(staged, count, patch_size)) as writer:
+        yield writer
 
 
 def _publish(path: Path) -> None:
@@ -480,13 +414,3 @@ def _report(path: Path, info: dict[str, Any], decoded: int, seconds: float) -> B
         reused=info["patches"] - decoded,
         quarantined=[tuple(row[name] for name in _QUARANTINE) for row in info["quarantined"]],
     )
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import platform
@@ -10,18 +11,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.patches.codecs import encoder
-from wsi_assets.patches.parts import write_part
+from wsi_assets.patches.reuse import write_part
 from wsi_assets.slides.fingerprints import fingerprint, signature
 
 
@@ -51,12 +50,12 @@ class BatchResult:
 
     Attributes:
         reasons: number of a patch that could not be read -> why.
-        values: (number, encoded patch) of the others; empty where they went to a part file.
+        values: ((y, x), encoded patch) of the others; empty where they went to a part file.
         unseen_by: the machine that did not even find the slide's file, None if it did.
     """
 
     reasons: dict[int, str]
-    values: list[tuple[int, bytes]]
+    values: list[tuple[tuple[int, int], bytes]] = field(default_factory=list)
     unseen_by: str | None = None
 
 
@@ -66,26 +65,25 @@ def extract_to_part(task: ExtractTask, folder: Path) -> BatchResult:
     An unreadable slide or patch is a reason in the result, never an exception.
     """
     reasons: dict[int, str] = {}
-    places = task.coords.tolist()
-    values = ((tuple(places[number]), value) for number, value in _encoded(task, reasons))
-    write_part(folder, task.content, task.fingerprint, values)
-    return BatchResult(reasons, [], _unseen_by(task))
+    write_part(folder, task.content, task.fingerprint, _encoded(task, reasons))
+    return BatchResult(reasons)
 
 
 def extract_values(task: ExtractTask) -> BatchResult:
     """As :func:`extract_to_part`, for workers that share no disk with the store: the values are returned."""
     reasons: dict[int, str] = {}
     values = list(_encoded(task, reasons))
-    return BatchResult(reasons, values, _unseen_by(task))
+    unseen_by = None if os.access(task.slide_path, os.R_OK) else platform.node()
+    return BatchResult(reasons, values, unseen_by)
 
 
 def run_tasks(
-    tasks: Iterable[ExtractTask], folder: Path, executor: Executor | None, workers: int, pool: bool
+    tasks: Iterable[ExtractTask], folder: Path, executor: Executor | None, workers: int
 ) -> Iterator[tuple[ExtractTask, BatchResult]]:
     """Do the tasks and have their patches in part files in ``folder``; each task with its result, as done.
 
     Args:
-        executor: does them elsewhere; None does them in this process, or with ``pool`` in ``workers`` others.
+        executor: does them elsewhere; None does them here: in this process, or in several ``workers``.
         workers: how many tasks are done at once; as many wait.
 
     Raises:
@@ -95,12 +93,12 @@ def run_tasks(
     if executor is not None:
         for task, result in _as_completed(executor, tasks, extract_values, 2 * workers):
             _check_seen(task, result)
-            places = task.coords.tolist()
-            values = ((tuple(places[number]), value) for number, value in result.values)
-            write_part(folder, task.content, task.fingerprint, values)
+            write_part(folder, task.content, task.fingerprint, result.values)
             yield task, result
-    elif pool:
-        with process_pool(workers) as processes:
+    elif workers > 1:
+        # Fresh processes: what this one has open, or its threads hold, is not theirs.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as processes:
             try:
                 work = partial(extract_to_part, folder=folder)
                 yield from _as_completed(processes, tasks, work, 2 * workers)
@@ -117,56 +115,25 @@ def run_tasks(
 def _as_completed(
     executor: Executor, tasks: Iterable[ExtractTask], work: Callable[..., BatchResult], ahead: int
 ) -> Iterator[tuple[ExtractTask, BatchResult]]:
+    tasks = iter(tasks)
     waiting: dict[Future, ExtractTask] = {}
-
-    def done() -> Iterator[tuple[ExtractTask, BatchResult]]:
-        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-            yield waiting.pop(future), future.result()
-
     try:
-        for task in tasks:
-            waiting[executor.submit(work, task)] = task
-            while len(waiting) >= ahead:
-                yield from done()
-        while waiting:
-            yield from done()
+        while True:
+            for task in itertools.islice(tasks, ahead - len(waiting)):
+                waiting[executor.submit(work, task)] = task
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), future.result()
     finally:
         for future in waiting:
             future.cancel()
 
 
-def process_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of fresh processes: what this one has open, or its threads hold, is not theirs.
-
-    They end with this process, however it ends, and do not import the script that runs it: one without a
-    main guard would start itself again.
-    """
-    return _Pool(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
-
-
-class _Pool(ProcessPoolExecutor):
-    _starting = threading.Lock()
-
-    def submit(self, *args: Any, **kwargs: Any) -> Future:
-        with self._starting:
-            main = sys.modules["__main__"]
-            sys.modules["__main__"] = ModuleType("__main__")
-            try:
-                return super().submit(*args, **kwargs)  # starts a process where one is needed
-            finally:
-                sys.modules["__main__"] = main
-
-
 def _end_with_parent() -> None:
     # Workers of a killed process would wait for tasks for ever: each holds the other end of their pipe too.
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_watch, args=(parent.sentinel,), name="watch", daemon=True).start()
-
-
-def _watch(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 _open = threading.local()
@@ -180,8 +147,8 @@ def close_reader() -> None:
         held[1].close()
 
 
-def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[int, bytes]]:
-    """(number, encoded patch) of those that can be read; why not, of the rest, into ``reasons``.
+def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[tuple[int, int], bytes]]:
+    """((y, x), encoded patch) of those that can be read; why not, of the rest, into ``reasons``.
 
     A patch that is just one of the slide's JPEG tiles is not encoded again under the codec ``jpeg``: the tile
     is smaller, its pixels are exactly the slide's, and it costs no time. Parts of a tile are not cut out so:
@@ -189,6 +156,7 @@ def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[int, 
     (4:2:0, as most scanners write) takes from beyond the cut, in one pixel of 300.
     """
     waiting = set(range(len(task.coords)))
+    places = list(map(tuple, task.coords.tolist()))
     content = task.content
     encode = encoder(content["codec"], content["quality"])
     try:
@@ -198,7 +166,7 @@ def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[int, 
             waiting.remove(number)
             reason = patch.fault or _too_little(patch.missing, content)
             if reason is None:
-                yield number, patch.jpeg or encode(patch.pixels)
+                yield places[number], patch.jpeg or encode(patch.pixels)
             else:
                 reasons[number] = sys.intern(reason)  # one text for many patches: results stay small
     except SlideError as error:
@@ -236,14 +204,6 @@ def fingerprint_now(path: str) -> str:
     with contextlib.suppress(SlideError):
         return fingerprint(path)
     return ""
-
-
-def _unseen_by(task: ExtractTask) -> str | None:
-    try:
-        signature(task.slide_path)
-    except SlideError:
-        return platform.node()
-    return None
 
 
 def _check_seen(task: ExtractTask, result: BatchResult) -> None:

@@ -45,3 +45,8 @@ class ExtractionOptions(BaseModel):
         le=1.0,
         description="Largest share of patches that may be unreadable before a check fails.",
     )
+
+    def encoding(self, backend: Backend) -> tuple[str, int | None]:
+        """Codec, and its JPEG quality if it has one, of the patches in a store of this kind."""
+        codec = {"fs": "png", "hdf5": "pixels"}.get(backend, self.codec)
+        return codec, self.jpeg_quality if codec == "jpeg" else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,38 +50,26 @@ class _Block:
     fault: str | None = None
     jpeg: bytes | None = None
 
-    def whole(self, y: int, x: int, size: int) -> Patch | None:
-        """The patch at (y, x) if all of it lies in the block and in the slide."""
-        if self.pixels is None:
-            return None
-        high, wide = self.pixels.shape[:2]
-        y, x = y - self.top, x - self.left
-        if y < 0 or x < 0 or y + size > high or x + size > wide:
-            return None
-        part = slice(y, y + size), slice(x, x + size)
-        if self.present is not None and not self.present[part].all():
-            return None
-        return Patch(self.pixels[part], 0, None, self.jpeg if (high, wide) == (size, size) else None)
-
-    def paste(self, y: int, x: int, patch: Patch) -> None:
-        """Copy into the patch at (y, x) what the block has of it."""
-        patch.fault = patch.fault or self.fault
-        if self.pixels is None:
-            return
-        (high, wide), size = self.pixels.shape[:2], len(patch.pixels)
-        y0, y1 = max(y, self.top), min(y + size, self.top + high)
-        x0, x1 = max(x, self.left), min(x + size, self.left + wide)
+    def cut(self, y: int, x: int, size: int, patch: Patch | None) -> Patch:
+        """The patch at (y, x) with what the block has of it, beside what other blocks gave before."""
+        shape = (0, 0) if self.pixels is None else self.pixels.shape
+        y0, y1 = max(y, self.top), min(y + size, self.top + shape[0])
+        x0, x1 = max(x, self.left), min(x + size, self.left + shape[1])
         if y0 >= y1 or x0 >= x1:
-            return
+            patch = patch or _blank(size)
+            patch.fault = patch.fault or self.fault
+            return patch
+        part = slice(y0 - self.top, y1 - self.top), slice(x0 - self.left, x1 - self.left)
+        found, there = self.pixels[part], None if self.present is None else self.present[part]
+        # Most patches lie in one tile. They are given straight from it: it is still in the processor's
+        # cache, and neither filling nor copying a patch of its own is needed.
+        if found.shape[:2] == (size, size) and (there is None or there.all()):
+            return Patch(found, 0, None, self.jpeg if shape[:2] == (size, size) else None)
+        patch = patch or _blank(size)
         target = patch.pixels[y0 - y : y1 - y, x0 - x : x1 - x]
-        source = slice(y0 - self.top, y1 - self.top), slice(x0 - self.left, x1 - self.left)
-        if self.present is None:
-            target[:] = self.pixels[source]
-            patch.missing -= (y1 - y0) * (x1 - x0)
-        else:
-            there = self.present[source]
-            np.copyto(target, self.pixels[source], where=there[..., None])
-            patch.missing -= int(np.count_nonzero(there))
+        np.copyto(target, found, where=True if there is None else there[..., None])
+        patch.missing -= int((y1 - y0) * (x1 - x0) if there is None else np.count_nonzero(there))
+        return patch
 
 
 class PatchReader:
@@ -130,21 +120,13 @@ class PatchReader:
         else:
             touching = _touching(coords, size, (self._tiles.tile_height, self._tiles.tile_width))
             blocks = _tiles(self._tiles, coords, size, touching, jpeg)
-        parts = [0] * len(places)
-        for over in touching.values():
-            for number in over:
-                parts[number] += 1
+        parts = Counter(itertools.chain.from_iterable(touching.values()))
         begun: dict[int, Patch] = {}
         for block in blocks:
             for number in block.over:
                 y, x = places[number]
                 parts[number] -= 1
-                # Most patches lie in one tile. They are given straight from it: it is still in the
-                # processor's cache, and neither filling nor copying a patch of its own is needed.
-                patch = block.whole(y, x, size) if not parts[number] and number not in begun else None
-                if patch is None:
-                    patch = begun.pop(number, None) or _blank(size)
-                    block.paste(y, x, patch)
+                patch = block.cut(y, x, size, begun.pop(number, None))
                 if parts[number]:
                     begun[number] = patch
                 else:

@@ -88,13 +88,7 @@ class PatchPlan:
 
     def content(self, backend: Backend) -> dict[str, Any]:
         """All that decides what bytes a patch becomes, or that it is left out, except its slide and place."""
-        codec, quality = self.options.codec, None
-        if backend == "fs":
-            codec = "png"
-        elif backend == "hdf5":
-            codec = "pixels"
-        elif codec == "jpeg":
-            quality = self.options.jpeg_quality
+        codec, quality = self.options.encoding(backend)
         return {
             "format": FORMAT,
             "level": self.level,
@@ -204,17 +198,13 @@ def read_batches(coords: np.ndarray, patch_size: int) -> list[np.ndarray]:
     order = np.lexsort((coords[:, 1], coords[:, 0], squares[:, 1], squares[:, 0]))
     borders = np.flatnonzero(np.any(np.diff(squares[order], axis=0), axis=1)) + 1
     batches: list[np.ndarray] = []
-    gathered: list[np.ndarray] = []
+    batch = order[:0]
     for square in np.split(order, borders):
-        if gathered and sum(map(len, gathered)) + len(square) > per_batch:
-            batches.append(np.concatenate(gathered))
-            gathered = []
         for start in range(0, len(square), per_batch):
             piece = square[start : start + per_batch]
-            if len(piece) == per_batch:
-                batches.append(piece)
+            if len(batch) + len(piece) > per_batch:
+                batches.append(batch)
+                batch = piece
             else:
-                gathered.append(piece)
-    if gathered and sum(map(len, gathered)):
-        batches.append(np.concatenate(gathered))
-    return batches
+                batch = np.concatenate([batch, piece])
+    return [*batches, batch] if len(batch) else batches

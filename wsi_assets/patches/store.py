@@ -119,12 +119,9 @@ class PatchStore:
 
     def get_many(self, indices: Iterable[int]) -> np.ndarray:
         """Several patches, uint8 (k, P, P, 3) RGB, in the order asked for."""
-        indices = [int(index) for index in indices]
         size = self.info["patch_size"]
-        patches = np.empty((len(indices), size, size, 3), np.uint8)
-        for row, index in enumerate(indices):
-            patches[row] = self.get(index)
-        return patches
+        patches = [self.get(int(index)) for index in indices]
+        return np.stack(patches) if patches else np.empty((0, size, size, 3), np.uint8)
 
     def encoded(self, index: int) -> bytes:
         """The stored bytes of one patch: a JPEG or PNG image, or of HDF5 its pixels."""
@@ -162,7 +159,7 @@ class PatchStore:
         reader = self._reader
         if reader is not None and self._process == os.getpid():
             return reader
-        with _OPENING:
+        with _opening:
             if self._reader is None or self._process != os.getpid():
                 if self._reader is not None:
                     self._reader.close()  # the parent's: what is open at a fork is open in both
@@ -174,17 +171,16 @@ class PatchStore:
                     raise StoreError(
                         "was built anew since this handle was made", path=self.path, remedy="Open it again"
                     )
-                self._digest = digest
-                self._process, self._reader = os.getpid(), reader
+                self._digest, self._process, self._reader = digest, os.getpid(), reader
             return self._reader
 
 
-_OPENING = threading.Lock()
+_opening = threading.Lock()
 
 
 def _after_fork() -> None:
-    global _OPENING  # another thread of the parent may have held it
-    _OPENING = threading.Lock()
+    global _opening  # another thread of the parent may have held it
+    _opening = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -220,30 +216,27 @@ def partial_folder(path: Path) -> Path:
 
 def _kind_of(path: Path) -> str:
     try:
-        if not path.exists() and path.parent.is_dir():
-            recover(path)
         if not path.exists():
-            if partial_folder(path).exists():
-                raise UnusableStoreError(
-                    "is half-built: its build has not finished",
-                    path=path,
-                    remedy="Run the build again; it continues",
-                )
-            raise StoreError("does not exist", path=path, remedy="Build the store first")
+            recover(path)
         if path.is_dir():
             if (path / "data.mdb").is_file():
                 return "lmdb"
             if any((path / name).exists() for name in ("manifest.json", "normal", "tumor")):
                 return "fs"
-            raise StoreError("is not a patch store", path=path, remedy="Check the path")
-        with path.open("rb") as stream:
-            start = stream.read(32)
+        elif path.exists():
+            with path.open("rb") as stream:
+                start = stream.read(32)
+            if start.startswith(b"\x89HDF\r\n\x1a\n"):
+                return "hdf5"
+            if (0xBEEFC0DE).to_bytes(4, "little") in start:  # an LMDB without a folder of its own
+                return "lmdb"
+        elif partial_folder(path).exists():
+            what, remedy = "is half-built: its build has not finished", "Run the build again; it continues"
+            raise UnusableStoreError(what, path=path, remedy=remedy)
+        else:
+            raise StoreError("does not exist", path=path, remedy="Build the store first")
     except OSError as error:
         raise StoreError(
             f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions"
         ) from error
-    if start.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "hdf5"
-    if (0xBEEFC0DE).to_bytes(4, "little") in start:  # an LMDB without a folder of its own
-        return "lmdb"
     raise StoreError("is not a patch store", path=path, remedy="Check the path, or build it again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 
 from wsi_assets.errors import SlideError, StoreError
 from wsi_assets.patches.codecs import LOSSLESS, decode, encoder
-from wsi_assets.patches.plan import patch_key
 from wsi_assets.patches.store import PatchStore
 from wsi_assets.progress import Progress, silent
 from wsi_assets.slides import ReferenceReader
@@ -55,19 +53,19 @@ def verify_store(
         fraction: share of patches to check, 0 to 1; at least one is checked, 1.0 checks all.
 
     Raises:
-        StoreError: the fraction is out of range.
+        StoreError: the fraction is out of range, or the store does not say where its patches lie.
     """
     if not 0.0 <= fraction <= 1.0:
         raise StoreError(f"a fraction of {fraction} cannot be checked", remedy="Give one between 0 and 1")
     lost = {row["key"] for row in store.info["quarantined"]}
-    keys, origins = store.keys, _origins(store, index)
+    keys, origins = store.keys, store.origins
     readable = np.array([row for row, key in enumerate(keys) if key not in lost], np.int64)
     total = len(readable)
     count = min(total, max(1, round(total * fraction)))
     chosen = np.sort(np.random.default_rng(seed).choice(readable, count, replace=False)) if total else []
     problems: list[tuple[str, str]] = [(store.path.name, problem) for problem in store.problems()]
     worst = 0.0
-    by_slide: dict[str | None, list[int]] = {}
+    by_slide: dict[str, list[int]] = {}
     for row in chosen:
         by_slide.setdefault(origins[row][0], []).append(int(row))
     done = 0
@@ -81,20 +79,6 @@ def verify_store(
             done += 1
             progress(done, count, "verifying patches")
     return VerifyReport(total, count, worst, problems)
-
-
-def _origins(store: PatchStore, index: Mapping[str, Mapping[str, Any]]) -> list[tuple[str | None, int, int]]:
-    """(slide id, y, x) of each patch: from the store, or by its key from the index."""
-    if store.coords is not None:
-        return store.origins
-    origins: list[tuple[str | None, int, int]] = [(None, 0, 0)] * len(store)
-    count = 0
-    for slide_id, entry in index.items():
-        for y, x, _ in entry["patches"]:
-            with contextlib.suppress(KeyError):
-                origins[store.key_index(patch_key(slide_id, count))] = slide_id, int(y), int(x)
-            count += 1
-    return origins
 
 
 def _compare(

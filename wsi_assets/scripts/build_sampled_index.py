@@ -12,13 +12,13 @@ from wsi_assets.scripts.command import add_options, make_options, parser, run, s
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Sample the index the arguments name; by default as many normal patches as tumor patches."""
+    """Sample the index the arguments name; by default as many normal as tumor patches, and no split."""
     args = parser(__doc__.split("\n")[0])
     args.add_argument("--index_file", type=Path, required=True, help="An index, as build_index writes it.")
     args.add_argument(
         "--out_file", type=Path, help="The sampled index; None is <index_file>_sampled.pkl beside it."
     )
-    add_options(args, SamplingOptions, normal_per_tumor=1.0)
+    add_options(args, SamplingOptions, normal_per_tumor=1.0, val_size=None)
     given = vars(args.parse_args(arguments))
     options = make_options(SamplingOptions, **given)
     index = load_index(given["index_file"])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 _HEADER_BYTES = 256 << 10
-_STUDY = re.compile(rb"\x20\x00\x0d\x00UI(..)", re.DOTALL)
-"""(0020,000D); the series, (0020,000E), follows it directly in the file's own attributes, and only there."""
-_SERIES = b"\x20\x00\x0e\x00UI"
-_COLUMNS, _ROWS = b"\x48\x00\x06\x00UL\x04\x00", b"\x48\x00\x07\x00UL\x04\x00"
-_VOLUME = b"\\VOLUME"
+_SERIES = re.compile(rb"\x20\0\x0d\0UI..[0-9.]*\0?\x20\0\x0e\0UI..([0-9.]+)", re.DOTALL)
+"""(0020,000E), which follows the study, (0020,000D), directly in a file's own attributes only."""
+_SIZE = re.compile(rb"\x48\0\x06\0UL\x04\0(.{4})\x48\0\x07\0UL\x04\0(.{4})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -30,25 +29,11 @@ def volume_files(paths: Iterable[Path]) -> list[DicomFile]:
     Raises:
         OSError: a file does not read.
     """
-    found = (_read(path) for path in paths)
-    return [one for one in found if one is not None]
-
-
-def _read(path: Path) -> DicomFile | None:
-    with path.open("rb") as stream:
-        head = stream.read(_HEADER_BYTES)
-    if head[128:132] != b"DICM" or _VOLUME not in head:
-        return None
-    columns, rows = (_number_after(head, tag) for tag in (_COLUMNS, _ROWS))
-    for study in _STUDY.finditer(head):
-        at = study.end() + int.from_bytes(study[1], "little")
-        if head[at : at + 6] == _SERIES and columns and rows:
-            length = int.from_bytes(head[at + 6 : at + 8], "little")
-            series = head[at + 8 : at + 8 + length].rstrip(b"\0 ").decode("ascii", "replace")
-            return DicomFile(path, series, (columns, rows))
-    return None
-
-
-def _number_after(head: bytes, tag: bytes) -> int:
-    at = head.find(tag)
-    return int.from_bytes(head[at + len(tag) : at + len(tag) + 4], "little") if at >= 0 else 0
+    found = []
+    for path in paths:
+        with path.open("rb") as stream:
+            head = stream.read(_HEADER_BYTES)
+        series, size = _SERIES.search(head), _SIZE.search(head)
+        if head[128:132] == b"DICM" and b"\\VOLUME" in head and series and size:
+            found.append(DicomFile(path, series[1].decode(), struct.unpack("<II", size[1] + size[2])))
+    return found

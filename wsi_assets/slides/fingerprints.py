@@ -7,9 +7,10 @@ import os
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from wsi_assets.errors import SlideError
+from wsi_assets.slides.listing import unreadable
 
 _WHOLE = 64 << 20
 _ENDS = 256 << 10
@@ -24,12 +25,9 @@ def fingerprint(path: str | Path) -> str:
 
     A file up to 64 MiB is read whole. Of a larger one: its size, its first and last 256 KiB (where TIFF keeps
     its directories with the length of every tile), and 4 KiB of every 128 KiB between. So a copy cut short, a
-    slide scanned again or coded again is seen, and so is a hole of 128 KiB that a broken copy left, and its
-    mending; bytes changed in place between the samples are not. That is 3 % of the bytes, by eight threads:
-    0.06 s a GB in memory, 0.2 s from a solid-state disk; from a turning disk nearly as long as reading it.
-
-    A slide of several files counts with all of them: a DICOM folder, a MIRAX companion folder, the images
-    that a Hamamatsu .vms or .vmu names.
+    slide scanned or coded again, and a hole of 128 KiB with its mending are seen; bytes changed in place
+    between the samples are not. That is 3 % of the bytes: 0.06 s a GB in memory, 0.2 s from a solid-state
+    disk, from a turning disk nearly as long as reading it. A slide of several files counts with all of them.
 
     Raises:
         SlideError: the file is missing or does not read.
@@ -40,7 +38,7 @@ def fingerprint(path: str | Path) -> str:
         for name, part in _parts(path):
             total.update(name.encode() + b"\0" + _digest_of(part))
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return total.hexdigest()
 
 
@@ -56,7 +54,7 @@ def signature(path: str | Path) -> tuple[int, int]:
     try:
         stats = [part.stat() for _, part in _parts(path)]
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats)
 
 
@@ -72,7 +70,8 @@ def _parts(path: Path) -> Iterator[tuple[str, Path]]:
     elif suffix in {".vms", ".vmu"}:
         text = path.read_text(encoding="utf-8", errors="replace")
         named = {line.partition("=")[2].strip() for line in text.splitlines() if "=" in line}
-        yield from ((name, path.parent / name) for name in sorted(named) if name and _is_beside(path, name))
+        beside = (path.parent / name for name in sorted(named) if name and Path(name).name == name)
+        yield from ((file.name, file) for file in beside if file.is_file())
 
 
 def _files_in(folder: Path) -> list[tuple[str, Path]]:
@@ -82,43 +81,31 @@ def _files_in(folder: Path) -> list[tuple[str, Path]]:
     return sorted((file.relative_to(folder).as_posix(), file) for file in files)
 
 
-def _is_beside(path: Path, name: str) -> bool:
-    return Path(name).name == name and (path.parent / name).is_file()
-
-
 def _digest_of(path: Path) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("it is a pipe, socket or device, no file")  # which may never answer
     state = hashlib.blake2b(digest_size=16)
-    with path.open("rb", buffering=0) as stream:
+    # Reads wait for the disk, not for the processor.
+    with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(_THREADS) as pool:
         size = os.fstat(stream.fileno()).st_size
         state.update(size.to_bytes(8, "big"))
         spans = _spans(size)
         groups = [spans[at : at + _AT_ONCE] for at in range(0, len(spans), _AT_ONCE)]
-
-        def read(group: list[tuple[int, int]]) -> bytes:
-            part = hashlib.blake2b(digest_size=16)
-            for start, length in group:
-                _update(part, stream.fileno(), start, length)
-            return part.digest()
-
-        if len(groups) == 1:
-            state.update(read(groups[0]))
-        else:
-            # Reads wait for the disk, not for the processor.
-            with ThreadPoolExecutor(_THREADS) as pool:
-                for digest in pool.map(read, groups):
-                    state.update(digest)
+        for digest in pool.map(partial(_digest_of_spans, stream.fileno()), groups):
+            state.update(digest)
     return state.digest()
 
 
-def _update(state: hashlib.blake2b, file: int, start: int, length: int) -> None:
-    while length:
-        data = os.pread(file, min(length, 1 << 20), start)
-        if not data:
-            raise OSError("it became shorter while it was read")
-        state.update(data)
-        start, length = start + len(data), length - len(data)
+def _digest_of_spans(file: int, spans: list[tuple[int, int]]) -> bytes:
+    part = hashlib.blake2b(digest_size=16)
+    for start, length in spans:
+        while length:
+            data = os.pread(file, min(length, 1 << 20), start)
+            if not data:
+                raise OSError("it became shorter while it was read")
+            part.update(data)
+            start, length = start + len(data), length - len(data)
+    return part.digest()
 
 
 def _spans(size: int) -> list[tuple[int, int]]:
@@ -127,11 +114,3 @@ def _spans(size: int) -> list[tuple[int, int]]:
         return [(0, size)]
     inner = range(_ENDS, size - _ENDS - _BLOCK, _STRIDE)
     return [(0, _ENDS), *((start, _BLOCK) for start in inner), (size - _ENDS, _ENDS)]
-
-
-def _unreadable(path: Path, error: OSError) -> SlideError:
-    if isinstance(error, FileNotFoundError):
-        return SlideError("does not exist", path=path, remedy="Check the path, or that its disk is mounted")
-    return SlideError(
-        f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions and its disk"
-    )

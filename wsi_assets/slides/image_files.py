@@ -29,7 +29,7 @@ OTHER_NAMES = frozenset({"DICOMDIR", "README", "LICENSE", "Thumbs.db", "desktop.
 
 _PACKED = PACKED_SUFFIXES | {".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz"}
 _UNFINISHED = frozenset({".part", ".partial", ".crdownload", ".download", ".tmp", ".filepart", ".aria2"})
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CZI = b"ZISRAWFILE"
 _LEAST = 132
 _CONVERT = "Convert it to a tiled pyramidal TIFF"
@@ -90,48 +90,33 @@ class ImageFiles:
                 self._sort(place / name, suffix, kinds.get(name))
 
     def notices(self, without: set[str]) -> list[str]:
-        """A line on each thing that costs no slide.
-
-        Args:
-            without: normalized ids of the slides that have no annotation.
-        """
+        """A line on each thing that costs no slide; ``without``: normalized ids without an annotation."""
         lines = [
             f"slide file in the folder of a DICOM slide is not used: {path}. Move it if it is one"
             for path in self._strays
         ]
         unused = sorted(path for slide_id, path in self._beside if normalize_id(slide_id) in without)
         if unused:
-            what = "annotation lies beside its slide and is not used:"
-            if len(unused) > 1:
-                what = "annotations lie beside their slides and are not used, e.g."
             lines.append(
-                f"{len(unused)} {what} {unused[0]}. "
-                "To use such files, name the slide folder for annotations too"
+                f"annotations beside their slides are not used ({len(unused)}), e.g. {unused[0]}. "
+                "To use them, name the slide folder for annotations too"
             )
         return lines + passed_over(self._passed, "no slides")
 
     def _sort(self, path: Path, suffix: str, kind: str | None) -> None:
-        ending = annotation_ending(path.name)
-        inner = Path(path.stem)
+        ending, inner = annotation_ending(path.name), Path(path.stem)
+        of_slide = inner.suffix.lower() in SLIDE_SUFFIXES | UNREAD_SLIDE_SUFFIXES
         if suffix in SLIDE_SUFFIXES or kind in ("slide", "dicom"):
             self.slides.append((path.stem, path))
-        elif suffix in UNREAD_SLIDE_SUFFIXES:
-            self.unread.append(
-                (path.stem, path, f"is of a format ({suffix}) that OpenSlide does not read. {_CONVERT}")
-            )
-        elif suffix in TEXTS:
-            pass
-        elif inner.suffix.lower() in SLIDE_SUFFIXES | UNREAD_SLIDE_SUFFIXES and suffix in _PACKED:
-            self.unread.append((inner.stem, path, "is packed. Unpack it"))
+        elif suffix in UNREAD_SLIDE_SUFFIXES or kind == "tiff":
+            self.unread.append((path.stem, path, f"is of a format ({suffix}) not read here. {_CONVERT}"))
+        elif of_slide and suffix in _PACKED | _UNFINISHED:
+            self.unread.append((inner.stem, path, "is packed or not copied to its end. Unpack or copy it"))
         elif ending and suffix != ".zip":
             self._beside.append((path.name[: -len(ending)], path))
         elif suffix in UNREAD_ANNOTATION_SUFFIXES:
-            self._beside.append((inner.stem if inner.suffix.lower() in SLIDE_SUFFIXES else path.stem, path))
-        elif inner.suffix.lower() in SLIDE_SUFFIXES and suffix in _UNFINISHED:
-            self.unread.append((inner.stem, path, "is not copied to its end. Copy it again"))
-        elif kind == "tiff":
-            self.unread.append((path.stem, path, f"is a TIFF that OpenSlide does not read. {_CONVERT}"))
-        elif path.name not in OTHER_NAMES:
+            self._beside.append((inner.stem if of_slide else path.stem, path))
+        elif suffix not in TEXTS and path.name not in OTHER_NAMES:
             self._passed.append(path)
 
 
@@ -146,10 +131,7 @@ def passed_over(paths: list[Path], what: str) -> list[str]:
 
 
 def content_of(path: Path) -> str | None:
-    """What a file of unknown ending holds: "slide" if OpenSlide opens it, "dicom", "tiff"; else None.
-
-    What is no regular file is not opened: a pipe may never answer.
-    """
+    """What a regular file of unknown ending holds: "slide" if OpenSlide opens it, "dicom", "tiff", None."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size < _LEAST:
@@ -165,7 +147,7 @@ def _content(path: Path, changed_ns: int, size: int) -> str | None:
         start = stream.read(_LEAST)
     if start[128:] == b"DICM":
         return "dicom"
-    if not start.startswith((*_TIFF, _CZI)):
+    if not start.startswith((*TIFF_STARTS, _CZI)):
         return None
     import openslide
 

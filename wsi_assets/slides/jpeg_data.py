@@ -24,14 +24,11 @@ _AFTER = 16
 
 
 def hole_in(data: bytes, tables: bytes | None = None) -> str | None:
-    """What shows that the data of one picture was lost in copying, though decoders take it; None if nothing.
+    """What shows that JPEG data was lost in copying, though decoders take it; None if nothing.
 
-    Decoders go on where a hole of zeros begins: zero bits are codes, and the rest becomes a wrong picture
-    without an error. In a baseline scan 64 zero bytes are never a picture unless the all-zero code of every
-    AC table ends a block (flat areas, under tables made for them). A scan without its end marker was cut.
-
-    Args:
-        tables: the tables of an abbreviated stream.
+    Decoders go on where a hole of zeros begins: zero bits are codes. In a baseline scan 64 zero bytes are
+    never a picture unless the all-zero code of every AC table ends a block (flat areas, under tables made for
+    them). A scan without its end marker was cut. ``tables``: those of an abbreviated stream.
     """
     start = data.find(_START_OF_SCAN)
     end = data.rfind(_END, max(start, 0))
@@ -47,10 +44,7 @@ def hole_in(data: bytes, tables: bytes | None = None) -> str | None:
 
 
 def fault_of(data: bytes, tables: bytes | None) -> str | None:
-    """Why JPEG data is no whole picture, although decoders may take it for one; None if it is.
-
-    Decodes where :func:`ends_early` is not enough to say.
-    """
+    """Why JPEG data is no whole picture, although decoders may take it for one; None if it is."""
     fault = hole_in(data, tables)
     if fault or not ends_early(data):
         return fault

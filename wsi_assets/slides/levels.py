@@ -26,9 +26,8 @@ def true_levels(
 ) -> tuple[list[int], tuple[str, ...]]:
     """Numbers of those of the pictures that are levels of the first, and a line on each that is none.
 
-    OpenSlide takes any tiled page of some formats for a level, a macro or label picture too. A level is the
-    first picture over one downsample, has no name of another picture, and if its page has a resolution of its
-    own that fits.
+    A level is the first picture over one downsample, has no name of another picture, and if its page has a
+    resolution of its own that fits.
 
     Args:
         sizes: of the pictures as OpenSlide numbers them, the full resolution first.
@@ -80,7 +79,7 @@ def _said_otherwise(
     first: tifffile.TiffPage | None, page: tifffile.TiffPage | None, reductions: tuple[float, float]
 ) -> str | None:
     """What the page of a picture says of it that makes it no level."""
-    if page is None or first is None or page is first:
+    if page is None or first is None:
         return None
     # Fields behind the first | may hold anybody's words.
     text = f"{page.description.partition('|')[0]} {page.tags.valueof(_PAGE_NAME, '')}"

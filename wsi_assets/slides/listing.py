@@ -24,6 +24,9 @@ LONGEST_ID = 240
 _NEARLY = re.compile(r"[ ._-]*(masks?|annotations?|annos?|labels?|rois?|gt|tumou?rs?|regions?|geojson)$")
 """What tools append to a slide's name when they name its annotation."""
 
+_Named = dict[str, list[tuple[str, Path]]]
+"""Normalized name -> (name, file) of each file of that name."""
+
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
@@ -58,19 +61,13 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
     Sub-folders are searched and links followed; names that begin with a full stop are passed over. A slide
     is a file with an ending of a slide, or one that OpenSlide opens; a folder with DICOM files is one slide;
     the folder beside a .mrxs file is part of it. An annotation may also be named by the slide's whole file
-    name (``a.svs.geojson``), or without its ``.ome``.
+    name (``a.svs.geojson``), or without its ``.ome``. A file that is named as an annotation and is of another
+    format is one here, for whoever reads it to refuse: a slide whose annotation cannot be read or is not
+    surely its own is no normal slide.
 
-    A slide whose annotation cannot be read or is not surely its own is no normal slide. A file that is named
-    as its annotation and is of another format is its annotation here, for whoever reads it to refuse.
-
-    Left out: slides that share an id or are compared as one, a slide with two annotations or with one of
-    nearly its name, an id that cannot be a partition key, several .dcm files
-    directly in ``images_dir``, a slide of a format that is not read, packed or half copied, a link to nothing
-    or to where nothing can be reached, a pipe, socket or device (which may never answer).
-
-    An annotation without a slide is a notice, and so are annotations beside their slides where
-    ``annotations_dir`` is another folder, slide files of another format in the folder of a DICOM slide, and
-    files that are passed over.
+    What cannot be kept apart, kept under its id or read is left out. What costs no slide is a notice:
+    annotations without a slide, or beside their slides where ``annotations_dir`` is another folder; files
+    that are not used.
 
     Raises:
         SlideError: a folder is missing, cannot be reached or does not list; that is never "no slides".
@@ -78,37 +75,42 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
     images = ImageFiles(_folder(images_dir))
     for place, folders, files in _walk(images.root):
         images.add(place, folders, files)
-    notes, others = _annotations(annotations_dir, images)
-    left_out, notices = dict(images.left_out), []
-    slides: list[SlideFile] = []
-    found: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    for slide_id, path in images.slides:
-        found[normalize_id(slide_id)].append((slide_id, path))
+    return _matched(images, *_annotations(annotations_dir, images))
+
+
+def _matched(images: ImageFiles, notes: _Named, others: _Named) -> SlideListing:
+    """Give every slide its annotation: a file of its name that is read, or else one of another format."""
+    left_out, notices, slides = dict(images.left_out), [], []
+    found = _by_id(images.slides)
     for slide_id, path, reason in images.unread:
-        _pop(notes, normalize_id(slide_id))
+        _pop(notes, {normalize_id(slide_id)})
         if normalize_id(slide_id) in found:
             notices.append(f"not used, for a slide of this id is there: {path}")
         else:
-            left_out[_printable(slide_id)] = _printable(f"it {reason}: {path}")
-    names = {key: {key} | _other_names(paths[0][1], found) for key, paths in found.items()}
-    used: dict[str, list[Path]] = {key: _pop(notes, *names[key]) for key in found}
-    nearly = _nearly_named(notes, others)
-    for key, paths in found.items():
-        slide_id, annotations = paths[0][0], used[key]
-        foreign = [] if annotations else _pop(others, *names[key])
-        why = _why_left_out(slide_id, [path for _, path in paths], annotations or foreign)
-        if not why and not annotations and not foreign:
-            why = _why_unsure(slide_id, names[key], nearly)
+            left_out[slide_id] = f"it {reason}: {path}"
+    names = {key: {key} | (_other_names(paths[0][1]) - found.keys()) for key, paths in found.items()}
+    used = {key: _pop(notes, names[key]) or _pop(others, names[key]) for key in found}
+    nearly = {_NEARLY.sub("", key): (files, key, files[key]) for files in (others, notes) for key in files}
+    for key, named in found.items():
+        slide_id, paths = named[0][0], [path for _, path in named]
+        why = _why_left_out(slide_id, paths, used[key])
+        doubtful = names[key] & nearly.keys() if not why and not used[key] else set()
+        for files, other, ((_, path), *_) in map(nearly.__getitem__, doubtful):
+            files.pop(other, None)
+            why = (
+                f"it has no annotation of its own name, and this may be it: {path}. Name it {slide_id}"
+                f"{annotation_ending(path.name) or '.geojson'}, or move it if the slide is normal"
+            )
         if why:
-            left_out[_printable(slide_id)] = _printable(why)
+            left_out[slide_id] = why
         else:
-            slides.append(SlideFile(slide_id, paths[0][1], next(iter([*annotations, *foreign]), None)))
-    notices += [f"{WITHOUT_SLIDE}{path}" for paths in notes.values() for path in paths]
+            slides.append(SlideFile(slide_id, paths[0], next(iter(used[key]), None)))
+    notices += [f"{WITHOUT_SLIDE}{path}" for named in notes.values() for _, path in named]
     notices += images.notices({normalize_id(slide.slide_id) for slide in slides if not slide.annotation_path})
-    notices += passed_over([path for paths in others.values() for path in paths], "no annotations")
+    notices += passed_over([path for named in others.values() for _, path in named], "no annotations")
     return SlideListing(
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
-        left_out=dict(sorted(left_out.items())),
+        left_out={_printable(name): _printable(why) for name, why in sorted(left_out.items())},
         notices=tuple(sorted(map(_printable, notices))),
     )
 
@@ -133,36 +135,40 @@ def stat_or_none(path: Path) -> os.stat_result | None:
         ) from error
 
 
+def unreadable(path: Path, error: OSError) -> SlideError:
+    """The error of a file that is gone or does not read."""
+    if isinstance(error, FileNotFoundError):
+        return SlideError("does not exist", path=path, remedy="Check the path, or that its disk is mounted")
+    return SlideError(
+        f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions and its disk"
+    )
+
+
 def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> str | None:
+    path = paths[0]
     if len(paths) > 1:
-        return f"{len(paths)} slides share this id: {_names(paths)}. Rename all but one"
+        return f"{len(paths)} slides share this id: {', '.join(sorted(map(str, paths)))}. Rename all but one"
     if len(annotations) > 1:
-        return f"it has {len(annotations)} annotations: {_names(annotations)}. Keep one"
+        return f"it has {len(annotations)} annotations: {', '.join(map(str, annotations))}. Keep one"
     try:
-        found = stat_or_none(paths[0])
+        found = stat_or_none(path)
     except SlideError as error:
-        return f"it {error.fault}: {paths[0]}. {error.remedy}"
+        return f"it {error.fault}: {path}. {error.remedy}"
     if found is None:
-        return f"it is a link to nothing: {paths[0]}. Mend the link or take it away"
+        return f"it is a link to nothing: {path}. Mend the link or take it away"
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-        return f"it is a pipe, socket or device, no file: {paths[0]}. Take it out of the folder"
-    if not all(map(_is_text, (paths[0], *annotations))):
-        return f"the name of its file or folder is no text in UTF-8: {paths[0]}. Rename it"
-    if "..." in slide_id or any(ord(letter) < 32 for letter in slide_id):
-        return f"its id has three full stops or a control character: {paths[0]}. Rename it"
-    if slide_id.startswith("__"):
-        return f"its id begins with two underscores, as patch stores' own names do: {paths[0]}. Rename it"
+        return f"it is a pipe, socket or device, no file: {path}. Take it out of the folder"
+    text = " ".join(map(str, (path, *annotations)))
+    if text.encode(errors="ignore").decode() != text:
+        return f"the name of its file or folder is no text in UTF-8: {path}. Rename it"
+    if "..." in slide_id or slide_id.startswith("__") or any(ord(letter) < 32 for letter in slide_id):
+        return (
+            "its id has three full stops, a control character, or two underscores in front, as patch stores' "
+            f"own names do: {path}. Rename it"
+        )
     if len(slide_id.encode()) > LONGEST_ID:
-        return f"its id has more than {LONGEST_ID} bytes: {paths[0]}. Rename it"
+        return f"its id has more than {LONGEST_ID} bytes: {path}. Rename it"
     return None
-
-
-def _is_text(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _printable(text: str) -> str:
@@ -170,32 +176,7 @@ def _printable(text: str) -> str:
     return one_line(text.encode(errors="backslashreplace").decode())
 
 
-def _nearly_named(*files: dict[str, list[Path]]) -> dict[str, list[tuple[dict[str, list[Path]], str]]]:
-    """Normalized name of a slide -> where a file is kept whose name adds to it what tools add."""
-    found = defaultdict(list)
-    for one in files:
-        for key in one:
-            if (name := _NEARLY.sub("", key)) != key:
-                found[name].append((one, key))
-    return found
-
-
-def _why_unsure(
-    slide_id: str, names: set[str], nearly: dict[str, list[tuple[dict[str, list[Path]], str]]]
-) -> str | None:
-    """Why a slide without an annotation may have one: a file of nearly its name is among the annotations."""
-    for files, key in (place for name in names for place in nearly.get(name, ())):
-        path = files.pop(key)[0]
-        return (
-            f"it has no annotation of its own name, and this may be it: {path}. Name it {slide_id}"
-            f"{annotation_ending(path.name) or '.geojson'}, or move it if the slide is normal"
-        )
-    return None
-
-
-def _annotations(
-    folder: str | Path | None, images: ImageFiles
-) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+def _annotations(folder: str | Path | None, images: ImageFiles) -> tuple[_Named, _Named]:
     """Normalized id -> annotation files that are read, and -> files of other formats."""
     notes: list[tuple[str, Path]] = []
     others: list[tuple[str, Path]] = []
@@ -214,18 +195,24 @@ def _annotations(
     return _by_id(notes), _by_id(others)
 
 
-def _other_names(path: Path, found: dict[str, list[tuple[str, Path]]]) -> set[str]:
+def _other_names(path: Path) -> set[str]:
     """Normalized names besides its id by which a slide's annotation may go, if no other slide's id."""
-    names = {normalize_id(path.name), normalize_id(path.name.split(".ome.")[0])}
-    return {name for name in names if name not in found}
+    return {normalize_id(path.name), normalize_id(path.name.split(".ome.")[0])}
 
 
-def _pop(files: dict[str, list[Path]], *keys: str) -> list[Path]:
-    return sorted(path for key in keys for path in files.pop(key, []))
+def _by_id(files: Iterable[tuple[str, Path]]) -> _Named:
+    found = defaultdict(list)
+    for name, path in files:
+        found[normalize_id(name)].append((name, path))
+    return dict(found)
+
+
+def _pop(files: _Named, keys: set[str]) -> list[Path]:
+    return sorted(path for key in keys for _, path in files.pop(key, []))
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Like os.walk without hidden names; a folder that does not list raises, and a loop of links ends.
+    """Like os.walk without hidden names; a loop of links ends.
 
     Raises:
         SlideError: a folder does not list, or a link that may lead to one leads where nothing can be reached.
@@ -242,28 +229,10 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         files = [one for one in files if not one.startswith(".")]
         for one in files:
             # os.walk takes a link to a folder that cannot be reached for a file; by its name it may be one.
-            if not Path(one).suffix and _is_link(place / one):
+            # (is_symlink raises in a folder that may be listed and not entered.)
+            if not Path(one).suffix and os.path.islink(place / one):  # noqa: PTH114
                 stat_or_none(place / one)
         yield place, folders, files
-
-
-def _is_link(path: Path) -> bool:
-    try:
-        return path.is_symlink()
-    except OSError:  # its folder may be listed, and not entered
-        return False
-
-
-def _by_id(files: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
-    """Normalized id -> paths."""
-    found = defaultdict(list)
-    for name, path in files:
-        found[normalize_id(name)].append(path)
-    return dict(found)
-
-
-def _names(paths: list[Path]) -> str:
-    return ", ".join(sorted(map(str, paths)))
 
 
 def _folder(path: str | Path) -> Path:

@@ -51,10 +51,8 @@ DEFAULT_TEST_PATTERN = "test"
 
 
 def slide_id_of(path: str | Path) -> str:
-    """The id of a slide: its file name without the ending; for a DICOM folder the folder's whole name.
-
-    A folder's name may hold full stops (DICOM UIDs do), so only endings of slides and annotations are cut.
-    """
+    """The id of a slide: its file name without the ending; for a DICOM folder, whose name may be a UID with
+    full stops, the whole name."""
     path = Path(path)
     return path.stem if path.suffix.lower() in SLIDE_SUFFIXES | ANNOTATION_SUFFIXES else path.name
 
@@ -82,12 +80,10 @@ def patient_of(slide_id: str, pattern: str = DEFAULT_PATIENT_PATTERN) -> str:
 def patients_of(slide_ids: Iterable[str], pattern: str = DEFAULT_PATIENT_PATTERN) -> dict[str, str]:
     """Slide id -> its patient (:func:`patient_of`), one patient under one spelling.
 
-    ``Patient_004_node_4`` and ``patient_004_node_2`` are of one patient, spelled as in the first of the ids;
-    taken for two, they could fall on both sides of a split.
+    ``Patient_004_node_4`` and ``patient_004_node_2`` are of one patient, spelled as in the first of the ids.
 
     Raises:
-        ConfigError: as for :func:`patient_of`, or the pattern finds a patient in none of the ids: each slide
-            would be a patient of its own, which is what splitting by patient is to prevent.
+        ConfigError: as for :func:`patient_of`, or the pattern finds a patient in none of the ids.
     """
     found = {slide_id: _patient(slide_id, pattern) for slide_id in sorted(set(slide_ids))}
     if found and not any(found.values()) and pattern != DEFAULT_PATIENT_PATTERN:
@@ -111,10 +107,7 @@ def is_test_slide(slide_id: str, pattern: str = DEFAULT_TEST_PATTERN) -> bool:
 
 
 def normalize_id(name: str) -> str:
-    """The form in which ids and patients are compared: without regard to case or to how accents are coded.
-
-    A file copied from macOS may have its accents as marks of their own; it is the same name.
-    """
+    """The form in which ids and patients are compared: lower case, accents as one letter (unlike macOS)."""
     return unicodedata.normalize("NFC", name).lower()
 
 

@@ -10,9 +10,7 @@ import numpy as np
 
 SIDE = 9
 """An unscanned area or a padding holds a square of this many pixels of the level; less is part of the slide.
-
-Odd, so that OpenCV's opening has a middle and does not shift.
-"""
+Odd, so that OpenCV's opening does not shift."""
 
 MARGIN = SIDE - 1
 """Pixels around a window that decide about it."""
@@ -35,10 +33,8 @@ def no_data(
 
     A pixel has none if it was never written (not ``present``), or lies in a square of ``SIDE`` x ``SIDE``
     pixels that are all pure white (254 or more in each channel, as JPEG keeps it), all pure black (at most 1)
-    or all of one padding color (within 1). A single saturated pixel in tissue is therefore data, and so is a
-    line thinner than the square. At the array's edge the picture counts as mirrored, so that half a square
-    there is enough. Give a window inside a level ``MARGIN`` pixels of surroundings and crop: the result then
-    does not depend on the window.
+    or all of one padding color (within 1). At the array's edge the picture counts as mirrored. Give a window
+    inside a level ``MARGIN`` pixels of surroundings and crop: the result then does not depend on the window.
 
     Args:
         rgb: uint8 (h, w, 3), white where not ``present``.
@@ -62,9 +58,8 @@ def padding_colors(read: Read, height: int, width: int) -> tuple[tuple[int, int,
 
     Found from a few windows of level 0. A side is padded if all along it the outermost pixels are of one
     color to within 1 (scanned glass never is; tiles never written say nothing), if what lies inside begins at
-    one depth (a writer's padding has a straight edge, the clear background of a drawn picture has not), and
-    if it begins with glass, not with tissue: where tissue borders directly on a flat color, that color is
-    all the glass there is and must stay data.
+    one depth (the clear background of a drawn picture has no straight edge), and if it begins with glass:
+    where tissue borders directly on a flat color, that color is all the glass there is and must stay data.
 
     Raises:
         SlideError: the slide does not read there.

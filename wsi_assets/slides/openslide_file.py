@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import stat
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
 
 import numpy as np
 import openslide
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.dicom import volume_files
+from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
 from wsi_assets.slides.levels import Size, odd_picture, reductions_to, size_of, true_levels
-from wsi_assets.slides.listing import stat_or_none
-from wsi_assets.slides.naming import SLIDE_SUFFIXES
+from wsi_assets.slides.listing import stat_or_none, unreadable
+from wsi_assets.slides.tile_grid import tiles_over
 
 # Each damaged tag would be a line of its own; what comes of the damage is one error of ours.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _CACHE_BYTES = 96 << 20
 _MAX_TILE_PIXELS = 1 << 26
-_MIN_TILE_BYTES = 6
 _MAX_TIFF_PAGES = 1000
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TILE_TABLES = {"generic-tiff", "aperio", "philips"}
 _SUBPIXEL = 1 / 512
 _MAX_BACK = 256
 _JPEG = 7
+_TILE_LENGTHS = 325
 _BLOCK = 1024
 _KEPT_BLOCKS = 16
 _MOST_AT_ONCE = 4096 - _MAX_BACK
@@ -43,8 +44,11 @@ _MOST_AT_ONCE = 4096 - _MAX_BACK
 _ANY_PAGE_IS_A_LEVEL = {"generic-tiff", "aperio"}
 """Formats of which OpenSlide takes any tiled page for a level, a macro or label picture too."""
 
+Window = tuple[np.ndarray, np.ndarray]
+"""uint8 (h, w, 3) RGB, and bool (h, w), where there are pixels; white elsewhere."""
 
-class OpenSlideFile:
+
+class OpenSlideFile(Closing):
     """An open slide.
 
     Attributes:
@@ -63,22 +67,21 @@ class OpenSlideFile:
         self.path = path
         self._entry = _entry_of(path)
         self._handle: openslide.OpenSlide | None = None
-        self._jpeg_pages: dict[int, tifffile.TiffPage | None] = {}
         self._sound: set[tuple[int, int]] = set()
-        self._alone: dict[int, openslide.OpenSlide | None] = {}
-        self._folder: TemporaryDirectory | None = None
-        self._lengths_checked = False
+        self._alone = contextlib.ExitStack()
+        self._level_alone = lru_cache(None)(self._open_alone)
         self._blocks = lru_cache(_KEPT_BLOCKS)(self._read_block)
         handle = self._open()
-        self.properties: Mapping[str, str] = _readable(handle.properties)
+        # A damaged name is listed, but not found.
+        self.properties = {name: handle.properties.get(name, "") for name in handle.properties}
         self.vendor = self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         sizes, downsamples = tuple(handle.level_dimensions), tuple(handle.level_downsamples)
         try:
-            self._check_tiles(sizes)
-            self._sub_pages = self._find_sub_pages(sizes)
+            self._check_tiles(len(sizes))
         except SlideError:
             self.close()
             raise
+        self._sub_pages = self._find_sub_pages(sizes)
         numbers, self.notices = [*range(len(sizes))], ()
         if self.vendor in _ANY_PAGE_IS_A_LEVEL and len(sizes) > 1:
             numbers, self.notices = true_levels(sizes, self._tile_of, self.tiff_pages)
@@ -93,29 +96,23 @@ class OpenSlideFile:
         self.bounds = _bounds_of(self.properties, sizes[0])
 
     def has_level(self, level: int) -> bool:
-        """Whether OpenSlide itself has the level."""
+        """Whether OpenSlide itself has the level; of another one only tiles can be read."""
         return self._numbers[level] is not None
 
     def page_of(self, level: int) -> tifffile.TiffPage | None:
-        """The TIFF page that holds a level as one grid of tiles, None if there is none.
-
-        Raises:
-            SlideError: the file cannot be read.
-        """
+        """The TIFF page that holds a level as one grid of tiles, None if there is none."""
         if not self.has_level(level):
             return self._sub_pages[level - len(self.sizes)]
         if self.vendor not in _TILE_TABLES:
             return None
         width, height = self.sizes[level]
-        # Philips' pages are larger than the level, by less than a tile.
-        fits = (
-            page
-            for page in self.tiff_pages
-            if page.is_tiled
-            and 0 <= page.imagewidth - width < (page.tilewidth if self.vendor == "philips" else 1)
-            and 0 <= page.imagelength - height < (page.tilelength if self.vendor == "philips" else 1)
-        )
-        return next(fits, None)
+        for page in self.tiff_pages:
+            # Philips' pages are larger than the level, by less than a tile.
+            wide, high = (page.tilewidth, page.tilelength) if self.vendor == "philips" else (1, 1)
+            over = page.imagewidth - width, page.imagelength - height
+            if page.is_tiled and 0 <= over[0] < wide and 0 <= over[1] < high:
+                return page
+        return None
 
     @cached_property
     def tiff_pages(self) -> list[tifffile.TiffPage]:
@@ -126,136 +123,104 @@ class OpenSlideFile:
         """
         pages: list[tifffile.TiffPage] = []
         if _is_tiff(self._entry):
-            # The end is an IndexError; a damaged page may be any other.
+            # A damaged page may be any error, and damage may link pages in a circle.
             with contextlib.suppress(Exception), tifffile.TiffFile(self._entry) as file:
-                # One by one: the pages before a damaged one count, and damage may link pages in a circle.
-                while len(pages) < _MAX_TIFF_PAGES:
-                    page = file.pages[len(pages)]
+                for page in islice(file.pages, _MAX_TIFF_PAGES):
                     if {*map(type, page.dataoffsets), *map(type, page.databytecounts)} - {int}:
                         break
                     pages.append(page)
         return pages
 
-    def read(self, level: int, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """A window inside the level: uint8 (h, w, 3) RGB, and bool (h, w) where it has pixels; else white.
+    def read(self, level: int, y: int, x: int, height: int, width: int) -> Window:
+        """A window inside a level that OpenSlide has.
 
-        OpenSlide places a window by level-0 coordinates over its own downsample and blends neighbours where
+        OpenSlide places a window by level-0 coordinates over its own downsample and blends neighbors where
         that quotient is not whole. So the window is read from the nearest place above and left of it where
-        the quotient is whole, and cropped. A DICOM level that has too few such places is opened as a slide of
-        its own, where every place is whole. Of such a level of another format (TIFF has its tiles) the window
-        is put together from blocks at fixed places, so that at least a pixel does not depend on the window;
-        those not at a whole quotient are blended by ``0.5 / downsample`` pixels at most.
+        it is, and cropped. A DICOM level that has too few such places is opened as a slide of its own, where
+        every place is whole. Of such a level of another format (TIFF has its tiles) the window is put
+        together from blocks at fixed places, so that at least a pixel does not depend on the window.
 
         Raises:
             SlideError: the read fails. The handle, which OpenSlide then refuses to use, is opened again by
                 the next read, so that one bad place does not take the slide with it.
         """
-        if not self.has_level(level):
-            return self._read_sub_page(level, y, x, height, width)
         downsample = self.downsamples[level]
-        if blends(downsample, max(self.sizes[level])):
-            alone = self._open_alone(level)
-            if alone is not None:
-                return self._read_by(alone, level, 0, 1.0, y, x, height, width)
-        elif max(height, width) <= _MOST_AT_ONCE or downsample.is_integer():
-            return self.read_at_once(level, y, x, height, width)
+        if not blends(downsample, max(self.sizes[level])):
+            if max(height, width) <= _MOST_AT_ONCE or downsample.is_integer():
+                return self.read_at_once(level, y, x, height, width)
+        elif alone := self._level_alone(level):
+            return self._read_by(alone, 0, 1.0, y, x, height, width)
         pixels, present = np.empty((height, width, 3), np.uint8), np.empty((height, width), bool)
-        for top in range(y // _BLOCK * _BLOCK, y + height, _BLOCK):
-            for left in range(x // _BLOCK * _BLOCK, x + width, _BLOCK):
-                block, there = self._blocks(level, top, left)
-                y0, y1 = max(y, top), min(y + height, top + block.shape[0])
-                x0, x1 = max(x, left), min(x + width, left + block.shape[1])
-                target = slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)
-                source = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
-                pixels[target], present[target] = block[source], there[source]
+        for row, col, target, source in tiles_over(y, x, height, width, _BLOCK, _BLOCK):
+            block, there = self._blocks(level, row, col)
+            pixels[target], present[target] = block[source], there[source]
         return pixels, present
 
-    def read_at_once(
-        self, level: int, y: int, x: int, height: int, width: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def read_at_once(self, level: int, y: int, x: int, height: int, width: int) -> Window:
         """As :meth:`read`, by one read of OpenSlide's, blended or not (:func:`is_whole_start`)."""
-        if not self._lengths_checked:
-            self._check_lengths()
-        self._check_holes(level, y, x, height, width)
+        self._check_jpeg_tiles(level, y, x, height, width)
         number, downsample = self._numbers[level], self.downsamples[level]
-        return self._read_by(self._open(), level, number, downsample, y, x, height, width)
+        return self._read_by(self._open(), number, downsample, y, x, height, width)
 
     def close(self) -> None:
         """Let go of the file; a later read opens it again."""
         self._blocks.cache_clear()
-        for alone in self._alone.values():
-            if alone is not None:
-                alone.close()
-        self._alone.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        self._level_alone.cache_clear()
+        self._alone.close()
         if self._handle is not None:
             self._handle.close()
             self._handle = None
 
-    def _read_block(self, level: int, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
-        width, height = self.sizes[level]
-        high, wide = min(_BLOCK, height - top), min(_BLOCK, width - left)
-        return self.read_at_once(level, top, left, high, wide)
+    def _open(self) -> openslide.OpenSlide:
+        if self._handle is None:
+            try:
+                handle = openslide.OpenSlide(self._entry)
+            except (openslide.OpenSlideError, OSError) as error:
+                raise self._refusal(error) from error
+            handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+            self._handle = handle
+        return self._handle
+
+    def _open_alone(self, level: int) -> openslide.OpenSlide | None:
+        """A level of a DICOM slide as a slide of its own; None if it cannot be had so."""
+        series = self.properties.get("dicom.SeriesInstanceUID")
+        if self.vendor == "dicom":
+            with contextlib.suppress(OSError, openslide.OpenSlideError):
+                for file in volume_files(_members(self._entry.parent)):
+                    if (file.series, file.size) == (series, self.sizes[level]):
+                        # OpenSlide takes all files of a series that lie beside the one it is given, and opens
+                        # the file by its path for each read.
+                        folder = self._alone.enter_context(TemporaryDirectory(prefix="dicom-level-"))
+                        place = Path(folder, "level.dcm")
+                        place.symlink_to(file.path.absolute())
+                        return self._alone.enter_context(openslide.OpenSlide(place))
+        return None
+
+    def _read_block(self, level: int, row: int, col: int) -> Window:
+        (width, height), top, left = self.sizes[level], row * _BLOCK, col * _BLOCK
+        return self.read_at_once(level, top, left, min(_BLOCK, height - top), min(_BLOCK, width - left))
 
     def _read_by(
         self,
         handle: openslide.OpenSlide,
-        level: int,
         number: int,
         downsample: float,
         y: int,
         x: int,
         height: int,
         width: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        top, y0 = whole_start(y, downsample)
-        left, x0 = whole_start(x, downsample)
+    ) -> Window:
+        (top, y0), (left, x0) = whole_start(y, downsample), whole_start(x, downsample)
         try:
             image = handle.read_region((x0, y0), number, (x - left + width, y - top + height))
         except openslide.OpenSlideError as error:
             self.close()
             raise SlideError(
-                f"does not read at level {level}, row {y}, column {x} ({one_line(error)})",
+                f"does not read at row {y}, column {x} of a level ({one_line(error)})",
                 path=self.path,
                 remedy="The file is damaged; copy or scan it again",
             ) from error
-        rgba = np.asarray(image)[y - top :, x - left :]
-        return _over_white(rgba)
-
-    def _open_alone(self, level: int) -> openslide.OpenSlide | None:
-        """A level of a DICOM slide as a slide of its own; None if it cannot be had so."""
-        if self.vendor == "dicom" and level not in self._alone:
-            self._alone[level] = None
-            with contextlib.suppress(OSError, StopIteration, openslide.OpenSlideError):
-                series = self.properties.get("dicom.SeriesInstanceUID")
-                file = next(
-                    file
-                    for file in volume_files(_members(self._entry.parent))
-                    if (file.series, file.size) == (series, self.sizes[level])
-                )
-                # OpenSlide takes all files of a series that lie beside the one it is given, and opens the
-                # file by its path for each read.
-                self._folder = self._folder or TemporaryDirectory(prefix="dicom-level-")
-                place = Path(self._folder.name, str(level), "level.dcm")
-                place.parent.mkdir()
-                place.symlink_to(file.path.absolute())
-                handle = openslide.OpenSlide(place)
-                if handle.level_dimensions == (self.sizes[level],):
-                    handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
-                    self._alone[level] = handle
-                else:
-                    handle.close()
-        return self._alone.get(level)
-
-    def _read_sub_page(
-        self, level: int, y: int, x: int, height: int, width: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        from wsi_assets.slides.tiff_tiles import open_tiles
-
-        with open_tiles(self.path, level, self) as tiles:
-            return tiles.read_window(y, x, height, width)
+        return _over_white(np.asarray(image)[y - top :, x - left :])
 
     def _find_sub_pages(self, sizes: tuple[Size, ...]) -> list[tifffile.TiffPage]:
         """Pages below the first one of a TIFF that are levels and can be read, the largest first."""
@@ -271,117 +236,61 @@ class OpenSlideFile:
             return sorted((page for page in below if is_plain(page, self.vendor)), key=size_of, reverse=True)
         return []
 
-    def _tile_of(self, number: int) -> tuple[int, int]:
+    def _tile_of(self, number: int) -> Size:
         width, height = (
             self.properties.get(f"openslide.level[{number}].tile-{side}") for side in ("width", "height")
         )
         return int(width or 1), int(height or 1)
 
-    def _check_tiles(self, sizes: tuple[Size, ...]) -> None:
-        """Refuse tiles that cannot be: OpenSlide takes memory for one before it reads it, ending the process
-        where there is none; and a damaged width can claim more glass than anybody waits for.
+    def _check_tiles(self, count: int) -> None:
+        """Refuse tiles that cannot be: OpenSlide takes memory for one first, and ends the process without."""
+        tiles = [self._tile_of(number) for number in range(count)]
+        size = self._entry.stat().st_size
+        pages = self.tiff_pages if self.vendor in _TILE_TABLES else []
+        lengths = (page.databytecounts for page in pages if _TILE_LENGTHS in page.tags)
+        if max(map(math.prod, tiles)) > _MAX_TILE_PIXELS or max(chain(*lengths), default=0) > size:
+            raise SlideError(
+                f"lists a larger tile than its {size} bytes can hold",
+                path=self.path,
+                remedy="The file is damaged or cut short; copy or scan it again",
+            )
 
-        A TIFF lists each tile's place and length, in six bytes at the least, also of tiles never written.
-        """
-        listed = 0
-        for number, (width, height) in enumerate(sizes):
-            wide, high = self._tile_of(number)
-            if wide * high > _MAX_TILE_PIXELS:
-                self._refuse(f"has tiles of {wide} x {high} pixels at level {number}")
-            if wide * high > 1:
-                listed += -(-width // wide) * -(-height // high)
-        if self.vendor in _TILE_TABLES and listed * _MIN_TILE_BYTES > self._size():
-            self._refuse(f"is too short to list its {listed} tiles")
-
-    def _check_lengths(self) -> None:
-        """Refuse a TIFF with a tile longer than the file: OpenSlide takes memory for all of it, as above."""
-        # Hamamatsu writes lengths in its own way.
-        if self.vendor != "hamamatsu":
-            size = self._size()
-            # Where the tag is missing tifffile makes up a length.
-            listed = (page.databytecounts for page in self.tiff_pages if 279 in page.tags or 325 in page.tags)
-            longest = max(chain(*listed), default=0)
-            if longest > size:
-                self._refuse(f"lists a tile of {longest} bytes, more than the {size} of the whole file")
-        self._lengths_checked = True
-
-    def _check_holes(self, level: int, y: int, x: int, height: int, width: int) -> None:
+    def _check_jpeg_tiles(self, level: int, y: int, x: int, height: int, width: int) -> None:
         """Refuse a window over a JPEG tile with a hole, of which OpenSlide makes a wrong picture."""
-        page = self._jpeg_page(level)
-        if page is None:
+        page = self.page_of(level)
+        if page is None or page.compression != _JPEG:
             return
-        high, wide, across = page.tilelength, page.tilewidth, -(-page.imagewidth // page.tilewidth)
+        across = -(-page.imagewidth // page.tilewidth)
         with self._entry.open("rb", buffering=0) as stream:
-            for row in range(y // high, (y + height - 1) // high + 1):
-                for col in range(x // wide, (x + width - 1) // wide + 1):
-                    number = row * across + col
-                    offset, length = page.dataoffsets[number], page.databytecounts[number]
-                    if (level, number) in self._sound or min(offset, length) <= 0:
-                        continue
-                    if fault := fault_of(os.pread(stream.fileno(), length, offset), page.jpegtables):
-                        raise SlideError(
-                            f"tile at row {row}, column {col} of level {level} is damaged ({fault})",
-                            path=self.path,
-                            remedy="Copy or scan the slide again",
-                        )
-                    self._sound.add((level, number))
-
-    def _jpeg_page(self, level: int) -> tifffile.TiffPage | None:
-        if level not in self._jpeg_pages:
-            page = self.page_of(level)
-            tiles = 0
-            if page is not None:
-                tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
-            known = page is not None and page.compression == _JPEG and len(page.dataoffsets) == tiles
-            self._jpeg_pages[level] = page if known else None
-        return self._jpeg_pages[level]
-
-    def _size(self) -> int:
-        found = stat_or_none(self._entry)
-        return found.st_size if found else 0
+            for row, col, _, _ in tiles_over(y, x, height, width, page.tilelength, page.tilewidth):
+                number = row * across + col
+                offset, length = page.dataoffsets[number], page.databytecounts[number]
+                if (level, number) in self._sound or min(offset, length) <= 0:
+                    continue
+                if fault := fault_of(os.pread(stream.fileno(), length, offset), page.jpegtables):
+                    raise damaged_tile(self.path, level, row, col, fault)
+                self._sound.add((level, number))
 
     def _refusal(self, error: Exception) -> SlideError:
         """Why OpenSlide does not open the file."""
-        remedy = "Copy it again, convert it to a tiled TIFF, or take it out of the images folder"
-        if not isinstance(error, openslide.OpenSlideUnsupportedFormatError):
-            return SlideError(f"does not open ({one_line(error)})", path=self.path, remedy=remedy)
-        size = self._size()
-        parts = chain(*(zip(page.dataoffsets, page.databytecounts, strict=False) for page in self.tiff_pages))
-        if _is_tiff(self._entry) and (not self.tiff_pages or any(sum(part) > size for part in parts)):
-            self._refuse(f"is a TIFF that ends, after {size} bytes, before its pages do")
-        if odd := odd_picture(self.tiff_pages):
-            return SlideError(
-                f"holds a tiled picture of {odd[0]} x {odd[1]} pixels that is no reduction of its first "
-                "page, perhaps a macro or label, for which OpenSlide refuses the file",
-                path=self.path,
-                remedy="Write the slide again without that picture",
+        fault, size = f"does not open ({one_line(error)})", self._entry.stat().st_size
+        if isinstance(error, openslide.OpenSlideUnsupportedFormatError):
+            ends = (
+                sum(part)
+                for page in self.tiff_pages
+                for part in zip(page.dataoffsets, page.databytecounts, strict=False)
             )
-        fault = "is empty (0 bytes)" if size == 0 else "is not a slide OpenSlide knows"
+            if _is_tiff(self._entry) and (not self.tiff_pages or max(ends, default=0) > size):
+                fault = f"is a TIFF that ends, after {size} bytes, before its pages do: it was cut short"
+            elif odd := odd_picture(self.tiff_pages):
+                fault = (
+                    f"holds a tiled picture of {odd[0]} x {odd[1]} pixels that is no reduction of its first "
+                    "page, perhaps a macro or label, for which OpenSlide refuses the file"
+                )
+            else:
+                fault = "is not a slide OpenSlide knows" if size else "is empty (0 bytes)"
+        remedy = "Copy it again, convert it to a tiled TIFF, or take it out of the images folder"
         return SlideError(fault, path=self.path, remedy=remedy)
-
-    def _refuse(self, fault: str) -> NoReturn:
-        raise SlideError(
-            fault, path=self.path, remedy="The file is damaged or cut short; copy or scan it again"
-        )
-
-    def _open(self) -> openslide.OpenSlide:
-        if self._handle is None:
-            try:
-                handle = openslide.OpenSlide(self._entry)
-            except (openslide.OpenSlideError, OSError) as error:
-                raise self._refusal(error) from error
-            handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
-            self._handle = handle
-        return self._handle
-
-
-def _readable(properties: Mapping[str, str]) -> dict[str, str]:
-    """The properties that can be had: a damaged name that is no text is listed, but not found."""
-    found = {}
-    for name in properties:
-        with contextlib.suppress(KeyError):
-            found[name] = properties[name]
-    return found
 
 
 @lru_cache(maxsize=4096)
@@ -389,8 +298,8 @@ def whole_start(position: int, downsample: float) -> tuple[int, int]:
     """(level pixel at or before ``position``, level-0 pixel) whose quotient by ``downsample`` is that pixel.
 
     "Is" to 1/512 pixel: the compositor under OpenSlide counts in 1/256. Where no place within 256 pixels is
-    that good (a downsample like 2.00001, of a level with an odd row dropped), the best of them; it is off by
-    ``0.5 / downsample`` pixels at most, and the read blended by as much.
+    that good (a downsample like 2.00001), the best of them; the read is blended by ``0.5 / downsample``
+    pixels at most.
     """
     best = (1.0, 0, 0)
     for start in range(position, max(-1, position - _MAX_BACK), -1):
@@ -404,8 +313,7 @@ def whole_start(position: int, downsample: float) -> tuple[int, int]:
 
 def is_whole_start(position: int, downsample: float) -> bool:
     """Whether OpenSlide can read from this pixel of a level on without blending."""
-    start, base = whole_start(position, downsample)
-    return start == position and abs(base / downsample - start) < _SUBPIXEL
+    return abs(round(position * downsample) / downsample - position) < _SUBPIXEL
 
 
 @lru_cache(maxsize=4096)
@@ -416,7 +324,16 @@ def blends(downsample: float, side: int) -> bool:
     return bool(np.diff(whole, append=side).max(initial=0) > _MAX_BACK)
 
 
-def _bounds_of(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+def damaged_tile(path: Path, level: int, row: int, col: int, why: str) -> SlideError:
+    """The error of a tile that is not read."""
+    return SlideError(
+        f"tile at row {row}, column {col} of level {level} is damaged ({why})",
+        path=path,
+        remedy="Copy or scan the slide again",
+    )
+
+
+def _bounds_of(properties: Mapping[str, str], size: Size) -> tuple[int, int, int, int] | None:
     try:
         x, y, width, height = (
             int(float(properties[f"openslide.bounds-{name}"])) for name in ("x", "y", "width", "height")
@@ -426,7 +343,7 @@ def _bounds_of(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[in
     return None if (x, y, width, height) == (0, 0, *size) else (x, y, width, height)
 
 
-def _over_white(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _over_white(rgba: np.ndarray) -> Window:
     alpha = rgba[..., 3]
     present = alpha > 0
     if alpha.min(initial=255) == 255:
@@ -441,35 +358,30 @@ def _entry_of(path: Path) -> Path:
     found = stat_or_none(path)
     if found is None:
         raise SlideError("does not exist", path=path, remedy="Check the path, or that its disk is mounted")
-    if not stat.S_ISDIR(found.st_mode) and not stat.S_ISREG(found.st_mode):
+    if stat.S_ISREG(found.st_mode):
+        return path
+    if not stat.S_ISDIR(found.st_mode):
         raise SlideError(
             "is a pipe, socket or device, no file", path=path, remedy="Take it out of the images folder"
         )
-    if stat.S_ISDIR(found.st_mode):
-        try:
-            members = _members(path)
-            volumes = volume_files(members)
-        except OSError as error:
-            raise SlideError(
-                f"cannot be read ({error.strerror})", path=path, remedy="Check its permissions"
-            ) from error
-        if len({file.series for file in volumes}) > 1:
-            raise SlideError(
-                f"holds {len({file.series for file in volumes})} DICOM series, so more than one slide",
-                path=path,
-                remedy="Give each series a folder of its own",
-            )
-        for member in [*(file.path for file in volumes), *members]:
-            if openslide.OpenSlide.detect_format(member) == "dicom":
-                return member
-        for member in members:
-            _check_reads(member)
+    try:
+        members = _members(path)
+        volumes = volume_files(members)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    series = {file.series for file in volumes}
+    if len(series) > 1:
         raise SlideError(
-            "is a folder without a DICOM slide",
+            f"holds {len(series)} DICOM series, so more than one slide",
             path=path,
-            remedy=f"Name a file ({' '.join(sorted(SLIDE_SUFFIXES))}) or a folder of .dcm files",
+            remedy="Give each series a folder of its own",
         )
-    return path
+    for member in [*(file.path for file in volumes), *members]:
+        if openslide.OpenSlide.detect_format(member) == "dicom":
+            return member
+    raise SlideError(
+        "is a folder without a DICOM slide", path=path, remedy="Name a slide file or a folder of .dcm files"
+    )
 
 
 def _members(folder: Path) -> list[Path]:
@@ -477,20 +389,9 @@ def _members(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
 
 
-def _check_reads(path: Path) -> None:
-    """Refuse a file that may not be read, which OpenSlide takes for one of a format it does not know."""
+def _is_tiff(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
-            stream.read(1)
-    except OSError as error:
-        raise SlideError(
-            f"cannot be read ({error.strerror or error})",
-            path=path,
-            remedy="Check its permissions and its disk",
-        ) from error
-
-
-def _is_tiff(path: Path) -> bool:
-    _check_reads(path)
-    with path.open("rb") as stream:
-        return stream.read(4) in _TIFF_STARTS
+            return stream.read(4) in TIFF_STARTS
+    except OSError as error:  # which OpenSlide takes for a file of a format it does not know
+        raise unreadable(path, error) from error

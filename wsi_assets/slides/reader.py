@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from wsi_assets.errors import SlideError
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, no_data, padding_colors
-from wsi_assets.slides.openslide_file import OpenSlideFile
+from wsi_assets.slides.openslide_file import OpenSlideFile, Window
 from wsi_assets.slides.options import ScaleOptions
-from wsi_assets.slides.reduce import area_mean, cell_edges, reduce_mean, source_range
+from wsi_assets.slides.reduce import area_mean, cell_edges, source_range
 from wsi_assets.slides.scale import Level, Scale, content_size, scale_of, true_downsamples
 from wsi_assets.slides.tiff_tiles import TileLevel, open_tiles
 
 _DEFAULT = ScaleOptions()
 _BLOCK = 1024
-_MAX_STEP = 512
 _BAND = 8
 
 
@@ -43,8 +43,8 @@ def open_slide(path: str | Path, options: ScaleOptions = _DEFAULT) -> SlideReade
     return SlideReader(path, options)
 
 
-class SlideReader:
-    """An open slide, a context manager. Use it in the process that opened it: it neither pickles nor forks.
+class SlideReader(Closing):
+    """An open slide, a context manager. Use it in the process that opened it: send its path to another.
 
     Attributes:
         path, slide_id, vendor: which slide this is, and OpenSlide's name for its format.
@@ -85,12 +85,9 @@ class SlideReader:
         Raises:
             SlideError: the slide does not read there.
             IndexError: there is no such level.
-            ValueError: the window is empty.
         """
         if not 0 <= level < len(self.levels):
             raise IndexError(f"{self.slide_id} has levels 0 to {len(self.levels) - 1}, not {level}")
-        if height < 1 or width < 1:
-            raise ValueError(f"a window of {height} x {width} pixels is empty")
         limits = self.levels[level]
         pixels = np.full((height, width, 3), 255, np.uint8)
         missing = np.ones((height, width), bool)
@@ -119,11 +116,6 @@ class SlideReader:
             key=lambda one: one.downsample,
         )
         step = downsample / level.downsample
-        if step > _MAX_STEP:
-            # One output pixel would cover more of the level than should be in memory: reduce twice.
-            again = math.ceil(step / _MAX_STEP)
-            finer = self.reduced(downsample / again)
-            return Region(*reduce_mean(finer.pixels, finer.no_data, again))
         base = self.levels[0]
         height, width = math.ceil(base.height / downsample), math.ceil(base.width / downsample)
         pixels = np.empty((height, width, 3), np.uint8)
@@ -157,18 +149,7 @@ class SlideReader:
         self._file.close()
         self._paddings = None
 
-    def __enter__(self) -> SlideReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __reduce__(self):
-        raise TypeError("an open slide does not pickle: send its path and open it there")
-
-    def _read_inside(
-        self, level: Level, top: int, bottom: int, left: int, right: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _read_inside(self, level: Level, top: int, bottom: int, left: int, right: int) -> Window:
         """Pixels and no-data of a window inside a level, decided from the window and what lies around it."""
         if self._paddings is None:
             # At the first read, not at opening: many only ask a slide for its levels.
@@ -177,13 +158,9 @@ class SlideReader:
         x0, x1 = max(0, left - MARGIN), min(level.width, right + MARGIN)
         pixels, present = self._read_window(level.index, y0, x0, y1 - y0, x1 - x0)
         inner = (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
-        if not present.any():
-            return pixels[inner], ~present[inner]
         return pixels[inner], no_data(pixels, present, self._paddings)[inner]
 
-    def _read_window(
-        self, level: int, y: int, x: int, height: int, width: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _read_window(self, level: int, y: int, x: int, height: int, width: int) -> Window:
         if level not in self._tiles:
             self._tiles[level] = open_tiles(self.path, level, self._file)
         tiles = self._tiles[level]

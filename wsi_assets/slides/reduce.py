@@ -12,10 +12,8 @@ _STRIP_PIXELS = 1 << 20
 
 
 def cell_edges(first: int, last: int, step: float, limit: int) -> np.ndarray:
-    """Where cells ``first`` to ``last`` (half-open) along one axis begin and end: float (last - first + 1,).
-
-    Cell i covers the source pixels from ``i * step`` to ``(i + 1) * step``, cut off at ``limit``.
-    """
+    """Where cells ``first`` to ``last`` (half-open) of ``step`` pixels begin and end along an axis, at most
+    ``limit``: float (last - first + 1,)."""
     edges = np.arange(first, last + 1) * step
     whole = np.rint(edges)
     return np.clip(np.where(np.abs(edges - whole) < 1e-6, whole, edges), 0, limit)

@@ -1,20 +1,16 @@
-"""How large a slide's pixels are: true downsamples of the levels, magnification, mpp, and where each is from.
-
-Pure functions of what a file says, and the table that overrides it.
-"""
+"""How large a slide's pixels are: true downsamples of the levels, magnification and mpp, with sources."""
 
 from __future__ import annotations
 
 import csv
-import html
 import math
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from wsi_assets.errors import ConfigError, one_line
+from wsi_assets.slides.listing import stat_or_none
 from wsi_assets.slides.naming import normalize_id, slide_id_of
 from wsi_assets.slides.options import ScaleOptions
 
@@ -29,14 +25,8 @@ _AGREE = 1.4
 _SQUARE = 1.1
 """Longer over shorter side of a pixel up to which the mean stands for both."""
 
-_UNITS = {
-    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns"), 1.0),
-    "nm": 1e-3,
-    "mm": 1e3,
-    "cm": 1e4,
-    "m": 1e6,
-    "in": 25_400.0,
-}
+_MICROMETRES = dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns"), 1.0)
+_UNITS = {**_MICROMETRES, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25_400.0}
 """Units of OME-XML -> um."""
 
 _NEAR = 1e-3
@@ -61,8 +51,7 @@ class Scale:
 
     ``magnification_source`` is "table", "objective", "mpp" or "base_mag". ``mpp`` is um per level-0 pixel;
     ``mpp_source`` is "table", "file", None when the file says nothing, or a phrase that begins "refused".
-    ``notices``: a line on each thing that was assumed, in which the file contradicts itself, or that it says
-    and is not believed.
+    ``notices``: a line on each thing that was assumed, contradicted or not believed.
     """
 
     base_magnification: float
@@ -76,61 +65,46 @@ class Scale:
         return self.base_magnification / downsample
 
 
-def true_downsamples(
-    level_sizes: Sequence[tuple[int, int]], reported: Sequence[float] | None = None
-) -> list[float]:
-    """True downsample of each level, from the (width, height) of the levels as stored and what the file says.
+def true_downsamples(level_sizes: Sequence[tuple[int, int]], reported: Sequence[float]) -> list[float]:
+    """True downsample of each level, from the (width, height) of the levels as stored and OpenSlide's.
 
     OpenSlide reports the mean of the width's and the height's ratio, which is wrong where a writer pads each
     level up to whole tiles. The rule, in this order:
 
-    1. **Padded file**: every level's sides are multiples of one unit (at least 64 px), an ascending run of
-       powers of two explains every level as "content divided, then padded up to the unit", and rounding
-       alone does not explain them. Then those powers: (3072, 7168), (1536, 3584), (1024, 2048) is 1, 2, 4,
-       not 1, 2, 3.25. If several powers fit a level (it is one unit wide), the run's own step is kept, else
-       the smallest. A pyramid whose sides shrink alike by one constant step (1, 3, 9) is believed, not
-       taken for padded.
+    1. **Padded file** (:func:`_padded_run`): powers of two. (3072, 7168), (1536, 3584), (1024, 2048) is
+       1, 2, 4, not 1, 2, 3.25.
     2. **Near a power of two**: a level within 0.1 % of 2^k whose sides are those of level 0 over 2^k to
        within one pixel has 2^k. So has a level with a side under 32 px, however far off: there the rounding
        of that side makes the ratio worthless ((4, 3) of 2048 x 1792 says 554.67; it is 512).
-    3. **Otherwise the exact ratio**, as a float: 4.0058 of (368, 172) in (1472, 690) stays. The writer may
-       have dropped the odd row (4) or squeezed it in (4.0116); between them the ratio is at most half a
-       pixel of that level off at its far edge. In a long narrow level the mean of the two ratios can miss
-       the long side by many pixels; then 2^k if that fits both sides to within a pixel, else the longer
-       side's ratio.
+    3. **Otherwise the exact ratio**: 4.0058 of (368, 172) in (1472, 690) stays, at most half a pixel of that
+       level off at its far edge. Where the mean of the two ratios misses the long side of a narrow level: 2^k
+       if that fits both sides to within a pixel, else the longer side's ratio.
 
     A format that knows its scale reports ratios that its sizes do not give (Philips, MIRAX); those are kept,
     or rounded to the 2^k they are within 0.1 % of.
     """
-    sizes = [(int(width), int(height)) for width, height in level_sizes]
-    (width, height), *rest = sizes
-    ratios = [(width / w + height / h) / 2 for w, h in sizes]
-    said = [float(value) for value in reported] if reported is not None else ratios
-    if all(abs(s / r - 1) < _NEAR for s, r in zip(said, ratios, strict=True)):
-        padded = _padded_run(sizes)
-        if padded:
-            return padded
+    base, *rest = sizes = [(int(width), int(height)) for width, height in level_sizes]
+    ratios = [(base[0] / w + base[1] / h) / 2 for w, h in sizes]
+    from_sizes = [abs(said / ratio - 1) < _NEAR for said, ratio in zip(reported, ratios, strict=True)]
+    if all(from_sizes) and (padded := _padded_run(sizes)):
+        return padded
     result = [1.0]
-    for (w, h), ratio, own in zip(rest, ratios[1:], said[1:], strict=True):
-        power = _nearest_power(own)
-        near = abs(own / power - 1) <= _NEAR
-        from_sizes = abs(own / ratio - 1) < _NEAR
-        rounded = _is_rounding(width, w, power) and _is_rounding(height, h, power)
-        if not from_sizes:
-            result.append(power if near else own)
-            continue
-        believed = _is_rounding(width, w, own) and _is_rounding(height, h, own)
-        if rounded and (near or not believed or min(w, h) < _TINY):
-            result.append(power)
-        else:
-            result.append(own if believed else max((w, width / w), (h, height / h))[1])
+    for size, said, by_size in zip(rest, reported[1:], from_sizes[1:], strict=True):
+        power = 2.0 ** max(0, round(math.log2(said)))
+        near = abs(said / power - 1) <= _NEAR
+        if by_size:
+            believed = _is_rounding(base, size, said)
+            near = _is_rounding(base, size, power) and (near or not believed or min(size) < _TINY)
+            if not believed:
+                said = max((side, whole / side) for whole, side in zip(base, size, strict=True))[1]
+        result.append(power if near else float(said))
     return result
 
 
 def content_size(base: tuple[int, int], stored: tuple[int, int], downsample: float) -> tuple[int, int]:
     """(width, height) of a level without padding that reaches beyond level 0, by its true downsample."""
     width, height = (
-        side if _is_rounding(whole, side, downsample) else min(side, math.ceil(whole / downsample))
+        side if _is_rounding((whole,), (side,), downsample) else min(side, math.ceil(whole / downsample))
         for whole, side in zip(base, stored, strict=True)
     )
     return width, height
@@ -139,10 +113,8 @@ def content_size(base: tuple[int, int], stored: tuple[int, int], downsample: flo
 def scale_of(slide_id: str, properties: Mapping[str, str], options: ScaleOptions) -> Scale:
     """Scale of a slide from OpenSlide's properties, the options and their table.
 
-    Magnification: the table's; else the file's objective power, unless the file's mpp says clearly another
-    (an optical adapter, or a wrong entry: mpp is what was measured); else 10 / mpp (the field's convention:
-    0.25 um is 40x), taken to the nearest standard magnification within 15 % (0.226 and 0.243 um are 40x);
-    else ``base_mag``, which is assumed and a notice.
+    Magnification: the table's; else the file's objective power, unless its mpp, which is measured, says
+    clearly another; else from mpp (:func:`magnification_from_mpp`); else ``base_mag``, with a notice.
 
     mpp: the table's; else the file's, by OpenSlide, by the OME-XML of an OME-TIFF, or by a TIFF's resolution
     in inches; what is no size of a square pixel on a slide is not believed, and a notice.
@@ -176,7 +148,7 @@ def scale_of(slide_id: str, properties: Mapping[str, str], options: ScaleOptions
 
 
 def magnification_from_mpp(mpp: float) -> float:
-    """10 / mpp, taken to the nearest standard magnification if that is within 15 %."""
+    """10 / mpp (0.25 um is 40x), taken to the nearest standard magnification within 15 % (0.226 um too)."""
     exact = 10.0 / mpp
     standard = min(STANDARD_MAGNIFICATIONS, key=lambda value: abs(math.log(value / exact)))
     return standard if abs(standard / exact - 1) <= 0.15 else round(exact, 3)
@@ -188,16 +160,14 @@ def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
     The header is read without regard to case; a slide may be named by its file.
 
     Raises:
-        ConfigError: the file is missing, has not the columns it should, repeats a slide or holds an odd
-            number.
+        ConfigError: the file is missing or damaged, or would correct nothing.
     """
 
     def refused(fault: str) -> ConfigError:
-        remedy = (
-            "Write a CSV with the columns slide_id, base_mag, mpp; leave a cell empty to override nothing"
-        )
+        remedy = "Write a CSV with the columns slide_id, base_mag, mpp; an empty cell overrides nothing"
         return ConfigError(f"scale_table {fault}", path=path, remedy=remedy)
 
+    bounds = {"base_mag": (1.0, 200.0), "mpp": MPP_RANGE}
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
@@ -205,53 +175,35 @@ def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise refused(f"cannot be read ({one_line(error)})") from error
-    bounds = {"base_mag": (1.0, 200.0), "mpp": MPP_RANGE}
-    if fault := _header_fault(names, bounds):
-        raise refused(fault)
+    # A scale under a name of its own would not be seen; columns of other things are nobody's concern.
+    ours = [name for name in names if any(word in name for word in ("slide_id", "mag", "mpp"))]
+    if len({*ours}) < len(ours) or {*ours} - {"slide_id", *bounds} or "slide_id" not in ours or len(ours) < 2:
+        raise refused(f"has the columns {', '.join(names)!r:.200}")
     table: dict[str, dict[str, float]] = {}
     for line, row in enumerate(rows, start=2):
         slide_id = normalize_id(slide_id_of((row.get("slide_id") or "").strip()))
-        if not slide_id or slide_id in table:
-            raise refused(f"has {f'{slide_id:.60} twice' if slide_id else 'no slide_id'} in line {line}")
-        if None in row:
-            raise refused(f"has extra cells in line {line}")
-        filled = {name: text.strip() for name in bounds if (text := row.get(name) or "").strip()}
-        table[slide_id] = {name: _number(text) for name, text in filled.items()}
-        for name, value in table[slide_id].items():
-            low, high = bounds[name]
-            if value is None or not low <= value <= high:
-                raise refused(
-                    f"has {name} {filled[name]!r:.60} in line {line}, not a number from {low:g} to {high:g}"
-                )
+        if not slide_id or slide_id in table or None in row:
+            raise refused(f"has no slide_id, one that stands above, or extra cells in line {line}")
+        table[slide_id] = {}
+        for name, (low, high) in bounds.items():
+            if text := (row.get(name) or "").strip():
+                value = _number(text)
+                if value is None or not low <= value <= high:
+                    raise refused(
+                        f"has {name} {text!r:.60} in line {line}, not a number from {low:g} to {high:g}"
+                    )
+                table[slide_id][name] = value
     return table
-
-
-def _header_fault(names: list[str], values: Collection[str]) -> str | None:
-    """What is wrong with the columns, if anything: a scale under a name of its own would not be seen.
-
-    Columns of other things are nobody's concern.
-    """
-    for name in names:
-        if name not in ("slide_id", *values) and any(word in name for word in ("slide_id", "mag", "mpp")):
-            return f"has an unknown column {name!r:.60}"
-        if name in ("slide_id", *values) and names.count(name) > 1:
-            return f"has the column {name} twice"
-    if "slide_id" not in names:
-        return "has no column slide_id"
-    return None if set(names) & set(values) else f"has no column {' or '.join(values)}"
 
 
 def _table_of(path: str) -> dict[str, dict[str, float]]:
     """The scale table, read again only when the file has changed: every slide of a cohort asks for it."""
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        return read_scale_table(path)  # which says what is wrong
-    return _read_once(path, stat.st_mtime_ns, stat.st_size)
+    found = stat_or_none(Path(path))
+    return _read_once(path, found and (found.st_mtime_ns, found.st_size))
 
 
 @lru_cache(maxsize=4)
-def _read_once(path: str, changed_ns: int, size: int) -> dict[str, dict[str, float]]:
+def _read_once(path: str, state: tuple[int, int] | None) -> dict[str, dict[str, float]]:
     return read_scale_table(path)
 
 
@@ -285,21 +237,21 @@ def _ome(properties: Mapping[str, str]) -> dict[str, float]:
     text = properties.get("tiff.ImageDescription", "")
     if "<OME" not in text[:4096]:
         return {}
-    found: dict[str, float] = {}
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", text)
-    for axis in "xy" if pixels else "":
-        size = _number(_attribute(pixels[0], f"PhysicalSize{axis.upper()}"))
-        unit = _attribute(pixels[0], f"PhysicalSize{axis.upper()}Unit") or "um"
-        if size is not None and unit in _UNITS:
-            found[axis] = size * _UNITS[unit]
-    lens = re.search(r"<(?:\w+:)?Objective\b[^>]*>", text)
-    power = _number(_attribute(lens[0], "NominalMagnification")) if lens else None
-    return found if power is None else {**found, "objective": power}
+    from defusedxml import ElementTree
 
-
-def _attribute(element: str, name: str) -> str | None:
-    match = re.search(rf"\b{name}\s*=\s*[\"']([^\"']*)[\"']", element)
-    return html.unescape(match[1]).strip() if match else None
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError):
+        return {}
+    found: dict[str, float | None] = {}
+    if (pixels := root.find(".//{*}Pixels")) is not None:
+        for axis in "xy":
+            size = _number(pixels.get(f"PhysicalSize{axis.upper()}"))
+            unit = _UNITS.get(pixels.get(f"PhysicalSize{axis.upper()}Unit", "um"))
+            found[axis] = size and unit and size * unit
+    if (lens := root.find(".//{*}Objective")) is not None:
+        found["objective"] = _number(lens.get("NominalMagnification"))
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _number(text: str | None) -> float | None:
@@ -311,48 +263,42 @@ def _number(text: str | None) -> float | None:
 
 
 def _padded_run(sizes: list[tuple[int, int]]) -> list[float] | None:
-    """The powers of two of a pyramid padded to whole units, or None if padding is not what it shows."""
-    (width, height), *rest = sizes
+    """The powers of two of a pyramid padded to whole units, or None if padding is not what it shows.
+
+    Every level's sides are multiples of one unit (at least 64 px), an ascending run of powers of two explains
+    every level as "content divided, then padded up to the unit", and rounding alone does not explain them. If
+    several powers fit a level (it is one unit wide), the run's own step is kept, else the smallest. A pyramid
+    whose sides shrink alike by one constant step (1, 3, 9) is no padded one.
+    """
+    base, *rest = sizes
     unit = math.gcd(*(side for size in rest for side in size)) if rest else 0
     # Two levels say little about the unit; writers use tiles of at most 1024 px.
     while unit > 1024 and unit % 2 == 0:
         unit //= 2
-    if unit < _MIN_UNIT or _shrinks_evenly(sizes):
+    if unit < _MIN_UNIT:
         return None
-    run, rounding = [1.0], True
-    for w, h in rest:
-        highest = math.ceil(math.log2(max(width, height))) + 1
-        fits = [
-            power
-            for power in (2.0**k for k in range(1, highest))
-            if power > run[-1] and _is_padding(width, w, power, unit) and _is_padding(height, h, power, unit)
-        ]
+    step = base[0] / rest[0][0]
+    if all(_is_rounding(base, size, step**k) for k, size in enumerate(sizes)):
+        return None
+    run = [1.0]
+    for size in rest:
+        powers = [2.0**k for k in range(1, math.ceil(math.log2(max(base))) + 1)]
+        fits = [power for power in powers if power > run[-1] and _is_padding(base, size, power, unit)]
         if not fits:
             return None
-        step = run[-1] / run[-2] if len(run) > 1 else 2.0
-        run.append(run[-1] * step if run[-1] * step in fits else fits[0])
-        rounding &= _is_rounding(width, w, run[-1]) and _is_rounding(height, h, run[-1])
-    return None if rounding else run
+        expected = run[-1] * (run[-1] / run[-2] if len(run) > 1 else 2.0)
+        run.append(expected if expected in fits else fits[0])
+    return None if all(map(_is_rounding, [base] * len(run), sizes, run)) else run
 
 
-def _shrinks_evenly(sizes: list[tuple[int, int]]) -> bool:
-    """Whether both sides shrink alike and each level by the same step, to within a pixel."""
-    width, height = sizes[0]
-    step = width / sizes[1][0]
+def _is_padding(base: tuple[int, int], size: tuple[int, int], power: float, unit: int) -> bool:
     return all(
-        _is_rounding(width, w, step**k) and _is_rounding(height, h, step**k) for k, (w, h) in enumerate(sizes)
+        # Level 0 may be padded too, so its content ends anywhere within its last unit.
+        side - unit < whole / power and (whole - (unit if whole % unit == 0 else 1)) / power < side
+        for whole, side in zip(base, size, strict=True)
     )
 
 
-def _is_padding(base: int, side: int, power: float, unit: int) -> bool:
-    # Level 0 may be padded too, so its content ends anywhere within its last unit.
-    least = base - unit if base % unit == 0 else base - 1
-    return side - unit < base / power and least / power < side
-
-
-def _is_rounding(base: int, side: int, power: float) -> bool:
-    return abs(base / power - side) < 1
-
-
-def _nearest_power(value: float) -> float:
-    return 2.0 ** max(0, round(math.log2(value)))
+def _is_rounding(base: tuple[int, ...], size: tuple[int, ...], power: float) -> bool:
+    """Whether rounding alone explains the sides of a level."""
+    return all(abs(whole / power - side) < 1 for whole, side in zip(base, size, strict=True))

@@ -1,7 +1,6 @@
 """Tiles of TIFF slides, decoded from the file: exact at every level, and several times OpenSlide's rate.
 
-OpenSlide blends neighbouring pixels of levels whose ratio is not whole; a tile holds the level's own. Only
-levels whose tiles have OpenSlide's pixels, where it does not blend, are read so; OpenSlide reads the rest.
+Only levels whose tiles have OpenSlide's pixels, where it does not blend, are read so.
 """
 
 from __future__ import annotations
@@ -18,8 +17,11 @@ import numpy as np
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
-from wsi_assets.slides.openslide_file import OpenSlideFile, is_whole_start
+from wsi_assets.slides.listing import unreadable
+from wsi_assets.slides.openslide_file import OpenSlideFile, Window, damaged_tile, is_whole_start
+from wsi_assets.slides.tile_grid import tiles_over
 
 _CACHE_BYTES = 48 << 20
 _COMPARED = 128
@@ -30,12 +32,12 @@ _COLORSPACES = {2: "RGB", 6: "YCBCR"}
 """TIFF's photometric interpretation -> the color space of its JPEG data."""
 _LOSSLESS = {1, 5, 8, 32946, 50000}
 """Uncompressed, LZW, Deflate (two numbers), Zstandard."""
+_END = b"\xff\xd9"
 _JPEG_2000 = {33003: True, 33005: False}
 """Aperio's two -> whether the components are YCbCr."""
-_CODESTREAM = b"\xff\x4f\xff\x51"
 
 
-class TileLevel:
+class TileLevel(Closing):
     """One level of a tiled TIFF, a context manager. Threads may share it; a forked process may not.
 
     Places are (row, column) of tiles; sizes are the level's own pixels.
@@ -78,45 +80,28 @@ class TileLevel:
         try:
             return self._decode_jpeg(row, col, data) if self._is_jpeg else self._decode(row, col, data)
         except Exception as error:  # the codecs' error types differ between their versions
-            if isinstance(error, SlideError) and "damaged" in error.fault:
-                raise
             fault = error.fault if isinstance(error, SlideError) else one_line(error)
-            raise self._damaged(row, col, fault) from error
+            raise damaged_tile(self.path, self.index, row, col, fault) from error
 
     def read_tiles(self, places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray | None]]:
         """(row, column, tile or None) of each place once, in file order; errors as of :meth:`read_tile`."""
         for row, col in self.in_file_order(places):
             yield row, col, self.read_tile(row, col)
 
-    def read_window(self, y: int, x: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """A window inside the level: uint8 (h, w, 3) RGB, and bool (h, w) where it has pixels; else white.
-
-        Up to 48 MiB of tiles are kept for the next window. Errors as of :meth:`read_tile`.
-        """
-        high, wide = self.tile_height, self.tile_width
-        pixels = np.full((height, width, 3), 255, np.uint8)
-        present = np.zeros((height, width), bool)
-        for row in range(y // high, -(-(y + height) // high)):
-            for col in range(x // wide, -(-(x + width) // wide)):
-                tile = self._kept_tile(row, col)
-                if tile is None:
-                    continue
-                top, left = row * high, col * wide
-                y0, y1 = max(y, top), min(y + height, top + high)
-                x0, x1 = max(x, left), min(x + width, left + wide)
-                window = (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
-                pixels[window] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
-                present[window] = True
+    def read_window(self, y: int, x: int, height: int, width: int) -> Window:
+        """A window inside the level; errors as of :meth:`read_tile`."""
+        pixels, present = np.full((height, width, 3), 255, np.uint8), np.zeros((height, width), bool)
+        for row, col, target, source in tiles_over(y, x, height, width, self.tile_height, self.tile_width):
+            tile = self._kept_tile(row, col)
+            if tile is not None:
+                pixels[target], present[target] = tile[source], True
         return pixels, present
 
     def jpeg_file(self, row: int, col: int) -> bytes | None:
         """A tile as a JPEG file of its own, which image libraries decode to the tile's pixels.
 
         None if the tile is no JPEG, was never written, or has markers that name another color space than
-        the slide does. Nothing is decoded: read the tile to see that it is whole.
-
-        Raises:
-            SlideError: the file ends before the tile does, or cannot be read.
+        the slide does. Nothing is decoded: read the tile to see that it is whole. Errors as there.
         """
         data = self._read_bytes(row, col)
         if not self._is_jpeg or data is None or data[:2] != b"\xff\xd8":
@@ -135,12 +120,6 @@ class TileLevel:
         if self._owns_slide:
             self._slide.close()
 
-    def __enter__(self) -> TileLevel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def same_as_openslide(self) -> bool:
         """Whether a part of one or two written tiles has OpenSlide's pixels, to the last value.
 
@@ -148,12 +127,13 @@ class TileLevel:
         """
         if not self._slide.has_level(self.index):
             return True
-        rows = {row for row in range(self.rows) if self._is_unblended(row * self.tile_height)}
-        cols = {col for col in range(self.cols) if self._is_unblended(col * self.tile_width)}
+        ratio = self._slide.downsamples[self.index]
+        rows = [is_whole_start(row * self.tile_height, ratio) for row in range(self.rows)]
+        cols = [is_whole_start(col * self.tile_width, ratio) for col in range(self.cols)]
         written = [
             at
             for at, (start, length) in enumerate(zip(self._offsets, self._lengths, strict=True))
-            if min(start, length) > 0 and at // self.cols in rows and at % self.cols in cols
+            if min(start, length) > 0 and rows[at // self.cols] and cols[at % self.cols]
         ]
         # The heaviest tile holds the most detail, where decoders differ; the first has the edge rules.
         for number in {written[0], max(written, key=self._lengths.__getitem__)} if written else ():
@@ -165,9 +145,6 @@ class TileLevel:
             if not np.array_equal(tile[: pixels.shape[0], : pixels.shape[1]], pixels):
                 return False
         return True
-
-    def _is_unblended(self, position: int) -> bool:
-        return is_whole_start(position, self._slide.downsamples[self.index])
 
     def _decode_jpeg(self, row: int, col: int, data: bytes) -> np.ndarray:
         if hole := hole_in(data, self._tables):
@@ -181,36 +158,22 @@ class TileLevel:
             out=np.empty((self.tile_height, self.tile_width, 3), np.uint8),
         )
         # libjpeg only warns where data ends early, and leaves the rest mid-grey; grey can also be padding.
-        if ends_early(data) or (tile[-8:, -8:] == 128).all():
-            if not self._slide.has_level(self.index):
-                if ends_early(data):
-                    raise ValueError("it ends early")
-            else:
+        early = ends_early(data)
+        if self._slide.has_level(self.index):
+            if early or (tile[-8:, -8:] == 128).all():
                 self._read_by_openslide(row, col)  # refuses what the decoder here only warns of
+        elif early:
+            raise ValueError("it ends early")
         return tile
 
     def _decode(self, row: int, col: int, data: bytes) -> np.ndarray:
         """A tile of another compression than JPEG, by tifffile; OpenSlide's colors of Aperio's YCbCr."""
-        if self._page.compression in _JPEG_2000:
-            self._check_codestream(data)
-        number = self._number(row, col)
-        pixels = np.asarray(self._page.decode(data, number)[0])[0]
-        tile = np.zeros((self.tile_height, self.tile_width, 3), np.uint8)
-        if is_ycbcr(self._page):
-            pixels = rgb_of(pixels)
-        tile[: pixels.shape[0], : pixels.shape[1]] = pixels
-        return tile
-
-    def _check_codestream(self, data: bytes) -> None:
-        """Refuse JPEG 2000 data of another size, before it takes memory, and data that lost its end."""
-        wide, high, left, top = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
-        if not data.startswith(_CODESTREAM) or (wide - left, high - top) != (
-            self.tile_width,
-            self.tile_height,
-        ):
-            raise ValueError("it is no JPEG 2000 picture of the tile's size")
-        if data.endswith(bytes(16)) and b"\xff\xd9" not in data[-64:]:
+        if self._page.compression in _JPEG_2000 and data.endswith(bytes(16)) and _END not in data[-64:]:
             raise ValueError("it has no end")
+        pixels = np.asarray(self._page.decode(data, self._number(row, col))[0])[0]
+        tile = np.zeros((self.tile_height, self.tile_width, 3), np.uint8)
+        tile[: pixels.shape[0], : pixels.shape[1]] = rgb_of(pixels) if is_ycbcr(self._page) else pixels
+        return tile
 
     def _read_bytes(self, row: int, col: int) -> bytes | None:
         number = self._number(row, col)
@@ -219,33 +182,23 @@ class TileLevel:
             return None
         # A damaged length would take its memory before the first byte is read.
         if offset + length > self._size:
-            raise self._damaged(row, col, "the file ends before it")
+            raise damaged_tile(self.path, self.index, row, col, "the file ends before it")
         try:
             # By position, so that threads may share the file.
             return os.pread(self._file.fileno(), length, offset)
         except OSError as error:
-            raise SlideError(
-                f"cannot be read ({error.strerror})", path=self.path, remedy="Check its disk, then run again"
-            ) from error
+            raise unreadable(self.path, error) from error
 
     def _read_by_openslide(self, row: int, col: int, side: int = 1 << 30) -> np.ndarray:
         y, x = row * self.tile_height, col * self.tile_width
-        height = min(side, self.tile_height, self.height - y)
-        width = min(side, self.tile_width, self.width - x)
+        height, width = min(self.tile_height, self.height - y), min(self.tile_width, self.width - x)
         with self._lock:
-            return self._slide.read_at_once(self.index, y, x, height, width)[0]
+            return self._slide.read_at_once(self.index, y, x, min(side, height), min(side, width))[0]
 
     def _number(self, row: int, col: int) -> int:
         if not (0 <= row < self.rows and 0 <= col < self.cols):
             raise IndexError(f"tile ({row}, {col}) is outside a grid of {self.rows} x {self.cols}")
         return row * self.cols + col
-
-    def _damaged(self, row: int, col: int, why: str) -> SlideError:
-        return SlideError(
-            f"tile at row {row}, column {col} of level {self.index} is damaged ({why})",
-            path=self.path,
-            remedy="Copy or scan the slide again",
-        )
 
 
 def open_tiles(
@@ -257,10 +210,7 @@ def open_tiles(
     there; a single differing value gives None.
 
     Args:
-        path: the slide.
-        level: its number, as in :class:`OpenSlideFile`.
-        slide: the same file already open, to save opening it again. The tiles use it until they are closed;
-            closing it is the caller's.
+        slide: the same file already open; closing it is the caller's, after the tiles.
         verified: the level was compared before; compare nothing now.
 
     Raises:
@@ -278,9 +228,10 @@ def open_tiles(
             tiles = TileLevel(level, page, used, owns_slide=slide is None)
     if tiles is not None and (verified or tiles.same_as_openslide()):
         return tiles
-    for opened in (tiles, None if slide else used):
-        if opened is not None:
-            opened.close()
+    if tiles is not None:
+        tiles.close()
+    if slide is None:
+        used.close()
     return None
 
 
@@ -309,9 +260,7 @@ def is_ycbcr(page: tifffile.TiffPage) -> bool:
 def rgb_of(ycbcr: np.ndarray) -> np.ndarray:
     """RGB of YCbCr by OpenSlide's rounding, uint8 (h, w, 3)."""
     y, cb, cr = (ycbcr[..., i].astype(np.int32) - (128 if i else 0) for i in range(3))
-    red = y + np.rint(1.402 * cr).astype(np.int32)
-    green = y + (
-        (np.rint(-0.34414 * 65536 * cb) + np.rint(-0.71414 * 65536 * cr) + 32768).astype(np.int32) >> 16
-    )
-    blue = y + np.rint(1.772 * cb).astype(np.int32)
-    return np.clip(np.stack([red, green, blue], axis=-1), 0, 255).astype(np.uint8)
+    green = np.rint(-0.34414 * 65536 * cb) + np.rint(-0.71414 * 65536 * cr) + 32768
+    red, blue = np.rint(1.402 * cr), np.rint(1.772 * cb)
+    rgb = np.stack([y + red, y + np.floor(green / 65536), y + blue], axis=-1)
+    return np.clip(rgb, 0, 255).astype(np.uint8)

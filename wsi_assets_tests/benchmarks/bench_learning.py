@@ -22,18 +22,13 @@ import torch
 
 from wsi_assets.learning.augmentation import draw_transforms, normalize
 from wsi_assets.learning.data import BatchReader, Draw, PatchTable, shuffled_batches
-from wsi_assets.learning.devices import (
-    autocast,
-    quiet_randomness,
-    resolve_device,
-    usable_workers,
-)
+from wsi_assets.learning.devices import autocast, in_use, resolve_device
 from wsi_assets.learning.imbalance import Imbalance
-from wsi_assets.learning.learner import make_learner, train_epoch
 from wsi_assets.learning.models import Architecture, PatchClassifier, build_model
 from wsi_assets.learning.options import PredictionOptions, TrainingOptions
 from wsi_assets.learning.prediction import patch_probabilities
 from wsi_assets.learning.schedule import Schedule
+from wsi_assets.learning.training import make_learner, train_epoch
 from wsi_assets.patches import ExtractionOptions, build_store, open_store, plan_patches
 from wsi_assets_tests.benchmarks import rows
 from wsi_assets_tests.conftest import REAL_DATA
@@ -63,7 +58,7 @@ def main() -> None:
             precision=asked.precision,
             device=name,
         )
-        with tempfile.TemporaryDirectory() as folder, quiet_randomness(device):
+        with tempfile.TemporaryDirectory() as folder, in_use(device, "batch"):
             store = make_store(Path(folder), asked.size or size)
             found += training(store, options, device, asked.steps or steps, asked.turns)
             found += prediction(store, options, device, asked.steps or steps, asked.turns)
@@ -121,10 +116,10 @@ def training(store, options: TrainingOptions, device: torch.device, steps: int, 
         return len(order) / (time.perf_counter() - started)
 
     what, waits = f"training, {described(options, store, learner.precision, device)}", []
-    with BatchReader(store, workers=usable_workers(options.num_workers), pin=device.type == "cuda") as reader:
+    with BatchReader(store, workers=options.num_workers, pin=device.type == "cuda") as reader:
 
         def loop() -> float:
-            trained = train_epoch(learner, reader, table, batches, schedule, lambda done: None)
+            trained = train_epoch(learner, reader, table, batches, schedule)
             waits.append(trained["waiting"])
             return trained["images_per_second"]
 

@@ -38,4 +38,5 @@ def test_a_store_of_another_program_is_trained_on_and_predicted(tmp_path, kind):
         options = PredictionOptions(device="cpu", num_workers=0)
         (entry,) = predict(store, index, result.best_path, options).values()
     assert result.best.val_auc > 0.9
+    assert (result.card["level"], result.card["mpp"]) == (None, None)
     assert np.isnan(entry["probs"]).tolist() == [False] * 7 + [kind in ("png", "jpg")]

@@ -17,7 +17,6 @@ def record(epoch, **changes):
         "val_acc": 0.5,
         "val_auc": 0.5,
         "objective": 0.1,
-        "phase": "constant",
         "lr": 1e-3,
         "images_per_second": 10.0,
         "waiting": 0.0,
@@ -26,10 +25,6 @@ def record(epoch, **changes):
         "confusion": (1, 2, 3, 4),
     }
     return EpochRecord(**{**values, **changes})
-
-
-def test_a_record_survives_as_plain_values():
-    assert EpochRecord.from_plain(record(3).to_plain()) == record(3)
 
 
 @pytest.mark.parametrize("epochs", [[record(1, val_auc=None)], [record(k) for k in range(1, 8)]])

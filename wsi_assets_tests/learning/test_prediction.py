@@ -122,11 +122,6 @@ def test_a_store_of_another_level_or_patch_size_is_refused(store, best):
             predict(other, index_of(other), best, PredictionOptions(**CPU))
 
 
-def test_a_store_of_another_index_is_refused(store, best):
-    with pytest.raises(StoreError):
-        predict(store, dict(list(index_of(store).items())[1:]), best, PredictionOptions(**CPU))
-
-
 def test_without_test_slides_there_is_nothing_to_predict(store, best):
     assert predict(store, dict(list(index_of(store).items())[:3]), best, PredictionOptions(**CPU)) == {}
 

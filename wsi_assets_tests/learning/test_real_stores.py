@@ -3,11 +3,9 @@
 import json
 import pickle
 
-import numpy as np
 import pytest
 
 from wsi_assets.learning import PredictionOptions, predict, train
-from wsi_assets.learning.data import BatchReader, ordered_batches
 from wsi_assets.patches import STORE_NAMES, ExtractionOptions, build_store, open_store, plan_patches
 from wsi_assets_tests.learning.fakes import quick
 
@@ -36,14 +34,6 @@ def store(request, index, tmp_path_factory):
         plan_patches(index, ExtractionOptions(codec="png", extraction_workers=1)), path, request.param
     )
     return open_store(path)
-
-
-def test_several_readers_get_the_patches_one_gets(store):
-    order = np.random.default_rng(0).permutation(len(store))
-    batches = ordered_batches(order, 7)
-    with BatchReader(store, workers=4) as reader:
-        found = np.concatenate([patches.numpy() for patches in reader.read(batches)])
-    np.testing.assert_array_equal(found, store.get_many(order))
 
 
 def test_a_cohort_is_trained_and_predicted_from_any_store(store, index, tmp_path):

@@ -169,10 +169,7 @@ def test_a_scheduler_killed_in_the_middle_is_one_line_and_the_next_build_continu
             scheduler.kill()
             scheduler.wait()
 
-    with (
-        open_executor(str(file)) as executor,
-        pytest.raises(ClusterError, match="was lost") as fault,
-    ):
+    with pytest.raises(ClusterError, match="was lost") as fault, open_executor(str(file)) as executor:
         build_store(plan_patches(index_of(*entries), TWO), path, "lmdb", executor=executor, progress=kill)
     assert "\n" not in str(fault.value)
     report = build_store(plan_patches(index_of(*entries), TWO), path, "lmdb")
@@ -181,10 +178,12 @@ def test_a_scheduler_killed_in_the_middle_is_one_line_and_the_next_build_continu
 
 
 def test_a_task_that_kills_its_workers_is_one_line(cluster):
-    with open_executor(cluster.scheduler_address) as executor:
+    with (
+        pytest.raises(ClusterError, match="workers in turn died on one task"),
+        open_executor(cluster.scheduler_address) as executor,
+    ):
         executor._client.run_on_scheduler(_allow_no_failure)
-        with pytest.raises(ClusterError, match="workers in turn died on one task"):
-            executor.submit(os._exit, 1).result(60)
+        executor.submit(os._exit, 1).result(60)
 
 
 def _allow_no_failure(dask_scheduler):
@@ -223,7 +222,7 @@ def _another_numpy(packages=None):
     [
         ("tcp://127.0.0.1:1", "no Dask scheduler answers at tcp://127.0.0.1:1"),
         ("the cluster", "'the cluster', which is not an address"),
-        ("/no/where/scheduler.json", "/no/where/scheduler.json: .* does not exist"),
+        ("/no/where/scheduler.json", "'/no/where/scheduler.json', .* does not exist"),
     ],
 )
 def test_a_scheduler_that_is_not_there_is_one_line_within_seconds(scheduler, line, monkeypatch):

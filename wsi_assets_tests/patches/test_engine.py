@@ -121,9 +121,10 @@ def extract(path, coords, size=256, **options):
         ExtractTask(np.arange(len(coords)), str(path), fingerprint, coords, {**content, **options})
     )
     close_reader()
+    places = list(map(tuple, coords.tolist()))
     values = dict(result.values)
-    assert values.keys() | result.reasons.keys() == set(range(len(coords)))
-    return [values.get(number) for number in range(len(coords))], result.reasons
+    assert values.keys() | {places[number] for number in result.reasons} == set(places)
+    return [values.get(place) for place in places], result.reasons
 
 
 def test_a_patch_over_missing_tiles_is_quarantined_and_one_partly_over_them_is_white_there(tmp_path):

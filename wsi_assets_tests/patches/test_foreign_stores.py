@@ -79,7 +79,8 @@ def test_an_lmdb_of_png_values_opens_with_its_keys_and_knows_no_more(suffix, pat
         assert store.coords is None
         assert set(store.slide_ids) == set(index)
         is_read(store, patches)
-        assert verify_store(store, index, 1.0).ok
+        with pytest.raises(StoreError):
+            verify_store(store, index, 1.0)
         again = pickle.loads(pickle.dumps(store))
         assert np.array_equal(again.get(7), store.get(7))
 
@@ -93,13 +94,12 @@ def test_an_lmdb_of_jpeg_values_opens_also_as_a_single_file(subdir, patches, tmp
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (4, 128, 128, 3), "compression": "gzip"}])
-def test_hdf5_of_images_and_labels_opens_and_a_row_is_a_count(options, patches, index, tmp_path):
+def test_hdf5_of_images_and_labels_opens_and_a_row_is_a_count(options, patches, tmp_path):
     with open_store(write_hdf5(tmp_path / "patches.h5", patches, **options)) as store:
         assert store.info["patch_size"] == 128
         assert store.labels.tolist() == [int(tumor) for *_, tumor in patches]
         assert store.key_index(patches[17][0]) == 17
         is_read(store, patches)
-        assert verify_store(store, index, 1.0).ok
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

@@ -14,8 +14,6 @@ import h5py
 import lmdb
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from wsi_assets.errors import SlideError, StoreError
@@ -70,7 +68,6 @@ def test_a_store_says_what_it_is(built):
         info = store.info
         assert (info["level"], info["patch_size"], info["quarantined"]) == (0, 128, [])
         assert info["patches"] == info["tumor"] + info["normal"] == len(store)
-        assert {"numpy", "opencv-python"} <= set(info["versions"])
         assert [slide["downsample"] for slide in info["slides"]] == [1.0] * 3
 
 
@@ -147,16 +144,6 @@ def test_reading_does_not_grow_in_memory(built):
         assert private_bytes() - before < 8 << 20
 
 
-def test_the_three_stores_hold_the_same_pixels(entries, tmp_path):
-    stores = []
-    for backend, name in STORE_NAMES.items():
-        build_store(plan_patches(index_of(*entries[2:]), LOSSLESS), tmp_path / name, backend)
-        stores.append(open_store(tmp_path / name))
-    for patches in zip(*stores, strict=True):
-        assert all(np.array_equal(patch, patches[0]) for patch in patches[1:])
-    assert len({tuple(store.keys) for store in stores}) == 1
-
-
 def test_plain_lmdb_and_any_image_library_read_the_lmdb_store(entries, tmp_path):
     build_store(plan_patches(index_of(*entries[2:]), ExtractionOptions()), tmp_path / "patches_lmdb", "lmdb")
     keys = []
@@ -221,7 +208,7 @@ def test_a_damaged_store_says_so(built, tmp_path):
 
 
 def test_an_lmdb_that_is_cut_short_anywhere_is_refused_before_it_can_end_the_process(built, tmp_path):
-    if not (built / "data.mdb").is_file():
+    if built.name != STORE_NAMES["lmdb"]:
         pytest.skip("LMDB's file only")
     whole = (built / "data.mdb").read_bytes()
     (tmp_path / "cut").mkdir()
@@ -252,7 +239,7 @@ def test_threads_that_first_use_a_handle_open_it_once(built):
 
 
 def test_verifying_reads_the_whole_file_with_lmdbs_own_checker(built, tmp_path):
-    if not (built / "data.mdb").is_file():
+    if built.name != STORE_NAMES["lmdb"]:
         pytest.skip("LMDB's file only")
     shutil.copytree(built, tmp_path / "copy")
     with (tmp_path / "copy" / "data.mdb").open("r+b") as file, open_store(tmp_path / "copy") as store:
@@ -278,9 +265,10 @@ def test_verifying_finds_the_one_patch_that_is_not_its_slides(built, entries):
         assert report.ok
         assert report.checked == len(store)
         assert verify_store(store, index_of(*entries), 0.1, seed=1).checked == round(0.1 * len(store))
-        store._opened().metadata.origins[5, 2] += 1
-        wrong = verify_store(store, index_of(*entries), 1.0)
-        store._opened().metadata.origins[5, 2] -= 1
+        moved = [(*origin[:2], origin[2] + (row == 5)) for row, origin in enumerate(store.origins)]
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(PatchStore, "origins", moved)
+            wrong = verify_store(store, index_of(*entries), 1.0)
         assert [key for key, _ in wrong.problems] == [store.keys[5]]
         absent = verify_store(store, index_of(*entries[1:]), 1.0)
         assert len(absent.problems) == len(entries[0]["patches"])
@@ -319,23 +307,3 @@ def test_a_mosaic_shows_both_classes(built):
         picture = Image.open(io.BytesIO(mosaic_png(store, columns=3, rows=2, side=64)))
         assert picture.size == (2 * (3 * 68 + 4) + 2, 28 + 2 * 68 + 4)
         assert np.asarray(picture)[40:80, 10:60].std() > 5
-
-
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_choice_of_patches_in_any_order_is_stored_as_it_is_planned(
-    data, entries, backend, tmp_path_factory
-):
-    chosen = []
-    for row in entries:
-        patches = data.draw(st.lists(st.sampled_from(row["patches"]), unique=True, max_size=8))
-        chosen.append({**row, "patches": patches})
-    if not any(row["patches"] for row in chosen):
-        return
-    path = tmp_path_factory.mktemp("any") / STORE_NAMES[backend]
-    plan = plan_patches(index_of(*chosen), LOSSLESS)
-    report = build_store(plan, path, backend)
-    assert report.patches == report.decoded == len(plan)
-    with open_store(path) as store:
-        assert store.keys == list(plan.keys())
-        assert verify_store(store, index_of(*chosen), 1.0).ok

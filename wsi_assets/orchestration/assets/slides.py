@@ -118,19 +118,18 @@ def tissue_regions(
         making = Making(context, storage, TISSUE_REGIONS, config)
 
         def prepare(slide_id: str) -> partial:
-            return partial(read_tissue, folder.slide(slide_id).path, making.options)
+            return partial(read_tissue, slide_id, folder.slide(slide_id).path, making.options)
 
         return make_slides(making, workers, pickle_io, prepare, partial(_tissue, folder))
 
 
-def _tissue(folder: SlideFolderResource, slide_id: str, read: tuple[str, dict[str, Any]]) -> Made:
+def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -> Made:
     from wsi_assets.index import TissueRegions
 
-    contents, plain = read
     tissue = TissueRegions.from_plain(plain)
     return Made(
         plain,
-        inputs={SLIDE_IMAGE: contents},
+        inputs={SLIDE_IMAGE: tissue.fingerprint},
         facts={"tissue_share": float(tissue.tissue_share), "notices": list(tissue.notices)},
         metadata={
             "notices": list(tissue.notices),

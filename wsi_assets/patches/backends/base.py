@@ -11,7 +11,7 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 
-FORMAT = 4
+FORMAT = 5
 """Version of our metadata; a store of another version is built again."""
 
 MAX_PATCH_SIZE = 1 << 14
@@ -29,7 +29,7 @@ class StoreMetadata:
         info: plain values. Every store: ``backend, patch_size, codec``. A store of ours also ``format, level,
             stride, max_no_data, quality, plan_digest`` (of what was asked for), ``digest`` (of what it
             holds: equal ones mean equal keys, labels and patches), ``patches, tumor, normal, slides`` (id,
-            fingerprint, downsample, mpp, magnification, patches of each), ``quarantined``, ``versions``.
+            fingerprint, downsample, mpp, magnification, patches of each), ``quarantined``.
         keys: one a patch.
         labels: uint8 (n,), 1 is tumor, 0 normal, :data:`UNKNOWN_LABEL`.
         origins: int32 (n, 3): slide number in ``info["slides"]``, y, x in pixels of the level; None where the
@@ -46,15 +46,15 @@ class StoreMetadata:
         """Whether this package wrote the store."""
         return "format" in self.info
 
-    def check(self, path: Path) -> None:
-        """See that metadata of ours fit each other; the file may be corrupt.
+    def check(self, path: Path, *counts: int) -> None:
+        """See that metadata of ours fit each other and the patches counted; the file may be corrupt.
 
         Raises:
-            UnusableStoreError: it is of another version.
-            ValueError: they do not fit.
+            UnusableStoreError: it is of another version, or another program added or removed patches.
+            ValueError, TypeError, KeyError: they do not fit.
         """
         info, count = self.info, len(self.keys)
-        version = info.get("format") if isinstance(info, dict) else None
+        version = info["format"]
         if isinstance(version, int) and version != FORMAT:
             raise UnusableStoreError(
                 f"is of format {version}, and this version of wsi-assets writes {FORMAT}",
@@ -63,20 +63,30 @@ class StoreMetadata:
             )
         kinds = {"patch_size": int, "codec": str, "digest": str, "backend": str, "quarantined": list}
         for name, kind in kinds.items():
-            if not isinstance(info, dict) or type(info.get(name)) is not kind:
+            if type(info.get(name)) is not kind:
                 raise ValueError(f"metadata field {name!r} is missing or has the wrong type")
         if not 0 < info["patch_size"] <= MAX_PATCH_SIZE:
             raise ValueError(f"patch size {info['patch_size']}")
-        tables = [self.labels] if self.origins is None else [self.labels, self.origins]
-        shapes = [(count,), (count, 3)]
-        if any(a.dtype.kind not in "iu" or a.shape != b for a, b in zip(tables, shapes, strict=False)):
-            raise ValueError("keys, labels and origins do not fit")
+        for found in counts:
+            if found != count:
+                raise UnusableStoreError(
+                    f"holds {found} patches and its metadata list {count}: another program changed it",
+                    path=path,
+                    remedy="Build it again",
+                )
+        if self.labels.dtype.kind not in "iu" or self.labels.shape != (count,):
+            raise ValueError("keys and labels do not fit")
         if self.origins is not None:
-            slides = info.get("slides")
-            if not isinstance(slides, list) or not all(map(_is_slide, slides)):
-                raise ValueError("metadata field 'slides' is missing or damaged")
-            if count and (self.origins[:, 0].min() < 0 or self.origins[:, 0].max() >= len(slides)):
-                raise ValueError("origins name slides that are not listed")
+            if self.origins.dtype.kind not in "iu" or self.origins.shape != (count, 3):
+                raise ValueError("keys and origins do not fit")
+            numbers, slides = self.origins[:, 0], info["slides"]
+            texts = [slide[name] for slide in slides for name in ("slide_id", "fingerprint")]
+            if not all(isinstance(text, str) for text in texts) or any(
+                "mpp" not in slide for slide in slides
+            ):
+                raise ValueError("metadata field 'slides' is damaged")
+            if count and (numbers[0] < 0 or numbers[-1] >= len(slides) or (np.diff(numbers) < 0).any()):
+                raise ValueError("origins do not follow the slides")
 
 
 class StoreReader(Protocol):
@@ -118,20 +128,6 @@ class UnusableStoreError(StoreError):
     """A store of ours that is half-built or damaged: building replaces it."""
 
 
-def check_count(path: Path, found: int, listed: int) -> None:
-    """Refuse a store of ours whose patches another program added or removed.
-
-    Raises:
-        UnusableStoreError: the numbers differ.
-    """
-    if found != listed:
-        raise UnusableStoreError(
-            f"holds {found} patches and its metadata list {listed}: another program changed it",
-            path=path,
-            remedy="Build it again",
-        )
-
-
 def foreign_info(backend: str, codec: str, patch_size: int) -> dict[str, Any]:
     """``info`` of a store that another program wrote."""
     return {"backend": backend, "codec": codec, "patch_size": patch_size, "quarantined": []}
@@ -145,12 +141,3 @@ def damaged(path: Path, why: object) -> StoreError:
 def no_patch_store(path: Path, why: str) -> StoreError:
     """The error of a database or folder of something else."""
     return StoreError(f"is no patch store ({why})", path=path, remedy="Check the path")
-
-
-def _is_slide(slide: Any) -> bool:
-    return (
-        isinstance(slide, dict)
-        and isinstance(slide.get("slide_id"), str)
-        and isinstance(slide.get("fingerprint"), str)
-        and {"mpp", "downsample", "magnification"} <= slide.keys()
-    )

@@ -19,7 +19,6 @@ from wsi_assets.patches.backends.base import (
     UNKNOWN_LABEL,
     StoreMetadata,
     StoreReader,
-    check_count,
     damaged,
     foreign_info,
     no_patch_store,
@@ -64,10 +63,7 @@ class Hdf5Reader:
             labels=file["labels"][:],
             origins=file["origins"][:] if "origins" in file else None,
         )
-        if isinstance(metadata.info, dict):
-            for name in ("images", "labels"):
-                check_count(self.path, len(file[name]), len(metadata.keys))
-        metadata.check(self.path)
+        metadata.check(self.path, len(file["images"]), len(file["labels"]))
         size = metadata.info["patch_size"]
         if self._images.shape[1:] != (size, size, 3) or self._images.dtype != np.uint8:
             raise ValueError(f"images of shape {self._images.shape}")

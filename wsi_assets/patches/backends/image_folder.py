@@ -28,6 +28,8 @@ MANIFEST = "manifest.json"
 CLASSES = ("normal", "tumor")
 _TABLE = "patches.csv"
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+_ERRORS = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError, csv.Error)
+"""What reading a damaged manifest or table can raise."""
 
 
 class ImageFolderReader:
@@ -47,7 +49,7 @@ class ImageFolderReader:
         except StoreError:
             self.close()
             raise
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
+        except _ERRORS as error:
             self.close()
             raise damaged(path, error) from error
 
@@ -82,9 +84,9 @@ class ImageFolderReader:
     def read(self, row: int) -> bytes:
         try:
             return self._read(self._files[row])
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a damaged table may hold names that no file can have
             raise StoreError(
-                f"{self._files[row]} is gone or does not read ({error.strerror})",
+                f"{self._files[row]} is gone or does not read ({error})",
                 path=self.path,
                 remedy="Open the store again",
             ) from error

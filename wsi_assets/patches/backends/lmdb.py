@@ -1,20 +1,20 @@
 """LMDB: key -> encoded image in the main database; names that begin with ``__`` hold our metadata.
 
-``__info__`` is JSON, ``__keys__`` one key a line in index order, ``__labels__`` and ``__origins__`` npy.
+``__info__`` is JSON, ``__keys__`` one key a line in index order, ``__labels__`` uint8 (n,) and
+``__origins__`` little-endian int32 (n, 3) of :class:`StoreMetadata`, as they lie in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from tokenize import TokenError
-from typing import ClassVar
+from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
@@ -24,7 +24,6 @@ from wsi_assets.patches.backends.base import (
     UNKNOWN_LABEL,
     StoreMetadata,
     StoreReader,
-    check_count,
     damaged,
     foreign_info,
     no_patch_store,
@@ -46,7 +45,7 @@ class LmdbReader:
 
     def __init__(self, path: Path):
         self.path = path
-        self._environment = _Environment.open(path)
+        self._environment: lmdb.Environment | None = _environment(path)
         try:
             with self._environment.begin() as view:
                 info = view.get(_INFO)
@@ -58,7 +57,7 @@ class LmdbReader:
         except StoreError:
             self.close()
             raise
-        except (lmdb.Error, ValueError, TypeError, KeyError, EOFError, RecursionError) as error:
+        except (lmdb.Error, ValueError, TypeError, KeyError, RecursionError) as error:
             self.close()
             raise damaged(path, error) from error
 
@@ -68,11 +67,10 @@ class LmdbReader:
         metadata = StoreMetadata(
             info=json.loads(view.get(_INFO)),
             keys=keys,
-            labels=_array(view.get(_LABELS, b"")),
-            origins=None if origins is None else _array(origins),
+            labels=np.frombuffer(view.get(_LABELS, b""), np.uint8),
+            origins=None if origins is None else np.frombuffer(origins, "<i4").reshape(-1, 3),
         )
-        metadata.check(self.path)
-        check_count(self.path, view.stat()["entries"] - 3 - (origins is not None), len(keys))
+        metadata.check(self.path, view.stat()["entries"] - 3 - (origins is not None))
         return [key.encode() for key in keys], metadata
 
     def _foreign(self, view: lmdb.Transaction) -> tuple[list[bytes], StoreMetadata]:
@@ -112,7 +110,8 @@ class LmdbReader:
             return [str(error)]
 
     def close(self) -> None:
-        self._environment.close()
+        with _opening:  # another thread must not open the file while LMDB closes it
+            self._environment = None
 
 
 class LmdbWriter:
@@ -120,14 +119,11 @@ class LmdbWriter:
 
     def __init__(self, path: Path, count: int | None, patch_size: int):
         path.mkdir(parents=True)
-        self._file = path / "data.mdb"
-        self._map_size = _FIRST_MAP_SIZE
-        self._environment: lmdb.Environment | None = None
-        with _errors_of_the_disk(self._file):
-            self._environment = lmdb.open(str(path), map_size=self._map_size, lock=False, sync=False)
+        self._path = path
+        with _errors_of_the_disk(path):
+            self._environment = lmdb.open(str(path), map_size=_FIRST_MAP_SIZE, lock=False, sync=False)
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
-        self._last = b""
 
     def write(self, row: int, key: str, label: int, value: bytes) -> None:
         self._put(key.encode(), value)
@@ -138,153 +134,101 @@ class LmdbWriter:
     def finish(self, metadata: StoreMetadata) -> None:
         self._put(_INFO, json.dumps(metadata.info, sort_keys=True).encode())
         self._put(_KEYS, "".join(f"{key}\n" for key in metadata.keys).encode())
-        self._put(_LABELS, _npy(metadata.labels))
+        self._put(_LABELS, metadata.labels.astype(np.uint8).tobytes())
         if metadata.origins is not None:
-            self._put(_ORIGINS, _npy(metadata.origins))
+            self._put(_ORIGINS, metadata.origins.astype("<i4").tobytes())
         self._commit()
-        with _errors_of_the_disk(self._file):
+        with _errors_of_the_disk(self._path):
             self._environment.sync(True)
 
     def close(self) -> None:
-        if self._environment is not None:
-            self._environment.close()
+        self._environment.close()
 
     def _put(self, name: bytes, value: bytes) -> None:
         self._pending.append((name, value))
         self._pending_bytes += len(value)
+        # Commits are counted in bytes, not in time, so that equal contents make equal files.
         if self._pending_bytes >= _COMMIT_BYTES:
             self._commit()
 
     def _commit(self) -> None:
-        # Commits are counted in bytes, not in time, so that equal contents make equal files.
-        with _errors_of_the_disk(self._file):
-            while True:
+        with _errors_of_the_disk(self._path):
+            while self._pending:
                 try:
-                    self._last = self._put_all()
-                    break
+                    with self._environment.begin(write=True) as change:
+                        change.cursor().putmulti(self._pending)
+                    self._pending, self._pending_bytes = [], 0
                 except lmdb.MapFullError:
-                    self._map_size *= 2
-                    self._environment.set_mapsize(self._map_size)
-        self._pending, self._pending_bytes = [], 0
-
-    def _put_all(self) -> bytes:
-        """Put what is pending in one transaction; the last of all names in order."""
-        last = self._last
-        with self._environment.begin(write=True) as change:
-            for name, value in self._pending:
-                change.put(name, value, append=name > last)
-                last = max(last, name)
-        return last
+                    self._environment.set_mapsize(2 * self._environment.info()["map_size"])
 
 
 @contextlib.contextmanager
-def _errors_of_the_disk(file: Path) -> Iterator[None]:
+def _errors_of_the_disk(path: Path) -> Iterator[None]:
     """Turn LMDB's errors into OSErrors, whose errno says what is wrong with the disk."""
     try:
         yield
     except lmdb.Error as error:
         code = {lmdb.DiskError: errno.ENOSPC, lmdb.ReadonlyError: errno.EROFS}.get(type(error))
         code = code or getattr(error, "code", 0)
-        if code == errno.EIO:
-            # LMDB's word for a write that ended early, as on a full disk: a write of our own tells why.
-            with file.open("ab", buffering=0) as stream:
-                for _ in range(8):
-                    stream.write(bytes(1 << 20))
-                os.fsync(stream.fileno())
+        if code == errno.EIO and shutil.disk_usage(path).free < _COMMIT_BYTES:
+            code = errno.ENOSPC  # EIO is LMDB's word for a write that ended early
         if code > 0:
-            raise OSError(code, os.strerror(code), str(file)) from error
+            raise OSError(code, os.strerror(code), str(path)) from error
         raise
 
 
-class _Environment:
-    """A read-only environment, shared by the stores of this process that read the same file.
+_opening = threading.Lock()
+_open_environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
+"""By device and inode. LMDB refuses to open a file twice in a process, so readers of one file share it; it
+closes with the last of them."""
 
-    LMDB refuses to open a file twice in a process, and an open environment may not be used after a fork.
+
+def _environment(path: Path) -> lmdb.Environment:
+    """The read-only environment at ``path``.
+
+    Raises:
+        StoreError: it is cut short, of another kind, or does not read.
     """
-
-    _lock = threading.Lock()
-    _open: ClassVar[dict[tuple[int, int], _Environment]] = {}
-
-    def __init__(self, path: Path, file: tuple[int, int]):
-        self._file = file
-        self._users = 0
-        self._environment = lmdb.open(
-            str(path), readonly=True, lock=False, readahead=False, max_spare_txns=64, subdir=path.is_dir()
-        )
-        self.begin = self._environment.begin
-
-    @classmethod
-    def open(cls, path: Path) -> _Environment:
-        """The environment at ``path``; close it as often as it was opened.
-
-        Raises:
-            StoreError: it is cut short, of another kind, or does not read.
-        """
-        data = path / "data.mdb" if path.is_dir() else path
-        try:
-            with cls._lock:
-                found = data.stat()
-                file = found.st_dev, found.st_ino
-                environment = cls._open.get(file) or cls(path, file)
-                if not os.path.samestat(found, data.stat()):
-                    raise StoreError("was replaced while it was opened", path=path, remedy="Open it again")
-                environment._check_size(found.st_size)
-                cls._open[file] = environment
-                environment._users += 1
-                return environment
-        except lmdb.Error as error:
-            if "already open" in str(error):
-                raise StoreError(
-                    "is already open in this process by lmdb.open", path=path, remedy="Close that first"
-                ) from error
-            raise damaged(path, error) from error
-        except ValueError as error:
-            raise damaged(path, error) from error
-        except OSError as error:
+    data = path / "data.mdb" if path.is_dir() else path
+    options = {"readonly": True, "lock": False, "readahead": False, "max_spare_txns": 64}
+    try:
+        with _opening:
+            found = data.stat()
+            file = found.st_dev, found.st_ino
+            environment = _open_environments.get(file)
+            if environment is None:
+                environment = lmdb.open(str(path), subdir=path.is_dir(), **options)
+            if not os.path.samestat(found, data.stat()):
+                raise StoreError("was replaced while it was opened", path=path, remedy="Open it again")
+            needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            if found.st_size < needed:  # reading past the end would end the process
+                raise damaged(path, f"it is cut short: {found.st_size} of {needed} bytes")
+            _open_environments[file] = environment
+            return environment
+    except lmdb.Error as error:
+        if "already open" in str(error):
             raise StoreError(
-                f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions"
+                "is already open in this process by lmdb.open", path=path, remedy="Close that first"
             ) from error
-
-    def _check_size(self, size: int) -> None:
-        """Reading past the end of a file that was cut short would end the process."""
-        needed = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
-        if size < needed:
-            if not self._users:
-                self._environment.close()
-            raise ValueError(f"it is cut short: {size} of {needed} bytes")
-
-    def close(self) -> None:
-        """Let go of it; the last user closes it."""
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                self._environment.close()
-                if self._open.get(self._file) is self:
-                    del self._open[self._file]
-
-    @classmethod
-    def _after_fork(cls) -> None:
-        cls._lock = threading.Lock()
-        for environment in cls._open.values():
-            environment._environment.close()
-        cls._open = {}
+        raise damaged(path, error) from error
+    except ValueError as error:
+        raise damaged(path, error) from error
+    except OSError as error:
+        raise StoreError(
+            f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions"
+        ) from error
 
 
-os.register_at_fork(after_in_child=_Environment._after_fork)
+def _after_fork() -> None:
+    global _opening
+    _opening = threading.Lock()
+    for environment in list(_open_environments.values()):  # may not be used after a fork
+        environment.close()
+    _open_environments.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _without_suffix(key: str) -> str:
     return key[: -len(suffix)] if (suffix := Path(key).suffix).lower() in _IMAGE_SUFFIXES else key
-
-
-def _npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()
-
-
-def _array(data: bytes) -> np.ndarray:
-    try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except TokenError as error:  # numpy reads the header as Python
-        raise ValueError("its arrays have damaged headers") from error
