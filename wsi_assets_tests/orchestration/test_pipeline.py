@@ -3,6 +3,7 @@ date."""
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import dagster as dg
@@ -14,6 +15,7 @@ from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, faile
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.cli_run import CommandLineRun
 from wsi_assets.orchestration.config import ParameterSet, parse_settings
+from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.slide_folder import SLIDE_IMAGE, known_slides, register
@@ -185,6 +187,21 @@ class TestLevel:
             .startswith("epoch,train_loss,train_acc,val_loss,val_acc")
         )
         assert (folder / "report" / "report.html").is_file()
+
+    def test_the_training_is_in_mlflow_and_can_be_logged_again_from_its_files(self, made):
+        resource = MlflowResource.of(made.settings)
+        client = resource.client().MlflowClient()
+        note = json.loads(made.storage.mlflow_run(LEVEL).read_text())
+        run = client.get_run(note["run_id"])
+        assert run.info.status == "FINISHED"
+        assert {"val_loss", "val_loss_best", "test_roc_auc"} <= run.data.metrics.keys()
+        assert run.data.tags["split_unit"] == "patient"
+        assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"best.pt", "best.json"}
+        pictures = {file.path for file in client.list_artifacts(run.info.run_id, "pictures")}
+        assert {"pictures/curves.png", "pictures/confusion.png"} <= pictures
+        assert log_finished(resource, LEVEL, pytest.fail) != note["page"]
+        versions = client.search_model_versions(f"name='wsi-level-{LEVEL}'")
+        assert len({version.run_id for version in versions}) == 2
 
     def test_given_values_are_kept_and_nothing_is_made_twice(self, made):
         assert again(made) == ([], [])
