@@ -180,7 +180,7 @@ class CommandLineRun:
         believed = annotations_gone and SLIDE_ANNOTATION in artefact.sources
         config = {"annotations_gone": True} if believed else {}
         order = self.instance.get_dynamic_partitions(SLIDES.name)
-        for stretch in stretches(order, stale, SLIDES_A_RUN):
+        for stretch in stretches(order, set(stale), SLIDES_A_RUN):
             result = self._execute(SLIDE_REGIONS, [artefact.name], range_of=stretch, config=config)
             if not result.success:
                 failed = failed_slides(result)
