@@ -5,6 +5,8 @@ Nothing heavy is imported before a command needs it, so that ``--help`` answers 
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from wsi_assets.orchestration.settings import Settings
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+FOLDERS = ("images", "annotations", "storage")
 
 OK, FAILED, LEFT_OUT, USAGE = 0, 1, 2, 64
 """Exit statuses, also when several things happened: a failure outweighs a slide that was left out.
@@ -69,16 +72,25 @@ def main() -> None:
 
 
 def folders(command: Any) -> Any:
-    """The folder options every command shares."""
-    for option in (
-        click.option("--storage", type=FOLDER, help="What is made goes here.  [WSI_STORAGE_DIR or storage/]"),
-        click.option(
-            "--annotations", type=FOLDER, help="Annotations.  [WSI_ANNOTATIONS_DIR or annotations/]"
-        ),
-        click.option("--images", type=FOLDER, help="Slides.  [WSI_IMAGES_DIR or images/]"),
+    """The folder options every command shares; the command is given their ``settings``."""
+
+    @functools.wraps(command)
+    def with_settings(
+        images: Path | None, annotations: Path | None, storage: Path | None, **others: Any
+    ) -> Any:
+        from wsi_assets.orchestration.settings import Settings
+
+        given = {"WSI_IMAGES_DIR": images, "WSI_ANNOTATIONS_DIR": annotations, "WSI_STORAGE_DIR": storage}
+        named = {name: str(value) for name, value in given.items() if value is not None}
+        return command(settings=Settings.from_environment({**os.environ, **named}), **others)
+
+    for names, what in (
+        (FOLDERS[2], "What is made goes here.  [WSI_STORAGE_DIR or storage/]"),
+        (FOLDERS[1], "Annotations.  [WSI_ANNOTATIONS_DIR or annotations/]"),
+        (FOLDERS[0], "Slides.  [WSI_IMAGES_DIR or images/]"),
     ):
-        command = option(command)
-    return command
+        with_settings = click.option(f"--{names}", type=FOLDER, help=what)(with_settings)
+    return with_settings
 
 
 @main.command()
@@ -102,9 +114,7 @@ def folders(command: Any) -> Any:
 def run(
     levels: tuple[int, ...],
     upto: str,
-    images: Path | None,
-    annotations: Path | None,
-    storage: Path | None,
+    settings: Settings,
     backend: str | None,
     config_file: str | None,
     pairs: tuple[str, ...],
@@ -120,7 +130,6 @@ def run(
     from wsi_assets.orchestration.config import given_parameters
 
     given = given_parameters(config_file, [*pairs, *([f"patch_store.backend={backend}"] if backend else [])])
-    settings = _settings(images, annotations, storage)
     sys.exit(run_and_report(settings, given, list(dict.fromkeys(levels)), upto, annotations_gone))
 
 
@@ -135,27 +144,27 @@ def demo(home: Path) -> None:
 
 @main.command()
 @folders
-def doctor(images: Path | None, annotations: Path | None, storage: Path | None) -> None:
+def doctor(settings: Settings) -> None:
     """Examine every slide: does it open, how large is it, what is known of its scale, what is wrong.
 
     Exit status: 1 if any slide has a problem.
     """
     from wsi_assets.console import examine_slides
 
-    sys.exit(examine_slides(_settings(images, annotations, storage)))
+    sys.exit(examine_slides(settings))
 
 
 @main.command()
 @click.argument("slide_id")
 @folders
-def retire(slide_id: str, images: Path | None, annotations: Path | None, storage: Path | None) -> None:
+def retire(settings: Settings, slide_id: str) -> None:
     """Take a slide out of the platform, after its file was taken out of the folder.
 
     Removes its partition and its regions. Levels keep what they were made from until they are made again.
     """
     from wsi_assets.console import retire_and_report
 
-    sys.exit(retire_and_report(_settings(images, annotations, storage), slide_id))
+    sys.exit(retire_and_report(settings, slide_id))
 
 
 @main.command()
@@ -163,34 +172,27 @@ def retire(slide_id: str, images: Path | None, annotations: Path | None, storage
 @click.option("--fraction", type=float, default=0.01, show_default=True, help="Share to check; 1 is all.")
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of the sample.")
 @folders
-def verify(
-    level: int,
-    fraction: float,
-    seed: int,
-    images: Path | None,
-    annotations: Path | None,
-    storage: Path | None,
-) -> None:
+def verify(settings: Settings, level: int, fraction: float, seed: int) -> None:
     """Read a sample of a level's patches again from the slides and compare.
 
     Exit status: 1 if any patch is not its slide's.
     """
     from wsi_assets.console import verify_patches
 
-    sys.exit(verify_patches(_settings(images, annotations, storage), level, fraction, seed))
+    sys.exit(verify_patches(settings, level, fraction, seed))
 
 
 @main.command()
 @click.option("--level", type=int, required=True, help="The level whose training is logged.")
 @folders
-def log(level: int, images: Path | None, annotations: Path | None, storage: Path | None) -> None:
+def log(settings: Settings, level: int) -> None:
     """Log a finished training to MLflow, from its files: for one that MLflow was away for.
 
     Exit status: 1 if MLflow does not take it.
     """
     from wsi_assets.console import log_training
 
-    sys.exit(log_training(_settings(images, annotations, storage), level))
+    sys.exit(log_training(settings, level))
 
 
 @main.command()
@@ -213,37 +215,16 @@ def log(level: int, images: Path | None, annotations: Path | None, storage: Path
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Show what `demo` made in this folder, whatever the variables say.",
 )
-def ui(
-    images: Path | None,
-    annotations: Path | None,
-    storage: Path | None,
-    host: str,
-    port: int,
-    mlflow_port: int,
-    home: Path | None,
-) -> None:
+def ui(settings: Settings, host: str, port: int, mlflow_port: int, home: Path | None) -> None:
     """Open the Dagster UI, its daemon and the MLflow pages on this folder's home."""
     from wsi_assets.orchestration.instance import isolated_home
     from wsi_assets.orchestration.ui import serve
 
-    if home is None:
-        settings = _settings(images, annotations, storage)
-    elif images or annotations or storage:
-        raise click.UsageError("--home already says where slides, annotations and storage are")
-    else:
+    if home is not None:
+        if any(click.get_current_context().params[name] for name in FOLDERS):
+            raise click.UsageError("--home already says where slides, annotations and storage are")
         settings = isolated_home(home)
     sys.exit(serve(settings, host, port, mlflow_port))
-
-
-def _settings(images: Path | None, annotations: Path | None, storage: Path | None) -> Settings:
-    import os
-
-    from wsi_assets.orchestration.settings import Settings
-
-    given = {"WSI_IMAGES_DIR": images, "WSI_ANNOTATIONS_DIR": annotations, "WSI_STORAGE_DIR": storage}
-    return Settings.from_environment(
-        {**os.environ, **{name: str(value) for name, value in given.items() if value is not None}}
-    )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,10 @@ WIDE = 1000
 """Columns that are enough for any table."""
 
 
+def _say(line: str, style: str | None = None) -> None:
+    console.print(line, style=style, soft_wrap=True, markup=False)
+
+
 def run_and_report(
     settings: Settings, given: ParameterSet, levels: list[int], upto: str, annotations_gone: bool = False
 ) -> int:
@@ -72,15 +76,15 @@ def run_and_report(
     if left_out:
         console.print(f"\n[yellow]{len(left_out)} left out:[/yellow]")
         for name, reason in sorted(left_out.items()):
-            console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
+            _say(f"  {name}: {reason}")
     if compared:
-        console.print(f"\nAll evaluated levels side by side: {compared['path']}", soft_wrap=True)
+        _say(f"\nAll evaluated levels side by side: {compared['path']}")
         for level, reason in compared["left_out"].items():
-            console.print(f"  not level {level}: {reason}", style="yellow", soft_wrap=True, markup=False)
+            _say(f"  not level {level}: {reason}", "yellow")
     if incomparable:
-        console.print(f"\nerror: {incomparable}", style="red", soft_wrap=True, markup=False)
+        _say(f"\nerror: {incomparable}", "red")
     seconds = time.monotonic() - started
-    console.print(f"\nEverything is in {settings.storage_dir} ({seconds:.0f} s).", soft_wrap=True)
+    _say(f"\nEverything is in {settings.storage_dir} ({seconds:.0f} s).")
     if incomparable or any(outcome.failure for outcome in outcomes):
         return FAILED
     return LEFT_OUT if left_out else OK
@@ -99,7 +103,7 @@ def run_demo(home: Path) -> int:
     status = run_and_report(settings, ParameterSet(DEMO_PARAMETERS), [DEMO_LEVEL], "evaluation")
     report = settings.storage_dir / f"level_{DEMO_LEVEL}" / "report" / "report.html"
     console.print("\n[bold]Where to go next[/bold]")
-    console.print(f"  the report      {report}", soft_wrap=True)
+    _say(f"  the report      {report}")
     # The environment may not be activated: `make demo` does without.
     program = shutil.which("wsi-assets") and "wsi-assets"
     program = program or str(Path(sys.executable).with_name("wsi-assets"))
@@ -107,7 +111,7 @@ def run_demo(home: Path) -> int:
         ("the graph      ", ["ui", "--home", str(home)]),
         ("your own slides", ["run", "--level", "0", "--images", "DIR", "--annotations", "DIR"]),
     ):
-        console.print(f"  {what} {shlex.join([program, *arguments])}", soft_wrap=True, markup=False)
+        _say(f"  {what} {shlex.join([program, *arguments])}")
     return status
 
 
@@ -130,9 +134,9 @@ def examine_slides(settings: Settings) -> int:
     _print_health(rows)
     for row in rows:
         for problem in row.problems:
-            console.print(f"problem: {row.slide_id}: {problem}", style="red", soft_wrap=True, markup=False)
+            _say(f"problem: {row.slide_id}: {problem}", "red")
     for name, reason in listing.left_out.items():
-        console.print(f"left out: {name}: {reason}", style="red", soft_wrap=True, markup=False)
+        _say(f"left out: {name}: {reason}", "red")
     explained = {notice for notices in doubted.values() for notice in notices}
     _print_notices(notice for notice in listing.notices if notice not in explained)
     faulty = sum(bool(row.problems) for row in rows) + len(listing.left_out)
@@ -145,13 +149,13 @@ def examine_slides(settings: Settings) -> int:
 def retire_and_report(settings: Settings, slide_id: str) -> int:
     """Retire a slide and say which levels may still hold it."""
     from wsi_assets.orchestration.instance import open_instance
-    from wsi_assets.orchestration.paths import StoragePaths
     from wsi_assets.orchestration.resources import SlideFolderResource
     from wsi_assets.orchestration.retire_slide import retire_slide
+    from wsi_assets.orchestration.storage import StorageResource
 
-    folder = SlideFolderResource.of(settings)
+    folder, storage = SlideFolderResource.of(settings), StorageResource.of(settings)
     with open_instance(settings) as instance:
-        levels = retire_slide(instance, folder, StoragePaths(settings.storage_dir), slide_id)
+        levels = retire_slide(instance, folder, storage, slide_id)
     console.print(f"{slide_id} is retired", markup=False)
     if levels:
         console.print(
@@ -164,17 +168,12 @@ def log_training(settings: Settings, level: int) -> int:
     """Log a finished training to MLflow; returns 1 if MLflow does not take it."""
     from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 
-    resource = MlflowResource(
-        storage_dir=str(settings.storage_dir),
-        tracking_uri=settings.tracking_uri,
-        pages_url=settings.mlflow_url,
-    )
     faults: list[str] = []
-    page = log_finished(resource, str(level), faults.append)
+    page = log_finished(MlflowResource.of(settings), str(level), faults.append)
     for fault in faults:
-        console.print(f"error: {fault}", style="red", soft_wrap=True, markup=False)
+        _say(f"error: {fault}", "red")
     if not faults:
-        console.print(f"level {level} is logged: {page}", soft_wrap=True, markup=False)
+        _say(f"level {level} is logged: {page}")
     return FAILED if faults else OK
 
 
@@ -183,18 +182,18 @@ def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -
     from wsi_assets.files import read_plain_pickle
     from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
     from wsi_assets.orchestration.assets.patches import PATCH_STORE
-    from wsi_assets.orchestration.paths import StoragePaths, store_named_by
     from wsi_assets.orchestration.resources import SlideFolderResource
+    from wsi_assets.orchestration.storage import StorageResource, store_named_by
     from wsi_assets.patches import open_store, verify_store
 
-    paths = StoragePaths(settings.storage_dir)
+    storage = StorageResource.of(settings)
     index = SlideFolderResource.of(settings).with_present_paths(
-        read_plain_pickle(paths.artefact(SAMPLED_INDEX, str(level)))
+        read_plain_pickle(storage.artefact(SAMPLED_INDEX, str(level)))
     )
-    with open_store(store_named_by(paths.artefact(PATCH_STORE, str(level)))) as store, _bars() as bars:
+    with open_store(store_named_by(storage.artefact(PATCH_STORE, str(level)))) as store, _bars() as bars:
         report = verify_store(store, index, fraction, seed, progress=bars)
     for key, problem in report.problems:
-        console.print(f"problem: {key}: {problem}", style="red", soft_wrap=True, markup=False)
+        _say(f"problem: {key}: {problem}", "red")
     console.print(
         f"{report.checked} of {report.patches} patches read again, {len(report.problems)} differ "
         f"(largest mean difference {report.worst_difference:.3f} grey levels)"
@@ -260,36 +259,34 @@ def _print_slides(slides: SlidesOutcome) -> None:
 
 def _print_notices(notices: Iterable[str]) -> None:
     for notice in notices:
-        console.print(f"note: {notice}", style="dim", soft_wrap=True, markup=False)
+        _say(f"note: {notice}", "dim")
 
 
 def _print_level(outcome: LevelOutcome, storage: Path) -> None:
     from wsi_assets.orchestration.artefact import level_chain
-    from wsi_assets.orchestration.paths import StoragePaths
+    from wsi_assets.orchestration.storage import StorageResource
 
     table = Table(title=f"level {outcome.level} ({outcome.seconds:.0f} s)", title_justify="left")
     for column in ("asset", "status", "result", "path"):
         table.add_column(column, overflow="fold")
-    paths, level = StoragePaths(storage), str(outcome.level)
+    resource, level = StorageResource(storage_dir=str(storage)), str(outcome.level)
     for artefact in level_chain():
         record = outcome.records.get(artefact.name)
         made = "made" if artefact.name in outcome.made else "up to date"
         is_shown = record is not None and artefact.name in (*outcome.made, *outcome.up_to_date)
         # Below the storage folder, which the last line names.
-        path = paths.artefact(artefact, level).relative_to(storage)
+        path = resource.artefact(artefact, level).relative_to(storage)
         facts = _summary(artefact.shown, record.facts) if is_shown else ""
         table.add_row(artefact.name, made if is_shown else "not made", facts, str(path) if is_shown else "")
     _page().print(table)
     if outcome.failure:
-        console.print(
-            f"error: level {outcome.level}: {outcome.failure}", style="red", soft_wrap=True, markup=False
-        )
+        _say(f"error: level {outcome.level}: {outcome.failure}", "red")
     elif not outcome.made:
         console.print(f"level {outcome.level}: nothing to do, everything is up to date")
     if "evaluation" in (*outcome.made, *outcome.up_to_date):
-        console.print(f"report: {storage / f'level_{level}' / 'report' / 'report.html'}", soft_wrap=True)
+        _say(f"report: {storage / f'level_{level}' / 'report' / 'report.html'}")
     for line in outcome.failed_checks:
-        console.print(f"check failed: {line}", style="yellow", soft_wrap=True, markup=False)
+        _say(f"check failed: {line}", "yellow")
 
 
 def _summary(shown: Sequence[str], facts: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.cli_run import LevelOutcome
 from wsi_assets.orchestration.config import ParameterSet
 from wsi_assets.orchestration.instance import prepare_home
-from wsi_assets.orchestration.provenance import Record
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.orchestration.storage import Record
 
 
 @pytest.fixture

@@ -78,20 +78,14 @@ class Artefact:
 
     def asset_arguments(self, *, group: str, io_manager_key: str | None = None) -> dict[str, Any]:
         """What ``@dg.asset`` needs to know of it; IO managers find ``path`` in the asset's metadata."""
-        arguments: dict[str, Any] = {
+        return {
             "name": self.name,
             "code_version": self.code_version,
             "group_name": group,
-            "metadata": {
-                "path_template": self.path,
-                **({"main_file": self.main_file} if self.main_file else {}),
-            },
+            "metadata": {"path_template": self.path},
+            "partitions_def": self.partitions_def,
+            "io_manager_key": io_manager_key,
         }
-        if self.partitions_def is not None:
-            arguments["partitions_def"] = self.partitions_def
-        if io_manager_key is not None:
-            arguments["io_manager_key"] = io_manager_key
-        return arguments
 
 
 def all_artefacts() -> tuple[Artefact, ...]:
@@ -99,6 +93,11 @@ def all_artefacts() -> tuple[Artefact, ...]:
     from wsi_assets.orchestration.build import ARTEFACTS  # it imports the assets, which import this module
 
     return ARTEFACTS
+
+
+def slide_artefacts() -> tuple[Artefact, ...]:
+    """The assets of a slide, in the order in which they are made."""
+    return tuple(artefact for artefact in all_artefacts() if artefact.by_slide)
 
 
 def level_chain() -> tuple[Artefact, ...]:

@@ -7,8 +7,8 @@ step, so that a level costs a handful of process starts and each artefact is rea
 
 import contextlib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import dagster as dg
 from wsi_assets.errors import WsiAssetsError
 from wsi_assets.files import read_plain_pickle, write_json
 from wsi_assets.index.curate import CURATION, curate
-from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.artefact import Artefact, slide_artefacts
 from wsi_assets.orchestration.assets.evaluation import EVALUATION
 from wsi_assets.orchestration.assets.index import SAMPLED_INDEX, SLIDE_INDEX
 from wsi_assets.orchestration.assets.learning import TEST_PREDICTIONS, TRAINED_MODEL
@@ -27,19 +27,15 @@ from wsi_assets.orchestration.assets.patches import PATCH_STORE
 from wsi_assets.orchestration.config import options_of
 from wsi_assets.orchestration.evaluation_metadata import model_card
 from wsi_assets.orchestration.level_plan import inputs_of_level, usable_slides
-from wsi_assets.orchestration.partitions import LEVELS, SLIDES
-from wsi_assets.orchestration.paths import StoragePaths, store_named_by
-from wsi_assets.orchestration.provenance import Record, read_record, why_out_of_date
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
-from wsi_assets.orchestration.slide_folder import known_slides
+from wsi_assets.orchestration.partitions import LEVELS
+from wsi_assets.orchestration.resources import SlideFolderResource
+from wsi_assets.orchestration.storage import Record, StorageResource, read_record, store_named_by
 
 PIXELS_CHECKED = 32
 """Patches of a store that are read again from their slides; a wrong place or a wrong codec shows in each."""
 
 LONGEST_TEXT = 2000
 """Results are stored with every evaluation; ten thousand slides by name are not read by anyone."""
-
-CHECKS_SUFFIX = ".checks.json"
 
 Result = tuple[bool, str]
 """Whether a fact holds, and why or why not."""
@@ -56,31 +52,37 @@ class Level:
         self, level: str, storage: StorageResource, folder: SlideFolderResource, instance: dg.DagsterInstance
     ):
         self.level, self.storage, self.folder, self.instance = level, storage, folder, instance
-        self.paths, self.provenance = storage.paths, storage.provenance
 
     def record(self, artefact: Artefact) -> Record:
-        record = self.provenance.record(artefact, self.level)
+        record = self.storage.record(artefact, self.level)
         if record is None:
-            path = self.paths.record(artefact, self.level)
             raise WsiAssetsError(
                 f"{artefact.name} has no provenance record",
-                path=path,
+                path=self.storage.record_path(artefact, self.level),
                 remedy=f"Materialize {artefact.name} again",
             )
         return record
 
-    def slide_record(self, artefact: Artefact, slide_id: str) -> Record | None:
-        return self.provenance.record(artefact, slide_id)
+    def path(self, artefact: Artefact) -> Path:
+        self.record(artefact)
+        return self.storage.artefact(artefact, self.level)
+
+    def slide_records(self, slide_id: str) -> list[Record | None]:
+        return [self.storage.record(artefact, slide_id) for artefact in slide_artefacts()]
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        self.record(SLIDE_INDEX)
-        return read_plain_pickle(self.paths.artefact(SLIDE_INDEX, self.level))
+        return read_plain_pickle(self.path(SLIDE_INDEX))
 
     @cached_property
     def sampled(self) -> dict[str, Any]:
-        self.record(SAMPLED_INDEX)
-        return read_plain_pickle(self.paths.artefact(SAMPLED_INDEX, self.level))
+        return read_plain_pickle(self.path(SAMPLED_INDEX))
+
+    @cached_property
+    def store(self) -> Any:
+        from wsi_assets.patches import open_store
+
+        return open_store(store_named_by(self.path(PATCH_STORE)))
 
     @cached_property
     def findings(self) -> dict[str, list[tuple[str, str]]]:
@@ -88,28 +90,11 @@ class Level:
 
         def load(slide_id: str) -> tuple[Any, Any]:
             tissue, annotation = (
-                read_plain_pickle(self.paths.artefact(artefact, slide_id)) for artefact in SLIDE_INDEX.inputs
+                read_plain_pickle(self.storage.artefact(artefact, slide_id)) for artefact in slide_artefacts()
             )
             return tissue, annotation["regions"]
 
         return curate(self.index, load)
-
-    @cached_property
-    def store(self) -> Any:
-        from wsi_assets.patches import open_store
-
-        self.record(PATCH_STORE)
-        return open_store(store_named_by(self.paths.artefact(PATCH_STORE, self.level)))
-
-    @cached_property
-    def card(self) -> dict[str, Any]:
-        self.record(TRAINED_MODEL)
-        return model_card(self.paths.artefact(TRAINED_MODEL, self.level) / "best.pt").plain
-
-    @property
-    def report(self) -> Path:
-        self.record(EVALUATION)
-        return self.paths.artefact(EVALUATION, self.level)
 
 
 @dataclass(frozen=True)
@@ -122,39 +107,83 @@ class Check:
     blocking: bool = False
 
 
+CHECKS: dict[Artefact, list[Check]] = {
+    artefact: []
+    for artefact in (SLIDE_INDEX, SAMPLED_INDEX, PATCH_STORE, TRAINED_MODEL, TEST_PREDICTIONS, EVALUATION)
+}
+"""The checks of every asset; :func:`check` adds to them."""
+
+
+def check(artefact: Artefact, *, blocking: bool = False) -> Callable[[Callable[[Level], Result]], Any]:
+    """Makes a function a check of an asset, by its name, with its docstring as the description."""
+
+    def add(evaluate: Callable[[Level], Result]) -> Callable[[Level], Result]:
+        description = " ".join((evaluate.__doc__ or "").split())
+        CHECKS[artefact].append(Check(evaluate.__name__, description, evaluate, blocking))
+        return evaluate
+
+    return add
+
+
+@check(SLIDE_INDEX)
 def every_slide_takes_part(level: Level) -> Result:
+    """Every registered slide takes part in this level; names those left out and why."""
     left_out = level.record(SLIDE_INDEX).facts.get("left_out", {})
     return nothing_found(left_out.items(), f"all {len(level.index)} slides")
 
 
+@check(SLIDE_INDEX)
+def nothing_assumed(level: Level) -> Result:
+    """Nothing had to be assumed of slide and annotation files, and nothing in them was ignored or
+    contradicts itself; says what, by slide."""
+    notices = [
+        (slide_id, line)
+        for slide_id in level.index
+        for record in level.slide_records(slide_id)
+        for line in (record.facts.get("notices", []) if record else ["has no provenance record"])
+    ]
+    return nothing_found(notices, f"{len(level.index)} slides checked")
+
+
+@check(SLIDE_INDEX)
 def slides_made_alike(level: Level) -> Result:
-    """Whether the regions of all slides were made with the same parameters; names the odd ones out."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for slide_id in level.index:
-        values: dict[str, Any] = {}
-        for artefact in SLIDE_INDEX.inputs:
-            record = level.slide_record(artefact, slide_id)
-            values.update(record.parameters if record else {artefact.name: "no record"})
-        groups[json.dumps(values, sort_keys=True)].append(slide_id)
-    if len(groups) < 2:
-        return bool(groups), f"{len(level.index)} slides, one set of parameters"
-    usual = max(groups, key=lambda key: len(groups[key]))
-    normal = json.loads(usual)
-    odd = []
-    for key in groups.keys() - {usual}:
-        values = json.loads(key)
-        names = sorted(name for name in values | normal if values.get(name) != normal.get(name))
-        differs = ", ".join(f"{name}={values.get(name)!r} instead of {normal.get(name)!r}" for name in names)
-        odd += [(slide_id, differs) for slide_id in groups[key]]
-    return nothing_found(odd, "")
+    """The regions of all slides were made with the same parameters; names the odd ones out."""
+    made_with = {
+        slide_id: {
+            name: repr(value)
+            for record in level.slide_records(slide_id)
+            for name, value in (record.parameters if record else {"record": "none"}).items()
+        }
+        for slide_id in level.index
+    }
+    usual = {
+        name: Counter(values.get(name) for values in made_with.values()).most_common(1)[0][0]
+        for name in {name for values in made_with.values() for name in values}
+    }
+    odd = [
+        (slide_id, f"{name}={values.get(name)} instead of {usual[name]}")
+        for slide_id, values in made_with.items()
+        for name in usual
+        if values.get(name) != usual[name]
+    ]
+    return nothing_found(odd, f"{len(made_with)} slides, one set of parameters")
 
 
-def finding(name: str, level: Level) -> Result:
-    return nothing_found(level.findings[name], f"{len(level.index)} slides checked")
+for _name, _description in CURATION.items():
+    CHECKS[SLIDE_INDEX].append(
+        Check(
+            _name,
+            _description,
+            lambda level, name=_name: nothing_found(
+                level.findings[name], f"{len(level.index)} slides checked"
+            ),
+        )
+    )
 
 
+@check(SAMPLED_INDEX, blocking=True)
 def sample_is_of_index(level: Level) -> Result:
-    """Whether the sample takes its patches and labels from the index, all of them on test slides."""
+    """Every sampled patch is in the slide index with the same label, and test slides are whole."""
     from wsi_assets.index import is_test
 
     faults = {}
@@ -170,32 +199,22 @@ def sample_is_of_index(level: Level) -> Result:
     return nothing_found(faults.items(), "every patch is of the index, test slides are whole")
 
 
-def training_has_both_classes(level: Level) -> Result:
-    from wsi_assets.index import is_test
-
-    tumor = normal = 0
-    for slide_id, entry in level.sampled.items():
-        if not is_test(slide_id, entry):
-            positive = sum(bool(patch[2]) for patch in entry["patches"])
-            tumor += positive
-            normal += len(entry["patches"]) - positive
-    text = f"{tumor} tumor and {normal} normal patches on slides that are not test slides"
-    if not (tumor and normal):
-        text += ": nothing can be learned from one class. Add slides, or their annotations"
-    return bool(tumor and normal), text
-
-
+@check(SAMPLED_INDEX)
 def incomplete_slides_known(level: Level) -> Result:
-    from wsi_assets.index import SamplingOptions, unknown_incomplete
+    """Every slide of the list of incompletely annotated ones is in the index: a mistyped one would give
+    normal patches."""
+    from wsi_assets.index import unknown_incomplete
 
-    options = SamplingOptions(**level.record(SAMPLED_INDEX).parameters)
-    unknown = unknown_incomplete(level.index, options)
+    options = SAMPLED_INDEX.options(**level.record(SAMPLED_INDEX).parameters)
     fault = "is in the list of incompletely annotated slides and not in this index"
+    unknown = unknown_incomplete(level.index, options)
     return nothing_found([(slide_id, fault) for slide_id in unknown], "every listed slide is in the index")
 
 
+@check(PATCH_STORE, blocking=True)
 def store_equals_its_index(level: Level) -> Result:
-    """Whether the store holds exactly the patches of the sampled index, but for the unreadable ones."""
+    """The store is complete and holds exactly the patches of the sampled index, with their labels, but for
+    those listed as unreadable."""
     from wsi_assets.patches import plan_patches
 
     options = PATCH_STORE.options(**level.record(PATCH_STORE).parameters)
@@ -208,7 +227,9 @@ def store_equals_its_index(level: Level) -> Result:
     return same and stored + lost == len(plan), text
 
 
+@check(PATCH_STORE, blocking=True)
 def few_patches_unreadable(level: Level) -> Result:
+    """At most max_quarantined of the patches could not be read."""
     wanted = sum(len(entry["patches"]) for entry in level.sampled.values())
     lost = len(level.store.info.get("quarantined") or [])
     most = level.record(PATCH_STORE).parameters["max_quarantined"]
@@ -216,7 +237,9 @@ def few_patches_unreadable(level: Level) -> Result:
     return share <= most, f"{lost} of {wanted} patches unreadable ({share:.2%}), at most {most:.2%} may be"
 
 
+@check(PATCH_STORE, blocking=True)
 def patches_show_their_slides(level: Level) -> Result:
+    """Patches read again from their slides, a few dozen, are what the store holds."""
     from wsi_assets.patches import verify_store
 
     fraction = min(1.0, PIXELS_CHECKED / max(1, len(level.store)))
@@ -224,48 +247,51 @@ def patches_show_their_slides(level: Level) -> Result:
     return nothing_found(report.problems, f"{report.checked} patches equal their slides")
 
 
+@check(TRAINED_MODEL)
 def no_patient_on_two_sides(level: Level) -> Result:
-    split = level.card.get("split") or {}
-    return no_leakage(split.get("rows") or [], split.get("unit"))
+    """No patient is in two of training, validation and test; names those that are."""
+    split = model_card(level.path(TRAINED_MODEL) / "best.pt").get("split") or {}
+    if not split.get("rows"):
+        return False, "the model does not say how its patches were split"
+    sides: dict[str, set[str]] = defaultdict(set)
+    for row in split["rows"]:
+        sides[str(row["patient"])].add(str(row["side"]))
+    both = [(patient, " and ".join(sorted(found))) for patient, found in sides.items() if len(found) > 1]
+    passed, text = nothing_found(both, f"{len(sides)} patients, each on one side")
+    if both and split.get("unit") != "patient":
+        text += f". Too few patients to split by, so it was by {split.get('unit')}: the metrics flatter"
+    return passed, text
 
 
+@check(TRAINED_MODEL)
 def better_than_majority(level: Level) -> Result:
+    """At its best epoch the model beats always answering the larger class, and its AUC is above 0.5."""
     facts = level.record(TRAINED_MODEL).facts
-    text = (
-        f"validation accuracy {_number(facts.get('val_acc'))}, {_number(facts.get('majority_share'))} for "
-        f"always the larger class, AUC {_number(facts.get('val_auc'))}"
-    )
-    return facts.get("better_than_majority") is True, text
+    names = {"validation accuracy": "val_acc", "always the larger class": "majority_share", "AUC": "val_auc"}
+    known = [f"{name} {facts[key]:.3f}" for name, key in names.items() if facts.get(key) is not None]
+    return facts.get("better_than_majority") is True, ", ".join(known)
 
 
+@check(TRAINED_MODEL)
 def every_strategy_acts(level: Level) -> Result:
+    """Every strategy against imbalance that is switched on has something to do."""
     idle = level.record(TRAINED_MODEL).facts["idle_strategies"]
-    return not idle, "; ".join(idle)[
-        :LONGEST_TEXT
-    ] or "every strategy that is switched on changes the training"
+    return not idle, "; ".join(idle) or "every strategy that is switched on changes the training"
 
 
+@check(EVALUATION)
 def report_is_complete(level: Level) -> Result:
-    """Whether the report's files are all there and its metrics cover every test slide."""
-    folder = level.report
-    missing = [
-        name
-        for name in ("report.html", "metrics.json")
-        if not (folder / name).is_file() or not (folder / name).stat().st_size
-    ]
-    if missing:
-        return False, f"{', '.join(missing)} missing in {folder}"
-    evaluated = set(_metrics(folder)["patch"]["per_slide"])
-    level.record(TEST_PREDICTIONS)
-    predicted = read_plain_pickle(level.paths.artefact(TEST_PREDICTIONS, level.level))
-    absent = sorted(set(predicted) - evaluated)
-    text = f"without {', '.join(absent)}" if absent else f"all {len(evaluated)} test slides are in it"
-    return not absent, text[:LONGEST_TEXT]
+    """The report is there and covers every test slide."""
+    evaluated = set(_metrics(level)["patch"]["per_slide"])
+    predicted = read_plain_pickle(level.path(TEST_PREDICTIONS))
+    absent = [(slide_id, "is not in the report") for slide_id in set(predicted) - evaluated]
+    return nothing_found(absent, f"all {len(evaluated)} test slides are in it")
 
 
+@check(EVALUATION)
 def better_than_chance(level: Level) -> Result:
-    """Whether the test patches' ROC AUC lies above 0.5 by its whole interval."""
-    auc = _metrics(level.report)["patch"]["overall"]["roc_auc"]
+    """The test patches' ROC AUC is above 0.5 by its whole interval."""
+    auc = _metrics(level)["patch"]["overall"]["roc_auc"]
     if auc["value"] is None:
         return False, f"there is no AUC: {auc.get('reason') or 'nothing was evaluated'}"
     low = auc["low"]
@@ -275,137 +301,53 @@ def better_than_chance(level: Level) -> Result:
 
 
 def up_to_date(artefact: Artefact, level: Level) -> Result:
-    """Whether an artefact is what would be made now, with ``parameters.yaml`` and what there is above it."""
-    record = level.record(artefact)
-    parameters = options_of(artefact, level.level, level.storage.parameters.read()).model_dump(mode="json")
+    """Made with the parameters of parameters.yaml from what there is now; says what differs."""
+    storage = level.storage
+    parameters = options_of(artefact, level.level, storage.parameters.read()).model_dump(mode="json")
+    above = {one.name: level.record(one).version for one in artefact.inputs if one.by_level}
     usable: dict[str, list[str]] = {}
     if artefact.gathers_slides:
-        registered = level.instance.get_dynamic_partitions(SLIDES.name)
-        found = {slide.slide_id: str(slide.path) for slide in level.folder.list().slides}
-        known = known_slides(level.instance, registered)
-        usable, _ = usable_slides(level.provenance, artefact.inputs, registered, found, known)
-    above = {one.name: level.record(one).version for one in artefact.inputs if one.by_level}
-    why = why_out_of_date(record, True, artefact, parameters, inputs_of_level(artefact, usable, above))
-    return (
-        why is None,
-        "made from what there is now" if why is None else f"out of date: {why}. Materialize it again",
-    )
+        usable, _ = usable_slides(storage, level.folder, level.instance)
+    level.record(artefact)
+    why = storage.why_out_of_date(artefact, level.level, parameters, inputs_of_level(artefact, usable, above))
+    if why is None:
+        return True, "made from what there is now"
+    return False, f"out of date: {why}. Materialize it again"
 
 
-CHECKS: dict[Artefact, list[Check]] = {
-    SLIDE_INDEX: [
-        Check(
-            "every_slide_takes_part",
-            "Every registered slide takes part in this level; names those left out and why.",
-            every_slide_takes_part,
-        ),
-        Check(
-            "slides_made_alike",
-            "The regions of all slides were made with the same parameters; names the odd ones out.",
-            slides_made_alike,
-        ),
-        *(Check(name, description, partial(finding, name)) for name, description in CURATION.items()),
-    ],
-    SAMPLED_INDEX: [
-        Check(
-            "sample_is_of_index",
-            "Every sampled patch is in the slide index with the same label, and test slides are whole.",
-            sample_is_of_index,
-            blocking=True,
-        ),
-        Check(
-            "training_has_both_classes",
-            "The slides to learn from hold tumor and normal patches. With one class only the store is still "
-            "made; training then stops with a clear error.",
-            training_has_both_classes,
-        ),
-        Check(
-            "incomplete_slides_known",
-            "Every slide of the list of incompletely annotated ones is in the index: a mistyped one would "
-            "give normal patches.",
-            incomplete_slides_known,
-        ),
-    ],
-    PATCH_STORE: [
-        Check(
-            "store_equals_its_index",
-            "The store is complete and holds exactly the patches of the sampled index, with their labels, "
-            "but for those listed as unreadable.",
-            store_equals_its_index,
-            blocking=True,
-        ),
-        Check(
-            "few_patches_unreadable",
-            "At most max_quarantined of the patches could not be read.",
-            few_patches_unreadable,
-            blocking=True,
-        ),
-        Check(
-            "patches_show_their_slides",
-            f"{PIXELS_CHECKED} patches read again from their slides are what the store holds.",
-            patches_show_their_slides,
-            blocking=True,
-        ),
-    ],
-    TRAINED_MODEL: [
-        Check(
-            "no_patient_on_two_sides",
-            "No patient is in two of training, validation and test; names those that are.",
-            no_patient_on_two_sides,
-        ),
-        Check(
-            "better_than_majority",
-            "At its best epoch the model beats always answering the larger class, and its AUC is above 0.5.",
-            better_than_majority,
-        ),
-        Check(
-            "every_strategy_acts",
-            "Every strategy against imbalance that is switched on has something to do.",
-            every_strategy_acts,
-        ),
-    ],
-    TEST_PREDICTIONS: [],
-    EVALUATION: [
-        Check("report_is_complete", "The report is there and covers every test slide.", report_is_complete),
-        Check(
-            "better_than_chance",
-            "The test patches' AUC is above 0.5 by its whole interval.",
-            better_than_chance,
-        ),
-    ],
-}
+for _artefact, _checks in CHECKS.items():
+    _checks.append(Check("up_to_date", str(up_to_date.__doc__), partial(up_to_date, _artefact)))
 
 
 def build_checks(artefact: Artefact, checks: Sequence[Check]) -> dg.AssetChecksDefinition:
-    """The step that evaluates an asset's checks, and whether it is up to date."""
-    checks = with_up_to_date(artefact, checks)
+    """The step that evaluates an asset's checks."""
 
     @dg.multi_asset_check(
         name=f"{artefact.name}_checks",
         specs=[
             dg.AssetCheckSpec(
-                check.name,
+                one.name,
                 asset=artefact.key,
-                description=check.description,
-                blocking=check.blocking,
+                description=one.description,
+                blocking=one.blocking,
                 partitions_def=LEVELS,
             )
-            for check in checks
+            for one in checks
         ],
     )
     def evaluate_checks(
         context: dg.AssetCheckExecutionContext, storage: StorageResource, folder: SlideFolderResource
     ) -> Iterator[dg.AssetCheckResult]:
         level = Level(context.partition_key, storage, folder, context.instance)
-        results = {check.name: evaluate(check, level) for check in checks}
-        keep_results(storage.paths, artefact, level.level, results)
-        for check in checks:
-            passed, text = results[check.name]
+        results = {one.name: evaluate(one, level) for one in checks}
+        keep_results(storage, artefact, level.level, results)
+        for one in checks:
+            passed, text = results[one.name]
             yield dg.AssetCheckResult(
                 passed=passed,
-                check_name=check.name,
+                check_name=one.name,
                 description=text,
-                severity=dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN,
+                severity=dg.AssetCheckSeverity.ERROR if one.blocking else dg.AssetCheckSeverity.WARN,
             )
 
     return evaluate_checks
@@ -420,10 +362,9 @@ def evaluate_all_checks(
     for key in context.instance.get_dynamic_partitions(LEVELS.name):
         level = Level(key, storage, folder, context.instance)
         for artefact, checks in CHECKS.items():
-            if level.paths.is_there(artefact, key):
-                found = {check.name: evaluate(check, level) for check in with_up_to_date(artefact, checks)}
-                keep_results(storage.paths, artefact, key, found)
-        failed += [f"level {key}: {line}" for line in failed_checks(storage.paths, key, CHECKS)]
+            if storage.is_there(artefact, key):
+                keep_results(storage, artefact, key, {one.name: evaluate(one, level) for one in checks})
+        failed += [f"level {key}: {line}" for line in failed_checks(storage, key, CHECKS)]
     for line in failed:
         context.log.warning(line)
     if failed:
@@ -438,94 +379,57 @@ def level_checks() -> None:
     evaluate_all_checks()
 
 
-def with_up_to_date(artefact: Artefact, checks: Sequence[Check]) -> list[Check]:
-    """An asset's checks, and whether it is up to date."""
-    current = Check(
-        "up_to_date",
-        "Made with the parameters of parameters.yaml from what there is now; says what differs.",
-        partial(up_to_date, artefact),
-    )
-    return [*checks, current]
-
-
-def evaluate(check: Check, level: Level) -> Result:
+def evaluate(one: Check, level: Level) -> Result:
     """A check's result; what cannot be read fails it."""
     try:
-        passed, text = check.evaluate(level)
-        return bool(passed), text
+        passed, text = one.evaluate(level)
+        return passed, text[:LONGEST_TEXT]
     except WsiAssetsError as error:
         return False, str(error)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         return False, f"an artefact is damaged ({error!r:.200}). Materialize it again"
 
 
-def kept_results(paths: StoragePaths, artefact: Artefact, level: str) -> dict[str, list[Any]]:
-    """Check -> [passed, text], of the checks that were evaluated on the artefact as it is."""
-    record = read_record(paths.record(artefact, level))
-    path = paths.artefact(artefact, level)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(path.with_name(path.name + CHECKS_SUFFIX).read_text(encoding="utf-8"))
-        if record is not None and kept["version"] == record.version:
-            return dict(kept["results"])
-    return {}
-
-
-def keep_results(paths: StoragePaths, artefact: Artefact, level: str, results: Mapping[str, Result]) -> None:
-    """Write what checks of an artefact said beside it, with the version they were about."""
-    record = read_record(paths.record(artefact, level))
-    path = paths.artefact(artefact, level)
-    kept = {**kept_results(paths, artefact, level), **{name: list(one) for name, one in results.items()}}
+def keep_results(
+    storage: StorageResource, artefact: Artefact, level: str, results: Mapping[str, Result]
+) -> None:
+    """Write what the checks of an artefact found beside it, with the version they were about."""
+    record = read_record(storage.record_path(artefact, level))
     write_json(
-        path.with_name(path.name + CHECKS_SUFFIX), {"version": record and record.version, "results": kept}
+        _results_path(storage, artefact, level), {"version": record and record.version, "results": results}
     )
 
 
-def failed_checks(paths: StoragePaths, level: str, artefacts: Iterable[Artefact]) -> list[str]:
+def failed_checks(storage: StorageResource, level: str, artefacts: Iterable[Artefact]) -> list[str]:
     """One line for each check that failed when it was last evaluated on the artefact as it is."""
-    return [
-        f"{artefact.name} {name}: {text}"
-        for artefact in artefacts
-        for name, (passed, text) in kept_results(paths, artefact, level).items()
-        if not passed
-    ]
+    lines = []
+    for artefact in artefacts:
+        record = read_record(storage.record_path(artefact, level))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            kept = json.loads(_results_path(storage, artefact, level).read_text(encoding="utf-8"))
+            if record is not None and kept["version"] == record.version:
+                results = kept["results"].items()
+                lines += [f"{artefact.name} {name}: {text}" for name, (passed, text) in results if not passed]
+    return lines
 
 
 def nothing_found(faults: Iterable[tuple[str, str]], else_text: str) -> Result:
     """Passed if there are no faults, (slide id, what is wrong); else it names them."""
     pairs = sorted(faults)
-    return not pairs, ("; ".join(f"{slide_id}: {fault}" for slide_id, fault in pairs) or else_text)[
-        :LONGEST_TEXT
-    ]
+    return not pairs, "; ".join(f"{slide_id}: {fault}" for slide_id, fault in pairs) or else_text
 
 
-def no_leakage(split: Collection[Mapping[str, Any]], unit: str | None) -> Result:
-    """Whether no patient is on two sides of the split (training, validation, test).
-
-    Args:
-        split: rows with ``patient`` and ``side``; none fails.
-        unit: what was split by; anything but ``"patient"`` was chosen because there are too few patients.
-    """
-    if not split:
-        return False, "the model does not say how its patches were split"
-    sides: dict[str, set[str]] = defaultdict(set)
-    for row in split:
-        sides[str(row["patient"])].add(str(row["side"]))
-    both = {patient: " and ".join(sorted(found)) for patient, found in sides.items() if len(found) > 1}
-    text = "; ".join(f"patient {patient}: {found}" for patient, found in sorted(both.items()))[:LONGEST_TEXT]
-    if both and unit != "patient":
-        text += f". There are too few patients to split by, so it was by {unit}: the metrics flatter"
-    return not both, text or f"{len(sides)} patients, each on one side"
+def _results_path(storage: StorageResource, artefact: Artefact, level: str) -> Path:
+    path = storage.artefact(artefact, level)
+    return path.with_name(f"{path.name}.checks.json")
 
 
-def _metrics(folder: Path) -> dict[str, Any]:
+def _metrics(level: Level) -> dict[str, Any]:
+    path = level.path(EVALUATION) / "metrics.json"
     try:
-        return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WsiAssetsError(f"does not read ({error})", path=folder / "metrics.json") from error
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
+        raise WsiAssetsError(f"does not read ({error})", path=path) from error
 
 
 ALL_CHECKS = [build_checks(artefact, checks) for artefact, checks in CHECKS.items()]

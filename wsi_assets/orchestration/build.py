@@ -17,11 +17,11 @@ from wsi_assets.orchestration.io_managers import (
     PickleIOManager,
     ReportIOManager,
 )
-from wsi_assets.orchestration.jobs import build_jobs, step_processes
 from wsi_assets.orchestration.mlflow import MlflowResource
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource, WorkersResource
+from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResource
 from wsi_assets.orchestration.sensors import build_slide_folder_sensor
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.orchestration.storage import StorageResource
 
 MODULES = (slides, index, patches, learning, evaluation)
 """The modules of assets, in the order in which they are made."""
@@ -35,6 +35,15 @@ ARTEFACTS: tuple[Artefact, ...] = tuple(
     }.values()
 )
 """Every asset's description, in the order in which they are made."""
+
+
+LEVEL_PIPELINE, SLIDE_REGIONS, COMPARE_LEVELS = "level_pipeline", "slide_regions", "compare_levels"
+
+STEP_PROCESSES = dg.multiprocess_executor.configured(
+    {"start_method": {"forkserver": {"preload_modules": ["wsi_assets.definitions"]}}}
+)
+"""A process for every step, so that a step that takes the machine down takes only itself; forked from one
+that has the graph loaded, because a level has a dozen steps and a fresh process takes seconds to start."""
 
 
 def build_definitions(settings: Settings | None = None) -> dg.Definitions:
@@ -61,22 +70,46 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
     return dg.Definitions(
         assets=assets,
         asset_checks=ALL_CHECKS,
-        jobs=[*build_jobs(ARTEFACTS), level_checks],
-        executor=step_processes,
+        jobs=[*_jobs(), level_checks],
+        executor=STEP_PROCESSES,
         sensors=[
             build_slide_folder_sensor(settings.poll_seconds),
             *build_automation_sensors(settings.poll_seconds, others, stores),
         ],
         resources={
             "folder": SlideFolderResource.of(settings),
-            "storage": StorageResource(storage_dir=storage_dir),
+            "storage": StorageResource.of(settings),
             "workers": WorkersResource(scheduler=settings.scheduler),
-            "mlflow": MlflowResource(
-                storage_dir=storage_dir, tracking_uri=settings.tracking_uri, pages_url=settings.mlflow_url
-            ),
+            "mlflow": MlflowResource.of(settings),
             "pickle_io": PickleIOManager(storage_dir=storage_dir),
             "patch_io": PatchStoreIOManager(storage_dir=storage_dir),
             "model_io": ModelIOManager(storage_dir=storage_dir),
             "report_io": ReportIOManager(storage_dir=storage_dir),
         },
     )
+
+
+def _jobs() -> list:
+    """What a user launches by name."""
+
+    def job(name: str, artefacts: list[Artefact], description: str):
+        selection = dg.AssetSelection.assets(*(artefact.key for artefact in artefacts))
+        return dg.define_asset_job(name, selection=selection, description=description)
+
+    return [
+        job(
+            SLIDE_REGIONS,
+            [one for one in ARTEFACTS if one.by_slide],
+            "Tissue and annotation of slides: run it again after mending a slide that failed.",
+        ),
+        job(
+            LEVEL_PIPELINE,
+            [one for one in ARTEFACTS if one.by_level],
+            "One level from index to evaluation. Add a level in the dialog, or choose levels in use.",
+        ),
+        job(
+            COMPARE_LEVELS,
+            [one for one in ARTEFACTS if one.partitions_def is None],
+            "All evaluated levels side by side, from the reports that are there.",
+        ),
+    ]

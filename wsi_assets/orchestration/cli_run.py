@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from wsi_assets.errors import ConfigError, EvaluationError, SlideError, one_line
-from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_chain
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_chain, slide_artefacts
 from wsi_assets.orchestration.asset_checks import failed_checks
-from wsi_assets.orchestration.build import build_definitions
-from wsi_assets.orchestration.config import ParameterSet, options_of
-from wsi_assets.orchestration.jobs import COMPARE_LEVELS, LEVEL_PIPELINE, SLIDE_REGIONS
+from wsi_assets.orchestration.build import COMPARE_LEVELS, LEVEL_PIPELINE, SLIDE_REGIONS, build_definitions
+from wsi_assets.orchestration.config import ParameterSet
 from wsi_assets.orchestration.level_plan import stale_artefacts, stale_slides, usable_slides
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES, level_of
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
-from wsi_assets.orchestration.sensors import doubt
+from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.settings import Settings
-from wsi_assets.orchestration.slide_folder import FileSeen, known_slides, register
+from wsi_assets.orchestration.slide_folder import SLIDE_ANNOTATION, FileSeen, doubt, known_slides, register
+from wsi_assets.orchestration.storage import StorageResource
 
 if TYPE_CHECKING:
-    from wsi_assets.orchestration.provenance import Record
+    from wsi_assets.orchestration.storage import Record
 
 SLIDES_A_RUN = 200
 """Slides of one asset that one run makes; what a killed run made is kept all the same."""
@@ -83,7 +82,7 @@ class CommandLineRun:
     ):
         self.instance, self.settings, self.given, self.say = instance, settings, given, say
         self.folder = SlideFolderResource.of(settings)
-        self.storage = StorageResource(storage_dir=str(settings.storage_dir))
+        self.storage = StorageResource.of(settings)
         self.definitions = build_definitions(settings)
         self._seen: dict[str, dict[str, FileSeen]] = {}
 
@@ -113,16 +112,16 @@ class CommandLineRun:
             raise SlideError(doubted, path=self.settings.images_dir)
         outcome.left_out.update(listing.left_out)
         outcome.notices = list(listing.notices)
-        unread: list[str] = []
-        self._seen = register(self.instance, listing.slides, self.storage.provenance, unread.append, known)
-        for slide_id in slides.keys() - self._seen.keys():
-            files = filter(None, (slides[slide_id].path, slides[slide_id].annotation_path))
-            lines = [line for path in files for line in unread if str(path) in line]
-            outcome.left_out[slide_id] = lines[0] if lines else "its file cannot be read"
+        self._seen, unread = register(self.instance, listing.slides, self.storage, known)
+        outcome.left_out.update(unread)
         made: set[str] = set()
-        for artefact in (one for one in all_artefacts() if one.by_slide):
+        for artefact in slide_artefacts():
             made |= self._make_slides(artefact, outcome, annotations_gone)
         outcome.made = sorted(made - outcome.left_out.keys())
+        for slide_id in outcome.made:
+            records = [self.storage.record(artefact, slide_id) for artefact in slide_artefacts()]
+            said = [line for record in records if record for line in record.facts.get("notices", [])]
+            outcome.notices += [f"{slide_id}: {line}" for line in said]
         outcome.up_to_date = sorted(self._seen.keys() - made - outcome.left_out.keys())
         return outcome
 
@@ -135,17 +134,9 @@ class CommandLineRun:
         chain, key = chain_upto(upto), str(level_of(str(level)))
         outcome, started = LevelOutcome(level), time.monotonic()
         self.instance.add_dynamic_partitions(LEVELS.name, [key])
-        registered = self.instance.get_dynamic_partitions(SLIDES.name)
-        found = {slide.slide_id: str(slide.path) for slide in self.folder.list().slides}
-        usable, outcome.left_out = usable_slides(
-            self.storage.provenance,
-            chain[0].inputs,
-            registered,
-            found,
-            known_slides(self.instance, registered),
-        )
+        usable, outcome.left_out = usable_slides(self.storage, self.folder, self.instance)
         parameters = (self.storage.parameters.read(), self.given)
-        stale = stale_artefacts(self.storage.provenance, chain, key, usable, *parameters)
+        stale = stale_artefacts(self.storage, chain, key, usable, *parameters)
         outcome.up_to_date = [artefact.name for artefact in chain if artefact.name not in stale]
         for name, why in stale.items():
             if why != "is not made":
@@ -158,9 +149,9 @@ class CommandLineRun:
         outcome.records = {
             artefact.name: record
             for artefact in chain
-            if (record := self.storage.provenance.record(artefact, key)) is not None
+            if (record := self.storage.record(artefact, key)) is not None
         }
-        outcome.failed_checks = failed_checks(self.storage.paths, key, chain)
+        outcome.failed_checks = failed_checks(self.storage, key, chain)
         if outcome.failure is None:
             outcome.left_out = dict(outcome.records[chain[0].name].facts.get("left_out", {}))
         outcome.seconds = time.monotonic() - started
@@ -176,23 +167,20 @@ class CommandLineRun:
         result = self._execute(COMPARE_LEVELS, [comparison.name])
         if not result.success:
             raise EvaluationError(f"the levels cannot be compared: {failure_of(result)}")
-        record = self.storage.provenance.record(comparison)
-        path = self.storage.paths.artefact(comparison) / str(comparison.main_file)
+        record = self.storage.record(comparison)
+        path = self.storage.artefact(comparison) / str(comparison.main_file)
         return {"path": str(path), "left_out": record.facts.get("left_out", {}) if record else {}}
 
     def _make_slides(self, artefact: Artefact, outcome: SlidesOutcome, annotations_gone: bool) -> set[str]:
         """Make one asset of all slides for which it is out of date, in runs of many slides."""
         slides = {slide_id: seen for slide_id, seen in self._seen.items() if slide_id not in outcome.left_out}
-        stale = stale_slides(
-            self.storage.provenance, artefact, slides, self.storage.parameters.read(), self.given
-        )
+        stale = stale_slides(self.storage, artefact, slides, self.storage.parameters.read(), self.given)
         if stale:
             self._keep([artefact], None)
-        config = (
-            {"annotations_gone": True} if annotations_gone and "slide_annotation" in artefact.sources else {}
-        )
+        believed = annotations_gone and SLIDE_ANNOTATION in artefact.sources
+        config = {"annotations_gone": True} if believed else {}
         order = self.instance.get_dynamic_partitions(SLIDES.name)
-        for stretch in stretches(order, stale, SLIDES_A_RUN):
+        for stretch in stretches(order, set(stale), SLIDES_A_RUN):
             result = self._execute(SLIDE_REGIONS, [artefact.name], range_of=stretch, config=config)
             if not result.success:
                 failed = failed_slides(result)
@@ -203,13 +191,8 @@ class CommandLineRun:
     def _keep(self, artefacts: Sequence[Artefact], level: str | None) -> None:
         """Write the given parameters of what is about to be made into ``parameters.yaml``."""
         for artefact in artefacts:
-            given = self.given.values(artefact, level)
-            used = options_of(artefact, level, self.storage.parameters.read(), self.given).model_dump(
-                mode="json"
-            )
-            for line in self.storage.parameters.remember(
-                artefact, level, {name: used[name] for name in given}
-            ):
+            given = {name: value for name, (_, value) in self.given.values(artefact, level).items()}
+            for line in self.storage.parameters.remember(artefact, level, given):
                 self.say(line)
 
     def _execute(

@@ -21,7 +21,7 @@ import json
 import reprlib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,13 @@ _HEADER = """\
 """
 
 _UNREADABLE = (
-    *(yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError),
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
 )
 """What YAML's reader raises on text that is no YAML; faults of dates and numbers it does not translate."""
 
@@ -164,14 +170,14 @@ class ParameterSet:
                     )
                 raise self._unknown(prefix + name, [*known, *by_name])
 
-    def _unknown(self, place: str, known: Any, asset: str | None = None) -> ConfigError:
-        name = place.rpartition(".")[2]
-        owners = {field: one.name for one in all_artefacts() for field in one.options.model_fields}
-        close = difflib.get_close_matches(name, sorted(known), n=1)
-        meant = f"{asset}.{close[0]}" if close and asset else close[0] if close else None
-        if not close and (elsewhere := difflib.get_close_matches(name, sorted(owners), n=1)):
-            meant = f"{owners[elsewhere[0]]}.{elsewhere[0]}"
-        remedy = f"Did you mean {meant!r}?" if meant else "The README lists every parameter"
+    def _unknown(self, place: str, known: Iterable[str], asset: str | None = None) -> ConfigError:
+        """The one line for a name that nothing has; ``known`` are names that would do at this place."""
+        owners = {
+            field: f"{one.name}.{field}" for one in all_artefacts() for field in one.options.model_fields
+        }
+        names = {**owners, **{name: f"{asset}.{name}" if asset else name for name in known}}
+        close = difflib.get_close_matches(place.rpartition(".")[2], sorted(names), n=1)
+        remedy = f"Did you mean {names[close[0]]!r}?" if close else "The README lists every parameter"
         return self._error(f"there is no parameter {_short(place)}", remedy)
 
     def _error(self, fault: str, remedy: str | None = None) -> ConfigError:
@@ -227,10 +233,19 @@ class ParameterFile:
             ConfigError: the file cannot be read, or a value is impossible.
             WsiAssetsError: the disk is full or cannot be written.
         """
-        if not given or not self._changes(artefact, level, given)[1]:
+        if not given:
             return []
         with self._locked():
-            said, changed, before = self._changes(artefact, level, given)
+            said = self.read()
+            wanted = options_of(
+                artefact, level, said, ParameterSet({artefact.name: dict(given)}, COMMAND_LINE)
+            )
+            before, after = (
+                options.model_dump(mode="json") for options in (options_of(artefact, level, said), wanted)
+            )
+            changed = {name: after[name] for name in given if after[name] != before[name]}
+            if not changed:
+                return []
             layer = said.content
             if artefact.by_level and level is not None:
                 layer = said.levels.setdefault(level, {})
@@ -244,16 +259,6 @@ class ParameterFile:
             f"{self.path.name}: {artefact.name}.{name} of {where} is {value!r}, was {before[name]!r}"
             for name, value in changed.items()
         ]
-
-    def _changes(
-        self, artefact: Artefact, level: str | None, given: Mapping[str, Any]
-    ) -> tuple[ParameterSet, dict[str, Any], dict[str, Any]]:
-        """What the file says, the given values that differ from it, and all values as they are."""
-        said = self.read()
-        before = options_of(artefact, level, said).model_dump(mode="json")
-        wanted = options_of(artefact, level, said, ParameterSet({artefact.name: dict(given)}, COMMAND_LINE))
-        after = wanted.model_dump(mode="json")
-        return said, {name: after[name] for name in given if after[name] != before[name]}, before
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,9 @@ import dagster as dg
 
 from wsi_assets.errors import ModelError
 from wsi_assets.files import read_plain_pickle
-from wsi_assets.orchestration.artefact import level_chain
+from wsi_assets.orchestration.artefact import level_chain, slide_artefacts
 from wsi_assets.orchestration.metadata import picture
-from wsi_assets.orchestration.resources import StorageResource
+from wsi_assets.orchestration.storage import StorageResource, store_named_by
 
 if TYPE_CHECKING:
     from wsi_assets.evaluation import Evaluation, Metric, ReportContext
@@ -24,16 +23,10 @@ HEATMAPS_SHOWN = 3
 """Beside the metrics in the UI; the report has them all."""
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What ``best.json`` says of a model's probabilities; None where it says nothing."""
-
-    threshold: float | None
-    calibration: dict[str, float] | None
-    plain: dict[str, Any]
+SPLIT_COLUMNS = ("patient", "side", "slides", "tumor", "normal")
 
 
-def model_card(best: Path) -> ModelCard:
+def model_card(best: Path) -> dict[str, Any]:
     """Read the ``best.json`` beside ``best.pt``.
 
     Raises:
@@ -41,19 +34,13 @@ def model_card(best: Path) -> ModelCard:
     """
     path = best.with_suffix(".json")
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        chosen = (plain.get("thresholds") or {}).get("validation")
-        fitted = plain.get("calibration")
-        return ModelCard(
-            chosen["threshold"] if isinstance(chosen, dict) else chosen,
-            fitted
-            and {"temperature": fitted["temperature"], "bias": fitted.get("bias", fitted.get("shift"))},
-            plain,
-        )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        _ = card["thresholds"]["validation"]["threshold"], card["calibration"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"is missing or damaged ({error!r:.120})", path=path, remedy="Train again"
         ) from error
+    return card
 
 
 def report_context(storage: StorageResource, level: str) -> ReportContext:
@@ -62,37 +49,32 @@ def report_context(storage: StorageResource, level: str) -> ReportContext:
     from wsi_assets.index import slide_table
     from wsi_assets.orchestration.asset_checks import failed_checks
 
-    paths, provenance = storage.paths, storage.provenance
-    above = [artefact for artefact in level_chain() if artefact.name != "evaluation"]
-    by_name = {artefact.name: artefact for artefact in above}
-    records = {artefact.name: provenance.record(artefact, level) for artefact in above}
+    above = {artefact.name: artefact for artefact in level_chain() if artefact.name != "evaluation"}
+    records = {name: storage.record(artefact, level) for name, artefact in above.items()}
     known = {name: record for name, record in records.items() if record is not None}
-    sampled = read_plain_pickle(paths.artefact(by_name["sampled_index"], level))
+    facts = {name: known[name].facts if name in known else {} for name in above}
+    sampled = read_plain_pickle(storage.artefact(above["sampled_index"], level))
     counts = slide_table(sampled)
     magnifications = {row["magnification"] for row in counts}
-    checkpoints = paths.artefact(by_name["trained_model"], level)
-    split = model_card(checkpoints / "best.pt").plain.get("split") or {}
-    training = known["trained_model"].facts if "trained_model" in known else {}
+    split = model_card(storage.artefact(above["trained_model"], level) / "best.pt").get("split") or {}
     return ReportContext(
         level=int(level),
         magnification=magnifications.pop() if len(magnifications) == 1 else None,
         counts=counts,
-        split=split.get("rows"),
-        split_notes=tuple(training.get("warnings", {}).values()),
-        warnings=tuple(failed_checks(paths, level, above)),
-        epochs=_epochs(checkpoints.parent / "epoch_losses.csv"),
-        left_out=known["slide_index"].facts.get("left_out") if "slide_index" in known else None,
-        quarantined=_quarantined(storage, level),
+        split=[{name: row[name] for name in SPLIT_COLUMNS} for row in split.get("rows", [])],
+        split_notes=tuple(facts["trained_model"].get("warnings", {}).values()),
+        warnings=tuple(failed_checks(storage, level, above.values())),
+        epochs=_epochs(storage.level_folder(level) / "epoch_losses.csv"),
+        left_out=facts["slide_index"].get("left_out"),
+        quarantined=_quarantined(storage.artefact(above["patch_store"], level)),
         audit=_audit(storage, sampled),
         config={
             f"{name}.{parameter}": value
             for name, record in known.items()
             for parameter, value in record.parameters.items()
         },
-        seconds={
-            name: record.facts["seconds"] for name, record in known.items() if "seconds" in record.facts
-        },
-        mlflow_url=_page(paths.mlflow_run(level)),
+        seconds={name: said["seconds"] for name, said in facts.items() if "seconds" in said},
+        mlflow_url=_page(storage.mlflow_run(level)),
     )
 
 
@@ -115,15 +97,10 @@ def headline(outcome: Evaluation) -> dict[str, Metric]:
 
 def metric_rows(metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
     """One row a metric, with its 95 % interval, or why it is missing."""
+    columns = ("metric", "value", "low (95 %)", "high (95 %)", "remark")
     return [
-        {
-            "metric": name,
-            "value": metric.value,
-            "low (95 %)": metric.low,
-            "high (95 %)": metric.high,
-            "remark": metric.reason or "",
-        }
-        for name, metric in metrics.items()
+        dict(zip(columns, (name, one.value, one.low, one.high, one.reason or ""), strict=True))
+        for name, one in metrics.items()
     ]
 
 
@@ -159,27 +136,24 @@ def _epochs(path: Path) -> list[dict[str, float]] | None:
         return None
 
 
-def _quarantined(storage: StorageResource, level: str) -> list[dict[str, Any]]:
+def _quarantined(pointer: Path) -> list[dict[str, Any]]:
     """Rows of the patches that could not be read, from the store itself."""
-    from wsi_assets.orchestration.assets.patches import PATCH_STORE
-    from wsi_assets.orchestration.paths import store_named_by
     from wsi_assets.patches import open_store
 
-    with open_store(store_named_by(storage.paths.artefact(PATCH_STORE, level))) as store:
-        rows = store.info.get("quarantined") or []
-    names = ("key", "slide_id", "y", "x", "reason")
-    return [row if isinstance(row, dict) else dict(zip(names, row, strict=False)) for row in rows]
+    with open_store(store_named_by(pointer)) as store:
+        return list(store.info["quarantined"])
 
 
 def _audit(storage: StorageResource, slide_ids: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Annotations that were not taken as drawn, over the slides of the level."""
-    from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS
-
-    rows = []
-    for slide_id in slide_ids:
-        record = storage.provenance.record(ANNOTATION_REGIONS, slide_id)
-        rows += [{"slide": slide_id, **row} for row in (record.facts.get("audit", []) if record else [])]
-    return rows
+    (annotation,) = (one for one in slide_artefacts() if one.name == "annotation_regions")
+    records = {slide_id: storage.record(annotation, slide_id) for slide_id in slide_ids}
+    return [
+        {"slide": slide_id, **row}
+        for slide_id, record in records.items()
+        if record is not None
+        for row in record.facts.get("audit", [])
+    ]
 
 
 def _page(path: Path) -> str | None:

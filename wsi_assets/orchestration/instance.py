@@ -9,7 +9,6 @@ from pathlib import Path
 import dagster as dg
 
 from wsi_assets.errors import ConfigError
-from wsi_assets.orchestration.paths import StoragePaths
 from wsi_assets.orchestration.settings import Settings
 
 
@@ -22,7 +21,7 @@ def prepare_home(settings: Settings) -> Path:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    home = Path(os.environ.get("DAGSTER_HOME") or StoragePaths(settings.storage_dir).dagster_home).absolute()
+    home = Path(os.environ.get("DAGSTER_HOME") or settings.storage_dir / "dagster_home").absolute()
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / "dagster.yaml").exists():

@@ -25,8 +25,7 @@ from wsi_assets.files import (
     write_plain_pickle,
 )
 from wsi_assets.orchestration.metadata import picture, user_errors_as_failures
-from wsi_assets.orchestration.paths import store_named_by
-from wsi_assets.orchestration.provenance import forget_record, write_record
+from wsi_assets.orchestration.storage import record_beside, store_named_by
 from wsi_assets.patches.options import Backend
 
 if TYPE_CHECKING:
@@ -67,10 +66,10 @@ class StorageIOManager(dg.ConfigurableIOManager):
 
     def publish(self, path: Path, value: Any, record: Mapping[str, Any] | None) -> dict[str, Any]:
         """Store a value and its record; a kill in between leaves the artefact unmade, never mislabelled."""
-        forget_record(path)
+        record_beside(path).unlink(missing_ok=True)
         stored = self.store(path, value)
         if record is not None:
-            write_record(path, record)
+            write_json(record_beside(path), dict(record))
         return {"path": dg.MetadataValue.path(str(path)), "size_bytes": size_of(path), **stored}
 
     def load_input(self, context: dg.InputContext) -> Any:

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wsi_assets.errors import WsiAssetsError
-from wsi_assets.files import digest
-from wsi_assets.orchestration.artefact import Artefact
-from wsi_assets.orchestration.config import ParameterSet, options_of
-from wsi_assets.orchestration.provenance import Provenance, read_record, recipe_of, why_out_of_date
-from wsi_assets.orchestration.slide_folder import FileSeen
+import dagster as dg
 
-Seen = Mapping[str, Mapping[str, FileSeen]]
+from wsi_assets.files import digest
+from wsi_assets.orchestration.artefact import Artefact, slide_artefacts
+from wsi_assets.orchestration.config import ParameterSet, options_of
+from wsi_assets.orchestration.partitions import SLIDES
+from wsi_assets.orchestration.resources import SlideFolderResource
+from wsi_assets.orchestration.slide_folder import FileSeen, known_slides
+from wsi_assets.orchestration.storage import StorageResource, recipe_of
 
 
 def stale_slides(
-    provenance: Provenance, artefact: Artefact, slides: Seen, *parameters: ParameterSet
-) -> dict[str, str]:
-    """Slide id -> why its regions must be made again.
+    storage: StorageResource,
+    artefact: Artefact,
+    slides: Mapping[str, Mapping[str, FileSeen]],
+    *parameters: ParameterSet,
+) -> list[str]:
+    """Slides whose regions must be made again, in order.
 
     Args:
         slides: what the files of each slide hold now.
     """
     used = options_of(artefact, None, *parameters).model_dump(mode="json")
-    stale = {}
+    stale = []
     for slide_id, files in sorted(slides.items()):
         inputs: dict[str, Any] = {source: files[source].version for source in artefact.sources}
-        for one in artefact.inputs:
-            above = provenance.record(one, slide_id)
-            inputs[one.name] = above and above.version
-        why = _why(provenance, artefact, slide_id, used, inputs)
-        if why is not None:
-            stale[slide_id] = why
+        inputs |= {one.name: storage.version(one, slide_id) for one in artefact.inputs}
+        if storage.why_out_of_date(artefact, slide_id, used, inputs):
+            stale.append(slide_id)
     return stale
 
 
 def stale_artefacts(
-    provenance: Provenance,
+    storage: StorageResource,
     chain: Sequence[Artefact],
     level: str,
     usable: Mapping[str, list[str]],
@@ -58,12 +59,11 @@ def stale_artefacts(
         used = options_of(artefact, level, *parameters).model_dump(mode="json")
         inputs = inputs_of_level(artefact, usable, versions)
         again = [one.name for one in artefact.inputs if one.by_level and versions.get(one.name) is None]
-        why = _why(provenance, artefact, level, used, inputs)
+        why = storage.why_out_of_date(artefact, level, used, inputs)
         if again and (why is None or why.endswith("changed")):
             why = f"{again[-1]} is made again"
         if why is None:
-            record = provenance.record(artefact, level)
-            versions[artefact.name] = record.version if record else None
+            versions[artefact.name] = storage.version(artefact, level)
             continue
         stale[artefact.name] = why
         known = artefact.reproducible and not again
@@ -76,42 +76,34 @@ def inputs_of_level(
 ) -> dict[str, Any]:
     """What an artefact of a level is made from, as its record keeps it."""
     if artefact.gathers_slides:
-        return slides_digest(usable)
+        # One digest for however many slides.
+        return {"slides": digest(dict(usable)), "slide_count": len(usable)}
     return {one.name: versions.get(one.name) for one in artefact.inputs if one.by_level}
 
 
-def slides_digest(usable: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The regions that a level is made from: one digest for however many slides."""
-    return {"slides": digest(dict(usable)), "slide_count": len(usable)}
-
-
 def usable_slides(
-    provenance: Provenance,
-    regions: Sequence[Artefact],
-    registered: Iterable[str],
-    found: Mapping[str, str],
-    known: Seen,
+    storage: StorageResource, folder: SlideFolderResource, instance: dg.DagsterInstance
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Which slides a level can be made from, and why the others are left out.
-
-    Args:
-        regions: the assets of slides that a level takes.
-        found: slide id -> path, of the slides in the folder.
-        known: what was last reported of each slide's files.
+    """Which registered slides a level can be made from, and why the others are left out.
 
     Returns:
         slide id -> versions of its regions; slide id -> reason. Where a file lies does not count: the slides
         may move, and nothing is to be made again.
+
+    Raises:
+        SlideError: the slide folder does not list.
     """
+    registered = instance.get_dynamic_partitions(SLIDES.name)
+    found = {slide.slide_id for slide in folder.list().slides}
+    known = known_slides(instance, registered)
     usable, left_out = {}, {}
     for slide_id in sorted(registered):
-        seen = known.get(slide_id, {})
-        versions: list[str] = []
+        seen, versions = known.get(slide_id, {}), []
         if slide_id not in found:
             left_out[slide_id] = "its file is not in the slide folder; put it back, or retire the slide"
             continue
-        for artefact in regions:
-            record = provenance.record(artefact, slide_id)
+        for artefact in slide_artefacts():
+            record = storage.record(artefact, slide_id)
             if record is None:
                 left_out[slide_id] = f"it has no {artefact.name}; see why they failed, or materialize them"
                 break
@@ -127,18 +119,3 @@ def usable_slides(
         else:
             usable[slide_id] = versions
     return usable, left_out
-
-
-def _why(
-    provenance: Provenance,
-    artefact: Artefact,
-    partition: str,
-    parameters: Mapping[str, Any],
-    inputs: Mapping[str, Any],
-) -> str | None:
-    paths = provenance.paths
-    record = read_record(paths.record(artefact, partition))
-    try:
-        return why_out_of_date(record, paths.is_there(artefact, partition), artefact, parameters, inputs)
-    except WsiAssetsError as error:
-        return str(error)

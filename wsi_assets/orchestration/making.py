@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
 import dagster as dg
-from pydantic import BaseModel
 
 from wsi_assets.files import digest
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.config import COMMAND_LINE, ParameterSet, given_in, options_of
 from wsi_assets.orchestration.io_managers import PROVENANCE
 from wsi_assets.orchestration.partitions import level_of
-from wsi_assets.orchestration.provenance import Record, recipe_of
-from wsi_assets.orchestration.resources import StorageResource
+from wsi_assets.orchestration.storage import Record, StorageResource, recipe_of
 
 
 class Making:
@@ -55,19 +54,43 @@ class Making:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        options: BaseModel = self.options
-        return options.model_dump(mode="json")
+        return self.options.model_dump(mode="json")
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
         if self._inputs is not None:
             return dict(self._inputs)
-        return self.storage.provenance.input_versions(self.artefact, self.partition)
+        return {
+            one.name: self.storage.version(one, self.partition)
+            for one in self.artefact.inputs
+            if one.by_level
+        }
 
     def keep_parameters(self) -> None:
         """Write the given values into ``parameters.yaml``."""
         for line in self.storage.parameters.remember(self.artefact, self.partition, self._given):
             self.context.log.info(line)
+
+    def record(
+        self,
+        partition: str | None,
+        inputs: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        content: str | None = None,
+    ) -> Record:
+        """The provenance of what was made."""
+        recipe = recipe_of(self.artefact, self.parameters, inputs)
+        return Record(
+            asset=self.artefact.name,
+            partition=partition,
+            code_version=self.artefact.code_version,
+            parameters=self.parameters,
+            inputs=dict(inputs),
+            recipe=recipe,
+            version=recipe if content is None else digest(recipe, content),
+            facts=dict(facts),
+            run_id=self.context.run.run_id,
+        )
 
     def result(
         self,
@@ -84,18 +107,8 @@ class Making:
             metadata: what only the UI shows.
             content: digest of what was made, where the same recipe does not give the same again.
         """
-        recipe = recipe_of(self.artefact, self.parameters, self.inputs)
-        record = Record(
-            asset=self.artefact.name,
-            partition=self.partition,
-            code_version=self.artefact.code_version,
-            parameters=self.parameters,
-            inputs=self.inputs,
-            recipe=recipe,
-            version=recipe if content is None else digest(recipe, content),
-            facts={**facts, "seconds": round(time.monotonic() - self._started, 2)},
-            run_id=self.context.run.run_id,
-        )
+        seconds = round(time.monotonic() - self._started, 2)
+        record = self.record(self.partition, self.inputs, {**facts, "seconds": seconds}, content)
         self.keep_parameters()
         return dg.MaterializeResult(
             value=value,
@@ -103,7 +116,7 @@ class Making:
                 **{name: fact for name, fact in facts.items() if fact is not None},
                 **(metadata or {}),
                 "parameters": self.parameters,
-                PROVENANCE: dg.MetadataValue.json(record.to_plain()),
+                PROVENANCE: dg.MetadataValue.json(asdict(record)),
             },
             data_version=dg.DataVersion(record.version),
         )

@@ -58,23 +58,22 @@ def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int) -> Non
     # Unnamed: a named tensor would reach predict in a dictionary.
     pixels = TensorSpec(np.dtype(np.uint8), (-1, patch_size, patch_size, 3))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, 2))
-    with tempfile.TemporaryDirectory() as scratch:
+    # What registering prints breaks into the progress bars.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stderr(io.StringIO()):
         model = Path(scratch) / "checkpoints"
         model.mkdir()
         for file in ("best.pt", "best.json"):
             shutil.copyfile(checkpoints / file, model / file)
-        # What registering prints breaks into the progress bars.
-        with contextlib.redirect_stderr(io.StringIO()):
-            mlflow.pyfunc.log_model(
-                name=name,
-                loader_module=__name__,
-                data_path=str(model),
-                signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
-                # Stated, not found out: that would start another Python and ask an index.
-                pip_requirements=[f"{one}=={version(one)}" for one in ("wsi-assets", "torch", "timm")],
-                registered_model_name=name,
-                await_registration_for=0,
-            )
+        mlflow.pyfunc.log_model(
+            name=name,
+            loader_module=__name__,
+            data_path=str(model),
+            signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
+            # Stated, not found out: that would start another Python and ask an index.
+            pip_requirements=[f"{one}=={version(one)}" for one in ("wsi-assets", "torch", "timm")],
+            registered_model_name=name,
+            await_registration_for=0,
+        )
 
 
 def _load_pyfunc(data_path: str) -> ServedModel:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError, one_line
-from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.io_managers import StorageIOManager
+from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import progress_to
-from wsi_assets.orchestration.paths import StoragePaths
-from wsi_assets.orchestration.provenance import Record, recipe_of
+from wsi_assets.orchestration.resources import WorkersResource
 from wsi_assets.patches.dask_executor import ClusterError
 
 SLIDES_PER_RUN = 50
@@ -32,43 +31,33 @@ class Made:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class SlideBatch:
-    """One asset of several slides, made with one set of parameters.
+def make_slides(
+    making: Making,
+    workers: WorkersResource,
+    io_manager: StorageIOManager,
+    prepare: Callable[[str], Callable[[], Any]],
+    finish: Callable[[str, Any], Made],
+) -> dg.MaterializeResult:
+    """Make every partition of this run; a slide that cannot be made costs only itself.
 
-    Attributes:
+    Each slide is stored as it is made, so a kill loses those in work.
+
+    Args:
         prepare: slide id -> the reading of files, to be called in any process; raises what a user can mend.
         finish: (slide id, what was read) -> what is stored and shown.
-        executor: runs the reading; None reads in this process.
+
+    Raises:
+        Failure: at the end, naming the slides that could not be made; the others are made and logged.
     """
-
-    context: dg.AssetExecutionContext
-    artefact: Artefact
-    paths: StoragePaths
-    io_manager: StorageIOManager
-    parameters: Mapping[str, Any]
-    prepare: Callable[[str], Callable[[], Any]]
-    finish: Callable[[str, Any], Made]
-    executor: Executor | None = None
-
-    def make(self) -> dg.MaterializeResult:
-        """Make every partition of this run; a slide that cannot be made costs only itself.
-
-        Each slide is stored as it is made, so a kill loses those in work.
-
-        Raises:
-            Failure: at the end, naming the slides that could not be made; the others are made and logged.
-        """
-        slide_ids = list(self.context.partition_keys)
-        progress = progress_to(self.context.log)
-        made: dict[str, dict[str, Any]] = {}
-        faults: dict[str, str] = {}
-        what = f"slides: {self.artefact.name}"
-        progress(0, len(slide_ids), what)
-        works = self._prepared(slide_ids, faults)
-        for done, (slide_id, future) in enumerate(self._finished(works), start=len(faults) + 1):
+    slide_ids = list(making.context.partition_keys)
+    progress, what = progress_to(making.context.log), f"slides: {making.artefact.name}"
+    made: dict[str, dict[str, Any]] = {}
+    faults: dict[str, str] = {}
+    progress(0, len(slide_ids), what)
+    with workers.open(len(slide_ids)) as executor:
+        for done, (slide_id, read) in enumerate(_read(slide_ids, prepare, executor), start=1):
             try:
-                made[slide_id] = self._store(slide_id, self.finish(slide_id, future.result()))
+                made[slide_id] = _store(making, io_manager, slide_id, finish(slide_id, read()))
             except ClusterError:
                 raise
             except WsiAssetsError as error:
@@ -79,75 +68,58 @@ class SlideBatch:
                     remedy="Give it more memory, then run again; it continues",
                 ) from error
             progress(done, len(slide_ids), what)
-        return self._result(made, faults, len(slide_ids))
+    result = _result(making.context, made, faults)
+    making.keep_parameters()
+    return result
 
-    def _prepared(self, slide_ids: Sequence[str], faults: dict[str, str]) -> dict[str, Callable[[], Any]]:
-        works: dict[str, Callable[[], Any]] = {}
-        for slide_id in slide_ids:
-            try:
-                works[slide_id] = self.prepare(slide_id)
-            except WsiAssetsError as error:
-                faults[slide_id] = str(error)
-        return works
 
-    def _finished(self, works: Mapping[str, Callable[[], Any]]) -> Iterator[tuple[str, Future[Any]]]:
-        """Each slide with its finished future, in the order in which they finish."""
-        if self.executor is None:
-            yield from ((slide_id, _done(work)) for slide_id, work in works.items())
-            return
-        futures = {self.executor.submit(work): slide_id for slide_id, work in works.items()}
+def _read(
+    slide_ids: list[str], prepare: Callable[[str], Callable[[], Any]], executor: Executor | None
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Each slide with what returns or raises its reading, in the order in which they finish."""
+    if executor is None:
+        yield from ((slide_id, lambda slide_id=slide_id: prepare(slide_id)()) for slide_id in slide_ids)
+        return
+    futures: dict[Future[Any], str] = {}
+    for slide_id in slide_ids:
         try:
-            for future in as_completed(futures):
-                yield futures[future], future
-        finally:
-            for future in futures:
-                future.cancel()
-
-    def _store(self, slide_id: str, made: Made) -> dict[str, Any]:
-        recipe = recipe_of(self.artefact, self.parameters, dict(made.inputs))
-        record = Record(
-            asset=self.artefact.name,
-            partition=slide_id,
-            code_version=self.artefact.code_version,
-            parameters=dict(self.parameters),
-            inputs=dict(made.inputs),
-            recipe=recipe,
-            version=recipe,
-            facts=dict(made.facts),
-            run_id=self.context.run.run_id,
-        )
-        path = self.paths.artefact(self.artefact, slide_id)
-        stored = self.io_manager.publish(path, made.value, record.to_plain())
-        return {**made.metadata, **stored, "parameters": dict(self.parameters), "version": recipe}
-
-    def _result(
-        self, made: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str], total: int
-    ) -> dg.MaterializeResult:
-        for slide_id, fault in faults.items():
-            self.context.log.error(f"{slide_id}: {fault}")
-        if not faults:
-            # Dagster then records code version and input versions of each slide.
-            for slide_id, metadata in made.items():
-                self.context.add_asset_metadata(metadata, partition_key=slide_id)
-            return dg.MaterializeResult()
-        for slide_id, metadata in made.items():
-            self.context.log_event(
-                dg.AssetMaterialization(self.context.asset_key, partition=slide_id, metadata=metadata)
-            )
-        if total == 1:
-            raise dg.Failure(next(iter(faults.values())), allow_retries=False)
-        raise dg.Failure(
-            f"{len(faults)} of {total} slides failed, the others are made. "
-            + "; ".join(f"{slide_id}: {fault}" for slide_id, fault in faults.items())[:5000],
-            metadata={"failed": dict(faults)},
-            allow_retries=False,
-        )
-
-
-def _done(work: Callable[[], Any]) -> Future[Any]:
-    future: Future[Any] = Future()
+            futures[executor.submit(prepare(slide_id))] = slide_id
+        except WsiAssetsError as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            yield slide_id, failed.result
     try:
-        future.set_result(work())
-    except Exception as error:
-        future.set_exception(error)
-    return future
+        for future in as_completed(futures):
+            yield futures[future], future.result
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _store(making: Making, io_manager: StorageIOManager, slide_id: str, made: Made) -> dict[str, Any]:
+    record = making.record(slide_id, made.inputs, made.facts)
+    path = making.storage.artefact(making.artefact, slide_id)
+    stored = io_manager.publish(path, made.value, asdict(record))
+    return {**made.metadata, **stored, "parameters": making.parameters, "version": record.version}
+
+
+def _result(
+    context: dg.AssetExecutionContext, made: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str]
+) -> dg.MaterializeResult:
+    if not faults:
+        # Dagster then records code version and input versions of each slide.
+        for slide_id, metadata in made.items():
+            context.add_asset_metadata(metadata, partition_key=slide_id)
+        return dg.MaterializeResult()
+    for slide_id, fault in faults.items():
+        context.log.error(f"{slide_id}: {fault}")
+    for slide_id, metadata in made.items():
+        context.log_event(dg.AssetMaterialization(context.asset_key, partition=slide_id, metadata=metadata))
+    named = "; ".join(f"{slide_id}: {fault}" for slide_id, fault in faults.items())[:5000]
+    raise dg.Failure(
+        f"{len(faults)} of {len(made) + len(faults)} slides failed, the others are made. {named}"
+        if made
+        else named,
+        metadata={"failed": dict(faults)},
+        allow_retries=False,
+    )

@@ -1,4 +1,4 @@
-"""What assets need from outside: the slide folder, the storage folder, and processes for slides."""
+"""What assets need from outside: the slide folder, and processes for the work of slides."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from wsi_assets.errors import SlideError
-from wsi_assets.orchestration.config import ParameterFile
-from wsi_assets.orchestration.paths import StoragePaths
-from wsi_assets.orchestration.provenance import Provenance
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.slides.naming import normalize_id
 
@@ -26,13 +23,22 @@ if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile, SlideListing
 
 
+PRELOADED = [
+    *("cv2", "imagecodecs", "shapely", "tifffile"),
+    *("wsi_assets.annotations.reading", "wsi_assets.index.slide_regions", "wsi_assets.index.tissue"),
+    *("wsi_assets.index.pictures", "wsi_assets.slides.reader", "wsi_assets.slides.fingerprints"),
+]
+"""What worker processes load before their first task, so that none of them waits for it."""
+
+
 class SlideFolderResource(dg.ConfigurableResource):
     """Finds slides and the annotations that belong to them, in the user's folders; only ever reads."""
 
     images_dir: str
     annotations_dir: str | None = None
 
-    _listing: SlideListing | None = PrivateAttr(default=None)
+    _left_out: dict[str, str] = PrivateAttr(default_factory=dict)
+    _slides: dict[str, SlideFile] | None = PrivateAttr(default=None)
 
     @classmethod
     def of(cls, settings: Settings) -> SlideFolderResource:
@@ -49,23 +55,31 @@ class SlideFolderResource(dg.ConfigurableResource):
         from wsi_assets.slides import find_slides
 
         annotations = None if self.annotations_dir is None else Path(self.annotations_dir)
-        self._listing = find_slides(Path(self.images_dir), annotations)
-        return self._listing
+        listing = find_slides(Path(self.images_dir), annotations)
+        self._slides = {slide.slide_id: slide for slide in listing.slides}
+        # Of ids that differ only by case one stands for all.
+        self._left_out = {normalize_id(name): reason for name, reason in listing.left_out.items()}
+        return listing
+
+    def slides(self) -> dict[str, SlideFile]:
+        """Slide id -> its file; the folders are listed once a run.
+
+        Raises:
+            SlideError: a folder is missing or unreadable.
+        """
+        if self._slides is None:
+            self.list()
+        return self._slides
 
     def slide(self, slide_id: str) -> SlideFile:
-        """The file of one slide; the folders are listed once a run.
+        """The file of one slide.
 
         Raises:
             SlideError: no file of the folder has this id.
         """
-        listing = self._listing or self.list()
-        for slide in listing.slides:
-            if slide.slide_id == slide_id:
-                return slide
-        # Of ids that differ only by case one stands for all.
-        why = {normalize_id(name): reason for name, reason in listing.left_out.items()}.get(
-            normalize_id(slide_id)
-        )
+        if slide_id in self.slides():
+            return self._slides[slide_id]
+        why = self._left_out.get(normalize_id(slide_id))
         raise SlideError(
             f"slide {slide_id} is left out: {why}" if why else f"holds no slide {slide_id!r}",
             path=self.images_dir,
@@ -77,35 +91,13 @@ class SlideFolderResource(dg.ConfigurableResource):
 
         A slide that is not found keeps the path it had, so that whoever reads it says what is missing.
         """
-        try:
-            listing = self._listing or self.list()
-        except SlideError:
-            return dict(index)
-        paths = {slide.slide_id: str(slide.path) for slide in listing.slides}
-        return {
-            slide_id: {**entry, "slide_path": paths[slide_id]}
-            if slide_id in paths and isinstance(entry, dict)
-            else entry
-            for slide_id, entry in index.items()
-        }
-
-
-class StorageResource(dg.ConfigurableResource):
-    """Everything the platform writes lies below ``storage_dir``."""
-
-    storage_dir: str
-
-    @property
-    def paths(self) -> StoragePaths:
-        return StoragePaths(self.storage_dir)
-
-    @property
-    def parameters(self) -> ParameterFile:
-        return ParameterFile(self.paths.parameters)
-
-    @property
-    def provenance(self) -> Provenance:
-        return Provenance(self.paths)
+        with contextlib.suppress(SlideError):
+            paths = {slide_id: str(slide.path) for slide_id, slide in self.slides().items()}
+            return {
+                slide_id: {**entry, "slide_path": paths.get(slide_id, entry["slide_path"])}
+                for slide_id, entry in index.items()
+            }
+        return dict(index)
 
 
 class WorkersResource(dg.ConfigurableResource):
@@ -135,7 +127,7 @@ class WorkersResource(dg.ConfigurableResource):
             return
         # A server forked before threads start; what tasks import, it has.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["wsi_assets.orchestration.slide_tasks"])
+        context.set_forkserver_preload(PRELOADED)
         with ProcessPoolExecutor(processes, context, initializer=_one_thread) as executor:
             yield executor
 

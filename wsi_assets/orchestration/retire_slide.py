@@ -8,9 +8,15 @@ import dagster as dg
 
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.partitions import SLIDES
-from wsi_assets.orchestration.paths import StoragePaths
 from wsi_assets.orchestration.resources import SlideFolderResource
-from wsi_assets.orchestration.slide_folder import DATA_VERSION_TAG, RETIRED, SLIDE_ANNOTATION, SLIDE_IMAGE
+from wsi_assets.orchestration.slide_folder import (
+    RETIRED,
+    SLIDE_ANNOTATION,
+    SLIDE_IMAGE,
+    FileSeen,
+    observation,
+)
+from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.slides.naming import normalize_id
 
 UNFINISHED = [
@@ -23,7 +29,7 @@ UNFINISHED = [
 
 
 def retire_slide(
-    instance: dg.DagsterInstance, folder: SlideFolderResource, paths: StoragePaths, slide_id: str
+    instance: dg.DagsterInstance, folder: SlideFolderResource, storage: StorageResource, slide_id: str
 ) -> list[str]:
     """Remove a slide's partition and its folder of regions; its files are the user's to remove.
 
@@ -59,14 +65,7 @@ def retire_slide(
         raise ConfigError(f"run {run_id} is going on", remedy="Wait until it is done, or cancel it")
     for asset in (SLIDE_IMAGE, SLIDE_ANNOTATION):
         # Dagster keeps the records of a deleted partition; without these, one put back would count as made.
-        instance.report_runless_asset_event(
-            dg.AssetObservation(
-                asset,
-                partition=slide_id,
-                metadata={"fingerprint": RETIRED, "signature": RETIRED, "path": ""},
-                tags={DATA_VERSION_TAG: RETIRED},
-            )
-        )
+        instance.report_runless_asset_event(observation(asset, slide_id, FileSeen("", RETIRED, RETIRED)))
     instance.delete_dynamic_partition(SLIDES.name, slide_id)
-    shutil.rmtree(paths.slide_folder(slide_id), ignore_errors=True)
-    return paths.levels()
+    shutil.rmtree(storage.slide_folder(slide_id), ignore_errors=True)
+    return storage.levels()

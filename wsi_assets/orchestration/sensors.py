@@ -15,23 +15,20 @@ import dagster as dg
 from wsi_assets.errors import SlideError
 from wsi_assets.files import digest
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.slide_folder import (
-    NO_ANNOTATION,
     RETIRED,
-    SLIDE_ANNOTATION,
     SLIDE_IMAGE,
     FileSeen,
     changed,
-    doubt_missing_annotations,
-    doubt_slides,
+    doubt,
     known_slides,
-    observations,
+    news,
     observe,
     signature_of,
     stored_levels,
-    stored_regions,
 )
+from wsi_assets.orchestration.storage import StorageResource
 
 if TYPE_CHECKING:
     from wsi_assets.slides import SlideFile
@@ -69,56 +66,6 @@ class SensorCursor:
         return json.dumps({"settled": self.settled, "waiting": self.waiting})
 
 
-def held_still(now: Mapping[str, Any], before: Mapping[str, str]) -> list[str]:
-    """Slides whose files have the sizes and times they had one poll ago: no longer being copied."""
-    return sorted(slide_id for slide_id, seen in now.items() if before.get(slide_id) == digest(seen))
-
-
-def read_signatures(slides: Iterable["SlideFile"]) -> tuple[Signatures, list[str]]:
-    """Slide id -> sizes and times of its files, and one line for each slide that cannot be read."""
-    seen, faults = {}, []
-    for slide in slides:
-        try:
-            seen[slide.slide_id] = signature_of(slide)
-        except SlideError as error:
-            faults.append(str(error))
-    return seen, faults
-
-
-def read_settled(
-    slides: Mapping[str, "SlideFile"], settled: Iterable[str], now: Signatures, until: float
-) -> tuple[dict[str, dict[str, FileSeen]], list[str]]:
-    """Read what identifies the contents of slides that held still, until the clock says ``until``.
-
-    Returns:
-        what was read; one line for each slide whose bytes cannot be read.
-    """
-    found, faults = {}, []
-    for slide_id in settled:
-        if len(found) >= MOST_A_POLL or (found and time.monotonic() > until):
-            break
-        try:
-            found[slide_id] = observe(slides[slide_id], now[slide_id])
-        except SlideError as error:
-            faults.append(str(error))
-    return found, faults
-
-
-def doubt(
-    slides: Mapping[str, "SlideFile"], registered: set[str], known: Mapping[str, Mapping[str, FileSeen]]
-) -> str | None:
-    """Why a listing is not to be believed, else None."""
-    annotated = {slide_id for slide_id, slide in slides.items() if slide.annotation_path}
-    had = {
-        slide_id
-        for slide_id, seen in known.items()
-        if SLIDE_ANNOTATION in seen and seen[SLIDE_ANNOTATION].version not in ("", NO_ANNOTATION, RETIRED)
-    }
-    return doubt_slides(slides, registered) or doubt_missing_annotations(
-        len(annotated), len((had & slides.keys()) - annotated)
-    )
-
-
 def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
     """The sensor, polling as often as the slide folder's disk can bear."""
 
@@ -139,70 +86,89 @@ def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
         except SlideError as error:
             context.log.warning(str(error))
             return dg.SkipReason(f"{error}. Nothing was changed")
-        slides = {slide.slide_id: slide for slide in listing.slides}
-        now, faults = read_signatures(listing.slides)
-        faults += [f"{name}: {why}" for name, why in listing.left_out.items()]
+        now: Signatures = {}
+        faults = [f"{name}: {why}" for name, why in listing.left_out.items()]
+        for slide in listing.slides:
+            try:
+                now[slide.slide_id] = signature_of(slide)
+            except SlideError as error:
+                faults.append(str(error))
         registered = set(context.instance.get_dynamic_partitions(SLIDES.name))
-        cursor = SensorCursor.load(context.cursor)
-        everything = digest(now, sorted(registered))
-        if everything == cursor.settled:
+        if digest(now, sorted(registered)) == SensorCursor.load(context.cursor).settled:
             return dg.SkipReason("; ".join([f"{len(now)} slides, nothing new", *faults[:5]]))
+        slides = folder.slides()
         known = known_slides(context.instance, slides)
         doubted = doubt(slides, registered, known)
         if doubted:
             context.log.warning(doubted)
             return dg.SkipReason(f"{doubted}. Nothing was changed")
-        return _news(context, storage, slides, now, known, registered, cursor, everything, faults)
+        poll = Poll(slides, now, known, registered, SensorCursor.load(context.cursor))
+        return _news(context, storage, poll, faults)
 
     return slide_folder
 
 
+@dataclass(frozen=True)
+class Poll:
+    """What a poll found, and what was known before."""
+
+    slides: Mapping[str, "SlideFile"]
+    now: Signatures
+    known: Mapping[str, Mapping[str, FileSeen]]
+    registered: set[str]
+    cursor: SensorCursor
+
+    def version(self, slide_id: str) -> str | None:
+        """What was last reported of the slide's image."""
+        seen = self.known.get(slide_id, {}).get(SLIDE_IMAGE)
+        return seen and seen.version
+
+
 def _news(
-    context: dg.SensorEvaluationContext,
-    storage: StorageResource,
-    slides: Mapping[str, "SlideFile"],
-    now: Signatures,
-    known: Mapping[str, Mapping[str, FileSeen]],
-    registered: set[str],
-    cursor: SensorCursor,
-    everything: str,
-    faults: list[str],
+    context: dg.SensorEvaluationContext, storage: StorageResource, poll: Poll, faults: list[str]
 ) -> dg.SensorResult:
     """The partitions and events of one poll."""
-    changes = changed(now, known)
-    settled = held_still({slide_id: now[slide_id] for slide_id in changes}, cursor.waiting)
+    now, known, registered = poll.now, poll.known, poll.registered
+    waiting = {slide_id: digest(now[slide_id]) for slide_id in changed(now, known)}
+    # Sizes and times are those of one poll ago: no longer being copied.
+    still = [slide_id for slide_id, seen in waiting.items() if poll.cursor.waiting.get(slide_id) == seen]
     # A slide put back after it was retired is registered first: news of a partition that is not there are
     # lost.
-    back = [
-        slide_id
-        for slide_id in settled
-        if slide_id not in registered and known.get(slide_id, {}).get(SLIDE_IMAGE, _NEW).version == RETIRED
-    ]
-    until = time.monotonic() + READ_FOR_SECONDS
-    seen, unread = read_settled(slides, [one for one in settled if one not in back], now, until)
-    for fault in faults + unread:
-        context.log.warning(fault)
-    new = sorted((set(seen) | set(back) | (now.keys() - set(changes))) - registered)
-    waiting = {slide_id: digest(now[slide_id]) for slide_id in changes if slide_id not in seen}
+    back = {one for one in still if one not in registered and poll.version(one) == RETIRED}
+    seen = _read_contents(poll, [one for one in still if one not in back], faults)
+    new = sorted((seen.keys() | back | (now.keys() - waiting.keys())) - registered)
+    waiting = {slide_id: said for slide_id, said in waiting.items() if slide_id not in seen}
     events: list[Any] = []
     for slide_id, files in seen.items():
-        events += observations(slide_id, files, known.get(slide_id))
-        if slide_id not in registered:
-            events += stored_regions(storage.provenance, slide_id, files)
+        is_new = slide_id not in registered
+        events += news(storage, slide_id, files, known.get(slide_id, {}), is_new=is_new)
     requests = [SLIDES.build_add_request(new)] if new else []
     if not waiting and not context.instance.get_dynamic_partitions(LEVELS.name):
-        levels = stored_levels(storage.provenance)
+        levels = stored_levels(storage)
         requests += [LEVELS.build_add_request(list(levels))] if levels else []
         events += [event for found in levels.values() for event in found]
+    for fault in faults:
+        context.log.warning(fault)
     parts = [f"{len(now)} slides, {len(seen)} new or changed"]
     if waiting:
         parts.append(f"{len(waiting)} wait for one more poll: {', '.join(sorted(waiting)[:5])}")
+    settled = "" if waiting or new else digest(now, sorted(registered))
     return dg.SensorResult(
         dynamic_partitions_requests=requests,
         asset_events=events,
-        cursor=SensorCursor("" if waiting or new else everything, waiting).dump(),
-        skip_reason="; ".join(parts + (faults + unread)[:5]),
+        cursor=SensorCursor(settled, waiting).dump(),
+        skip_reason="; ".join(parts + faults[:5]),
     )
 
 
-_NEW = FileSeen("", "", "")
+def _read_contents(poll: Poll, slide_ids: Iterable[str], faults: list[str]) -> dict[str, dict[str, FileSeen]]:
+    """What the files of slides hold, of as many as a poll may take; those unreadable go to ``faults``."""
+    until, found = time.monotonic() + READ_FOR_SECONDS, {}
+    for slide_id in slide_ids:
+        if len(found) >= MOST_A_POLL or (found and time.monotonic() > until):
+            break
+        try:
+            found[slide_id] = observe(poll.slides[slide_id], poll.now[slide_id])
+        except SlideError as error:
+            faults.append(str(error))
+    return found

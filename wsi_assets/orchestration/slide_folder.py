@@ -5,16 +5,16 @@ The sensor and the command line share it. Nothing here removes a slide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from wsi_assets.errors import SlideError
-from wsi_assets.orchestration.artefact import Artefact, all_artefacts
+from wsi_assets.orchestration.artefact import Artefact, level_chain, slide_artefacts
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
-from wsi_assets.orchestration.provenance import Provenance
+from wsi_assets.orchestration.storage import Record, StorageResource
 
 if TYPE_CHECKING:
     from wsi_assets.orchestration.resources import SlideFolderResource
@@ -122,8 +122,23 @@ def doubt_missing_annotations(now: int, lost: int) -> str | None:
     return None
 
 
+def doubt(
+    slides: Mapping[str, SlideFile], registered: Collection[str], known: Mapping[str, Mapping[str, FileSeen]]
+) -> str | None:
+    """Why a listing is not to be believed, else None."""
+    annotated = {slide_id for slide_id, slide in slides.items() if slide.annotation_path}
+    had = {
+        slide_id
+        for slide_id, seen in known.items()
+        if SLIDE_ANNOTATION in seen and seen[SLIDE_ANNOTATION].version not in ("", NO_ANNOTATION, RETIRED)
+    }
+    return doubt_slides(slides, registered) or doubt_missing_annotations(
+        len(annotated), len((had & slides.keys()) - annotated)
+    )
+
+
 def doubt_annotations(
-    slide_ids: Iterable[str], folder: SlideFolderResource, provenance: Provenance, artefact: Artefact
+    slide_ids: Iterable[str], folder: SlideFolderResource, storage: StorageResource, artefact: Artefact
 ) -> None:
     """Refuse to turn annotated slides into normal ones while most annotations are gone.
 
@@ -134,14 +149,14 @@ def doubt_annotations(
     without = {slide.slide_id for slide in listing.slides if slide.annotation_path is None}
 
     def had_one(slide_id: str) -> bool:
-        record = provenance.record(artefact, slide_id)
+        record = storage.record(artefact, slide_id)
         return record is not None and record.inputs.get(SLIDE_ANNOTATION) != NO_ANNOTATION
 
     if any(had_one(slide_id) for slide_id in set(slide_ids) & without):
         lost = sum(had_one(slide_id) for slide_id in without)
-        doubt = doubt_missing_annotations(len(listing.slides) - len(without), lost)
-        if doubt:
-            raise SlideError(doubt, path=folder.annotations_dir)
+        doubted = doubt_missing_annotations(len(listing.slides) - len(without), lost)
+        if doubted:
+            raise SlideError(doubted, path=folder.annotations_dir)
 
 
 def known_slides(instance: dg.DagsterInstance, slide_ids: Iterable[str]) -> dict[str, dict[str, FileSeen]]:
@@ -158,54 +173,48 @@ def known_slides(instance: dg.DagsterInstance, slide_ids: Iterable[str]) -> dict
     return known
 
 
-def observations(
-    slide_id: str, seen: Mapping[str, FileSeen], known: Mapping[str, FileSeen] | None = None
-) -> list[dg.AssetObservation]:
-    """The events that report what a slide's files hold now, of those that differ from what is known."""
-    return [
-        dg.AssetObservation(
-            asset,
-            partition=slide_id,
-            metadata={
-                "path": file.path,
-                "signature": file.signature,
-                "fingerprint": file.version,
-            },
-            tags={DATA_VERSION_TAG: file.version},
-        )
-        for asset, file in seen.items()
-        if (known or {}).get(asset) != file
-    ]
+def news(
+    storage: StorageResource,
+    slide_id: str,
+    seen: Mapping[str, FileSeen],
+    known: Mapping[str, FileSeen],
+    *,
+    is_new: bool,
+) -> list[Any]:
+    """The events that report what a slide's files hold now, of those that differ from what is known.
 
-
-def stored_regions(
-    provenance: Provenance, slide_id: str, seen: Mapping[str, FileSeen]
-) -> list[dg.AssetMaterialization]:
-    """Events for regions that the storage folder holds of a slide, made from what its files hold now.
-
-    An instance that was lost or is new learns from them that nothing has to be made.
+    Of a new slide also the regions that the storage folder holds of it, made from just these files: an
+    instance that was lost or is new learns from them that nothing has to be made.
     """
-    events = []
-    for artefact in (one for one in all_artefacts() if one.by_slide):
-        record = provenance.record(artefact, slide_id)
+    events: list[Any] = [
+        observation(asset, slide_id, file) for asset, file in seen.items() if known.get(asset) != file
+    ]
+    for artefact in slide_artefacts() if is_new else ():
+        record = storage.record(artefact, slide_id)
         if record is None or any(
             record.inputs.get(asset, file.version) != file.version for asset, file in seen.items()
         ):
             break
-        events.append(_found(provenance, artefact, slide_id, record.parameters))
+        events.append(_found(storage, artefact, record))
     return events
 
 
-def stored_levels(provenance: Provenance) -> dict[str, list[dg.AssetMaterialization]]:
+def observation(asset: str, slide_id: str, file: FileSeen) -> dg.AssetObservation:
+    """The event that reports what a file of a slide holds."""
+    return dg.AssetObservation(
+        asset,
+        partition=slide_id,
+        metadata={"path": file.path, "signature": file.signature, "fingerprint": file.version},
+        tags={DATA_VERSION_TAG: file.version},
+    )
+
+
+def stored_levels(storage: StorageResource) -> dict[str, list[dg.AssetMaterialization]]:
     """Level -> events for what the storage folder holds of it, for an instance that knows no level."""
     levels = {}
-    for level in provenance.paths.levels():
-        events = []
-        for artefact in (one for one in all_artefacts() if one.by_level):
-            record = provenance.record(artefact, level)
-            if record is not None:
-                tags = {DATA_VERSION_TAG: record.version}
-                events.append(_found(provenance, artefact, level, record.parameters, tags))
+    for level in storage.levels():
+        records = [(artefact, storage.record(artefact, level)) for artefact in level_chain()]
+        events = [_found(storage, artefact, record) for artefact, record in records if record]
         if events:
             levels[level] = events
     return levels
@@ -214,55 +223,51 @@ def stored_levels(provenance: Provenance) -> dict[str, list[dg.AssetMaterializat
 def register(
     instance: dg.DagsterInstance,
     slides: Iterable[SlideFile],
-    provenance: Provenance,
-    warn: Callable[[str], None],
+    storage: StorageResource,
     known: Mapping[str, Mapping[str, FileSeen]],
-) -> dict[str, dict[str, FileSeen]]:
-    """Add partitions of new slides, report what is new or changed, and return what is known of each.
+) -> tuple[dict[str, dict[str, FileSeen]], dict[str, str]]:
+    """Add partitions of new slides and report what is new or changed.
 
-    A file that cannot be read at all goes to ``warn`` and keeps its partition, so that the failure shows.
+    A slide whose file cannot be read at all keeps its partition, so that the failure shows.
+
+    Returns:
+        slide id -> what its files hold; slide id -> why they cannot be read.
     """
     slides = {slide.slide_id: slide for slide in slides}
     new = slides.keys() - set(instance.get_dynamic_partitions(SLIDES.name))
     instance.add_dynamic_partitions(SLIDES.name, sorted(slides))
     latest = {slide_id: dict(seen) for slide_id, seen in known.items()}
+    unread: dict[str, str] = {}
     for slide_id, slide in slides.items():
         try:
             signatures = signature_of(slide)
             if changed({slide_id: signatures}, latest):
                 latest[slide_id] = observe(slide, signatures)
-                for event in observations(slide_id, latest[slide_id], known.get(slide_id)):
-                    instance.report_runless_asset_event(event)
         except SlideError as error:
-            warn(str(error))
+            unread[slide_id] = str(error)
             continue
-        if slide_id in new:
-            for event in stored_regions(provenance, slide_id, latest[slide_id]):
-                instance.report_runless_asset_event(event)
+        before = known.get(slide_id, {})
+        for event in news(storage, slide_id, latest[slide_id], before, is_new=slide_id in new):
+            instance.report_runless_asset_event(event)
     if not instance.get_dynamic_partitions(LEVELS.name):
-        for level, events in stored_levels(provenance).items():
+        for level, events in stored_levels(storage).items():
             instance.add_dynamic_partitions(LEVELS.name, [level])
             for event in events:
                 instance.report_runless_asset_event(event)
-    return latest
+    return {slide_id: seen for slide_id, seen in latest.items() if slide_id not in unread}, unread
 
 
-def _found(
-    provenance: Provenance,
-    artefact: Artefact,
-    partition: str,
-    parameters: Mapping[str, Any],
-    tags: Mapping[str, str] | None = None,
-) -> dg.AssetMaterialization:
+def _found(storage: StorageResource, artefact: Artefact, record: Record) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         artefact.key,
-        partition=partition,
+        partition=record.partition,
         description="Found in the storage folder, with its provenance",
         metadata={
-            "path": dg.MetadataValue.path(str(provenance.paths.artefact(artefact, partition))),
-            "parameters": dict(parameters),
+            "path": dg.MetadataValue.path(str(storage.artefact(artefact, record.partition))),
+            "parameters": record.parameters,
         },
-        tags=tags,
+        # Of slides made in batches Dagster computes the version by itself.
+        tags={DATA_VERSION_TAG: record.version} if artefact.by_level else None,
     )
 
 

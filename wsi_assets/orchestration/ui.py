@@ -24,8 +24,8 @@ import yaml
 from wsi_assets.errors import ConfigError, SlideError
 from wsi_assets.orchestration.instance import prepare_home
 from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
-from wsi_assets.orchestration.paths import StoragePaths
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.slides import find_slides
 
 LOCATION = "wsi_assets.definitions"
@@ -94,11 +94,11 @@ def server_commands(
         "daemon": [_program("dagster-daemon"), "run", *graph],
     }
     if mlflow_port and settings.tracking_uri is None:
-        paths = StoragePaths(settings.storage_dir)
+        storage = StorageResource.of(settings)
         commands["mlflow"] = [
             *[_program("mlflow"), "server", "--host", host, "--port", str(mlflow_port), "--workers", "1"],
-            *["--backend-store-uri", f"sqlite:///{paths.mlflow_database}"],
-            *["--default-artifact-root", paths.mlflow_artifacts.as_uri()],
+            *["--backend-store-uri", f"sqlite:///{storage.mlflow_database}"],
+            *["--default-artifact-root", storage.mlflow_artifacts.as_uri()],
         ]
     return commands
 

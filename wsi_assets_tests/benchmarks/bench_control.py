@@ -27,12 +27,11 @@ from wsi_assets.orchestration.artefact import all_artefacts
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.instance import open_instance
 from wsi_assets.orchestration.partitions import SLIDES
-from wsi_assets.orchestration.paths import StoragePaths
-from wsi_assets.orchestration.provenance import Provenance
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.sensors import build_slide_folder_sensor
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.slide_folder import register
+from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.slides import find_slides
 from wsi_assets_tests.benchmarks import rows
 
@@ -57,7 +56,7 @@ def make_cohort(settings: Settings, instance: dg.DagsterInstance, slides: int) -
     for number in range(slides):
         add_slide(settings, number)
     listing = find_slides(settings.images_dir, settings.annotations_dir)
-    register(instance, listing.slides, Provenance(StoragePaths(settings.storage_dir)), print, {})
+    register(instance, listing.slides, StorageResource.of(settings), {})
     for slide_id in instance.get_dynamic_partitions(SLIDES.name):
         for artefact in (one for one in all_artefacts() if one.by_slide):
             instance.report_runless_asset_event(dg.AssetMaterialization(artefact.key, partition=slide_id))

@@ -280,23 +280,6 @@ class Platform:
         )
         return data["partitionBackfillOrError"]["status"]
 
-    def switch_on(self, sensor: str) -> None:
-        data = self.ask(
-            """mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) {
-                 __typename ...on PythonError { message } } }""",
-            selector={**REPOSITORY, "sensorName": sensor},
-        )
-        assert data["startSensor"]["__typename"] == "Sensor", data
-
-    def reset(self, sensor: str) -> None:
-        """Set a sensor's switch to where it is in a new home."""
-        data = self.ask(
-            """mutation($selector: SensorSelector!) { resetSensor(sensorSelector: $selector) {
-                 __typename ...on PythonError { message } } }""",
-            selector={**REPOSITORY, "sensorName": sensor},
-        )
-        assert data["resetSensor"]["__typename"] == "Sensor", data
-
     def skip_reason(self, sensor: str) -> str | None:
         """What the sensor's latest poll says."""
         data = self.ask(

@@ -22,10 +22,9 @@ import yaml
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.artefact import level_chain
 from wsi_assets.orchestration.orphaned_runs import process_of
-from wsi_assets.orchestration.paths import StoragePaths, store_named_by
-from wsi_assets.orchestration.provenance import Provenance
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.retire_slide import retire_slide
+from wsi_assets.orchestration.storage import StorageResource, store_named_by
 from wsi_assets_tests.e2e.platform import Platform
 
 NORMAL, SLOW, BROKEN = "test_073_node_1", "tumor_001_node_1", "unreadable"
@@ -143,28 +142,21 @@ def test_a_replaced_slide_is_made_again_and_a_mended_one_too(platform, real_data
     platform.wait(platform.is_idle, "the end of all runs")
 
 
-def test_after_the_daemon_was_killed_and_everything_started_again_work_goes_on(platform, cohort_files):
-    os.kill(platform.server("dagster-daemon"), signal.SIGKILL)
-    assert platform.process.wait(60) == 1, "one that stops by itself stops the others"
-    platform.process = None
-    platform.start()
-    later = "test_073_node_2"
-    shutil.copy(cohort_files / "images" / f"{later}.tif", platform.images)
-    platform.wait(lambda: platform.made_by("annotation_regions", later), "the slide")
-    assert len(platform.made_by("tissue_regions", later)) == 1
-
-
-def test_killed_as_a_whole_it_comes_back_fails_the_orphaned_run_and_goes_on(platform, instance):
+def test_killed_as_a_whole_it_comes_back_fails_the_orphaned_run_and_goes_on(platform, instance, cohort_files):
     orphan = platform.launch("level_pipeline", UPTO_STORE, "1", ops(slide_index={"stride": 16}))
     platform.wait(lambda: process_of(instance, orphan), "the run's process")
     platform.kill()
     platform.process = None
+    later = "test_073_node_2"
+    shutil.copy(cohort_files / "images" / f"{later}.tif", platform.images)
     platform.start()
     line = f"Run {orphan[:8]} of level_pipeline had lost its process"
     platform.wait(lambda: line in platform.printed(), "the failure of the orphaned run")
     assert platform.status(orphan) == "FAILURE"
     platform.make("level_pipeline", UPTO_STORE, "1")
     assert platform.check("patch_store", "store_equals_its_index", "1")["success"]
+    platform.wait(lambda: platform.made_by("annotation_regions", later), "the slide that came meanwhile")
+    assert len(platform.made_by("tissue_regions", later)) == 1
 
 
 def test_a_slide_taken_away_is_named_retired_by_one_command_and_made_anew_when_it_is_put_back(
@@ -180,7 +172,7 @@ def test_a_slide_taken_away_is_named_retired_by_one_command_and_made_anew_when_i
 
     def is_retired() -> bool:
         try:
-            retire_slide(instance, folder, StoragePaths(platform.storage), NORMAL)
+            retire_slide(instance, folder, StorageResource(storage_dir=str(platform.storage)), NORMAL)
         except ConfigError:  # while runs go on
             return False
         return True
@@ -211,16 +203,17 @@ def test_a_slide_folder_that_goes_away_and_comes_back_changes_nothing(platform):
     assert run_ids(platform) == runs | {run}
 
 
-def test_a_lost_dagster_home_makes_nothing_again(platform):
+def test_one_server_that_dies_stops_the_others_and_a_lost_dagster_home_makes_nothing_again(platform):
     slides, levels = platform.slides(), platform.levels()
-    provenance = Provenance(StoragePaths(platform.storage))
+    storage = StorageResource(storage_dir=str(platform.storage))
     versions = {
         (artefact.name, level): record.version
         for artefact in level_chain()
         for level in levels
-        if (record := provenance.record(artefact, level))
+        if (record := storage.record(artefact, level))
     }
-    platform.stop()
+    os.kill(platform.server("dagster-daemon"), signal.SIGKILL)
+    assert platform.process.wait(60) == 1
     platform.process = None
     shutil.rmtree(platform.storage / "dagster_home")
     platform.start()
@@ -230,7 +223,7 @@ def test_a_lost_dagster_home_makes_nothing_again(platform):
         platform.wait(lambda a=asset, n=level: platform.materializations(a, n), f"{asset} of level {level}")
         newest = platform.materializations(asset, level)[0]
         assert newest["tags"]["dagster/data_version"] == version
-    time.sleep(15)  # several ticks of the automations
+    time.sleep(8)  # several ticks of the automations
     assert platform.runs() == []
 
 
@@ -240,7 +233,7 @@ def ops(**parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def parameters(platform: Platform) -> dict[str, Any]:
-    return yaml.safe_load(StoragePaths(platform.storage).parameters.read_text())
+    return yaml.safe_load(StorageResource(storage_dir=str(platform.storage)).parameters.path.read_text())
 
 
 def run_ids(platform: Platform) -> set[str]:
@@ -250,7 +243,7 @@ def run_ids(platform: Platform) -> set[str]:
 def stored_index(platform: Platform, level: str) -> dict[str, Any]:
     from wsi_assets.index import load_index
 
-    pointer = StoragePaths(platform.storage).level_folder(level) / "patch_store.json"
+    pointer = StorageResource(storage_dir=str(platform.storage)).level_folder(level) / "patch_store.json"
     assert store_named_by(pointer).exists()
     return load_index(platform.storage / f"level_{level}" / f"index_level_{level}.pkl")
 

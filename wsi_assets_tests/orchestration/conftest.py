@@ -13,9 +13,8 @@ from shapely import box
 from wsi_assets.demo.writing import write_asap
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
-from wsi_assets.orchestration.paths import StoragePaths
-from wsi_assets.orchestration.provenance import Provenance
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets_tests.slides.made import halved, picture, write_pyramid
 
 QUICK = {
@@ -60,8 +59,7 @@ class Graph:
     def __init__(self, home: Path, instance: dg.DagsterInstance):
         self.home, self.instance = home, instance
         self.settings = Settings(home / "images", home / "annotations", home / "storage")
-        self.paths = StoragePaths(home / "storage")
-        self.provenance = Provenance(self.paths)
+        self.storage = StorageResource(storage_dir=str(home / "storage"))
 
     def slides(self) -> list[str]:
         return list(self.instance.get_dynamic_partitions(SLIDES.name))

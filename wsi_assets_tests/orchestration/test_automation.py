@@ -11,7 +11,7 @@ from wsi_assets.orchestration.artefact import all_artefacts
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.settings import Settings
-from wsi_assets.orchestration.slide_folder import SLIDE_ANNOTATION, SLIDE_IMAGE, FileSeen, observations
+from wsi_assets.orchestration.slide_folder import SLIDE_ANNOTATION, SLIDE_IMAGE, FileSeen, observation
 
 TISSUE, ANNOTATION, INDEX = "tissue_regions", "annotation_regions", "slide_index"
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
@@ -34,8 +34,8 @@ class Ticks:
             SLIDE_IMAGE: FileSeen(f"{slide_id}.tif", image, image),
             SLIDE_ANNOTATION: FileSeen("", annotation, annotation),
         }
-        for event in observations(slide_id, files):
-            self.instance.report_runless_asset_event(event)
+        for asset, file in files.items():
+            self.instance.report_runless_asset_event(observation(asset, slide_id, file))
 
     def make(self, asset: str, partition: str) -> None:
         self.instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=partition))

@@ -13,7 +13,7 @@ from wsi_assets.orchestration.io_managers import (
     ReportIOManager,
 )
 from wsi_assets.orchestration.partitions import EVERY_PARTITION
-from wsi_assets.orchestration.provenance import read_record
+from wsi_assets.orchestration.storage import Record, read_record
 
 KEYS = dg.StaticPartitionsDefinition(["a", "b"])
 
@@ -58,7 +58,7 @@ def test_an_asset_says_where_it_lies_and_its_provenance_is_written_beside_it(tmp
 
     dg.materialize([x], resources={"io_manager": PickleIOManager(storage_dir=str(tmp_path))})
     assert read_plain_pickle(tmp_path / "deep" / "x.pkl") == [1]
-    assert read_record(tmp_path / "deep" / "x.pkl.provenance.json").to_plain() == record
+    assert read_record(tmp_path / "deep" / "x.pkl.provenance.json") == Record(**record)
 
 
 def test_what_is_replaced_loses_its_record_first(tmp_path):

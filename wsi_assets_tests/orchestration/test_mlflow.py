@@ -9,7 +9,6 @@ import pytest
 
 from wsi_assets.errors import ModelError
 from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
-from wsi_assets.orchestration.paths import StoragePaths
 
 
 @pytest.fixture
@@ -31,7 +30,6 @@ def test_parameters_metrics_by_epoch_and_what_follows_are_in_one_run(resource):
     with resource.training_run("4", {"lr": 0.1}, {"dagster_run_id": "abc"}, warnings.append) as run:
         run.metrics({"val_loss": 0.5, "val_auc": None, "lr": float("nan")}, step=1)
         run.metrics({"val_loss": 0.25}, step=2)
-    resource.keep_run("4", run)
     resource.add_metrics("4", {"test_roc_auc": 0.9, "test_froc": None}, warnings.append)
     client = resource.client().MlflowClient()
     found = client.get_run(run.run_id)
@@ -59,11 +57,10 @@ def test_mlflow_away_is_one_warning_and_the_training_goes_on(nowhere):
     with nowhere.training_run("4", {"lr": 0.1}, {}, warnings.append) as run:
         run.metrics({"val_loss": 0.5}, step=1)
         run.metrics({"val_loss": 0.4}, step=2)
-    nowhere.keep_run("4", run)
     assert len(warnings) == 1
     assert "wsi-assets log --level 4" in warnings[0]
     assert run.url is None
-    assert nowhere.run_of("4") is None
+    assert not nowhere.storage.mlflow_run("4").exists()
 
 
 def test_a_level_without_a_model_cannot_be_logged(resource):
@@ -73,7 +70,7 @@ def test_a_level_without_a_model_cannot_be_logged(resource):
 
 def test_metrics_of_a_model_that_was_not_logged_go_nowhere(resource):
     resource.add_metrics("4", {"test_roc_auc": 0.9}, pytest.fail)
-    path = StoragePaths(resource.storage_dir).mlflow_run("4")
+    path = resource.storage.mlflow_run("4")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"run_id": "x", "uri": "http://elsewhere", "page": None}))
     resource.add_metrics("4", {"test_roc_auc": 0.9}, pytest.fail)

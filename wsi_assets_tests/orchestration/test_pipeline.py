@@ -3,6 +3,7 @@ date."""
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import dagster as dg
@@ -10,14 +11,15 @@ import pytest
 
 from wsi_assets.files import read_plain_pickle
 from wsi_assets.orchestration.artefact import all_artefacts
-from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, failed_checks
+from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, failed_checks, nothing_assumed
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.cli_run import CommandLineRun
 from wsi_assets.orchestration.config import ParameterSet, parse_settings
+from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
-from wsi_assets.orchestration.paths import store_named_by
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.slide_folder import SLIDE_IMAGE, known_slides, register
+from wsi_assets.orchestration.storage import store_named_by
 from wsi_assets_tests.orchestration.conftest import (
     QUICK,
     Graph,
@@ -26,6 +28,7 @@ from wsi_assets_tests.orchestration.conftest import (
     write_cohort,
     write_slide,
 )
+from wsi_assets_tests.slides.made import halved, picture, write_pyramid
 
 ASSETS = {artefact.name: artefact for artefact in all_artefacts()}
 TISSUE, ANNOTATION = ASSETS["tissue_regions"], ASSETS["annotation_regions"]
@@ -36,7 +39,7 @@ def see(graph: Graph) -> None:
     """Register the slides of the folder, as the sensor and the command line do."""
     listing = SlideFolderResource.of(graph.settings).list()
     known = known_slides(graph.instance, [slide.slide_id for slide in listing.slides])
-    register(graph.instance, listing.slides, graph.provenance, pytest.fail, known)
+    assert register(graph.instance, listing.slides, graph.storage, known)[1] == {}
 
 
 def latest(graph: Graph, asset: str, partition: str) -> dg.AssetMaterialization:
@@ -48,9 +51,7 @@ def latest(graph: Graph, asset: str, partition: str) -> dg.AssetMaterialization:
 
 def versions(graph: Graph) -> dict[str, str]:
     found = {
-        name: graph.provenance.record(artefact, LEVEL)
-        for name, artefact in ASSETS.items()
-        if artefact.by_level
+        name: graph.storage.record(artefact, LEVEL) for name, artefact in ASSETS.items() if artefact.by_level
     }
     return {name: record.version for name, record in found.items() if record}
 
@@ -66,7 +67,7 @@ class TestSlides:
             event = latest(graph, "tissue_regions", slide_id)
             assert event.tags["dagster/code_version"] == TISSUE.code_version
             assert "dagster/input_event_pointer/slide_image" in event.tags, "by it Dagster knows it as stale"
-            record = graph.provenance.record(TISSUE, slide_id)
+            record = graph.storage.record(TISSUE, slide_id)
             assert event.metadata["version"].value == record.version
             seen = known_slides(graph.instance, [slide_id])[slide_id]
             assert record.inputs == {SLIDE_IMAGE: seen[SLIDE_IMAGE].version}
@@ -77,7 +78,7 @@ class TestSlides:
         see(graph)
         result = graph.make("tissue_regions", slides=("broken_001", "tumor_001"))
         assert "broken_001.tif" in fault_of(result)
-        made = {slide_id for slide_id in graph.slides() if graph.provenance.record(TISSUE, slide_id)}
+        made = {slide_id for slide_id in graph.slides() if graph.storage.record(TISSUE, slide_id)}
         assert made == {"normal_001", "tumor_001"}
         logged = graph.instance.get_materialized_partitions(TISSUE.key)
         assert set(logged) == made
@@ -87,15 +88,28 @@ class TestSlides:
         see(graph)
         both = ("tumor_001", "tumor_002")
         assert graph.make("tissue_regions", "annotation_regions", slides=both).success
-        before = graph.provenance.record(ANNOTATION, "tumor_001").version
+        before = graph.storage.record(ANNOTATION, "tumor_001").version
         for file in (graph.home / "annotations").iterdir():
             file.unlink()
         for slides in (both, ("tumor_001", "tumor_001")):
             fault_of(graph.make("annotation_regions", slides=slides))
-        assert graph.provenance.record(ANNOTATION, "tumor_001").version == before
+        assert graph.storage.record(ANNOTATION, "tumor_001").version == before
         believed = {"annotation_regions": {"annotations_gone": True}}
         assert graph.make("annotation_regions", slides=both, **believed).success
-        assert read_plain_pickle(graph.paths.artefact(ANNOTATION, "tumor_001"))["regions"] is None
+        assert read_plain_pickle(graph.storage.artefact(ANNOTATION, "tumor_001"))["regions"] is None
+
+    def test_what_was_assumed_of_a_slide_is_said_once_and_shown_by_a_check(self, graph):
+        write_cohort(graph.home, ("normal_001", "tumor_001"))
+        whole = picture(256, 224, 0)
+        write_pyramid(graph.home / "images" / "tumor_001.tif", [whole, halved(whole, 1)], tile=64, mpp=None)
+        run = CommandLineRun(graph.instance, graph.settings, ParameterSet({}))
+        said = [line for line in run.run_slides().notices if line.startswith("tumor_001: ")]
+        assert said
+        assert run.run_slides().notices == []
+        assert graph.make("slide_index", partition="0").success
+        passed, text = nothing_assumed(Level("0", graph.storage, run.folder, graph.instance))
+        assert not passed
+        assert all(line in text for line in said)
 
     def test_a_key_that_is_no_level_fails_in_one_line(self, graph):
         write_cohort(graph.home, ("tumor_001",))
@@ -114,8 +128,8 @@ class TestSlides:
     def test_an_impossible_parameter_in_the_file_is_one_line_with_its_place(self, graph):
         write_cohort(graph.home, ("tumor_001",))
         see(graph)
-        graph.paths.root.mkdir()
-        graph.paths.parameters.write_text("levels: {'0': {patch_size: -3}}\n")
+        graph.storage.root.mkdir()
+        graph.storage.parameters.path.write_text("levels: {'0': {patch_size: -3}}\n")
         fault = fault_of(graph.make("tissue_regions", partition="tumor_001"))
         assert "parameters.yaml" in fault
         assert "levels.0.patch_size" in fault
@@ -159,7 +173,7 @@ class TestLevel:
     def test_the_artefacts_are_where_a_reader_of_the_specification_looks(self, made):
         from torchvision.models import resnet50  # noqa: F401
 
-        folder = made.paths.level_folder(LEVEL)
+        folder = made.storage.level_folder(LEVEL)
         index = read_plain_pickle(folder / "index_level_0.pkl")
         predicted = read_plain_pickle(folder / "slide_index_test.pkl")
         assert set(index) == {"normal_001", "test_001", "tumor_001", "tumor_002"}
@@ -174,9 +188,24 @@ class TestLevel:
         )
         assert (folder / "report" / "report.html").is_file()
 
+    def test_the_training_is_in_mlflow_and_can_be_logged_again_from_its_files(self, made):
+        resource = MlflowResource.of(made.settings)
+        client = resource.client().MlflowClient()
+        note = json.loads(made.storage.mlflow_run(LEVEL).read_text())
+        run = client.get_run(note["run_id"])
+        assert run.info.status == "FINISHED"
+        assert {"val_loss", "val_loss_best", "test_roc_auc"} <= run.data.metrics.keys()
+        assert run.data.tags["split_unit"] == "patient"
+        assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"best.pt", "best.json"}
+        pictures = {file.path for file in client.list_artifacts(run.info.run_id, "pictures")}
+        assert {"pictures/curves.png", "pictures/confusion.png"} <= pictures
+        assert log_finished(resource, LEVEL, pytest.fail) != note["page"]
+        versions = client.search_model_versions(f"name='wsi-level-{LEVEL}'")
+        assert len({version.run_id for version in versions}) == 2
+
     def test_given_values_are_kept_and_nothing_is_made_twice(self, made):
         assert again(made) == ([], [])
-        assert made.provenance.record(ASSETS["slide_index"], LEVEL).parameters["patch_size"] == 32
+        assert made.storage.record(ASSETS["slide_index"], LEVEL).parameters["patch_size"] == 32
 
     def test_a_lost_instance_makes_nothing_again_and_learns_what_there_is(self, made):
         with dg.instance_for_test() as instance:
@@ -189,8 +218,8 @@ class TestLevel:
 
     def test_what_is_deleted_by_hand_is_made_again_and_nothing_else(self, made):
         before = versions(made)
-        shutil.rmtree(store_named_by(made.paths.artefact(ASSETS["patch_store"], LEVEL)))
-        made.paths.artefact(TISSUE, "tumor_001").unlink()
+        shutil.rmtree(store_named_by(made.storage.artefact(ASSETS["patch_store"], LEVEL)))
+        made.storage.artefact(TISSUE, "tumor_001").unlink()
         assert again(made) == (["tumor_001"], ["patch_store"])
         assert versions(made) == before
 
@@ -199,20 +228,20 @@ class TestLevel:
         run = CommandLineRun(made.instance, made.settings, parse_settings(["seed=7"]), lines.append)
         assert run.run_level(0, "sampled_index").made == ["sampled_index"]
         assert any("sampled_index" in line and "seed was 42 and is 7" in line for line in lines)
-        level = Level(LEVEL, StorageResource(storage_dir=str(made.paths.root)), run.folder, made.instance)
+        level = Level(LEVEL, made.storage, run.folder, made.instance)
         assert self.up_to_date(level, "sampled_index")
         assert not self.up_to_date(level, "patch_store")
         assert again(made, "seed=42", upto="sampled_index") == ([], ["sampled_index"])
         assert again(made) == ([], [])
 
     def test_a_job_says_which_checks_fail_after_the_parameters_were_edited(self, made):
-        kept = made.paths.parameters.read_text()
-        made.paths.parameters.write_text(kept.replace("patch_size: 32", "patch_size: 16"))
+        kept = made.storage.parameters.path.read_text()
+        made.storage.parameters.path.write_text(kept.replace("patch_size: 32", "patch_size: 16"))
         try:
             job = build_definitions(made.settings).resolve_job_def("level_checks")
             result = job.execute_in_process(instance=made.instance, raise_on_error=False)
         finally:
-            made.paths.parameters.write_text(kept)
+            made.storage.parameters.path.write_text(kept)
         assert "slide_index up_to_date: out of date: patch_size was 32 and is 16" in fault_of(result)
 
     @staticmethod
@@ -232,7 +261,7 @@ class TestLevel:
             slides, level = again(graph, upto="patch_store", instance=instance)
             assert slides == ["normal_001", "tumor_002"]
             assert level == ["slide_index", "sampled_index", "patch_store"]
-            store = graph.provenance.record(ASSETS["patch_store"], LEVEL)
+            store = graph.storage.record(ASSETS["patch_store"], LEVEL)
             assert 0 < store.facts["reused"] < store.facts["count"]
 
     def test_checks_fail_where_a_record_or_an_artefact_is_missing(self, made, tmp_path):
@@ -240,27 +269,26 @@ class TestLevel:
         shutil.copytree(made.home, home)
         graph = Graph(home, made.instance)
         folder = SlideFolderResource.of(graph.settings)
-        storage = StorageResource(storage_dir=str(graph.paths.root))
         for artefact, checks in CHECKS.items():
-            record = graph.paths.record(artefact, LEVEL)
+            record = graph.storage.record_path(artefact, LEVEL)
             kept = record.read_bytes()
             record.unlink()
             for check in checks:
-                passed, text = evaluate(check, Level(LEVEL, storage, folder, made.instance))
+                passed, text = evaluate(check, Level(LEVEL, graph.storage, folder, made.instance))
                 assert not passed, check.name
                 assert "\n" not in text
             record.write_bytes(kept)
-        shutil.rmtree(graph.paths.level_folder(LEVEL))
+        shutil.rmtree(graph.storage.level_folder(LEVEL))
         for checks in CHECKS.values():
             for check in checks:
-                assert not evaluate(check, Level(LEVEL, storage, folder, made.instance))[0], check.name
+                assert not evaluate(check, Level(LEVEL, graph.storage, folder, made.instance))[0], check.name
 
     def test_what_checks_said_counts_for_the_artefact_they_were_about(self, made):
         artefact = ASSETS["trained_model"]
-        said = failed_checks(made.paths, LEVEL, [artefact])
+        said = failed_checks(made.storage, LEVEL, [artefact])
         assert any("every_strategy_acts" in line for line in said)
-        record = made.paths.record(artefact, LEVEL)
+        record = made.storage.record_path(artefact, LEVEL)
         kept = record.read_text()
-        record.write_text(kept.replace(made.provenance.record(artefact, LEVEL).version, "another"))
-        assert failed_checks(made.paths, LEVEL, [artefact]) == []
+        record.write_text(kept.replace(made.storage.record(artefact, LEVEL).version, "another"))
+        assert failed_checks(made.storage, LEVEL, [artefact]) == []
         record.write_text(kept)

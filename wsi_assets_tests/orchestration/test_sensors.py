@@ -10,7 +10,7 @@ import pytest
 
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.retire_slide import retire_slide
 from wsi_assets.orchestration.sensors import SensorCursor, build_slide_folder_sensor
 from wsi_assets.orchestration.slide_folder import (
@@ -21,6 +21,7 @@ from wsi_assets.orchestration.slide_folder import (
     doubt_slides,
     known_slides,
 )
+from wsi_assets.orchestration.storage import StorageResource
 
 
 class Watched:
@@ -169,7 +170,7 @@ def test_a_retired_slide_is_gone_and_one_put_back_is_news_once_it_is_registered(
     for name in ("tumor_001", "tumor_002"):
         watched.put(f"{name}.tif", name)
     watched.settle()
-    paths = watched.storage.paths
+    paths = watched.storage
     with pytest.raises(ConfigError):
         retire_slide(watched.instance, watched.folder, paths, "tumor_001")
     with pytest.raises(ConfigError):
@@ -189,7 +190,7 @@ def test_a_retired_slide_is_gone_and_one_put_back_is_news_once_it_is_registered(
 
 def test_an_instance_with_levels_is_not_given_those_of_the_storage(watched):
     watched.instance.add_dynamic_partitions(LEVELS.name, ["3"])
-    (watched.storage.paths.level_folder("2")).mkdir(parents=True)
+    (watched.storage.level_folder("2")).mkdir(parents=True)
     watched.put("tumor_001.tif")
     watched.settle()
     assert list(watched.instance.get_dynamic_partitions(LEVELS.name)) == ["3"]

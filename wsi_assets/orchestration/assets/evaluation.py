@@ -9,6 +9,7 @@ import dagster as dg
 
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
 from wsi_assets.orchestration.assets.learning import TEST_PREDICTIONS, TRAINED_MODEL
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.evaluation_metadata import (
@@ -24,7 +25,8 @@ from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import picture, progress_to, rounded, table, user_errors_as_failures
 from wsi_assets.orchestration.mlflow import MlflowResource
 from wsi_assets.orchestration.partitions import EVERY_PARTITION
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
+from wsi_assets.orchestration.resources import SlideFolderResource
+from wsi_assets.orchestration.storage import StorageResource
 
 GROUP = "5_evaluation"
 
@@ -80,13 +82,13 @@ def evaluation(
             folder.with_present_paths(test_predictions),
             tumor_regions=_annotations(test_predictions, annotation_regions),
             options=making.options,
-            validation_threshold=card.threshold,
-            calibration=card.calibration,
+            validation_threshold=card["thresholds"]["validation"]["threshold"],
+            calibration=card["calibration"],
             incomplete_slides=_incomplete(storage, level),
             sizes=_sizes(test_predictions, tissue_regions),
             progress=progress,
         )
-        pages = _empty(storage.paths.report_folder(f"report_level_{level}"))
+        pages = _empty(storage.root / f"report_level_{level}_in_progress")
         about = report_context(storage, level)
         write_report(outcome, pages, context=about, progress=progress)
     metrics = headline(outcome)
@@ -119,13 +121,12 @@ def level_comparison(
     from wsi_assets.evaluation.comparison import comparison_png, read_levels
 
     with user_errors_as_failures():
-        versions = {level: storage.provenance.record(EVALUATION, level) for level in evaluation}
-        inputs = {level: record and record.version for level, record in versions.items()}
+        inputs = {level: storage.version(EVALUATION, level) for level in evaluation}
         making = Making(context, storage, LEVEL_COMPARISON, inputs=inputs)
         files = {level: pages / "metrics.json" for level, pages in evaluation.items()}
         metrics, left_out = read_levels(files)
         rows = compare(metrics)
-        pages = _empty(storage.paths.report_folder("level_comparison"))
+        pages = _empty(storage.root / "level_comparison_in_progress")
         write_comparison(metrics, pages)
     shown = [{"level": row["level"], **{k: f["value"] for k, f in row["metrics"].items()}} for row in rows]
     return making.result(
@@ -169,7 +170,6 @@ def _annotations(predictions: dict[str, Any], annotation_regions: LazyPickles) -
 def _incomplete(storage: StorageResource, level: str) -> frozenset[str]:
     """Slides whose tumor is not completely annotated, as the parameters of the sampled index say."""
     from wsi_assets.index import incomplete_slides
-    from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
 
-    record = storage.provenance.record(SAMPLED_INDEX, level)
+    record = storage.record(SAMPLED_INDEX, level)
     return incomplete_slides(record.parameters.get("incomplete_slides") if record else None)

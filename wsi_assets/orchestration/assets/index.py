@@ -13,12 +13,13 @@ from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_RE
 from wsi_assets.orchestration.automation import follow_at_night, follow_index
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.io_managers import LazyPickles
-from wsi_assets.orchestration.level_plan import slides_digest, usable_slides
+from wsi_assets.orchestration.level_plan import inputs_of_level, usable_slides
 from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import picture, table, user_errors_as_failures
 from wsi_assets.orchestration.partitions import EVERY_PARTITION, SLIDES
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource
-from wsi_assets.orchestration.slide_folder import doubt_slides, known_slides
+from wsi_assets.orchestration.resources import SlideFolderResource
+from wsi_assets.orchestration.slide_folder import doubt_slides
+from wsi_assets.orchestration.storage import StorageResource
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
@@ -73,14 +74,12 @@ def slide_index(
 
     with user_errors_as_failures():
         registered = context.instance.get_dynamic_partitions(SLIDES.name)
-        found = {slide.slide_id: str(slide.path) for slide in folder.list().slides}
-        doubt = doubt_slides(found, registered)
-        if doubt:
-            raise SlideError(doubt, path=folder.images_dir, remedy="Mount it, or retire the slides")
-        known = known_slides(context.instance, registered)
-        usable, left_out = usable_slides(storage.provenance, SLIDE_INDEX.inputs, registered, found, known)
-        making = Making(context, storage, SLIDE_INDEX, config, inputs=slides_digest(usable))
-        paths = {slide_id: found[slide_id] for slide_id in usable}
+        doubted = doubt_slides([slide.slide_id for slide in folder.list().slides], registered)
+        if doubted:
+            raise SlideError(doubted, path=folder.images_dir, remedy="Mount it, or retire the slides")
+        usable, left_out = usable_slides(storage, folder, context.instance)
+        making = Making(context, storage, SLIDE_INDEX, config, inputs_of_level(SLIDE_INDEX, usable, {}))
+        paths = {slide_id: str(folder.slide(slide_id).path) for slide_id in usable}
         made = index_level(_regions(paths, tissue_regions, annotation_regions), making.level, making.options)
     left_out |= made.left_out | made.empty
     context.log.info(f"{len(made.index)} slides indexed, {len(left_out)} left out")

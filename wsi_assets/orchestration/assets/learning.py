@@ -12,8 +12,8 @@ from wsi_assets.orchestration.assets.patches import PATCH_STORE
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import progress_to, user_errors_as_failures
-from wsi_assets.orchestration.mlflow import MlflowResource, environment, log_outcome
-from wsi_assets.orchestration.resources import StorageResource
+from wsi_assets.orchestration.mlflow import MlflowResource, log_outcome
+from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.orchestration.training_metadata import (
     epoch_line,
     epoch_metrics,
@@ -77,8 +77,8 @@ def trained_model(
     level, warn = context.partition_key, context.log.warning
     with user_errors_as_failures(), patch_store:
         making = Making(context, storage, TRAINED_MODEL, config)
-        tags = {"dagster_run_id": context.run.run_id, **environment()}
-        folder = storage.paths.training_folder(level)
+        tags = {"dagster_run_id": context.run.run_id}
+        folder = storage.level_folder(level) / "training_in_progress"
         with mlflow.training_run(level, making.parameters, tags, warn) as run:
 
             def on_epoch(record: "EpochRecord") -> None:
@@ -97,7 +97,6 @@ def trained_model(
                 run.metrics(epoch_metrics(record), step=record.epoch)
             pictures = training_pictures(result, patch_store, making.options)
             log_outcome(run, folder, result.card, pictures)
-        mlflow.keep_run(level, run)
     for warning in result.warnings:
         context.log.warning(warning.message)
     return making.result(

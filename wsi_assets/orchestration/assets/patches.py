@@ -11,8 +11,8 @@ from wsi_assets.orchestration.automation import follow_index
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import progress_to, table, user_errors_as_failures
-from wsi_assets.orchestration.paths import STORE_POINTER
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource, WorkersResource
+from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResource
+from wsi_assets.orchestration.storage import STORE_POINTER, StorageResource
 from wsi_assets.patches.options import Backend, ExtractionOptions
 
 GROUP = "3_patches"
@@ -69,7 +69,7 @@ def patch_store(
         making = Making(context, storage, PATCH_STORE, config)
         options = making.options
         plan = plan_patches(folder.with_present_paths(sampled_index), options)
-        level_folder = storage.paths.level_folder(making.partition)
+        level_folder = storage.level_folder(making.partition)
         with workers.open_cluster() as executor:
             if executor is not None:
                 context.log.info(f"patches are read by the {executor}")

@@ -17,15 +17,16 @@ from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.io_managers import LazyPickles, PickleIOManager
 from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import picture, rounded, table, user_errors_as_failures
-from wsi_assets.orchestration.partition_batches import SLIDES_PER_RUN, Made, SlideBatch
+from wsi_assets.orchestration.partition_batches import SLIDES_PER_RUN, Made, make_slides
 from wsi_assets.orchestration.partitions import SLIDES
-from wsi_assets.orchestration.resources import SlideFolderResource, StorageResource, WorkersResource
+from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResource
 from wsi_assets.orchestration.slide_folder import (
     NO_ANNOTATION,
     SLIDE_ANNOTATION,
     SLIDE_IMAGE,
     doubt_annotations,
 )
+from wsi_assets.orchestration.storage import StorageResource
 
 GROUP = "1_slides"
 
@@ -119,19 +120,7 @@ def tissue_regions(
         def prepare(slide_id: str) -> partial:
             return partial(read_tissue, slide_id, folder.slide(slide_id).path, making.options)
 
-        with workers.open(len(context.partition_keys)) as executor:
-            result = SlideBatch(
-                context,
-                TISSUE_REGIONS,
-                storage.paths,
-                pickle_io,
-                making.parameters,
-                prepare,
-                partial(_tissue, folder),
-                executor,
-            ).make()
-        making.keep_parameters()
-    return result
+        return make_slides(making, workers, pickle_io, prepare, partial(_tissue, folder))
 
 
 def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -> Made:
@@ -141,8 +130,9 @@ def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -
     return Made(
         plain,
         inputs={SLIDE_IMAGE: tissue.fingerprint},
-        facts={"tissue_share": float(tissue.tissue_share)},
+        facts={"tissue_share": float(tissue.tissue_share), "notices": list(tissue.notices)},
         metadata={
+            "notices": list(tissue.notices),
             "slide": dg.MetadataValue.path(str(folder.slide(slide_id).path)),
             "tissue_share": rounded(tissue.tissue_share),
             "otsu_threshold": rounded(tissue.threshold),
@@ -178,7 +168,7 @@ def annotation_regions(
     with user_errors_as_failures():
         making = Making(context, storage, ANNOTATION_REGIONS, config)
         if not config.annotations_gone:
-            doubt_annotations(context.partition_keys, folder, storage.provenance, ANNOTATION_REGIONS)
+            doubt_annotations(context.partition_keys, folder, storage, ANNOTATION_REGIONS)
 
         def prepare(slide_id: str) -> partial:
             slide = folder.slide(slide_id)
@@ -187,25 +177,15 @@ def annotation_regions(
             tissue = tissue_regions[slide_id]
             return partial(read_slide_annotation, slide.path, slide.annotation_path, making.options, tissue)
 
-        with workers.open(len(context.partition_keys)) as executor:
-            result = SlideBatch(
-                context,
-                ANNOTATION_REGIONS,
-                storage.paths,
-                pickle_io,
-                making.parameters,
-                prepare,
-                partial(_annotation, folder, storage),
-                executor,
-            ).make()
-        making.keep_parameters()
-    return result
+        return make_slides(making, workers, pickle_io, prepare, partial(_annotation, folder, storage))
 
 
 def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id: str, read: Any) -> Made:
+    from wsi_assets.annotations import TumorRegions
+
     path = folder.slide(slide_id).annotation_path
-    tissue = storage.provenance.record(TISSUE_REGIONS, slide_id)
-    overlay_path = storage.paths.slide_folder(slide_id) / "overlay.jpg"
+    notices = [] if read.regions is None else list(TumorRegions.from_plain(read.regions).notices)
+    overlay_path = storage.slide_folder(slide_id) / "overlay.jpg"
     with publish_file(overlay_path) as unfinished:
         unfinished.write_bytes(read.large)
     changes = [row for row in read.audit if row.get("action") not in (None, "kept")]
@@ -213,15 +193,16 @@ def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id:
         {"annotation_path": None if path is None else str(path), "regions": read.regions},
         inputs={
             SLIDE_ANNOTATION: read.contents or NO_ANNOTATION,
-            TISSUE_REGIONS.name: tissue and tissue.version,
+            TISSUE_REGIONS.name: storage.version(TISSUE_REGIONS, slide_id),
         },
-        facts={"audit": changes},
+        facts={"audit": changes, "notices": notices},
         metadata={
             "overlay": picture(read.overlay, "tissue and annotation"),
             "overlay_file": dg.MetadataValue.path(str(overlay_path)),
             "annotation": "none: a normal slide" if path is None else str(path),
             "tumor_area_px": read.area,
             "annotations": len(read.audit),
+            "notices": notices,
             "unknown_groups": read.unknown_groups,
             "audit": table(read.audit[:300]),
         },

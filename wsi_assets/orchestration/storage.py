@@ -1,0 +1,200 @@
+"""The storage folder: where each artefact lies, and the record beside it of what it was made from.
+
+A recipe is the digest of name, code version, parameters and the versions of the inputs. An artefact is up to
+date if its file is there and its record's recipe is the one that would be followed now. The event log is not
+asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from wsi_assets.errors import StoreError, WsiAssetsError
+from wsi_assets.files import digest
+from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.config import ParameterFile
+from wsi_assets.orchestration.settings import Settings
+
+STORE_POINTER = "patch_store.json"
+"""The file in a level's folder that names its store."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The provenance of one artefact.
+
+    Attributes:
+        parameters: all of the asset's, as they were used.
+        inputs: name of an input -> its version.
+        recipe: digest of all that an artefact is made from.
+        version: digest of the artefact: its recipe, and of a model also its weights. Dagster's data version.
+        facts: small figures: counts, seconds, what was left out and why.
+    """
+
+    asset: str
+    partition: str | None
+    code_version: str
+    parameters: dict[str, Any]
+    inputs: dict[str, Any]
+    recipe: str
+    version: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    run_id: str | None = None
+
+
+class StorageResource(dg.ConfigurableResource):
+    """Everything the platform writes lies below ``storage_dir``."""
+
+    storage_dir: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> StorageResource:
+        return cls(storage_dir=str(settings.storage_dir))
+
+    @property
+    def root(self) -> Path:
+        return Path(self.storage_dir)
+
+    @property
+    def parameters(self) -> ParameterFile:
+        return ParameterFile(self.root / "parameters.yaml")
+
+    @property
+    def mlflow_database(self) -> Path:
+        return self.root / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        return self.root / "mlartifacts"
+
+    def slide_folder(self, slide_id: str) -> Path:
+        return self.root / "slides" / slide_id
+
+    def level_folder(self, level: int | str) -> Path:
+        return self.root / f"level_{level}"
+
+    def levels(self) -> list[str]:
+        """Levels that have a folder, in order."""
+        names = [path.name.removeprefix("level_") for path in self.root.glob("level_*") if path.is_dir()]
+        return sorted((name for name in names if name.isdigit()), key=int)
+
+    def mlflow_run(self, level: int | str) -> Path:
+        """Names the MLflow run of the level's model."""
+        return self.level_folder(level) / "mlflow_run.json"
+
+    def artefact(self, artefact: Artefact, partition: str | None = None) -> Path:
+        """The file or folder of an asset's partition."""
+        return self.root / artefact.path.format(slide=partition, level=partition)
+
+    def record_path(self, artefact: Artefact, partition: str | None = None) -> Path:
+        return record_beside(self.artefact(artefact, partition))
+
+    def is_there(self, artefact: Artefact, partition: str | None = None) -> bool:
+        """Whether the artefact's files exist: somebody may have deleted or moved them."""
+        path = self.artefact(artefact, partition)
+        if path.name == STORE_POINTER:
+            with contextlib.suppress(StoreError):
+                return store_named_by(path).exists()
+            return False
+        return (path / artefact.main_file if artefact.main_file else path).exists()
+
+    def record(self, artefact: Artefact, partition: str | None = None) -> Record | None:
+        """The record of an artefact that is there; None if either is missing."""
+        if not self.is_there(artefact, partition):
+            return None
+        return read_record(self.record_path(artefact, partition))
+
+    def version(self, artefact: Artefact, partition: str | None) -> str | None:
+        """Version of an artefact; None if it or its record is missing."""
+        record = self.record(artefact, partition)
+        return record and record.version
+
+    def why_out_of_date(
+        self,
+        artefact: Artefact,
+        partition: str | None,
+        parameters: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+    ) -> str | None:
+        """Why an artefact must be made again, in a few words; None if it is up to date.
+
+        Args:
+            parameters, inputs: what it would be made with and from now.
+        """
+        record, is_there = (
+            read_record(self.record_path(artefact, partition)),
+            self.is_there(artefact, partition),
+        )
+        if record is None:
+            return "has no provenance record" if is_there else "is not made"
+        if not is_there:
+            return "is not there any more"
+        try:
+            if record.recipe == recipe_of(artefact, parameters, inputs):
+                return None
+        except WsiAssetsError as error:
+            return str(error)
+        differs = [
+            f"{name} was {record.parameters.get(name)!r} and is {value!r}"
+            for name, value in parameters.items()
+            if name not in artefact.without_effect and record.parameters.get(name) != value
+        ]
+        differs += [
+            f"{name} changed" for name, version in inputs.items() if record.inputs.get(name) != version
+        ]
+        if record.code_version != artefact.code_version or record.parameters.keys() != parameters.keys():
+            differs.append("its code changed")
+        return ", ".join(differs) or "a file that a parameter names changed"
+
+
+def record_beside(path: Path) -> Path:
+    """The provenance file of an artefact at ``path``."""
+    return path.with_name(f"{path.name}.provenance.json")
+
+
+def read_record(path: Path) -> Record | None:
+    """The record at ``path``; None if it is missing or damaged, which counts as not made."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    return None
+
+
+def recipe_of(artefact: Artefact, parameters: Mapping[str, Any], inputs: Any) -> str:
+    """The recipe of an artefact made with ``parameters`` from ``inputs``, versions or plain values.
+
+    Raises:
+        SlideError: a file that a parameter names, or one of a folder, is there and cannot be read.
+    """
+    from wsi_assets.slides.fingerprints import fingerprint
+
+    effective = {}
+    for name, value in parameters.items():
+        if name in artefact.without_effect:
+            continue
+        files = []
+        if name in artefact.may_name_a_file and value:
+            named = Path(value)
+            files = [named] if named.is_file() else sorted(one for one in named.rglob("*") if one.is_file())
+        effective[name] = [fingerprint(file) for file in files] or value
+    return digest(artefact.name, artefact.code_version, effective, inputs)
+
+
+def store_named_by(pointer: Path) -> Path:
+    """The patch store that ``patch_store.json`` names.
+
+    Raises:
+        StoreError: there is none.
+    """
+    try:
+        return pointer.parent / json.loads(pointer.read_text(encoding="utf-8"))["store"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            "names no patch store", path=pointer, remedy="Materialize patch_store of this level"
+        ) from error
