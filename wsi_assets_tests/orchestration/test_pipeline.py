@@ -15,6 +15,7 @@ from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, faile
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.cli_run import CommandLineRun
 from wsi_assets.orchestration.config import ParameterSet, parse_settings
+from wsi_assets.orchestration.evaluation_metadata import report_context
 from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
@@ -187,6 +188,8 @@ class TestLevel:
             .startswith("epoch,train_loss,train_acc,val_loss,val_acc")
         )
         assert (folder / "report" / "report.html").is_file()
+        about = report_context(made.storage, LEVEL)
+        assert {tuple(row) for row in about.split} == {("patient", "side", "slides", "tumor", "normal")}
 
     def test_the_training_is_in_mlflow_and_can_be_logged_again_from_its_files(self, made):
         resource = MlflowResource.of(made.settings)
