@@ -343,32 +343,27 @@ def _link(source: str, target: str) -> None:
 def checkpoints(folder: Path) -> Case:
     """``best.pt``, loaded as the graph loads it, and as somebody's weights."""
     import torch
-    from wsi_assets.learning.backbones import build_model, read_state_dict
 
+    from wsi_assets.files import write_json
     from wsi_assets.learning import load_model
-    from wsi_assets.learning.checkpoints import best_payload, publish
+    from wsi_assets.learning.checkpoints import model_card
+    from wsi_assets.learning.models import build_model, read_state_dict
     from wsi_assets_tests.learning import tiny
 
     torch.set_num_threads(1)
     tiny.register()
-    info = {"patch_size": 32, "level": 1, "slides": [{"mpp": 0.5}], "digest": "d"}
-    payload = best_payload(
-        build_model("tiny", patch_size=32),
-        config={"model_name": "tiny", "lr": 1e-3},
-        info=info,
-        data_digest="d",
-        split={"unit": "patient", "table": [], "notes": []},
-        epoch=1,
-        val_loss=0.5,
-        val_threshold=0.5,
-    )
-    publish(folder / "best.pt", payload)
-    content = (folder / "best.pt").read_bytes()
+    model, architecture = build_model("tiny", patch_size=32)
+    payload = model.state_dict()
+    chosen = {"thresholds": {"validation": None}, "calibration": None}
+    write_json(folder / "best.json", model_card(architecture, patch_size=32, level=1, mpp=0.5, **chosen))
+    torch.save(payload, folder / "best.pt")
+    content, described = ((folder / f"best.{kind}").read_bytes() for kind in ("pt", "json"))
     names = [at for at in range(0, len(content), 1) if content[at : at + 2] == b"PK"]
     places = [(at, at + 64) for at in names] + [(0, 1500)] * 8 + [(len(content) - 400, len(content))] * 3
 
     def case(rng: random.Random, folder: Path) -> None:
         path = folder / "case.pt"
+        (folder / "best.json").write_bytes(described)
         if rng.random() < 0.5:
             torch.save(exchanged(payload, rng), path)
         else:

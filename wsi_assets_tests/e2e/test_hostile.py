@@ -77,9 +77,9 @@ class Trap:
 
 def test_weights_that_want_to_run_code_do_not_and_are_one_line(tmp_path):
     import torch
-    from wsi_assets.learning.backbones import build_model
 
     from wsi_assets.learning import load_model
+    from wsi_assets.learning.models import build_model
 
     ran = tmp_path / "ran"
     for name, write in {
