@@ -12,6 +12,8 @@ import pytest
 
 from wsi_assets.patches import open_store
 from wsi_assets_tests.e2e.conftest import QUICK_TRAINING, settings
+from wsi_assets_tests.scripts import consumer
+from wsi_assets_tests.scripts.test_commands import done
 
 ENTRY_KEYS = {
     *("slide_path", "label", "annotation_path", "level", "work_level", "magnification"),
@@ -58,7 +60,7 @@ def test_the_patient_is_the_id_without_its_node(finished):
     assert labels == {"tumor_001", "tumor_004", "tumor_064", "test_073"}
 
 
-def test_the_sampled_index_keeps_every_tumour_patch_and_every_test_patch(finished, truth):
+def test_the_sampled_index_keeps_every_tumor_patch_and_every_test_patch(finished, truth):
     sampled = load(finished[0] / "storage/level_0/index_level_0_sampled.pkl")
     tumor = sum(patch[2] for entry in sampled.values() for patch in entry["patches"])
     assert tumor == sum(patch[2] for patches in truth.values() for patch in patches) == 44
@@ -192,3 +194,31 @@ def test_the_verify_command_finds_every_patch_where_the_index_says(finished, com
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "89 of 89 patches read again, 0 differ" in done.stdout
+
+
+def test_the_four_commands_give_the_index_keys_labels_and_pixels_of_the_assets(finished, real_data, tmp_path):
+    level = finished[0] / "storage/level_0"
+    for name in ("images", "annotations"):
+        (tmp_path / name).symlink_to(real_data / "cohort" / name)
+    done("build_index", "--target_level", 0, cwd=tmp_path)
+    built, made = load(tmp_path / "index_level_0.pkl"), load(level / "index_level_0.pkl")
+    assert list(built) == list(made)
+    for slide_id, entry in made.items():
+        same = set(entry) - {"slide_path", "annotation_path"}  # the folders differ
+        assert {key: built[slide_id][key] for key in same} == {key: entry[key] for key in same}
+    sampled = ("--index_file", level / "index_level_0_sampled.pkl")
+    done("save_patches", *sampled, "--codec", "png", cwd=tmp_path)
+    with open_store(tmp_path / "patches_lmdb") as saved, open_store(level / "patches_lmdb") as stored:
+        assert saved.keys == stored.keys
+        assert saved.labels.tolist() == stored.labels.tolist()
+        assert all(np.array_equal(saved.get(i), stored.get(i)) for i in range(len(stored)))
+
+
+def test_a_program_written_from_the_specification_reads_what_the_assets_made(finished):
+    level = finished[0] / "storage/level_0"
+    seen = consumer.consume(level / "index_level_0_sampled.pkl", level / "patches_lmdb")
+    assert seen["tumor"] == 44
+    assert set(consumer.read_test_index(level / "slide_index_test.pkl")) == {
+        "test_073_node_1",
+        "test_073_node_2",
+    }
