@@ -6,12 +6,14 @@ each line has a casing so that it shows on pale and on dark tissue.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 
 from wsi_assets.drawing import ORANGE, SKY, canvas_png, jpeg_of, new_canvas, scale_bar
+from wsi_assets.errors import SlideError
 from wsi_assets.index.sampling import slide_table
 
 if TYPE_CHECKING:
@@ -39,9 +41,6 @@ def overlay_jpeg(
 
     Args:
         max_side: longest side of the slide's picture, pixels; less if the bytes demand it.
-
-    Raises:
-        SlideError: the slide does not read.
     """
     import cv2
 
@@ -59,15 +58,16 @@ def overlay_jpeg(
 def overlay(
     reader: SlideReader, tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
 ) -> NDArray[np.uint8]:
-    """Draw the borders of tissue, tumor and excluded areas, a legend and a scale bar: (h, w, 3) RGB.
-
-    Raises:
-        SlideError: the slide does not read.
-    """
+    """Draw the borders of tissue, tumor and excluded areas, a legend and a scale bar: (h, w, 3) RGB."""
     import cv2
 
     base = tissue.levels[0]
-    picture = np.ascontiguousarray(reader.thumbnail(max_side))
+    try:
+        picture = np.ascontiguousarray(reader.thumbnail(max_side))
+    except SlideError:
+        # A damaged tile costs the picture its background, and not the slide its annotation.
+        scale = max(1.0, base.width / max_side, base.height / max_side)
+        picture = np.full((math.ceil(base.height / scale), math.ceil(base.width / scale), 3), 255, np.uint8)
     height, width = picture.shape[:2]
     downsample = max(base.height / height, base.width / width)
     line = max(1, round(max(height, width) / 600))

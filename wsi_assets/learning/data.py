@@ -243,10 +243,9 @@ class BatchReader:
         self.store = store
         self.waited = 0.0
         self._pin = pin
+        workers = min(workers, os.cpu_count() or 1)  # more threads would only wait in line
         self._ahead = max(1, 2 * workers)
-        # More threads than cores would only wait in line.
-        threads = max(1, min(workers, os.cpu_count() or 1))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="patches")
+        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="patches")
 
     def __enter__(self) -> BatchReader:
         return self

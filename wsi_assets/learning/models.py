@@ -248,13 +248,11 @@ def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     head = {id(parameter) for parameter in head_of(model)}
     spared = {key for key, parameter in model.named_parameters() if id(parameter) in head}
-    missing = [
-        key for key in own if key not in fitting.keys() | spared and not key.endswith("num_batches_tracked")
-    ]
+    missing = [key for key in own.keys() - fitting.keys() - spared if not key.endswith("num_batches_tracked")]
     if missing:
         raise ModelError(
             f"does not fit the network: {len(missing)} of {len(own)} tensors are missing or of another "
-            f"shape, first {missing[0]}",
+            f"shape, e.g. {min(missing)}",
             path=source,
             remedy="Give the weights of the network named by model_name",
         )

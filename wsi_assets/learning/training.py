@@ -34,7 +34,7 @@ from wsi_assets.learning.losses import hard_example_mask, kept_normals, patch_lo
 from wsi_assets.learning.models import Architecture, PatchClassifier, build_model, head_of, weights_digest
 from wsi_assets.learning.options import TrainingOptions
 from wsi_assets.learning.prediction import tumor_probabilities
-from wsi_assets.learning.records import CSV_NAME, EpochRecord, TrainingResult, write_csv
+from wsi_assets.learning.records import CSV_NAME, EpochRecord, TrainingResult, TrainingWarning, write_csv
 from wsi_assets.learning.schedule import Schedule
 from wsi_assets.progress import Progress, silent
 
@@ -65,10 +65,9 @@ def train(
 ) -> TrainingResult:
     """Train on the patches of an index that are not of test slides.
 
-    Writes ``epoch_losses.csv`` after every epoch, and into ``checkpoints`` ``best.pt`` and ``best.json``
-    whenever the validation loss is the lowest so far and ``ckpt_epoch_N.pt`` every ``save_interval`` epochs.
-    A training cut off continues from ``resume.pt`` if patches, split and options are the same, and ends as an
-    uninterrupted one (on a GPU up to its own non-determinism); the file is removed in the end.
+    Writes ``epoch_losses.csv`` after every epoch, and into ``checkpoints`` ``best.pt`` and ``best.json`` at
+    the lowest validation loss so far, ``ckpt_epoch_N.pt`` every ``save_interval`` epochs, and ``resume.pt``,
+    from which a training cut off goes on and ends as an uninterrupted one.
 
     Args:
         store: the patches of ``index``; both may be another program's.
@@ -94,9 +93,10 @@ def train(
     ):
         torch.manual_seed(options.seed)
         learner = make_learner(_patch_size(store, index), imbalance, options, device)
+        classifier = PatchClassifier(learner.model, learner.architecture)
         facts = _facts(store, index, table, split, learner)
         run = _Run(learner, Schedule(options, len(batches)), facts, checkpoints)
-        resumed_from = run.resume()
+        run.resume()
         while not run.schedule.finished:
             started, epoch = time.perf_counter(), run.schedule.epoch + 1
             # Dropout draws from torch's generator: seeded so, an epoch is the same after a resume.
@@ -104,28 +104,16 @@ def train(
             batches = epoch_batches(split.train, table.labels, options, epoch)
             trained = train_epoch(learner, reader, table, batches, run.schedule, progress)
             update_batch_norm(learner, reader, table.positions[split.train], epoch)
-            classifier = PatchClassifier(learner.model, learner.architecture)
             probabilities = tumor_probabilities(
                 classifier, reader, validation.positions, options.batch_size, device, learner.precision
             )
             record = validation.record(trained, probabilities, run.schedule, started)
-            run.end_epoch(record, validation.choose(probabilities, options) if record.is_best else {})
+            run.history.append(record)
             write_csv(csv_path, run.history)
+            run.end_epoch(record, validation.choose(probabilities, options) if record.is_best else {})
             if on_epoch is not None:
                 on_epoch(record)
-    (checkpoints / files.RESUME_NAME).unlink(missing_ok=True)
-    return TrainingResult(
-        best_path=checkpoints / files.BEST_NAME,
-        card=files.read_card(checkpoints / files.BEST_NAME, needed=True),
-        csv_path=csv_path,
-        checkpoints=files.written_epochs(checkpoints),
-        epochs=tuple(run.history),
-        resumed_from=resumed_from,
-        split=split,
-        device=str(device),
-        precision=learner.precision,
-        warnings=training_warnings(options, imbalance, split, table.labels),
-    )
+    return run.result(csv_path, split, training_warnings(options, imbalance, split, table.labels))
 
 
 @dataclass
@@ -250,7 +238,7 @@ def update_batch_norm(learner: Learner, reader: BatchReader, positions: np.ndarr
         return
     chosen = np.random.default_rng([learner.options.seed, epoch, 2]).permutation(positions)
     chosen = chosen[:BATCH_NORM_PATCHES]
-    stream = reader.read(np.array_split(chosen, -(-len(chosen) // learner.options.batch_size)))
+    stream = reader.read(np.array_split(chosen, max(1, len(chosen) // learner.options.batch_size)))
     with devices.autocast(learner.device, learner.precision):
         update_bn((learner.inputs(patches) for patches in stream), learner.model)
 
@@ -322,6 +310,7 @@ class _Run:
         self.learner, self.schedule, self.facts, self.checkpoints = learner, schedule, facts, checkpoints
         self.history: list[EpochRecord] = []
         self.best: dict[str, Tensor] = {}
+        self.resumed_from: int | None = None
 
     def end_epoch(self, record: EpochRecord, chosen: dict[str, Any]) -> None:
         """Save the model, with what was ``chosen`` on validation if it is the best, and the state."""
@@ -334,7 +323,6 @@ class _Run:
             write_json(self.checkpoints / files.CARD_NAME, card)
         if record.epoch % self.learner.options.save_interval == 0:
             files.save_weights(self.checkpoints / f"ckpt_epoch_{record.epoch}.pt", state)
-        self.history.append(record)
         if self.schedule.end_epoch(record.val_loss):
             self.learner.model.load_state_dict(self.best)
         plain = {
@@ -347,17 +335,32 @@ class _Run:
         }
         files.save_weights(self.checkpoints / files.RESUME_NAME, plain)
 
-    def resume(self) -> int | None:
-        """Go on where a training of the same digest was cut off; returns its last epoch, if there is one."""
+    def resume(self) -> None:
+        """Go on where a training of the same digest was cut off, if there is one."""
         state = files.load_resume(self.checkpoints, self.facts["provenance"]["run_digest"])
         if state is None:
-            return None
+            return
         self.learner.model.load_state_dict(state["model"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.schedule.restore(state["schedule"])
         self.history = [EpochRecord(**plain) for plain in state["history"]]
-        self.best = state["best"]
-        return len(self.history)
+        self.best, self.resumed_from = state["best"], len(self.history)
+
+    def result(self, csv_path: Path, split: Split, warnings: tuple[TrainingWarning, ...]) -> TrainingResult:
+        """What the finished training left; nothing is left to resume."""
+        (self.checkpoints / files.RESUME_NAME).unlink(missing_ok=True)
+        return TrainingResult(
+            best_path=self.checkpoints / files.BEST_NAME,
+            card=files.read_card(self.checkpoints / files.BEST_NAME, needed=True),
+            csv_path=csv_path,
+            checkpoints=files.written_epochs(self.checkpoints),
+            epochs=tuple(self.history),
+            resumed_from=self.resumed_from,
+            split=split,
+            device=str(self.learner.device),
+            precision=self.learner.precision,
+            warnings=warnings,
+        )
 
 
 def _patch_size(store: PatchStore, index: Index) -> int:

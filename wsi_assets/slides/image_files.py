@@ -111,7 +111,9 @@ class ImageFiles:
         elif suffix in UNREAD_SLIDE_SUFFIXES or kind == "tiff":
             self.unread.append((path.stem, path, f"is of a format ({suffix}) not read here. {_CONVERT}"))
         elif of_slide and suffix in _PACKED | _UNFINISHED:
-            self.unread.append((inner.stem, path, "is packed or not copied to its end. Unpack or copy it"))
+            packed = suffix in _PACKED
+            why = "is packed. Unpack it" if packed else "is not copied to its end. Copy it again"
+            self.unread.append((inner.stem, path, why))
         elif ending and suffix != ".zip":
             self._beside.append((path.name[: -len(ending)], path))
         elif suffix in UNREAD_ANNOTATION_SUFFIXES:

@@ -21,6 +21,17 @@ def size_of(page: tifffile.TiffPage) -> Size:
     return page.imagewidth, page.imagelength
 
 
+def is_sound(page: tifffile.TiffPage) -> bool:
+    """Whether a page's sizes are numbers, and it lists every tile it has: damage may leave anything."""
+    sides = page.imagewidth, page.imagelength, page.tilewidth, page.tilelength
+    if {*map(type, (*sides, *page.dataoffsets, *page.databytecounts))} != {int}:
+        return False
+    if not page.is_tiled:
+        return True
+    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
+    return tiles <= len(page.dataoffsets) == len(page.databytecounts)
+
+
 def true_levels(
     sizes: Sequence[Size], tile_of: Callable[[int], Size], pages: Sequence[tifffile.TiffPage]
 ) -> tuple[list[int], tuple[str, ...]]:
@@ -99,6 +110,6 @@ def _resolution(page: tifffile.TiffPage) -> float | None:
     """Pixels per cm of a TIFF page, None if it does not say."""
     number = page.tags.valueof(_X_RESOLUTION)
     unit = _PER_CM.get(page.tags.valueof(_RESOLUTION_UNIT, 0))
-    if unit is None or not isinstance(number, tuple) or min(number) <= 0:
+    if unit is None or not isinstance(number, tuple) or len(number) != 2 or min(number) <= 0:
         return None
     return number[0] / number[1] * unit

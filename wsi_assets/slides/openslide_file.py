@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +22,7 @@ from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.dicom import volume_files
 from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
-from wsi_assets.slides.levels import Size, odd_picture, reductions_to, size_of, true_levels
+from wsi_assets.slides.levels import Size, is_sound, odd_picture, reductions_to, size_of, true_levels
 from wsi_assets.slides.listing import stat_or_none, unreadable
 from wsi_assets.slides.tile_grid import tiles_over
 
@@ -125,10 +125,7 @@ class OpenSlideFile(Closing):
         if _is_tiff(self._entry):
             # A damaged page may be any error, and damage may link pages in a circle.
             with contextlib.suppress(Exception), tifffile.TiffFile(self._entry) as file:
-                for page in islice(file.pages, _MAX_TIFF_PAGES):
-                    if {*map(type, page.dataoffsets), *map(type, page.databytecounts)} - {int}:
-                        break
-                    pages.append(page)
+                pages.extend(takewhile(is_sound, islice(file.pages, _MAX_TIFF_PAGES)))
         return pages
 
     def read(self, level: int, y: int, x: int, height: int, width: int) -> Window:
@@ -231,7 +228,7 @@ class OpenSlideFile(Closing):
         with contextlib.suppress(Exception):  # whatever tifffile makes of damage: OpenSlide's level remains
             first = [size_of(page) for page in self.tiff_pages].index(sizes[0])
             with tifffile.TiffFile(self._entry) as file:
-                below = [page for page in file.pages[first].pages or () if page.is_tiled]
+                below = [page for page in file.pages[first].pages or () if page.is_tiled and is_sound(page)]
             below = [page for page in below if reductions_to(sizes[0], size_of(page))]
             return sorted((page for page in below if is_plain(page, self.vendor)), key=size_of, reverse=True)
         return []

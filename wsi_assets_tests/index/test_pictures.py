@@ -11,6 +11,7 @@ import pytest
 from shapely import MultiPolygon, box
 
 from wsi_assets.annotations import TumorRegions, read_annotation
+from wsi_assets.errors import SlideError
 from wsi_assets.index import TissueOptions, counts_png, find_tissue, overlay_jpeg, sample_index
 from wsi_assets.index.options import SamplingOptions
 from wsi_assets.index.pictures import COLORS, overlay, scale_bar
@@ -47,6 +48,18 @@ def test_each_annotation_is_drawn_in_its_own_color_at_its_own_place(slide):
         drawn = np.array([columns.min(), rows.min(), columns.max(), rows.max()]) * scale
         assert np.abs(drawn - (x0, y0, x1, y1)).max() <= 12
         assert near(picture[600:], COLORS[name]).any()  # its swatch in the legend
+
+
+def test_a_slide_that_does_not_read_is_drawn_without_its_pixels(slide, monkeypatch):
+    tissue = find_tissue(slide, TissueOptions(), "f")
+
+    def damaged(_):
+        raise SlideError("tile is damaged")
+
+    monkeypatch.setattr(slide, "thumbnail", damaged)
+    picture = overlay(slide, tissue, max_side=700)
+    assert picture.shape[1] == 700
+    assert near(picture, COLORS["tissue"]).any()
 
 
 @pytest.mark.parametrize(
