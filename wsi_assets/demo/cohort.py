@@ -27,7 +27,7 @@ DEMO_PARAMETERS: dict[str, int | float | str] = {
     "model_name": "resnet18",
     "weights": "none",
     "batch_size": 16,
-    "max_epochs": 4,
+    "max_epochs": 3,
     "aug_factor": 1,
     "ohem_ratio": 2,
 }
