@@ -183,15 +183,15 @@ def test_odd_slide_ids_work_or_are_named_and_left_out(command_line, tmp_path):
     said = done.stdout + done.stderr
     assert done.returncode == 2, said
     assert "Traceback" not in said
-    entries = pickle.loads((tmp_path / "storage/level_0/index_level_0_sampled.pkl").read_bytes())
-    made = {Path(entry["slide_path"]).stem for entry in entries}
+    index = pickle.loads((tmp_path / "storage/level_0/index_level_0_sampled.pkl").read_bytes())
+    made = set(index)
     assert made == {name for name, works in NAMES.items() if works}
     for name in [" ".join(name.split()) for name, works in NAMES.items() if not works] + ["bad"]:
         assert [line for line in done.stdout.splitlines() if line.strip().startswith(name)], (name, said)
     assert {path.name for path in tmp_path.iterdir()} == {"images", "storage"}
     assert {path.name for path in (tmp_path / "storage/slides").iterdir()} == made
     patches = list((tmp_path / "storage/level_0/image_patches").rglob("*.png"))
-    assert len(patches) == sum(len(entry["patches"]) for entry in entries) > 0
+    assert len(patches) == sum(len(entry["patches"]) for entry in index.values()) > 0
 
 
 def test_servers_listen_on_this_machine_only_unless_told_otherwise(tmp_path):
@@ -237,7 +237,8 @@ def test_no_running_server_listens_beyond_this_machine(tmp_path):
             assert time.monotonic() < deadline, f"{listening} listen, not {ports}"
             time.sleep(0.2)
             listening = listeners(ui.pid)
-        assert {place.ip for place in listening} <= {"127.0.0.1", "::1"}
+        # A socket for both protocols shows its loopback address as a mapped one.
+        assert {place.ip.removeprefix("::ffff:") for place in listening} <= {"127.0.0.1", "::1"}
     finally:
         ui.terminate()
         ui.wait(60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -214,9 +215,11 @@ def test_the_four_commands_give_the_index_keys_labels_and_pixels_of_the_assets(f
         assert all(np.array_equal(saved.get(i), stored.get(i)) for i in range(len(stored)))
 
 
-def test_a_program_written_from_the_specification_reads_what_the_assets_made(finished):
+def test_a_program_written_from_the_specification_reads_what_the_assets_made(finished, tmp_path):
     level = finished[0] / "storage/level_0"
-    seen = consumer.consume(level / "index_level_0_sampled.pkl", level / "patches_lmdb")
+    # A copy: LMDB refuses to open one file twice in a process, and other tests here may have it open.
+    shutil.copytree(level / "patches_lmdb", tmp_path / "patches_lmdb")
+    seen = consumer.consume(level / "index_level_0_sampled.pkl", tmp_path / "patches_lmdb")
     assert seen["tumor"] == 44
     assert set(consumer.read_test_index(level / "slide_index_test.pkl")) == {
         "test_073_node_1",
