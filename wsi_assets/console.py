@@ -6,26 +6,17 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from wsi_assets.cli import FAILED, LEFT_OUT, OK
 from wsi_assets.errors import EvaluationError
+from wsi_assets.progress import progress_bars
 
 if TYPE_CHECKING:
     from wsi_assets.index.doctor import SlideHealth
@@ -57,7 +48,7 @@ def run_and_report(
     for level in levels:
         level_of(str(level))
     started = time.monotonic()
-    with open_instance(settings) as instance, _bars() as bars, progress_on_terminal(bars):
+    with open_instance(settings) as instance, progress_bars(console) as bars, progress_on_terminal(bars):
         # A run that was killed would hold the pool that this one needs.
         fail_orphaned_runs(instance, lambda line: _print_notices([line]))
         commanded = CommandLineRun(instance, settings, given, lambda line: _print_notices([line]))
@@ -97,7 +88,7 @@ def run_demo(home: Path) -> int:
     from wsi_assets.orchestration.instance import isolated_home
 
     home = home.absolute()
-    with _bars() as bars:
+    with progress_bars(console) as bars:
         make_cohort(home, progress=bars)
     settings = isolated_home(home)
     status = run_and_report(settings, ParameterSet(DEMO_PARAMETERS), [DEMO_LEVEL], "evaluation")
@@ -122,7 +113,7 @@ def examine_slides(settings: Settings) -> int:
 
     listing = find_slides(settings.images_dir, settings.annotations_dir)
     rows = []
-    with _bars() as bars:
+    with progress_bars(console) as bars:
         for done, slide in enumerate(listing.slides):
             bars(done, len(listing.slides), "examining slides")
             rows.append(examine(slide))
@@ -190,7 +181,10 @@ def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -
     index = SlideFolderResource.of(settings).with_present_paths(
         read_plain_pickle(storage.artefact(SAMPLED_INDEX, str(level)))
     )
-    with open_store(store_named_by(storage.artefact(PATCH_STORE, str(level)))) as store, _bars() as bars:
+    with (
+        open_store(store_named_by(storage.artefact(PATCH_STORE, str(level)))) as store,
+        progress_bars(console) as bars,
+    ):
         report = verify_store(store, index, fraction, seed, progress=bars)
     for key, problem in report.problems:
         _say(f"problem: {key}: {problem}", "red")
@@ -199,28 +193,6 @@ def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -
         f"(largest mean difference {report.worst_difference:.3f} grey levels)"
     )
     return OK if report.ok else FAILED
-
-
-@contextmanager
-def _bars() -> Iterator[Any]:
-    """A domain progress listener that draws a bar for each kind of work."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console) as progress:
-
-        def listen(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield listen
 
 
 def _page() -> Console:

@@ -262,7 +262,13 @@ def write_plain_pickle(path: str | Path, value: Any) -> None:
     Raises:
         TypeError: the value holds something that only a class or function could rebuild.
     """
-    data = pickle.dumps(value, protocol=4)
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, protocol=4)
+    # Without a memo equal values have equal bytes. With one, bytes also show which equal strings are one
+    # object, which depends on the process that made them. Plain values do not refer to themselves.
+    pickler.fast = True
+    pickler.dump(value)
+    data = stream.getvalue()
     try:
         _PlainUnpickler(io.BytesIO(data)).load()
     except pickle.UnpicklingError as error:

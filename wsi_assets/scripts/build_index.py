@@ -10,7 +10,7 @@ from pathlib import Path
 from wsi_assets.annotations import AnnotationOptions
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index import IndexOptions, TissueOptions, build_indices, counts, save_index
-from wsi_assets.scripts.command import add_options, make_options, parser, progress_bars, run, say, warn
+from wsi_assets.scripts.command import add_options, bars_on_stderr, make_options, parser, run, say, warn
 from wsi_assets.slides import ScaleOptions
 
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = vars(args.parse_args(arguments))
     given["work_level"] = given["level"]
     annotations_dir = given["annotations_dir"]
-    with progress_bars() as progress:
+    with bars_on_stderr() as progress:
         found = build_indices(
             given["images_dir"],
             None if annotations_dir.lower() in ("", "none") else annotations_dir,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar, get_args, get_origin
 
 import pydantic
 
 from wsi_assets.errors import ConfigError, WsiAssetsError, one_line
 from wsi_assets.files import disk_fault
-from wsi_assets.progress import Progress
+from wsi_assets.progress import Progress, progress_bars
 
 Options = TypeVar("Options", bound=pydantic.BaseModel)
 
@@ -75,36 +75,11 @@ def run(main: Callable[[], None]) -> None:
         sys.exit("interrupted; run the same command again to continue")
 
 
-@contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """A progress listener that draws a bar on the terminal for each kind of work."""
+def bars_on_stderr() -> AbstractContextManager[Progress]:
+    """A bar on the terminal for each kind of work, apart from the results."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    tasks: dict[str, Any] = {}
-    with Bars(*columns, console=Console(stderr=True, highlight=False)) as bars:
-
-        def listen(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield listen
+    return progress_bars(Console(stderr=True, highlight=False))
 
 
 def say(line: object) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index import Index, load_index
 from wsi_assets.patches import ExtractionOptions, build_store, plan_patches
-from wsi_assets.scripts.command import add_options, make_options, parser, progress_bars, run, say, warn
+from wsi_assets.scripts.command import add_options, bars_on_stderr, make_options, parser, run, say, warn
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     index = _sized(load_index(given["index_file"]), given["patch_size"])
     path = {"fs": given["out_dir"], "lmdb": given["lmdb_path"], "hdf5": given["hdf5_path"]}[given["backend"]]
     plan = plan_patches(index, options)
-    with progress_bars() as progress:
+    with bars_on_stderr() as progress:
         report = build_store(plan, path.absolute(), given["backend"], progress=progress)
     for row in report.quarantined:
         warn(f"not stored: {row}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from wsi_assets.index import load_index, save_index
 from wsi_assets.learning import EpochRecord, PredictionOptions, TrainingOptions, predict, train
 from wsi_assets.patches import open_store
-from wsi_assets.scripts.command import add_options, make_options, parser, progress_bars, run, say, warn
+from wsi_assets.scripts.command import add_options, bars_on_stderr, make_options, parser, run, say, warn
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = make_options(TrainingOptions, **given)
     prediction = make_options(PredictionOptions, **given)
     index = load_index(given["index_path"])
-    with open_store(given["lmdb_path"]) as store, progress_bars() as progress:
+    with open_store(given["lmdb_path"]) as store, bars_on_stderr() as progress:
         result = train(
             store,
             index,
