@@ -74,22 +74,18 @@ class TumorRegions:
         lines: dict[str, list[AuditRow]] = {}
         for row in self.audit:
             if row.action == "not areal":
-                what = f"of type {row.shape_type} enclose no area"
+                what = f"of type {row.shape_type}, which enclose no area"
             elif row.action == "skipped":
-                what = "have too few points to enclose an area"
+                what = "with too few points to enclose an area"
             elif row.action == "ignored":
-                what = (
-                    f"of the unknown group {row.group!r} are ignored"
-                    if row.group
-                    else "in no group are ignored"
-                )
+                what = f"of the unknown group {row.group!r}, ignored" if row.group else "in no group, ignored"
             elif NO_GROUP in row.note and row.role == "tumor":
-                what = "in no group are taken as tumor"
+                what = "in no group, taken as tumor"
             else:
                 continue
             lines.setdefault(what, []).append(row)
         return tuple(
-            f"{len(rows)} annotations {what} ({sum(row.area_raw for row in rows):,.0f} square pixels)"
+            f"annotations {what}: {len(rows)} ({sum(row.area_raw for row in rows):,.0f} square pixels)"
             for what, rows in lines.items()
         )
 
