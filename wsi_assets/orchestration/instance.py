@@ -11,6 +11,9 @@ import dagster as dg
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.settings import Settings
 
+LOCATION = "wsi_assets.definitions"
+"""The module of the definitions, and the name of their code location."""
+
 
 def prepare_home(settings: Settings) -> Path:
     """Create the home if it is not there and make it, and the settings, this process's environment.

@@ -193,6 +193,15 @@ class MlflowResource(dg.ConfigurableResource):
             warn(f"MLflow does not take the test metrics ({one_line(error)[:300]}); this goes on")
 
 
+def runs_page(url: str, storage: StorageResource) -> str:
+    """Where MLflow shows all trainings, or its experiments while nothing was trained."""
+    for level in storage.levels():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            note = json.loads(storage.mlflow_run(level).read_text(encoding="utf-8"))
+            return f"{url}/#/experiments/{note['experiment']}/runs?workflowType=machine_learning"
+    return f"{url}/#/experiments"
+
+
 def log_outcome(
     run: TrainingRun, folder: Path, card: Mapping[str, Any], pictures: Mapping[str, bytes] | None = None
 ) -> None:

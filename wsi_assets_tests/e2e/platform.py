@@ -82,7 +82,7 @@ class Platform:
 
     def server(self, program: str) -> int:
         """The process of a server, by the name of its program."""
-        children = psutil.Process(self.process.pid).children()
+        children = psutil.Process(self.process.pid).children(recursive=True)
         return next(child.pid for child in children if any(program in word for word in child.cmdline()))
 
     def printed(self) -> str:

@@ -200,14 +200,12 @@ def test_servers_listen_on_this_machine_only_unless_told_otherwise(tmp_path):
     ).stdout
     assert "127.0.0.1" in shown
     there = Settings.from_environment({}, home=tmp_path)
-    commands = server_commands(there, "127.0.0.1", 3000, 5000, Path("workspace.yaml"))
-    assert commands["webserver"][-4:] == ["-h", "127.0.0.1", "-p", "3000"]
+    commands = server_commands(there, "127.0.0.1", 3000, 5000)
+    assert commands["dagster"][-4:] == ["-h", "127.0.0.1", "-p", "3000"]
     at = commands["mlflow"].index("--host")
     assert commands["mlflow"][at + 1] == "127.0.0.1"
     assert not any("0.0.0.0" in word for command in commands.values() for word in command)
-    # The daemon serves nothing: it has no address at all.
-    assert not {"-h", "--host", "-p", "--port"} & set(commands["daemon"])
-    open_to_all = server_commands(there, "0.0.0.0", 3000, 5000, Path("workspace.yaml"))
+    open_to_all = server_commands(there, "0.0.0.0", 3000, 5000)
     assert open_to_all["mlflow"][at + 1] == "0.0.0.0"
 
 

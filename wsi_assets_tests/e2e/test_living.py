@@ -216,7 +216,7 @@ def test_one_server_that_dies_stops_the_others_and_a_lost_dagster_home_makes_not
         for level in levels
         if (record := storage.record(artefact, level))
     }
-    os.kill(platform.server("dagster-daemon"), signal.SIGKILL)
+    os.kill(platform.server("dagster._daemon"), signal.SIGKILL)
     assert platform.process.wait(60) == 1
     platform.process = None
     shutil.rmtree(platform.storage / "dagster_home")

@@ -164,16 +164,17 @@ def platform(tmp_path) -> Iterator[Platform]:
     living.stop()
 
 
-SERVERS = {"dagster-daemon": "daemon", "dagster-webserver": "webserver", "code-server": "code server"}
+SERVERS = {"dagster._daemon": "daemon", "dagster_webserver": "webserver", "api grpc --lazy": "code server"}
 
 
 def look_at_servers(platform: Platform, held: dict[str, Held]) -> None:
     """One look at each server; the processes of runs, which come and go, are left out."""
     ui = psutil.Process(platform.process.pid)
     held["wsi-assets ui"].look(ui)
-    for server in ui.children():
-        (name,) = (name for sign, name in SERVERS.items() if sign in " ".join(server.cmdline()))
-        held[name].look(server)
+    for server in ui.children(recursive=True):
+        for sign, name in SERVERS.items():
+            if sign in " ".join(server.cmdline()):
+                held[name].look(server)
 
 
 @pytest.mark.trial

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 
 import pytest
 
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.settings import Settings
-from wsi_assets.orchestration.ui import check_ports, server_commands, slides_watched
+from wsi_assets.orchestration.ui import check_ports, server_commands
 
 
 @pytest.fixture
@@ -17,16 +16,15 @@ def settings(tmp_path) -> Settings:
     return Settings.from_environment({}, tmp_path)
 
 
-def test_it_is_a_webserver_a_daemon_and_mlflow_on_one_code_server(settings):
-    commands = server_commands(settings, "127.0.0.1", 3000, 5000, Path("workspace.yaml"))
-    assert set(commands) == {"webserver", "daemon", "mlflow"}
-    assert all("workspace.yaml" in commands[name] for name in ("webserver", "daemon"))
+def test_it_is_dagster_dev_and_mlflow_on_the_storage(settings):
+    commands = server_commands(settings, "127.0.0.1", 3000, 5000)
+    assert set(commands) == {"dagster", "mlflow"}
     assert f"sqlite:///{settings.storage_dir / 'mlflow.db'}" in commands["mlflow"]
 
 
 def test_a_foreign_mlflow_server_is_not_started_again(tmp_path):
     settings = Settings.from_environment({"MLFLOW_TRACKING_URI": "http://lab:5000"}, tmp_path)
-    assert "mlflow" not in server_commands(settings, "127.0.0.1", 3000, 5000, Path("w"))
+    assert "mlflow" not in server_commands(settings, "127.0.0.1", 3000, 5000)
 
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "no such host", "x" * 300])
@@ -47,12 +45,6 @@ def test_a_port_in_use_names_its_option():
 def test_one_port_cannot_be_given_twice():
     with pytest.raises(ConfigError):
         check_ports("127.0.0.1", {"--port": 3000, "--mlflow-port": 3000})
-
-
-def test_an_empty_or_missing_slide_folder_is_a_warning(settings):
-    assert "warning" in slides_watched(settings)[-1]
-    settings.images_dir.mkdir()
-    assert "warning" in slides_watched(settings)[-1]
 
 
 @pytest.mark.parametrize(
