@@ -99,26 +99,20 @@ def folders(command: Any) -> Any:
 )
 @click.option("--upto", default="evaluation", show_default=True, help="The last asset to make.")
 @folders
-@click.option(
-    "--backend", type=click.Choice(["lmdb", "hdf5", "fs"]), help="Short for --set patch_store.backend=..."
-)
-@click.option(
-    "--config", "config_file", type=click.Path(dir_okay=False), help="YAML file like parameters.yaml."
-)
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set one parameter; repeatable.")
 @click.option(
     "--annotations-gone",
     is_flag=True,
     help="Most annotations were removed for good: their slides are normal now.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be made, and why; make nothing.")
 def run(
     levels: tuple[int, ...],
     upto: str,
     settings: Settings,
-    backend: str | None,
-    config_file: str | None,
     pairs: tuple[str, ...],
     annotations_gone: bool,
+    dry_run: bool,
 ) -> None:
     """Register the slides, then make what is missing or out of date, level by level.
 
@@ -126,11 +120,13 @@ def run(
     there. Exit status: 0 when it finished, also if checks failed, 2 when it finished but left slides out, 1
     when it failed, 64 when the command line is not understood.
     """
-    from wsi_assets.console import run_and_report
-    from wsi_assets.orchestration.config import given_parameters
+    from wsi_assets.console import print_plan, run_and_report
+    from wsi_assets.orchestration.config import parse_settings
 
-    given = given_parameters(config_file, [*pairs, *([f"patch_store.backend={backend}"] if backend else [])])
-    sys.exit(run_and_report(settings, given, list(dict.fromkeys(levels)), upto, annotations_gone))
+    given, wanted = parse_settings(list(pairs)), list(dict.fromkeys(levels))
+    if dry_run:
+        sys.exit(print_plan(settings, given, wanted, upto))
+    sys.exit(run_and_report(settings, given, wanted, upto, annotations_gone))
 
 
 @main.command()

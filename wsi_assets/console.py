@@ -81,6 +81,19 @@ def run_and_report(
     return LEFT_OUT if left_out else OK
 
 
+def print_plan(settings: Settings, given: ParameterSet, levels: list[int], upto: str) -> int:
+    """Print what a run would make, and why."""
+    from wsi_assets.orchestration.cli_run import CommandLineRun
+    from wsi_assets.orchestration.instance import look_into_instance
+
+    with look_into_instance(settings) as instance:
+        lines = CommandLineRun(instance, settings, given).plan(levels, upto)
+    for line in lines:
+        _say(line)
+    _say(f"{len(lines)} lines; nothing was made" if lines else "nothing to do, everything is up to date")
+    return OK
+
+
 def run_demo(home: Path) -> int:
     """Make the demo cohort in ``home`` and take one level through the whole graph."""
     from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, make_cohort

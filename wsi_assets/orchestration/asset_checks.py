@@ -17,7 +17,7 @@ import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError
 from wsi_assets.files import read_plain_pickle
-from wsi_assets.index.curate import CURATION, curate
+from wsi_assets.index.curate import curate
 from wsi_assets.orchestration.artefact import Artefact, slide_artefacts
 from wsi_assets.orchestration.assets.evaluation import EVALUATION
 from wsi_assets.orchestration.assets.index import SAMPLED_INDEX, SLIDE_INDEX
@@ -164,16 +164,36 @@ def slides_made_alike(level: Level) -> Result:
     return nothing_found(odd, f"{len(made_with)} slides, one set of parameters")
 
 
-for _name, _description in CURATION.items():
-    CHECKS[SLIDE_INDEX].append(
-        Check(
-            _name,
-            _description,
-            lambda level, name=_name: nothing_found(
-                level.findings[name], f"{len(level.index)} slides checked"
-            ),
-        )
+def _curation(level: Level, *names: str) -> Result:
+    findings = [finding for name in names for finding in level.findings[name]]
+    return nothing_found(findings, f"{len(level.index)} slides checked")
+
+
+@check(SLIDE_INDEX)
+def annotations_fit_their_slides(level: Level) -> Result:
+    """Every slide named tumor has an annotation; annotations lie inside their slides, on tissue, and each
+    gave a tumor patch at this level."""
+    return _curation(
+        level, "annotation_missing", "annotation_outside", "annotation_off_tissue", "no_tumor_patches"
     )
+
+
+@check(SLIDE_INDEX)
+def tissue_is_plausible(level: Level) -> Result:
+    """No slide is nearly all tissue or nearly none, and patches are more than a pixel of its mask wide."""
+    return _curation(level, "tissue_share_out_of_range", "tissue_mask_too_coarse")
+
+
+@check(SLIDE_INDEX)
+def slides_are_distinct_and_alike(level: Level) -> Result:
+    """No slide is in the folder under two names, and all have about the same magnification."""
+    return _curation(level, "duplicate_slides", "mixed_magnifications")
+
+
+@check(SLIDE_INDEX)
+def test_slides_are_meant(level: Level) -> Result:
+    """No slide is a test slide by chance, as those of an intestine or a testis are."""
+    return _curation(level, "longer_word_holds_test")
 
 
 @check(SAMPLED_INDEX)
@@ -275,15 +295,6 @@ def every_strategy_acts(level: Level) -> Result:
 
 
 @check(EVALUATION)
-def report_is_complete(level: Level) -> Result:
-    """The report is there and covers every test slide."""
-    evaluated = set(_metrics(level)["patch"]["per_slide"])
-    predicted = read_plain_pickle(level.path(TEST_PREDICTIONS))
-    absent = [(slide_id, "is not in the report") for slide_id in set(predicted) - evaluated]
-    return nothing_found(absent, f"all {len(evaluated)} test slides are in it")
-
-
-@check(EVALUATION)
 def better_than_chance(level: Level) -> Result:
     """The test patches' ROC AUC is above 0.5 by its whole interval."""
     auc = _metrics(level)["patch"]["overall"]["roc_auc"]
@@ -344,32 +355,6 @@ def build_checks(artefact: Artefact, checks: Sequence[Check]) -> dg.AssetChecksD
             )
 
     return evaluate_checks
-
-
-@dg.op
-def evaluate_all_checks(
-    context: dg.OpExecutionContext, storage: StorageResource, folder: SlideFolderResource
-) -> None:
-    """Evaluate every check of every level in use; what fails is named, and kept beside the artefacts."""
-    failed: list[str] = []
-    for key in context.instance.get_dynamic_partitions(LEVELS.name):
-        level = Level(key, storage, folder, context.instance)
-        for artefact in CHECKS:
-            if storage.is_there(artefact, key):
-                evaluate_checks_of(artefact, level)
-        failed += [f"level {key}: {line}" for line in storage.failed_checks(CHECKS, key)]
-    for line in failed:
-        context.log.warning(line)
-    if failed:
-        raise dg.Failure("; ".join(failed)[:LONGEST_TEXT], allow_retries=False)
-
-
-@dg.job(
-    description="Evaluates every check of every level in use and fails naming those that fail, e.g. what is "
-    "out of date after parameters.yaml was edited. Makes nothing."
-)
-def level_checks() -> None:
-    evaluate_all_checks()
 
 
 def evaluate_checks_of(artefact: Artefact, level: Level) -> dict[str, Result]:

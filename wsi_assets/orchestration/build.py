@@ -8,7 +8,7 @@ from __future__ import annotations
 import dagster as dg
 
 from wsi_assets.orchestration.artefact import Artefact
-from wsi_assets.orchestration.asset_checks import ALL_CHECKS, level_checks
+from wsi_assets.orchestration.asset_checks import ALL_CHECKS
 from wsi_assets.orchestration.assets import evaluation, index, learning, patches, slides
 from wsi_assets.orchestration.automation import build_automation_sensors, follow_index
 from wsi_assets.orchestration.io_managers import (
@@ -18,6 +18,7 @@ from wsi_assets.orchestration.io_managers import (
     ReportIOManager,
 )
 from wsi_assets.orchestration.mlflow import MlflowResource
+from wsi_assets.orchestration.partitions import LEVELS
 from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResource
 from wsi_assets.orchestration.sensors import build_slide_folder_sensor
 from wsi_assets.orchestration.settings import Settings
@@ -38,6 +39,7 @@ ARTEFACTS: tuple[Artefact, ...] = tuple(
 
 
 LEVEL_PIPELINE, SLIDE_REGIONS, COMPARE_LEVELS = "level_pipeline", "slide_regions", "compare_levels"
+LEVEL_CHECKS = "level_checks"
 
 STEP_PROCESSES = dg.multiprocess_executor.configured(
     {"start_method": {"forkserver": {"preload_modules": ["wsi_assets.definitions"]}}}
@@ -70,7 +72,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
     return dg.Definitions(
         assets=assets,
         asset_checks=ALL_CHECKS,
-        jobs=[*_jobs(), level_checks],
+        jobs=_jobs(),
         executor=STEP_PROCESSES,
         sensors=[
             build_slide_folder_sensor(settings.poll_seconds),
@@ -111,5 +113,12 @@ def _jobs() -> list:
             COMPARE_LEVELS,
             [one for one in ARTEFACTS if one.partitions_def is None],
             "All evaluated levels side by side, from the reports that are there.",
+        ),
+        dg.define_asset_job(
+            LEVEL_CHECKS,
+            selection=dg.AssetSelection.all_asset_checks(),
+            partitions_def=LEVELS,
+            description="Evaluates every check of a level, e.g. what is out of date after parameters.yaml "
+            "was edited. Makes nothing.",
         ),
     ]

@@ -7,6 +7,7 @@ Every run is a normal Dagster run of the instance, so the UI shows it. What is o
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,19 @@ from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_cha
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate_checks_of
 from wsi_assets.orchestration.build import COMPARE_LEVELS, LEVEL_PIPELINE, SLIDE_REGIONS, build_definitions
 from wsi_assets.orchestration.config import ParameterSet
+from wsi_assets.orchestration.instance import LOCATION
 from wsi_assets.orchestration.level_plan import stale_artefacts, stale_slides, usable_slides
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES, level_of
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.settings import Settings
-from wsi_assets.orchestration.slide_folder import SLIDE_ANNOTATION, FileSeen, doubt, known_slides, register
+from wsi_assets.orchestration.slide_folder import (
+    SLIDE_ANNOTATION,
+    Seen,
+    doubt,
+    known_slides,
+    observe_all,
+    register,
+)
 from wsi_assets.orchestration.storage import StorageResource
 
 if TYPE_CHECKING:
@@ -84,7 +93,40 @@ class CommandLineRun:
         self.folder = SlideFolderResource.of(settings)
         self.storage = StorageResource.of(settings)
         self.definitions = build_definitions(settings)
-        self._seen: dict[str, dict[str, FileSeen]] = {}
+
+    def plan(self, levels: Sequence[int], upto: str = "evaluation") -> list[str]:
+        """One line for everything that would be made, and why; makes and writes nothing.
+
+        Raises:
+            SlideError: the folder cannot be listed, or what it shows suggests a disk that is not mounted.
+            ConfigError: there is no such level or asset.
+        """
+        parameters, lines = (self.storage.parameters.read(), self.given), []
+        seen, _, _ = self._look(annotations_gone=False)
+        stale: dict[str, str] = {}
+        for artefact in slide_artefacts():
+            lines += self.storage.parameters.changes(artefact, None, self._given_for(artefact, None))
+            found = stale_slides(self.storage, artefact, seen, *parameters)
+            if artefact.inputs:
+                found = dict.fromkeys(stale, "made again above") | found
+            stale |= found
+            for why, count in Counter(found.values()).items():
+                lines.append(f"{artefact.name} of {count} slides: {why}")
+        versions = {
+            slide_id: [self.storage.version(artefact, slide_id) for artefact in slide_artefacts()]
+            for slide_id in sorted(seen)
+        }
+        # What will be made has no version yet: none equals it.
+        usable = {
+            slide_id: ["to be made"] if slide_id in stale else found for slide_id, found in versions.items()
+        }
+        for level in levels:
+            chain, key = chain_upto(upto), str(level_of(str(level)))
+            for artefact in chain:
+                lines += self.storage.parameters.changes(artefact, key, self._given_for(artefact, key))
+            for name, why in stale_artefacts(self.storage, chain, key, usable, *parameters).items():
+                lines.append(f"{name} of level {key}: {why}")
+        return lines
 
     def run_slides(self, *, annotations_gone: bool = False) -> SlidesOutcome:
         """Register the slides of the folder and make their regions where these are missing or out of date.
@@ -96,33 +138,17 @@ class CommandLineRun:
             SlideError: the folder cannot be listed, or what it shows suggests a disk that is not mounted.
         """
         self.storage.parameters.read()
-        outcome = SlidesOutcome()
-        listing = self.folder.list()
-        slides = {slide.slide_id: slide for slide in listing.slides}
-        if not slides and not listing.left_out:
-            raise SlideError(
-                "holds no slides",
-                path=self.settings.images_dir,
-                remedy="Set --images (WSI_IMAGES_DIR) to the folder of the slide files",
-            )
-        known = known_slides(self.instance, slides)
-        registered = set(self.instance.get_dynamic_partitions(SLIDES.name))
-        doubted = doubt(slides, registered, {} if annotations_gone else known)
-        if doubted:
-            raise SlideError(doubted, path=self.settings.images_dir)
-        outcome.left_out.update(listing.left_out)
-        outcome.notices = list(listing.notices)
-        self._seen, unread = register(self.instance, listing.slides, self.storage, known)
-        outcome.left_out.update(unread)
+        seen, outcome, known = self._look(annotations_gone)
+        register(self.instance, self.storage, known, seen, known)
         made: set[str] = set()
         for artefact in slide_artefacts():
-            made |= self._make_slides(artefact, outcome, annotations_gone)
+            made |= self._make_slides(artefact, seen, outcome, annotations_gone)
         outcome.made = sorted(made - outcome.left_out.keys())
         for slide_id in outcome.made:
             records = [self.storage.record(artefact, slide_id) for artefact in slide_artefacts()]
             said = [line for record in records if record for line in record.facts.get("notices", [])]
             outcome.notices += [f"{slide_id}: {line}" for line in said]
-        outcome.up_to_date = sorted(self._seen.keys() - made - outcome.left_out.keys())
+        outcome.up_to_date = sorted(seen.keys() - made - outcome.left_out.keys())
         return outcome
 
     def run_level(self, level: int, upto: str = "evaluation") -> LevelOutcome:
@@ -172,6 +198,24 @@ class CommandLineRun:
         path = self.storage.artefact(comparison) / str(comparison.main_file)
         return {"path": str(path), "left_out": record.facts.get("left_out", {}) if record else {}}
 
+    def _look(
+        self, annotations_gone: bool
+    ) -> tuple[dict[str, Seen], SlidesOutcome, dict[str, dict[str, Any]]]:
+        """What the files of each slide hold, the outcome so far, and what was known of the slides."""
+        listing = self.folder.list()
+        if not listing.slides and not listing.left_out:
+            raise SlideError(
+                "holds no slides",
+                path=self.settings.images_dir,
+                remedy="Set --images (WSI_IMAGES_DIR) to the folder of the slide files",
+            )
+        registered = self.instance.get_dynamic_partitions(SLIDES.name)
+        doubt(self.folder, registered, self.storage, annotations=not annotations_gone)
+        known = known_slides(self.instance, [slide.slide_id for slide in listing.slides])
+        seen, unread = observe_all(listing.slides, known)
+        outcome = SlidesOutcome(left_out={**listing.left_out, **unread}, notices=list(listing.notices))
+        return seen, outcome, known
+
     def _evaluate_open_checks(self, artefacts: Sequence[Artefact], key: str) -> None:
         """Evaluate the checks of artefacts that are kept, where one failed or a killed run left them out.
 
@@ -183,16 +227,18 @@ class CommandLineRun:
             if not all(name.name in results and results[name.name][0] for name in CHECKS.get(artefact, ())):
                 evaluate_checks_of(artefact, level)
 
-    def _make_slides(self, artefact: Artefact, outcome: SlidesOutcome, annotations_gone: bool) -> set[str]:
+    def _make_slides(
+        self, artefact: Artefact, seen: Mapping[str, Seen], outcome: SlidesOutcome, annotations_gone: bool
+    ) -> set[str]:
         """Make one asset of all slides for which it is out of date, in runs of many slides."""
-        slides = {slide_id: seen for slide_id, seen in self._seen.items() if slide_id not in outcome.left_out}
+        slides = {slide_id: files for slide_id, files in seen.items() if slide_id not in outcome.left_out}
         stale = stale_slides(self.storage, artefact, slides, self.storage.parameters.read(), self.given)
         if stale:
             self._keep([artefact], None)
         believed = annotations_gone and SLIDE_ANNOTATION in artefact.sources
         config = {"annotations_gone": True} if believed else {}
         order = self.instance.get_dynamic_partitions(SLIDES.name)
-        for stretch in stretches(order, set(stale), SLIDES_A_RUN):
+        for stretch in stretches(order, stale, SLIDES_A_RUN):
             result = self._execute(SLIDE_REGIONS, [artefact.name], range_of=stretch, config=config)
             if not result.success:
                 failed = failed_slides(result)
@@ -200,10 +246,13 @@ class CommandLineRun:
                 outcome.left_out.update(failed or dict.fromkeys(stretch, str(why)))
         return set(stale)
 
+    def _given_for(self, artefact: Artefact, level: str | None) -> dict[str, Any]:
+        return {name: value for name, (_, value) in self.given.values(artefact, level).items()}
+
     def _keep(self, artefacts: Sequence[Artefact], level: str | None) -> None:
         """Write the given parameters of what is about to be made into ``parameters.yaml``."""
         for artefact in artefacts:
-            given = {name: value for name, (_, value) in self.given.values(artefact, level).items()}
+            given = self._given_for(artefact, level)
             for line in self.storage.parameters.remember(artefact, level, given):
                 self.say(line)
 
@@ -216,7 +265,11 @@ class CommandLineRun:
         range_of: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        tags = {"wsi_assets/launched_by": "command line"}
+        # The UI's pages Timeline and Jobs show runs of the code location by the first of these.
+        tags = {
+            ".dagster/repository": f"__repository__@{LOCATION}",
+            "wsi_assets/launched_by": "command line",
+        }
         if range_of:
             # As `dagster asset materialize --partition-range` does.
             tags["dagster/asset_partition_range_start"] = range_of[0]

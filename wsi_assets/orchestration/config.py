@@ -58,11 +58,11 @@ _BRIEF.maxstring = _BRIEF.maxother = 80
 
 
 def launchpad_config(artefact: Artefact) -> type[dg.Config]:
-    """The Launchpad's form for an asset: every option, all empty; bounds are checked by the option class."""
+    """The Launchpad's form for an asset: every option, all empty, with its bounds and default."""
     fields: dict[str, Any] = {}
     for name, option in artefact.options.model_fields.items():
-        default = option.get_default(call_default_factory=True)
-        description = f"{option.description or ''} Default: {json.dumps(default)}. Empty: as it is made."
+        default = json.dumps(option.get_default(call_default_factory=True))
+        description = f"{option.description or ''} {_bounds(option)}Default: {default}. Empty: as it is made."
         fields[name] = (
             typing.Optional[_launchpad_type(name, option.annotation)],  # noqa: UP045  (Dagster reads it)
             pydantic.Field(default=None, description=description.strip()),
@@ -131,20 +131,6 @@ class ParameterSet:
                     found[name] = (prefix + name, value)
             found.update({name: (f"{prefix}{artefact.name}.{name}", value) for name, value in own.items()})
         return found
-
-    def overlaid(self, other: ParameterSet) -> ParameterSet:
-        """These values with the other's over them, at every level."""
-        merged = ParameterSet({}, self.source)
-        merged.content = {**self.content}
-        merged.levels = {level: dict(values) for level, values in self.levels.items()}
-        for name, value in other.content.items():
-            own = merged.content.get(name)
-            merged.content[name] = (
-                {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
-            )
-            for values in merged.levels.values():
-                values.pop(name, None)
-        return merged
 
     def fault(self, place: str, value: Any, error: pydantic.ValidationError) -> ConfigError:
         """The one line for an impossible value."""
@@ -223,42 +209,40 @@ class ParameterFile:
         """
         return read_parameters(self.path) if self.path.exists() else ParameterSet({}, self.path)
 
-    def remember(self, artefact: Artefact, level: str | None, given: Mapping[str, Any]) -> list[str]:
-        """Write given values into the file where they change what the asset is made with.
-
-        Returns:
-            a line for each value that is new.
+    def changes(self, artefact: Artefact, level: str | None, given: Mapping[str, Any]) -> list[str]:
+        """A line for each given value that changes what the asset is made with.
 
         Raises:
             ConfigError: the file cannot be read, or a value is impossible.
+        """
+        where = f"level {level}" if artefact.by_level and level is not None else "all levels"
+        return [
+            f"{self.path.name}: {artefact.name}.{name} of {where} is {value!r}, was {before!r}"
+            for name, (before, value) in _changed(self.read(), artefact, level, given).items()
+        ]
+
+    def remember(self, artefact: Artefact, level: str | None, given: Mapping[str, Any]) -> list[str]:
+        """Write the given values that change something into the file; returns the lines of :meth:`changes`.
+
+        Raises:
+            ConfigError: as there.
             WsiAssetsError: the disk is full or cannot be written.
         """
         if not given:
             return []
         with self._locked():
-            said = self.read()
-            wanted = options_of(
-                artefact, level, said, ParameterSet({artefact.name: dict(given)}, COMMAND_LINE)
-            )
-            before, after = (
-                options.model_dump(mode="json") for options in (options_of(artefact, level, said), wanted)
-            )
-            changed = {name: after[name] for name in given if after[name] != before[name]}
-            if not changed:
-                return []
-            layer = said.content
-            if artefact.by_level and level is not None:
-                layer = said.levels.setdefault(level, {})
-            layer[artefact.name] = {**(layer.get(artefact.name) or {}), **changed}
-            content = {**said.content, **({"levels": said.levels} if said.levels else {})}
-            with publish_file(self.path) as unfinished:
-                text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-                unfinished.write_text(_HEADER + text, encoding="utf-8")
-        where = f"level {level}" if artefact.by_level and level is not None else "all levels"
-        return [
-            f"{self.path.name}: {artefact.name}.{name} of {where} is {value!r}, was {before[name]!r}"
-            for name, value in changed.items()
-        ]
+            lines, said = self.changes(artefact, level, given), self.read()
+            if lines:
+                changed = {name: to for name, (_, to) in _changed(said, artefact, level, given).items()}
+                layer = said.content
+                if artefact.by_level and level is not None:
+                    layer = said.levels.setdefault(level, {})
+                layer[artefact.name] = {**(layer.get(artefact.name) or {}), **changed}
+                content = {**said.content, **({"levels": said.levels} if said.levels else {})}
+                with publish_file(self.path) as unfinished:
+                    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+                    unfinished.write_text(_HEADER + text, encoding="utf-8")
+        return lines
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -268,6 +252,17 @@ class ParameterFile:
             with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _changed(
+    said: ParameterSet, artefact: Artefact, level: str | None, given: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Field -> (what the file says, what is given), where these differ."""
+    over = ParameterSet({artefact.name: dict(given)} if given else {}, COMMAND_LINE)
+    before, after = (
+        options_of(artefact, level, *sets).model_dump(mode="json") for sets in ((said,), (said, over))
+    )
+    return {name: (before[name], after[name]) for name in given if after[name] != before[name]}
 
 
 def read_parameters(path: str | Path) -> ParameterSet:
@@ -314,24 +309,24 @@ def parse_settings(pairs: list[str]) -> ParameterSet:
     return ParameterSet(content, COMMAND_LINE)
 
 
-def given_parameters(file: str | None, pairs: list[str]) -> ParameterSet:
-    """What a command gives: a file like ``parameters.yaml``, and ``--set`` pairs, which win.
-
-    Raises:
-        ConfigError: either cannot be read, or says something unknown or impossible.
-    """
-    pairs_set = parse_settings(pairs)
-    if file is None:
-        return pairs_set
-    return read_parameters(file).overlaid(pairs_set)
-
-
 def _launchpad_type(name: str, annotation: Any) -> Any:
     """The type of an option that Dagster's forms know: choices become an enumeration."""
     choices = _without_none(annotation)
     if typing.get_origin(choices) is typing.Literal:
         return enum.Enum(name, {str(choice): choice for choice in typing.get_args(choices)})
     return choices
+
+
+def _bounds(option: pydantic.fields.FieldInfo) -> str:
+    """What values an option takes, in words: Dagster's forms know types and choices, no bounds."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    found = [
+        f"{word} {getattr(bound, name):g}"
+        for bound in option.metadata
+        for name, word in words.items()
+        if isinstance(getattr(bound, name, None), (int, float))
+    ]
+    return f"{' and '.join(found).capitalize()}. " if found else ""
 
 
 def _without_none(annotation: Any) -> Any:

@@ -55,6 +55,12 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     return dg.DagsterInstance.get()
 
 
+def look_into_instance(settings: Settings) -> dg.DagsterInstance:
+    """The instance of the home if there is one, else an empty one that leaves nothing behind."""
+    there = Path(os.environ.get("DAGSTER_HOME") or settings.storage_dir / "dagster_home").exists()
+    return open_instance(settings) if there else dg.DagsterInstance.ephemeral()
+
+
 def _shipped_settings() -> Path:
     # In a checkout the file stands at the top, where `dg dev` reads it; the wheel carries it in this package.
     installed = Path(__file__).with_name("dagster.yaml")

@@ -12,28 +12,25 @@ from wsi_assets.orchestration.artefact import Artefact, slide_artefacts
 from wsi_assets.orchestration.config import ParameterSet, options_of
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
-from wsi_assets.orchestration.slide_folder import FileSeen, known_slides
+from wsi_assets.orchestration.slide_folder import Seen, known_slides
 from wsi_assets.orchestration.storage import StorageResource, recipe_of
 
 
 def stale_slides(
     storage: StorageResource,
     artefact: Artefact,
-    slides: Mapping[str, Mapping[str, FileSeen]],
+    slides: Mapping[str, Seen],
     *parameters: ParameterSet,
-) -> list[str]:
-    """Slides whose regions must be made again, in order.
-
-    Args:
-        slides: what the files of each slide hold now.
-    """
+) -> dict[str, str]:
+    """Slide id -> why its regions must be made again, of slides whose files hold ``slides`` now."""
     used = options_of(artefact, None, *parameters).model_dump(mode="json")
-    stale = []
+    stale = {}
     for slide_id, files in sorted(slides.items()):
         inputs: dict[str, Any] = {source: files[source].version for source in artefact.sources}
         inputs |= {one.name: storage.version(one, slide_id) for one in artefact.inputs}
-        if storage.why_out_of_date(artefact, slide_id, used, inputs):
-            stale.append(slide_id)
+        why = storage.why_out_of_date(artefact, slide_id, used, inputs)
+        if why:
+            stale[slide_id] = why
     return stale
 
 
@@ -98,7 +95,7 @@ def usable_slides(
     known = known_slides(instance, registered)
     usable, left_out = {}, {}
     for slide_id in sorted(registered):
-        seen, versions = known.get(slide_id, {}), []
+        seen, versions = known[slide_id], []
         if slide_id not in found:
             left_out[slide_id] = "its file is not in the slide folder; put it back, or retire the slide"
             continue

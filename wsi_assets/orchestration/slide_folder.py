@@ -5,7 +5,7 @@ The sensor and the command line share it. Nothing here removes a slide.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,6 @@ DATA_VERSION_TAG = "dagster/data_version"
 PARTITIONS_A_QUERY = 500
 """Few enough for short SQL; each query passes over the newer records of all other partitions."""
 
-RECORDS_A_PAGE = 100
-
 
 @dataclass(frozen=True)
 class FileSeen:
@@ -50,6 +48,10 @@ class FileSeen:
     path: str
     signature: str
     version: str
+
+
+Seen = Mapping[str, FileSeen]
+"""``slide_image`` and ``slide_annotation`` -> the file of a slide."""
 
 
 def signature_of(slide: SlideFile) -> dict[str, str]:
@@ -84,103 +86,77 @@ def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSe
     }
 
 
-def changed(
-    signatures: Mapping[str, Mapping[str, str]], known: Mapping[str, Mapping[str, FileSeen]]
-) -> list[str]:
-    """Slide ids that are new, or whose files' sizes or times differ from what is known, in order."""
-    return sorted(
-        slide_id
-        for slide_id, now in signatures.items()
-        if {asset: seen.signature for asset, seen in known.get(slide_id, {}).items()} != now
-    )
-
-
-def doubt_slides(found: Collection[str], registered: Collection[str]) -> str | None:
-    """Why a listing suggests a disk that is not mounted rather than slides taken away; else None."""
-    gone = len(set(registered) - set(found))
-    if 2 * gone > len(registered):
-        return (
-            f"{gone} of {len(registered)} registered slides are gone from the slide folder: "
-            "is a disk not mounted?"
-        )
-    return None
-
-
-def doubt_missing_annotations(now: int, lost: int) -> str | None:
-    """Why slides without annotation suggest a folder that is not mounted; else None.
-
-    Args:
-        now: slides that have an annotation.
-        lost: slides that had one, and have none.
-    """
-    if lost > now:
-        return (
-            f"{lost} slides had an annotation and have none, {now} have one: is the folder of annotations "
-            "mounted, and the right one? If they are gone for good, run once with annotations_gone "
-            "(wsi-assets run --annotations-gone)"
-        )
-    return None
+def is_changed(signatures: Mapping[str, str], known: Seen) -> bool:
+    """Whether a slide is new, or a file's size or time differs from what is known."""
+    return {asset: seen.signature for asset, seen in known.items()} != signatures
 
 
 def doubt(
-    slides: Mapping[str, SlideFile], registered: Collection[str], known: Mapping[str, Mapping[str, FileSeen]]
-) -> str | None:
-    """Why a listing is not to be believed, else None."""
-    annotated = {slide_id for slide_id, slide in slides.items() if slide.annotation_path}
-    had = {
-        slide_id
-        for slide_id, seen in known.items()
-        if SLIDE_ANNOTATION in seen and seen[SLIDE_ANNOTATION].version not in ("", NO_ANNOTATION, RETIRED)
-    }
-    return doubt_slides(slides, registered) or doubt_missing_annotations(
-        len(annotated), len((had & slides.keys()) - annotated)
-    )
-
-
-def doubt_annotations(
-    slide_ids: Iterable[str], folder: SlideFolderResource, storage: StorageResource, artefact: Artefact
+    folder: SlideFolderResource,
+    registered: Collection[str],
+    storage: StorageResource,
+    *,
+    annotations: bool = True,
 ) -> None:
-    """Refuse to turn annotated slides into normal ones while most annotations are gone.
+    """Refuse a listing that suggests a disk that is not mounted rather than files taken away.
+
+    Args:
+        annotations: False believes that annotations are gone.
 
     Raises:
-        SlideError: most slides that had an annotation have none.
+        SlideError: most registered slides, or most annotations, are gone.
     """
-    listing = folder.list()
-    without = {slide.slide_id for slide in listing.slides if slide.annotation_path is None}
+    slides = folder.slides()
+    gone = len(set(registered) - slides.keys())
+    if 2 * gone > len(registered):
+        raise SlideError(
+            f"{gone} of {len(registered)} registered slides are gone from the slide folder: "
+            "is a disk not mounted?",
+            path=folder.images_dir,
+            remedy="Mount it, or retire the slides",
+        )
+    if not annotations:
+        return
+    without = {slide_id for slide_id, slide in slides.items() if slide.annotation_path is None}
+    annotated = len(slides) - len(without)
+    lost = sum(_had_annotation(storage, slide_id) for slide_id in without.intersection(registered))
+    if lost > annotated:
+        raise SlideError(
+            f"{lost} slides had an annotation and have none, {annotated} have one: is the folder of "
+            "annotations mounted, and the right one?",
+            path=folder.annotations_dir,
+            remedy="If they are gone for good, run once with annotations_gone "
+            "(wsi-assets run --annotations-gone)",
+        )
 
-    def had_one(slide_id: str) -> bool:
-        record = storage.record(artefact, slide_id)
-        return record is not None and record.inputs.get(SLIDE_ANNOTATION) != NO_ANNOTATION
 
-    if any(had_one(slide_id) for slide_id in set(slide_ids) & without):
-        lost = sum(had_one(slide_id) for slide_id in without)
-        doubted = doubt_missing_annotations(len(listing.slides) - len(without), lost)
-        if doubted:
-            raise SlideError(doubted, path=folder.annotations_dir)
+def _had_annotation(storage: StorageResource, slide_id: str) -> bool:
+    records = [storage.record(artefact, slide_id) for artefact in slide_artefacts()]
+    versions = {record.inputs.get(SLIDE_ANNOTATION, NO_ANNOTATION) for record in records if record}
+    return bool(versions - {NO_ANNOTATION})
 
 
 def known_slides(instance: dg.DagsterInstance, slide_ids: Iterable[str]) -> dict[str, dict[str, FileSeen]]:
     """Slide id -> what was last reported of its image and its annotation."""
-    wanted = list(slide_ids)
-    known: dict[str, dict[str, FileSeen]] = {}
+    wanted = sorted(slide_ids)
+    known: dict[str, dict[str, FileSeen]] = {slide_id: {} for slide_id in wanted}
     for asset in (SLIDE_IMAGE, SLIDE_ANNOTATION):
-        for slide_id, metadata in _latest_observations(instance, asset, wanted):
-            values = {name: str(value.value) for name, value in metadata.items()}
-            seen = FileSeen(
-                values.get("path", ""), values.get("signature", "?"), values.get("fingerprint", "")
-            )
-            known.setdefault(slide_id, {})[asset] = seen
+        for start in range(0, len(wanted), PARTITIONS_A_QUERY):
+            missing, cursor = set(wanted[start : start + PARTITIONS_A_QUERY]), None
+            while missing:
+                asked = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=sorted(missing))
+                page = instance.fetch_observations(asked, limit=100, cursor=cursor)
+                for record in page.records:  # newest first
+                    if record.partition_key in missing:
+                        missing.discard(record.partition_key)
+                        known[record.partition_key][asset] = _seen_in(record.asset_observation.metadata)
+                if not page.has_more:
+                    break
+                cursor = page.cursor
     return known
 
 
-def news(
-    storage: StorageResource,
-    slide_id: str,
-    seen: Mapping[str, FileSeen],
-    known: Mapping[str, FileSeen],
-    *,
-    is_new: bool,
-) -> list[Any]:
+def news(storage: StorageResource, slide_id: str, seen: Seen, known: Seen, *, is_new: bool) -> list[Any]:
     """The events that report what a slide's files hold now, of those that differ from what is known.
 
     Of a new slide also the regions that the storage folder holds of it, made from just these files: an
@@ -209,52 +185,59 @@ def observation(asset: str, slide_id: str, file: FileSeen) -> dg.AssetObservatio
     )
 
 
-def stored_levels(storage: StorageResource) -> dict[str, list[dg.AssetMaterialization]]:
-    """Level -> events for what the storage folder holds of it, for an instance that knows no level."""
-    levels = {}
-    for level in storage.levels():
+def news_of_levels(
+    instance: dg.DagsterInstance, storage: StorageResource
+) -> tuple[list[str], list[dg.AssetMaterialization]]:
+    """Levels that the storage folder holds, and events for what is made, for an instance that knows none."""
+    levels: list[str] = []
+    events: list[dg.AssetMaterialization] = []
+    for level in () if instance.get_dynamic_partitions(LEVELS.name) else storage.levels():
         records = [(artefact, storage.record(artefact, level)) for artefact in level_chain()]
-        events = [_found(storage, artefact, record) for artefact, record in records if record]
-        if events:
-            levels[level] = events
-    return levels
+        found = [_found(storage, artefact, record) for artefact, record in records if record]
+        events += found
+        levels += [level] if found else []
+    return levels, events
+
+
+def observe_all(
+    slides: Iterable[SlideFile], known: Mapping[str, Seen]
+) -> tuple[dict[str, Seen], dict[str, str]]:
+    """Slide id -> what its files hold, read where they changed; slide id -> why they cannot be read."""
+    seen: dict[str, Seen] = {}
+    unread: dict[str, str] = {}
+    for slide in slides:
+        try:
+            signatures, before = signature_of(slide), known[slide.slide_id]
+            seen[slide.slide_id] = observe(slide, signatures) if is_changed(signatures, before) else before
+        except SlideError as error:
+            unread[slide.slide_id] = str(error)
+    return seen, unread
 
 
 def register(
     instance: dg.DagsterInstance,
-    slides: Iterable[SlideFile],
     storage: StorageResource,
-    known: Mapping[str, Mapping[str, FileSeen]],
-) -> tuple[dict[str, dict[str, FileSeen]], dict[str, str]]:
+    slide_ids: Collection[str],
+    seen: Mapping[str, Seen],
+    known: Mapping[str, Seen],
+) -> None:
     """Add partitions of new slides and report what is new or changed.
 
     A slide whose file cannot be read at all keeps its partition, so that the failure shows.
-
-    Returns:
-        slide id -> what its files hold; slide id -> why they cannot be read.
     """
-    slides = {slide.slide_id: slide for slide in slides}
-    new = slides.keys() - set(instance.get_dynamic_partitions(SLIDES.name))
-    instance.add_dynamic_partitions(SLIDES.name, sorted(slides))
-    latest = {slide_id: dict(seen) for slide_id, seen in known.items()}
-    unread: dict[str, str] = {}
-    for slide_id, slide in slides.items():
-        try:
-            signatures = signature_of(slide)
-            if changed({slide_id: signatures}, latest):
-                latest[slide_id] = observe(slide, signatures)
-        except SlideError as error:
-            unread[slide_id] = str(error)
-            continue
-        before = known.get(slide_id, {})
-        for event in news(storage, slide_id, latest[slide_id], before, is_new=slide_id in new):
+    new = set(slide_ids) - set(instance.get_dynamic_partitions(SLIDES.name))
+    instance.add_dynamic_partitions(SLIDES.name, sorted(slide_ids))
+    for slide_id, files in seen.items():
+        for event in news(storage, slide_id, files, known[slide_id], is_new=slide_id in new):
             instance.report_runless_asset_event(event)
-    if not instance.get_dynamic_partitions(LEVELS.name):
-        for level, events in stored_levels(storage).items():
-            instance.add_dynamic_partitions(LEVELS.name, [level])
-            for event in events:
-                instance.report_runless_asset_event(event)
-    return {slide_id: seen for slide_id, seen in latest.items() if slide_id not in unread}, unread
+    levels, events = news_of_levels(instance, storage)
+    instance.add_dynamic_partitions(LEVELS.name, levels)
+    for event in events:
+        instance.report_runless_asset_event(event)
+
+
+def _seen_in(metadata: Mapping[str, Any]) -> FileSeen:
+    return FileSeen(*(str(metadata[name].value) for name in ("path", "signature", "fingerprint")))
 
 
 def _found(storage: StorageResource, artefact: Artefact, record: Record) -> dg.AssetMaterialization:
@@ -269,26 +252,3 @@ def _found(storage: StorageResource, artefact: Artefact, record: Record) -> dg.A
         # Of slides made in batches Dagster computes the version by itself.
         tags={DATA_VERSION_TAG: record.version} if artefact.by_level else None,
     )
-
-
-def _latest_observations(
-    instance: dg.DagsterInstance, asset: str, partitions: list[str]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(partition, metadata) of the latest observation of each partition that was observed."""
-    for start in range(0, len(partitions), PARTITIONS_A_QUERY):
-        missing = set(partitions[start : start + PARTITIONS_A_QUERY])
-        cursor = None
-        while missing:
-            page = instance.fetch_observations(
-                dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=sorted(missing)),
-                limit=RECORDS_A_PAGE,
-                cursor=cursor,
-            )
-            # Newest first, so the first record seen of a partition is its latest.
-            for record in page.records:
-                if record.partition_key in missing:
-                    missing.discard(record.partition_key)
-                    yield record.partition_key, record.asset_observation.metadata
-            if not page.has_more:
-                break
-            cursor = page.cursor

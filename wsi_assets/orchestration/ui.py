@@ -1,4 +1,4 @@
-"""Starts `dagster dev` (UI, daemon and code server) and the MLflow pages on one home, and stops them together.
+"""Starts `dagster dev` (UI, daemon, code server) and the MLflow pages on one home, and stops them together.
 
 Restarting what stops by itself is the system's business: `docs/dagster.md` has a systemd unit.
 """

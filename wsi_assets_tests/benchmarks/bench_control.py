@@ -30,7 +30,7 @@ from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.sensors import build_slide_folder_sensor
 from wsi_assets.orchestration.settings import Settings
-from wsi_assets.orchestration.slide_folder import register
+from wsi_assets.orchestration.slide_folder import observe_all, register
 from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.slides import find_slides
 from wsi_assets_tests.benchmarks import rows
@@ -55,8 +55,10 @@ def make_cohort(settings: Settings, instance: dg.DagsterInstance, slides: int) -
     """Slide files, their partitions and observations, and regions recorded as made."""
     for number in range(slides):
         add_slide(settings, number)
-    listing = find_slides(settings.images_dir, settings.annotations_dir)
-    register(instance, listing.slides, StorageResource.of(settings), {})
+    slides = find_slides(settings.images_dir, settings.annotations_dir).slides
+    known = {slide.slide_id: {} for slide in slides}
+    seen, _ = observe_all(slides, known)
+    register(instance, StorageResource.of(settings), known, seen, known)
     for slide_id in instance.get_dynamic_partitions(SLIDES.name):
         for artefact in (one for one in all_artefacts() if one.by_slide):
             instance.report_runless_asset_event(dg.AssetMaterialization(artefact.key, partition=slide_id))

@@ -74,7 +74,17 @@ def undisturbed(runs, folders, tmp_path_factory):
 
 def command(runs: Runs, folders: list, storage: Path, backend="lmdb", upto="evaluation", **more: Any):
     storage.parent.mkdir(parents=True, exist_ok=True)
-    arguments = ("run", "--level", 0, "--storage", storage, "--backend", backend, "--upto", upto)
+    arguments = (
+        "run",
+        "--level",
+        0,
+        "--storage",
+        storage,
+        "--set",
+        f"patch_store.backend={backend}",
+        "--upto",
+        upto,
+    )
     return runs.run(*arguments, *PARAMETERS, *folders, cwd=storage.parent, **more)
 
 

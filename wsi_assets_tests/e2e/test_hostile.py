@@ -176,7 +176,7 @@ def test_odd_slide_ids_work_or_are_named_and_left_out(command_line, tmp_path):
     broken = os.fsencode(tmp_path / "images") + b"/bad\xff\xfebytes.tif"
     Path(os.fsdecode(broken)).write_bytes((tmp_path / "images" / "-dash trailing. .tif").read_bytes())
     done = command_line(
-        *("run", "--level", 0, "--upto", "patch_store", "--backend", "fs"),
+        *("run", "--level", 0, "--upto", "patch_store", "--set", "patch_store.backend=fs"),
         *settings("patch_size=64"),
         cwd=tmp_path,
     )

@@ -144,7 +144,7 @@ def stores(finished, command_line, cohort, tmp_path_factory):
         other = tmp_path_factory.mktemp(backend)
         done = command_line(
             *("run", "--level", 0, "--upto", "patch_store", *cohort, "--storage", other / "storage"),
-            *("--backend", backend),
+            *("--set", f"patch_store.backend={backend}"),
             cwd=other,
         )
         assert done.returncode == 0, done.stdout + done.stderr

@@ -11,7 +11,6 @@ from wsi_assets.orchestration.config import (
     ParameterFile,
     ParameterSet,
     given_in,
-    given_parameters,
     launchpad_config,
     options_of,
     parse_settings,
@@ -29,6 +28,8 @@ def test_every_option_says_what_it_does_and_the_launchpad_what_its_default_is(as
     for name, option in options.items():
         assert option.description.endswith("."), f"{asset}.{name}"
         assert "Default: " in form.model_fields[name].description
+        if any(getattr(bound, "ge", None) is not None for bound in option.metadata):
+            assert "At least" in form.model_fields[name].description
     assert given_in(ASSETS[asset], form()) == {}, "an empty form gives nothing"
 
 
@@ -115,14 +116,6 @@ def test_a_file_that_is_none_is_one_line(tmp_path, content):
 def test_a_setting_without_equals_is_one_line():
     with pytest.raises(ConfigError):
         parse_settings(["max_epochs"])
-
-
-def test_a_given_file_is_overlaid_by_settings(tmp_path):
-    file = tmp_path / "run.yaml"
-    file.write_text("max_epochs: 3\nsampled_index:\n  seed: 9\nlevels:\n  '1': {max_epochs: 4}\n")
-    given = given_parameters(str(file), ["max_epochs=5"])
-    assert options_of(MODEL, "1", given).max_epochs == 5
-    assert (options_of(SAMPLED, "1", given).seed, options_of(MODEL, "1", given).seed) == (9, 42)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from wsi_assets.orchestration.evaluation_metadata import report_context
 from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
-from wsi_assets.orchestration.slide_folder import SLIDE_IMAGE, known_slides, register
+from wsi_assets.orchestration.slide_folder import SLIDE_IMAGE, known_slides, observe_all, register
 from wsi_assets.orchestration.storage import store_named_by
 from wsi_assets_tests.orchestration.conftest import (
     QUICK,
@@ -40,7 +40,9 @@ def see(graph: Graph) -> None:
     """Register the slides of the folder, as the sensor and the command line do."""
     listing = SlideFolderResource.of(graph.settings).list()
     known = known_slides(graph.instance, [slide.slide_id for slide in listing.slides])
-    assert register(graph.instance, listing.slides, graph.storage, known)[1] == {}
+    seen, unread = observe_all(listing.slides, known)
+    assert unread == {}
+    register(graph.instance, graph.storage, known, seen, known)
 
 
 def latest(graph: Graph, asset: str, partition: str) -> dg.AssetMaterialization:
@@ -159,6 +161,11 @@ def again(graph: Graph, *given: str, upto: str = "evaluation", instance: dg.Dags
     return slides.made, level.made
 
 
+def planned(graph: Graph, *given: str) -> list[str]:
+    """What `wsi-assets run --dry-run` prints."""
+    return CommandLineRun(graph.instance, graph.settings, parse_settings(list(given))).plan([0])
+
+
 class TestLevel:
     """The chain of a level, and what is made again."""
 
@@ -237,15 +244,35 @@ class TestLevel:
         assert again(made, "seed=42", upto="sampled_index") == ([], ["sampled_index"])
         assert again(made) == ([], [])
 
-    def test_a_job_says_which_checks_fail_after_the_parameters_were_edited(self, made):
+    def test_a_plan_and_a_job_say_what_is_out_of_date_after_the_parameters_were_edited(self, made):
         kept = made.storage.parameters.path.read_text()
         made.storage.parameters.path.write_text(kept.replace("patch_size: 32", "patch_size: 16"))
         try:
             job = build_definitions(made.settings).resolve_job_def("level_checks")
-            result = job.execute_in_process(instance=made.instance, raise_on_error=False)
+            tags = {"dagster/partition": LEVEL}  # as the UI launches it
+            result = job.execute_in_process(instance=made.instance, tags=tags, raise_on_error=False)
+            plan = planned(made, "seed=7")
         finally:
             made.storage.parameters.path.write_text(kept)
-        assert "slide_index up_to_date: out of date: patch_size was 32 and is 16" in fault_of(result)
+        (said,) = [
+            check.description
+            for check in result.get_asset_check_evaluations()
+            if (check.asset_key, check.check_name) == (ASSETS["slide_index"].key, "up_to_date")
+        ]
+        assert "patch_size was 32 and is 16" in said
+        assert "slide_index of level 0: patch_size was 32 and is 16" in plan
+        assert "parameters.yaml: sampled_index.seed of level 0 is 7, was 42" in plan
+        assert "evaluation of level 0: trained_model is made again" in plan
+        assert planned(made) == []
+
+    def test_a_plan_makes_nothing(self, graph):
+        write_cohort(graph.home, ("tumor_001",))
+        assert planned(graph)[:2] == [
+            "tissue_regions of 1 slides: is not made",
+            "annotation_regions of 1 slides: is not made",
+        ]
+        assert not graph.storage.root.exists()
+        assert graph.slides() == []
 
     @staticmethod
     def up_to_date(level: Level, name: str) -> bool:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from wsi_assets.errors import ConfigError
+from wsi_assets.errors import ConfigError, SlideError
+from wsi_assets.files import write_json
+from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.retire_slide import retire_slide
-from wsi_assets.orchestration.sensors import SensorCursor, build_slide_folder_sensor
+from wsi_assets.orchestration.sensors import build_slide_folder_sensor
 from wsi_assets.orchestration.slide_folder import (
     NO_ANNOTATION,
     SLIDE_ANNOTATION,
     SLIDE_IMAGE,
-    doubt_missing_annotations,
-    doubt_slides,
+    doubt,
     known_slides,
 )
-from wsi_assets.orchestration.storage import StorageResource
+from wsi_assets.orchestration.storage import Record, StorageResource, record_beside
 
 
 class Watched:
@@ -41,6 +43,14 @@ class Watched:
 
     def annotate(self, name: str, content: str = "<ASAP_Annotations/>") -> None:
         (self.annotations / f"{name}.xml").write_text(content)
+
+    def make(self, slide_id: str) -> None:
+        """As if its annotation had been read."""
+        path = self.storage.artefact(ANNOTATION_REGIONS, slide_id)
+        path.parent.mkdir(parents=True)
+        path.touch()
+        record = Record(ANNOTATION_REGIONS.name, slide_id, "1", {}, {SLIDE_ANNOTATION: "x"}, "r", "v")
+        write_json(record_beside(path), asdict(record))
 
     def poll(self) -> list[tuple[str, str]]:
         """Poll once; (asset, slide id) of what was reported."""
@@ -136,6 +146,7 @@ def test_folders_that_are_suddenly_empty_or_half_gone_change_nothing(watched):
     for number in range(4):
         watched.put(f"tumor_00{number}.tif", str(number))
         watched.annotate(f"tumor_00{number}")
+        watched.make(f"tumor_00{number}")
     watched.settle()
     kept = {file: file.read_text() for file in (*watched.images.iterdir(), *watched.annotations.iterdir())}
     for folder in (watched.annotations, watched.images):
@@ -153,17 +164,12 @@ def test_a_folder_that_is_not_there_is_waited_for(watched):
     assert isinstance(watched.evaluate(), dg.SkipReason)
 
 
-@pytest.mark.parametrize("cursor", ["", "no json", '{"other": 1}', "[]"])
-def test_a_damaged_cursor_counts_as_none(cursor):
-    assert SensorCursor.load(cursor) == SensorCursor()
-
-
-def test_doubts_begin_at_more_than_half():
-    assert doubt_slides(["a"], ["a", "b"]) is None
-    assert doubt_slides(["a"], ["a", "b", "c"])
-    assert doubt_slides([], []) is None
-    assert doubt_missing_annotations(now=2, lost=2) is None
-    assert doubt_missing_annotations(now=0, lost=1)
+def test_doubts_begin_at_more_than_half(watched):
+    for name in ("tumor_001", "tumor_002"):
+        watched.put(f"{name}.tif", name)
+    doubt(watched.folder, ["tumor_001", "tumor_002", "away_1", "away_2"], watched.storage)
+    with pytest.raises(SlideError):
+        doubt(watched.folder, ["tumor_001", "away_1", "away_2"], watched.storage)
 
 
 def test_a_retired_slide_is_gone_and_one_put_back_is_news_once_it_is_registered(watched):

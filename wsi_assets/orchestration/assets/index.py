@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from wsi_assets.errors import SlideError
 from wsi_assets.index.options import IndexOptions, SamplingOptions
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_REGIONS
@@ -18,7 +17,7 @@ from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import picture, table, user_errors_as_failures
 from wsi_assets.orchestration.partitions import EVERY_PARTITION, SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
-from wsi_assets.orchestration.slide_folder import doubt_slides
+from wsi_assets.orchestration.slide_folder import doubt
 from wsi_assets.orchestration.storage import StorageResource
 
 if TYPE_CHECKING:
@@ -75,9 +74,7 @@ def slide_index(
 
     with user_errors_as_failures():
         registered = context.instance.get_dynamic_partitions(SLIDES.name)
-        doubted = doubt_slides([slide.slide_id for slide in folder.list().slides], registered)
-        if doubted:
-            raise SlideError(doubted, path=folder.images_dir, remedy="Mount it, or retire the slides")
+        doubt(folder, registered, storage, annotations=False)
         usable, left_out = usable_slides(storage, folder, context.instance)
         making = Making(context, storage, SLIDE_INDEX, config, inputs_of_level(SLIDE_INDEX, usable, {}))
         paths = {slide_id: str(folder.slide(slide_id).path) for slide_id in usable}

@@ -20,12 +20,7 @@ from wsi_assets.orchestration.metadata import picture, rounded, table, user_erro
 from wsi_assets.orchestration.partition_batches import SLIDES_PER_RUN, Made, make_slides
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResource
-from wsi_assets.orchestration.slide_folder import (
-    NO_ANNOTATION,
-    SLIDE_ANNOTATION,
-    SLIDE_IMAGE,
-    doubt_annotations,
-)
+from wsi_assets.orchestration.slide_folder import NO_ANNOTATION, SLIDE_ANNOTATION, SLIDE_IMAGE, doubt
 from wsi_assets.orchestration.storage import StorageResource
 
 GROUP = "1_slides"
@@ -167,8 +162,8 @@ def annotation_regions(
 
     with user_errors_as_failures():
         making = Making(context, storage, ANNOTATION_REGIONS, config)
-        if not config.annotations_gone:
-            doubt_annotations(context.partition_keys, folder, storage, ANNOTATION_REGIONS)
+        registered = context.instance.get_dynamic_partitions(SLIDES.name)
+        doubt(folder, registered, storage, annotations=not config.annotations_gone)
 
         def prepare(slide_id: str) -> partial:
             slide = folder.slide(slide_id)
