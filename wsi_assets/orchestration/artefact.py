@@ -78,12 +78,13 @@ class Artefact:
     def partitions_def(self) -> dg.PartitionsDefinition | None:
         return SLIDES if self.by_slide else LEVELS if self.by_level else None
 
-    def asset_arguments(self, *, group: str, io_manager_key: str | None = None) -> dict[str, Any]:
+    def asset_arguments(self, *, io_manager_key: str | None = None) -> dict[str, Any]:
         """What ``@dg.asset`` needs to know of it; IO managers find ``path`` in the asset's metadata."""
         return {
             "name": self.name,
             "code_version": self.code_version,
-            "group_name": group,
+            # Two groups: with more the UI opens them closed.
+            "group_name": SLIDES.name if self.by_slide else LEVELS.name,
             "metadata": {"path_template": self.path},
             "partitions_def": self.partitions_def,
             "io_manager_key": io_manager_key,

@@ -116,10 +116,10 @@ class Making:
         self.keep_parameters()
         return dg.MaterializeResult(
             value=value,
+            # Pictures are what people look for first.
             metadata={
-                **{name: fact for name, fact in facts.items() if fact is not None},
                 **(metadata or {}),
-                "parameters": self.parameters,
+                **{name: fact for name, fact in facts.items() if fact is not None},
                 PROVENANCE: dg.MetadataValue.json(asdict(record)),
             },
             data_version=dg.DataVersion(record.version),

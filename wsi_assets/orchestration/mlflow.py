@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import logging
 import os
@@ -46,57 +47,36 @@ class TrainingRun:
 
     Attributes:
         run_id, url: of the run and its page, None while there is no run.
+        note: what the storage folder keeps of it, for what is measured later.
     """
 
     def __init__(self, level: str, warn: Warn):
-        self.level, self._warn = level, warn
-        self._mlflow: Any = None
+        self.level, self._warn, self._is_away = level, warn, False
         self.run_id: str | None = None
         self.url: str | None = None
-
-    def start(self, resource: MlflowResource, parameters: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
-        """Begin the run, which also measures the machine."""
-        with self._away_is_a_warning():
-            mlflow = resource.client()
-            experiment = resource.experiment(mlflow)
-            run = mlflow.start_run(
-                experiment_id=experiment,
-                run_name=f"level_{self.level}",
-                tags={name: str(value) for name, value in {"level": self.level, **tags}.items()},
-                log_system_metrics=True,
-            )
-            self._mlflow, self.run_id = mlflow, run.info.run_id
-            self.url = resource.page(experiment, self.run_id)
-            mlflow.log_params({name: str(value)[:MAX_PARAMETER_LENGTH] for name, value in parameters.items()})
+        self.note: dict[str, Any] = {}
 
     def log(self, write: Callable[[Any], Any]) -> None:
         """Do something with the ``mlflow`` module while this run is the active one."""
-        if self._mlflow is not None:
-            with self._away_is_a_warning():
-                write(self._mlflow)
+        if self._is_away:
+            return
+        import mlflow
 
-    def metrics(self, values: Mapping[str, float | None], step: int | None = None) -> None:
-        """Log metrics that could be computed; None and NaN are left out, never logged as 0."""
-        known = {name: float(value) for name, value in values.items() if value is not None and value == value}
-        self.log(lambda mlflow: mlflow.log_metrics(known, step=step))
-
-    def end(self, status: str) -> None:
-        self.log(lambda mlflow: mlflow.end_run(status))
-        self._mlflow = None
-
-    @contextlib.contextmanager
-    def _away_is_a_warning(self) -> Iterator[None]:
         try:
-            yield
+            write(mlflow)
         except Exception as error:  # whatever MLflow, its database or the network raise
-            active, self._mlflow = self._mlflow, None
-            if active is not None:
-                with contextlib.suppress(Exception):  # ends what is known of the run here; the server is away
-                    active.end_run("FAILED")
+            self._is_away = True
+            with contextlib.suppress(Exception):  # ends what is known of the run here; the server is away
+                mlflow.end_run("FAILED")
             self._warn(
                 f"MLflow does not take this training ({one_line(error)[:300]}); it goes on. Log it later "
                 f"with wsi-assets log --level {self.level}"
             )
+
+    def metrics(self, values: Mapping[str, float | None], step: int | None = None) -> None:
+        """Log metrics that could be computed; None and NaN are left out, never logged as 0."""
+        known = _known(values)
+        self.log(lambda mlflow: mlflow.log_metrics(known, step=step))
 
 
 class MlflowResource(dg.ConfigurableResource):
@@ -153,42 +133,53 @@ class MlflowResource(dg.ConfigurableResource):
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return mlflow.create_experiment(name, location, tags)
 
-    def page(self, experiment: str, run_id: str) -> str:
-        base = self.uri if self.uri.startswith("http") else self.pages_url
-        return f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
-
     @contextlib.contextmanager
     def training_run(
         self, level: str, parameters: Mapping[str, Any], tags: Mapping[str, Any], warn: Warn
     ) -> Iterator[TrainingRun]:
         """The run of a training, ended as FINISHED or FAILED; a finished one is noted as the level's."""
         run = TrainingRun(level, warn)
-        versions = {f"version.{name}": version(name) for name in ("wsi-assets", "torch", "timm")}
-        run.start(self, parameters, {**versions, **tags})
+        run.log(lambda _: self._start(run, parameters, tags))
         try:
             yield run
         except BaseException:
-            run.end("FAILED")
+            run.log(lambda mlflow: mlflow.end_run("FAILED"))
             raise
-        run.end("FINISHED")
+        run.log(lambda mlflow: mlflow.end_run("FINISHED"))
         note = self.storage.mlflow_run(level)
         if run.run_id is None:
             note.unlink(missing_ok=True)
         else:
-            write_json(note, {"run_id": run.run_id, "uri": self.uri, "page": run.url})
+            write_json(note, run.note)
+
+    def _start(self, run: TrainingRun, parameters: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        """Begin the run, which also measures the machine."""
+        mlflow = self.client()
+        experiment = self.experiment(mlflow)
+        versions = {f"version.{name}": version(name) for name in ("wsi-assets", "torch", "timm")}
+        started = mlflow.start_run(
+            experiment_id=experiment,
+            run_name=f"level {run.level}, {parameters.get('model_name', 'model')}",
+            tags={name: str(value) for name, value in {"level": run.level, **versions, **tags}.items()},
+            log_system_metrics=True,
+        )
+        run.run_id = started.info.run_id
+        base = self.uri if self.uri.startswith("http") else self.pages_url
+        run.url = f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run.run_id}"
+        run.note = {"run_id": run.run_id, "experiment": experiment, "uri": self.uri, "page": run.url}
+        mlflow.log_params({name: str(value)[:MAX_PARAMETER_LENGTH] for name, value in parameters.items()})
 
     def add_metrics(self, level: str, values: Mapping[str, float | None], warn: Warn) -> None:
-        """Add what was measured after a training to the run of the level's model, if it has one."""
-        known = {name: float(value) for name, value in values.items() if value is not None}
+        """Add what was measured after a training to the run and the model of the level, if it has them."""
         try:
-            noted = json.loads(self.storage.mlflow_run(level).read_text(encoding="utf-8"))
-            run_id = noted["run_id"] if noted["uri"] == self.uri else None
-        except (OSError, ValueError, KeyError, TypeError):
+            note = json.loads(self.storage.mlflow_run(level).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return
-        if run_id is None:
+        if note["uri"] != self.uri:
             return
         try:
-            self.client().log_metrics(known, run_id=run_id)
+            model = {"model_id": note["model_id"]} if "model_id" in note else {}
+            self.client().log_metrics(_known(values), run_id=note["run_id"], **model)
         except Exception as error:  # as above
             warn(f"MLflow does not take the test metrics ({one_line(error)[:300]}); this goes on")
 
@@ -209,22 +200,32 @@ def log_outcome(
     from wsi_assets.orchestration.mlflow_pyfunc import log_model
 
     checkpoints = folder / "checkpoints"
+    what = f"level {run.level}, {(card.get('model') or {}).get('name', 'model')}, {card['patch_size']} px"
     tags = {
+        "mlflow.runName": what,
         "dataset_digest": (card.get("provenance") or {}).get("data_digest"),
         "split_unit": (card.get("split") or {}).get("unit"),
         "best_epoch": card.get("epoch"),
     }
     # To compare runs by: of a curve MLflow's tables show the last value, not the best epoch's.
-    run.metrics({f"{name}_best": card.get(name) for name in ("val_loss", "val_auc")})
-    run.metrics({f"patches_{name}": count for name, count in (card.get("counts") or {}).items()})
+    best = _known({f"{name}_best": card.get(name) for name in ("val_loss", "val_auc")})
+    counts = _known({f"patches_{name}": count for name, count in (card.get("counts") or {}).items()})
 
     def files(mlflow: Any) -> None:
         mlflow.set_tags({name: str(value) for name, value in tags.items()})
+        mlflow.log_metrics(counts)
         for name, image in (pictures or {}).items():
-            _log_picture(mlflow, name, image)
+            mlflow.log_image(Image.open(io.BytesIO(image)), f"pictures/{name}.png")
         for file in (folder / "epoch_losses.csv", checkpoints / "best.pt", checkpoints / "best.json"):
             mlflow.log_artifact(str(file))
-        log_model(mlflow, checkpoints, f"wsi-level-{run.level}", int(card["patch_size"]))
+        described = f"Tumor or normal, of patches of {what}. " + ", ".join(
+            f"{name} {value:.4g}" for name, value in best.items()
+        )
+        name = f"wsi-level-{run.level}"
+        run.note["model_id"] = log_model(mlflow, checkpoints, name, int(card["patch_size"]), described)
+        mlflow.log_metrics(best, model_id=run.note["model_id"])
+
+    from PIL import Image
 
     run.log(files)
 
@@ -255,9 +256,5 @@ def log_finished(resource: MlflowResource, level: str, warn: Warn) -> str | None
     return run.url
 
 
-def _log_picture(mlflow: Any, name: str, image: bytes) -> None:
-    import io
-
-    from PIL import Image
-
-    mlflow.log_image(Image.open(io.BytesIO(image)), f"pictures/{name}.png")
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if value is not None and value == value}

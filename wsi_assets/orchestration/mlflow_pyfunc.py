@@ -49,8 +49,11 @@ class ServedModel:
         return np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.float32)
 
 
-def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int) -> None:
-    """Log ``best.pt`` and ``best.json`` of a training to the active run, and register them as ``name``."""
+def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int, description: str) -> str:
+    """Log ``best.pt`` and ``best.json`` of a training to the active run, and register them as ``name``.
+
+    The new version gets the description and the alias ``current``; returns the id of the logged model.
+    """
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -64,7 +67,7 @@ def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int) -> Non
         model.mkdir()
         for file in ("best.pt", "best.json"):
             shutil.copyfile(checkpoints / file, model / file)
-        mlflow.pyfunc.log_model(
+        logged = mlflow.pyfunc.log_model(
             name=name,
             loader_module=__name__,
             data_path=str(model),
@@ -74,6 +77,10 @@ def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int) -> Non
             registered_model_name=name,
             await_registration_for=0,
         )
+    client, number = mlflow.MlflowClient(), logged.registered_model_version
+    client.update_model_version(name, number, description)
+    client.set_registered_model_alias(name, "current", number)
+    return logged.model_id
 
 
 def _load_pyfunc(data_path: str) -> ServedModel:

@@ -100,7 +100,7 @@ def _store(making: Making, io_manager: StorageIOManager, slide_id: str, made: Ma
     record = making.record(slide_id, made.inputs, made.facts)
     path = making.storage.artefact(making.artefact, slide_id)
     stored = io_manager.publish(path, made.value, asdict(record))
-    return {**made.metadata, **stored, "parameters": making.parameters, "version": record.version}
+    return {**made.metadata, **stored, "version": record.version}
 
 
 def _result(

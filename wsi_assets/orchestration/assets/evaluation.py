@@ -28,8 +28,6 @@ from wsi_assets.orchestration.partitions import EVERY_PARTITION
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.storage import StorageResource
 
-GROUP = "5_evaluation"
-
 EVALUATION = Artefact(
     name="evaluation",
     code_version="4",
@@ -52,7 +50,7 @@ EvaluationConfig = launchpad_config(EVALUATION)
 
 
 @dg.asset(
-    **EVALUATION.asset_arguments(group=GROUP, io_manager_key="report_io"),
+    **EVALUATION.asset_arguments(io_manager_key="report_io"),
     ins={
         "tissue_regions": dg.AssetIn(**EVERY_PARTITION),
         "annotation_regions": dg.AssetIn(**EVERY_PARTITION),
@@ -108,7 +106,7 @@ def evaluation(
 
 
 @dg.asset(
-    **LEVEL_COMPARISON.asset_arguments(group=GROUP, io_manager_key="report_io"),
+    **LEVEL_COMPARISON.asset_arguments(io_manager_key="report_io"),
     ins={"evaluation": dg.AssetIn(**EVERY_PARTITION)},
     kinds={"html"},
     description="All evaluated levels side by side, to choose a magnification: counts, metrics with "

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions
 
-GROUP = "2_index"
-
 SLIDE_INDEX = Artefact(
     name="slide_index",
     code_version="4",
@@ -53,7 +51,7 @@ SampledIndexConfig = launchpad_config(SAMPLED_INDEX)
 
 
 @dg.asset(
-    **SLIDE_INDEX.asset_arguments(group=GROUP, io_manager_key="pickle_io"),
+    **SLIDE_INDEX.asset_arguments(io_manager_key="pickle_io"),
     ins={
         "tissue_regions": dg.AssetIn(**EVERY_PARTITION),
         "annotation_regions": dg.AssetIn(**EVERY_PARTITION),
@@ -85,14 +83,14 @@ def slide_index(
         made.index,
         facts={**counts(made.index), "left_out": left_out, "left_out_count": len(left_out)},
         metadata={
-            "counts_by_slide": table(slide_table(made.index)),
             "counts_picture": picture(counts_png(made.index), "patches by slide"),
+            "counts_by_slide": table(slide_table(made.index)),
         },
     )
 
 
 @dg.asset(
-    **SAMPLED_INDEX.asset_arguments(group=GROUP, io_manager_key="pickle_io"),
+    **SAMPLED_INDEX.asset_arguments(io_manager_key="pickle_io"),
     kinds={"numpy", "pickle"},
     description="All tumor patches and a seeded choice of normal ones; validation and test slides keep every "
     "patch: `index_level_N_sampled.pkl`.",
@@ -112,8 +110,8 @@ def sampled_index(
         sampled,
         facts=counts(sampled),
         metadata={
-            "counts_by_slide": table(slide_table(sampled)),
             "counts_picture": picture(counts_png(slide_index, sampled), "patches by slide"),
+            "counts_by_slide": table(slide_table(sampled)),
         },
     )
 

@@ -25,8 +25,6 @@ from wsi_assets.orchestration.training_metadata import (
 if TYPE_CHECKING:
     from wsi_assets.learning import EpochRecord
 
-GROUP = "4_learning"
-
 POOL = "gpu"
 """Training and prediction own the accelerator."""
 
@@ -58,7 +56,7 @@ TestPredictionsConfig = launchpad_config(TEST_PREDICTIONS)
 
 
 @dg.asset(
-    **TRAINED_MODEL.asset_arguments(group=GROUP, io_manager_key="model_io"),
+    **TRAINED_MODEL.asset_arguments(io_manager_key="model_io"),
     kinds={"pytorch", "mlflow"},
     pool=POOL,
     description="A tumor classifier trained against class imbalance: `checkpoints/best.pt`, `best.json`, "
@@ -111,7 +109,7 @@ def trained_model(
 
 
 @dg.asset(
-    **TEST_PREDICTIONS.asset_arguments(group=GROUP, io_manager_key="pickle_io"),
+    **TEST_PREDICTIONS.asset_arguments(io_manager_key="pickle_io"),
     kinds={"pytorch", "pickle"},
     pool=POOL,
     description="Tumor probability of every patch of every test slide: `slide_index_test.pkl`, the index "

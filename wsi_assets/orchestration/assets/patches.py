@@ -15,8 +15,6 @@ from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResou
 from wsi_assets.orchestration.storage import STORE_POINTER, StorageResource
 from wsi_assets.patches.options import Backend, ExtractionOptions
 
-GROUP = "3_patches"
-
 POOL = "extraction"
 """Decoding patches uses every core, so one store is built at a time."""
 
@@ -50,7 +48,7 @@ PatchStoreConfig = launchpad_config(PATCH_STORE)
 
 
 @dg.asset(
-    **PATCH_STORE.asset_arguments(group=GROUP, io_manager_key="patch_io"),
+    **PATCH_STORE.asset_arguments(io_manager_key="patch_io"),
     kinds={"lmdb", "hdf5", "png"},
     pool=POOL,
     description="The sampled patches, read from the slides and encoded: LMDB, HDF5 or a PNG folder "

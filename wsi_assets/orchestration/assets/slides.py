@@ -23,9 +23,6 @@ from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResou
 from wsi_assets.orchestration.slide_folder import NO_ANNOTATION, SLIDE_ANNOTATION, SLIDE_IMAGE, doubt
 from wsi_assets.orchestration.storage import StorageResource
 
-GROUP = "1_slides"
-
-
 TISSUE_REGIONS = Artefact(
     name="tissue_regions",
     code_version="3",
@@ -61,7 +58,7 @@ class AnnotationConfig(launchpad_config(ANNOTATION_REGIONS)):
 @dg.observable_source_asset(
     name=SLIDE_IMAGE,
     partitions_def=SLIDES,
-    group_name=GROUP,
+    group_name=SLIDES.name,
     description="A whole-slide image in the user's own folder: watched, never written. Its data version is "
     "the fingerprint of its bytes.",
 )
@@ -77,7 +74,7 @@ def slide_image(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
 @dg.observable_source_asset(
     name=SLIDE_ANNOTATION,
     partitions_def=SLIDES,
-    group_name=GROUP,
+    group_name=SLIDES.name,
     description="The slide's annotation in the user's own folder: watched, never written. Its data version "
     f"is the fingerprint of its bytes, or {NO_ANNOTATION!r}.",
 )
@@ -92,7 +89,7 @@ def slide_annotation(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
 
 
 @dg.asset(
-    **TISSUE_REGIONS.asset_arguments(group=GROUP, io_manager_key="pickle_io"),
+    **TISSUE_REGIONS.asset_arguments(io_manager_key="pickle_io"),
     deps=[slide_image],
     kinds={"openslide", "opencv", "pickle"},
     backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
@@ -141,7 +138,7 @@ def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -
 
 
 @dg.asset(
-    **ANNOTATION_REGIONS.asset_arguments(group=GROUP, io_manager_key="pickle_io"),
+    **ANNOTATION_REGIONS.asset_arguments(io_manager_key="pickle_io"),
     deps=[slide_annotation],
     ins={"tissue_regions": dg.AssetIn(metadata={"load": "mapping"})},
     kinds={"shapely", "xml", "pickle"},
@@ -195,7 +192,7 @@ def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id:
             "overlay": picture(read.overlay, "tissue and annotation"),
             "overlay_file": dg.MetadataValue.path(str(overlay_path)),
             "annotation": "none: a normal slide" if path is None else str(path),
-            "tumor_area_px": read.area,
+            "tumor_area_px": round(read.area),
             "annotations": len(read.audit),
             "notices": notices,
             "unknown_groups": read.unknown_groups,
