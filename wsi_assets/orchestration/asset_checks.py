@@ -6,9 +6,8 @@ step, so that a level costs a handful of process starts and each artefact is rea
 """
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -93,28 +92,20 @@ class Level:
         return curate(self.index, load)
 
 
-@dataclass(frozen=True)
-class Check:
-    """One check of an asset; those of its ``must_pass`` stop what follows."""
+Check = Callable[[Level], Result]
 
-    name: str
-    description: str
-    evaluate: Callable[[Level], Result]
-
-
-CHECKS: dict[Artefact, list[Check]] = {
-    artefact: []
+CHECKS: dict[Artefact, dict[str, Check]] = {
+    artefact: {}
     for artefact in (SLIDE_INDEX, SAMPLED_INDEX, PATCH_STORE, TRAINED_MODEL, TEST_PREDICTIONS, EVALUATION)
 }
-"""The checks of every asset; :func:`check` adds to them."""
+"""Artefact -> name -> check; those of its ``must_pass`` stop what follows."""
 
 
-def check(artefact: Artefact) -> Callable[[Callable[[Level], Result]], Any]:
+def check(artefact: Artefact) -> Callable[[Check], Check]:
     """Makes a function a check of an asset, by its name, with its docstring as the description."""
 
-    def add(evaluate: Callable[[Level], Result]) -> Callable[[Level], Result]:
-        description = " ".join((evaluate.__doc__ or "").split())
-        CHECKS[artefact].append(Check(evaluate.__name__, description, evaluate))
+    def add(evaluate: Check) -> Check:
+        CHECKS[artefact][evaluate.__name__] = evaluate
         return evaluate
 
     return add
@@ -141,27 +132,17 @@ def nothing_assumed(level: Level) -> Result:
 
 
 @check(SLIDE_INDEX)
-def slides_made_alike(level: Level) -> Result:
-    """The regions of all slides were made with the same parameters; names the odd ones out."""
-    made_with = {
-        slide_id: {
-            name: repr(value)
-            for record in level.slide_records(slide_id)
-            for name, value in (record.parameters if record else {"record": "none"}).items()
-        }
-        for slide_id in level.index
-    }
-    usual = {
-        name: Counter(values.get(name) for values in made_with.values()).most_common(1)[0][0]
-        for name in {name for values in made_with.values() for name in values}
-    }
+def slides_made_as_parameters_say(level: Level) -> Result:
+    """The regions of all slides were made with the parameters of parameters.yaml; names the odd ones out."""
+    said = level.storage.parameters.read()
+    wanted = [options_of(artefact, None, said).model_dump(mode="json") for artefact in slide_artefacts()]
     odd = [
-        (slide_id, f"{name}={values.get(name)} instead of {usual[name]}")
-        for slide_id, values in made_with.items()
-        for name in usual
-        if values.get(name) != usual[name]
+        (slide_id, f"its {record.asset} were made with other parameters")
+        for slide_id in level.index
+        for record, parameters in zip(level.slide_records(slide_id), wanted, strict=True)
+        if record and record.parameters != parameters
     ]
-    return nothing_found(odd, f"{len(made_with)} slides, one set of parameters")
+    return nothing_found(odd, f"{len(level.index)} slides, one set of parameters")
 
 
 def _curation(level: Level, *names: str) -> Result:
@@ -322,23 +303,23 @@ def up_to_date(artefact: Artefact, level: Level) -> Result:
 
 
 for _artefact, _checks in CHECKS.items():
-    _checks.append(Check("up_to_date", str(up_to_date.__doc__), partial(up_to_date, _artefact)))
+    _checks["up_to_date"] = partial(up_to_date, _artefact)
 
 
-def build_checks(artefact: Artefact, checks: Sequence[Check]) -> dg.AssetChecksDefinition:
+def build_checks(artefact: Artefact, checks: Mapping[str, Check]) -> dg.AssetChecksDefinition:
     """The step that evaluates an asset's checks."""
 
     @dg.multi_asset_check(
         name=f"{artefact.name}_checks",
         specs=[
             dg.AssetCheckSpec(
-                one.name,
+                name,
                 asset=artefact.key,
-                description=one.description,
-                blocking=one.name in artefact.must_pass,
+                description=" ".join(str(getattr(one, "func", one).__doc__).split()),
+                blocking=name in artefact.must_pass,
                 partitions_def=LEVELS,
             )
-            for one in checks
+            for name, one in checks.items()
         ],
     )
     def evaluate_checks(
@@ -359,7 +340,7 @@ def build_checks(artefact: Artefact, checks: Sequence[Check]) -> dg.AssetChecksD
 
 def evaluate_checks_of(artefact: Artefact, level: Level) -> dict[str, Result]:
     """Evaluate the checks of an artefact and keep the results beside it."""
-    results = {one.name: evaluate(one, level) for one in CHECKS[artefact]}
+    results = {name: evaluate(one, level) for name, one in CHECKS[artefact].items()}
     level.storage.keep_check_results(artefact, level.level, results)
     return results
 
@@ -367,7 +348,7 @@ def evaluate_checks_of(artefact: Artefact, level: Level) -> dict[str, Result]:
 def evaluate(one: Check, level: Level) -> Result:
     """A check's result; what cannot be read fails it."""
     try:
-        passed, text = one.evaluate(level)
+        passed, text = one(level)
         return passed, text[:LONGEST_TEXT]
     except WsiAssetsError as error:
         return False, str(error)

@@ -224,7 +224,7 @@ class CommandLineRun:
         level = Level(key, self.storage, self.folder, self.instance)
         for artefact in artefacts:
             results = self.storage.check_results(artefact, key)
-            if not all(name.name in results and results[name.name][0] for name in CHECKS.get(artefact, ())):
+            if not all(results.get(name, (False,))[0] for name in CHECKS.get(artefact, ())):
                 evaluate_checks_of(artefact, level)
 
     def _make_slides(

@@ -21,7 +21,7 @@ import json
 import reprlib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class ParameterSet:
     """Values by name, by asset and by level, checked against every asset's options.
 
     Args:
-        content: as the module describes.
+        content: as the module describes; ``asset.name`` is short for a name below its asset.
         source: the file, or what the values come from; named in errors.
 
     Raises:
@@ -96,75 +96,76 @@ class ParameterSet:
 
     def __init__(self, content: Any, source: str | Path | None = None):
         self.source = source
-        if not isinstance(content, Mapping):
-            raise self._error("is not a mapping of parameters", "Write lines like `max_epochs: 2`")
-        self.content = {str(name): value for name, value in content.items()}
-        levels = self.content.pop("levels", None) or {}
-        if not isinstance(levels, Mapping):
-            raise self._error("levels is not a mapping", 'Write `levels:` with lines like `"4":` below it')
-        self.levels: dict[str, dict[str, Any]] = {}
+        self.content = self._mapping(content, "", "Write lines like `max_epochs: 2`")
+        levels = self._mapping(self.content.pop("levels", None), "levels", 'Write lines like `"4":` below it')
+        self._said: dict[tuple[str, str | None], dict[str, tuple[str, Any]]] = {}
+        self._take(self.content, None, "")
         for level, values in levels.items():
-            if not isinstance(values, Mapping | None):
-                raise self._error(f"levels.{level} is not a mapping", "Write `patch_size: 128` below it")
+            place = f"levels.{level}"
             try:
-                level_of(str(level))
+                level_of(level)
             except ConfigError as error:
-                raise self._error(f"levels.{level}: {error.fault}", error.remedy) from None
-            self.levels[str(level)] = {str(name): value for name, value in (values or {}).items()}
-        self._check_names(self.content, "", list(all_artefacts()))
-        for level, values in self.levels.items():
-            self._check_names(values, f"levels.{level}.", [one for one in all_artefacts() if one.by_level])
+                raise self._error(f"{place}: {error.fault}", error.remedy) from None
+            levels[level] = self._mapping(values, place, "Write `patch_size: 128` below it")
+            self._take(levels[level], level, f"{place}.")
+        if levels:
+            self.content["levels"] = levels
         for artefact in all_artefacts():
-            for level in [None, *(self.levels if artefact.by_level else ())]:
+            for level in [None, *(levels if artefact.by_level else ())]:
                 options_of(artefact, level, self)
 
     def values(self, artefact: Artefact, level: str | None) -> dict[str, tuple[str, Any]]:
         """Field -> (its place, the value), of what is said about an asset at a level."""
-        layers = [("", self.content)]
-        if artefact.by_level and level is not None:
-            layers.append((f"levels.{level}.", self.levels.get(level, {})))
-        found: dict[str, tuple[str, Any]] = {}
-        for prefix, layer in layers:
-            own = layer.get(artefact.name) or {}
-            for name, value in layer.items():
-                if name in artefact.options.model_fields:
-                    found[name] = (prefix + name, value)
-            found.update({name: (f"{prefix}{artefact.name}.{name}", value) for name, value in own.items()})
-        return found
+        return {**self._said.get((artefact.name, None), {}), **self._said.get((artefact.name, level), {})}
 
     def fault(self, place: str, value: Any, error: pydantic.ValidationError) -> ConfigError:
         """The one line for an impossible value."""
         return self._error(f"{place}={_short(value)} is not possible: {error.errors()[0]['msg']:.300}")
 
-    def _check_names(self, layer: Mapping[str, Any], prefix: str, artefacts: list[Artefact]) -> None:
-        by_name = {artefact.name: artefact for artefact in artefacts}
-        known = {name for artefact in artefacts for name in artefact.options.model_fields}
-        for name, value in layer.items():
-            if name in by_name:
-                if not isinstance(value, Mapping | None):
-                    raise self._error(f"{prefix}{name} is not a mapping", "Write its parameters below it")
-                for inner in value or {}:
-                    if inner not in by_name[name].options.model_fields:
-                        raise self._unknown(
-                            f"{prefix}{name}.{inner}", by_name[name].options.model_fields, name
-                        )
-            elif name not in known:
-                if any(name in (one.name, *one.options.model_fields) for one in all_artefacts()):
-                    raise self._error(
-                        f"{prefix}{name} is of slides, which are made once for all levels",
-                        "Move it out of `levels`",
-                    )
-                raise self._unknown(prefix + name, [*known, *by_name])
+    def _take(self, layer: Mapping[str, Any], level: str | None, prefix: str) -> None:
+        """Note every value of a layer for the assets that have it; an asset's own ones come last and win."""
+        by_name = {one.name: one for one in all_artefacts() if level is None or one.by_level}
+        flat = {name: value for name, value in layer.items() if name.partition(".")[0] not in by_name}
+        for name, value in flat.items():
+            owners = [one for one in by_name.values() if name in one.options.model_fields]
+            if not owners:
+                raise self._unknown(prefix, name, level)
+            for owner in owners:
+                self._note(owner, level, name, prefix + name, value)
+        for name in sorted(layer.keys() - flat.keys(), key=lambda name: "." not in name):
+            asset, dot, field = name.partition(".")
+            own = {field: layer[name]} if dot else layer[name]
+            for inner, value in self._mapping(own, prefix + name, "Write its parameters below it").items():
+                if inner not in by_name[asset].options.model_fields:
+                    raise self._unknown(prefix, f"{asset}.{inner}", level)
+                self._note(by_name[asset], level, inner, f"{prefix}{asset}.{inner}", value)
 
-    def _unknown(self, place: str, known: Iterable[str], asset: str | None = None) -> ConfigError:
-        """The one line for a name that nothing has; ``known`` are names that would do at this place."""
-        owners = {
-            field: f"{one.name}.{field}" for one in all_artefacts() for field in one.options.model_fields
+    def _note(self, artefact: Artefact, level: str | None, field: str, place: str, value: Any) -> None:
+        self._said.setdefault((artefact.name, level), {})[field] = (place, value)
+
+    def _mapping(self, value: Any, place: str, remedy: str) -> dict[str, Any]:
+        if value is None and place:
+            return {}
+        if not isinstance(value, Mapping):
+            raise self._error(f"{place} is not a mapping of parameters".lstrip(), remedy)
+        return {str(name): inner for name, inner in value.items()}
+
+    def _unknown(self, prefix: str, name: str, level: str | None) -> ConfigError:
+        """The one line for a name that nothing has at this place."""
+        asset, _, field = name.rpartition(".")
+        places = {
+            field: f"{one.name}.{field}" if asset else field
+            for one in sorted(all_artefacts(), key=lambda one: one.name == asset)
+            for field in (one.name, *one.options.model_fields)
         }
-        names = {**owners, **{name: f"{asset}.{name}" if asset else name for name in known}}
-        close = difflib.get_close_matches(place.rpartition(".")[2], sorted(names), n=1)
-        remedy = f"Did you mean {names[close[0]]!r}?" if close else "The README lists every parameter"
-        return self._error(f"there is no parameter {_short(place)}", remedy)
+        if level is not None and field in places and not asset:
+            return self._error(
+                f"{prefix}{name} is of slides, which are made once for all levels",
+                "Move it out of `levels`",
+            )
+        close = difflib.get_close_matches(field, places, n=1)
+        remedy = f"Did you mean {places[close[0]]!r}?" if close else "See docs/parameters.md"
+        return self._error(f"there is no parameter {_short(prefix + name)}", remedy)
 
     def _error(self, fault: str, remedy: str | None = None) -> ConfigError:
         if self.source == COMMAND_LINE:
@@ -236,11 +237,10 @@ class ParameterFile:
                 changed = {name: to for name, (_, to) in _changed(said, artefact, level, given).items()}
                 layer = said.content
                 if artefact.by_level and level is not None:
-                    layer = said.levels.setdefault(level, {})
+                    layer = layer.setdefault("levels", {}).setdefault(level, {})
                 layer[artefact.name] = {**(layer.get(artefact.name) or {}), **changed}
-                content = {**said.content, **({"levels": said.levels} if said.levels else {})}
                 with publish_file(self.path) as unfinished:
-                    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+                    text = yaml.safe_dump(said.content, sort_keys=False, allow_unicode=True)
                     unfinished.write_text(_HEADER + text, encoding="utf-8")
         return lines
 
@@ -273,8 +273,6 @@ def read_parameters(path: str | Path) -> ParameterSet:
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError("does not exist", path=path, remedy="Check the path") from error
     except OSError as error:
         raise ConfigError(
             f"cannot be read ({error.strerror})", path=path, remedy="Check its permissions"
@@ -298,14 +296,9 @@ def parse_settings(pairs: list[str]) -> ParameterSet:
                 f"--set {_short(pair)} is not key=value", remedy="Write for example --set max_epochs=2"
             )
         try:
-            value = yaml.safe_load(text) if text.strip() else ""
+            content[name.strip()] = yaml.safe_load(text) if text.strip() else ""
         except _UNREADABLE as error:
             raise ConfigError(f"--set {_short(pair)} cannot be read ({error!s:.200})") from error
-        asset, dot, field = name.strip().partition(".")
-        if dot:
-            content.setdefault(asset, {})[field] = value
-        else:
-            content[asset] = value
     return ParameterSet(content, COMMAND_LINE)
 
 

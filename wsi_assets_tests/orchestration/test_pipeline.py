@@ -303,15 +303,15 @@ class TestLevel:
             record = graph.storage.record_path(artefact, LEVEL)
             kept = record.read_bytes()
             record.unlink()
-            for check in checks:
+            for name, check in checks.items():
                 passed, text = evaluate(check, Level(LEVEL, graph.storage, folder, made.instance))
-                assert not passed, check.name
+                assert not passed, name
                 assert "\n" not in text
             record.write_bytes(kept)
         shutil.rmtree(graph.storage.level_folder(LEVEL))
         for checks in CHECKS.values():
-            for check in checks:
-                assert not evaluate(check, Level(LEVEL, graph.storage, folder, made.instance))[0], check.name
+            for name, check in checks.items():
+                assert not evaluate(check, Level(LEVEL, graph.storage, folder, made.instance))[0], name
 
     @pytest.mark.parametrize("results", [None, "failed"], ids=["not evaluated", "failed"])
     def test_nothing_is_made_from_a_store_whose_check_has_not_passed(self, made, tmp_path, results):
