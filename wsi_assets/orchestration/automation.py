@@ -48,6 +48,13 @@ def follow_index(timezone: str) -> Condition:
     return (~Condition.missing() & _changed_above() & _ready()).with_label("made again above")
 
 
+def follow_reports(timezone: str) -> Condition:
+    """As soon as a level was evaluated again; levels without a report are left out."""
+    return (_changed_above() & ~Condition.any_deps_in_progress() & ~Condition.in_progress()).with_label(
+        "a level was evaluated"
+    )
+
+
 def build_automation_sensors(
     poll_seconds: int, slides: list[str], stores: list[str]
 ) -> list[dg.SensorDefinition]:
@@ -59,7 +66,8 @@ def build_automation_sensors(
             default_status=dg.DefaultSensorStatus.RUNNING,
             minimum_interval_seconds=poll_seconds,
             description="Makes the regions of slides whose files are new or changed, and at night those that "
-            "failed and the slide index of levels whose slides changed. Trains nothing.",
+            "failed and the slide index of levels whose slides changed. Compares levels when one was "
+            "evaluated. Trains nothing.",
         ),
         dg.AutomationConditionSensorDefinition(
             "store_follows_index",

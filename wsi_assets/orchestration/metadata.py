@@ -77,7 +77,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     """A table for the UI from rows of plain values; the first row gives the columns where none are named."""
     names = list(columns or (rows[0] if rows else ["nothing"]))
     records = [dg.TableRecord({name: _cell(row.get(name)) for name in names}) for row in rows]
-    schema = dg.TableSchema([dg.TableColumn(name, _column_type(records, name)) for name in names])
+    schema = None if records else dg.TableSchema([dg.TableColumn(name) for name in names])
     return dg.MetadataValue.table(records, schema)
 
 
@@ -107,12 +107,3 @@ def _cell(value: Any) -> str | int | float | bool | None:
         # The last learning rates of a training are under 0.0001.
         return round(value, 4) if abs(value) >= 0.1 else float(f"{value:.4g}")
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
-
-
-def _column_type(records: Sequence[dg.TableRecord], name: str) -> str:
-    kinds = {type(record.data[name]) for record in records} - {type(None)}
-    if kinds == {bool}:
-        return "bool"
-    if kinds == {int}:
-        return "int"
-    return "float" if kinds and kinds <= {int, float} else "string"

@@ -23,23 +23,21 @@ GRACE_SECONDS = 60
 def fail_orphaned_runs(instance: dg.DagsterInstance, say: Callable[[str], None]) -> list[str]:
     """Mark runs as failed whose process is gone from this machine, and free their slots; returns their ids.
 
-    Only for a home in local files, which one machine uses: on a shared database the process may live
-    elsewhere. Runs that no process was started for are left to Dagster's own start timeout.
+    Only for a home in local files: on a shared database the process may live on another machine. Runs that no
+    process was started for are left to Dagster's own start timeout.
     """
     if "sqlite" not in type(instance.run_storage).__name__.lower():
         return []
     failed = []
     begun_ones = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
     for record in instance.get_run_records(dg.RunsFilter(statuses=begun_ones)):
-        run = record.dagster_run
+        run, pid = record.dagster_run, process_of(instance, record.dagster_run.run_id)
         begun = record.start_time or record.create_timestamp.timestamp()
-        pid = process_of(instance, run.run_id)
         if is_alive(pid, begun) or (pid is None and run.status is dg.DagsterRunStatus.STARTING):
             continue
+        why = "it was killed, the machine was switched off, or a full disk kept it from recording its end"
         instance.report_run_failed(
-            run,
-            f"Its process {pid or ''} is gone: it was killed, the machine was switched off, or a full disk "
-            "kept it from recording its end. Run it again; it continues.",
+            run, f"Its process {pid or ''} is gone: {why}. Run it again; it continues."
         )
         if instance.event_log_storage.supports_global_concurrency_limits:
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
@@ -49,14 +47,11 @@ def fail_orphaned_runs(instance: dg.DagsterInstance, say: Callable[[str], None])
 
 
 def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
-    """The process that executes a run's steps or watches over them, None if none was logged."""
-    found = None
-    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
-        logged = entry.dagster_event.engine_event_data.metadata.get("pid") if entry.dagster_event else None
-        # Steps have processes of their own; the run's is the one logged outside of any step.
-        if logged is not None and entry.step_key is None:
-            found = int(logged.value)
-    return found
+    """The process that a run logged outside of any step: its own; steps have processes of theirs."""
+    events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    own = [one.dagster_event.engine_event_data.metadata for one in events if one.step_key is None]
+    pids = [int(metadata["pid"].value) for metadata in own if "pid" in metadata]
+    return pids[-1] if pids else None
 
 
 def is_alive(pid: int | None, begun: float) -> bool:

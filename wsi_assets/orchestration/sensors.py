@@ -5,7 +5,6 @@ follow by their automation conditions.
 """
 
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,13 +23,13 @@ from wsi_assets.orchestration.slide_folder import (
     known_slides,
     news,
     news_of_levels,
-    observe,
+    observe_all,
     signature_of,
 )
 from wsi_assets.orchestration.storage import StorageResource
 
-READ_FOR_SECONDS = 20
-"""A poll reads no new slides for longer; the rest wait, so no poll holds up the others."""
+MOST_A_POLL = 500
+"""New slides that one poll reads; the rest wait, so that no poll runs into Dagster's time limit."""
 
 
 def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
@@ -91,7 +90,9 @@ def _poll(
     # A slide put back after it was retired is registered first: news of a partition that is not there are
     # lost.
     back = {one for one in still if one not in registered and _is_retired(known[one])}
-    seen = _read_contents(folder, now, [one for one in still if one not in back], faults)
+    settled_ones = [folder.slide(one) for one in still if one not in back]
+    seen, unread = observe_all(settled_ones[:MOST_A_POLL], known)
+    faults += unread.values()
     new = sorted((seen.keys() | back | (now.keys() - waiting.keys())) - registered)
     events: list[Any] = []
     for slide_id, files in seen.items():
@@ -116,21 +117,3 @@ def _poll(
 
 def _is_retired(known: Seen) -> bool:
     return SLIDE_IMAGE in known and known[SLIDE_IMAGE].version == RETIRED
-
-
-def _read_contents(
-    folder: SlideFolderResource,
-    now: Mapping[str, Mapping[str, str]],
-    slide_ids: list[str],
-    faults: list[str],
-) -> dict[str, Seen]:
-    """What the files of slides hold, of as many as a poll has time for; those unreadable go to ``faults``."""
-    until, found = time.monotonic() + READ_FOR_SECONDS, {}
-    for slide_id in slide_ids:
-        if found and time.monotonic() > until:
-            break
-        try:
-            found[slide_id] = observe(folder.slide(slide_id), now[slide_id])
-        except SlideError as error:
-            faults.append(str(error))
-    return found

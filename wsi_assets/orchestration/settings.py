@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zoneinfo
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from wsi_assets.errors import ConfigError
@@ -66,17 +66,12 @@ class Settings:
 
     def to_environment(self) -> dict[str, str]:
         """The variables that make another process arrive at the same settings."""
-        values = {
-            "WSI_IMAGES_DIR": self.images_dir,
-            "WSI_ANNOTATIONS_DIR": self.annotations_dir,
-            "WSI_STORAGE_DIR": self.storage_dir,
-            "MLFLOW_TRACKING_URI": self.tracking_uri,
-            "WSI_MLFLOW_URL": self.mlflow_url,
-            "WSI_SCHEDULER": self.scheduler,
-            "WSI_POLL_SECONDS": self.poll_seconds,
-            "WSI_TIMEZONE": self.timezone,
+        names = {"tracking_uri": "MLFLOW_TRACKING_URI"}
+        return {
+            names.get(field.name, f"WSI_{field.name.upper()}"): str(getattr(self, field.name))
+            for field in fields(self)
+            if getattr(self, field.name) is not None
         }
-        return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def _seconds(environ: Mapping[str, str], variable: str, default: int) -> int:

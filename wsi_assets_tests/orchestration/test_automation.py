@@ -165,3 +165,11 @@ def test_a_tick_at_night_is_in_the_time_zone_of_the_lab(tmp_path):
     assert settings.timezone == "Asia/Tokyo"
     assert Settings.from_environment(settings.to_environment(), tmp_path).timezone == "Asia/Tokyo"
     assert build_definitions(settings)
+
+
+def test_the_comparison_follows_an_evaluation_also_while_other_levels_have_none(ticks):
+    ticks.instance.add_dynamic_partitions(LEVELS.name, ["2", "4"])
+    ticks.tick()
+    ticks.make("evaluation", "2")
+    assert ticks.tick() == {"level_comparison": {None}}
+    assert ticks.tick() == {}

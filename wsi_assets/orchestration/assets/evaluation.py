@@ -11,6 +11,7 @@ from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
 from wsi_assets.orchestration.assets.learning import TEST_PREDICTIONS, TRAINED_MODEL
+from wsi_assets.orchestration.automation import follow_reports
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.evaluation_metadata import (
     confusion_rows,
@@ -44,6 +45,7 @@ LEVEL_COMPARISON = Artefact(
     path="level_comparison",
     inputs=(EVALUATION,),
     main_file="comparison.html",
+    automation=follow_reports,
 )
 
 EvaluationConfig = launchpad_config(EVALUATION)

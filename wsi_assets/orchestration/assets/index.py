@@ -68,7 +68,7 @@ def slide_index(
     tissue_regions: LazyPickles,
     annotation_regions: LazyPickles,
 ) -> dg.MaterializeResult:
-    from wsi_assets.index import counts, counts_png, index_level, slide_table
+    from wsi_assets.index import counts, index_level, slide_table
 
     with user_errors_as_failures():
         registered = context.instance.get_dynamic_partitions(SLIDES.name)
@@ -83,7 +83,6 @@ def slide_index(
         made.index,
         facts={**counts(made.index), "left_out": left_out, "left_out_count": len(left_out)},
         metadata={
-            "counts_picture": picture(counts_png(made.index), "patches by slide"),
             "counts_by_slide": table(slide_table(made.index)),
         },
     )
