@@ -78,7 +78,7 @@ class Artefact:
     def partitions_def(self) -> dg.PartitionsDefinition | None:
         return SLIDES if self.by_slide else LEVELS if self.by_level else None
 
-    def asset_arguments(self, *, io_manager_key: str | None = None) -> dict[str, Any]:
+    def asset_arguments(self, *, io_manager_key: str = "pickle_io") -> dict[str, Any]:
         """What ``@dg.asset`` needs to know of it; IO managers find ``path`` in the asset's metadata."""
         return {
             "name": self.name,

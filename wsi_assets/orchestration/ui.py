@@ -135,8 +135,8 @@ def _watch(
 
 
 def _stop(servers: list[subprocess.Popen]) -> None:
-    """Interrupt the servers; they and what they started are gone within seconds."""
-    found = [process for server in servers if server.poll() is None for process in _family(server.pid)]
+    """Interrupt the servers; they and what they started are gone within seconds, but for runs."""
+    found = [process for server in servers for process in _family(server.pid)]
     for server in servers:
         with contextlib.suppress(ProcessLookupError):
             server.send_signal(signal.SIGINT)
@@ -146,7 +146,9 @@ def _stop(servers: list[subprocess.Popen]) -> None:
 
 
 def _family(pid: int) -> list[psutil.Process]:
+    """A process and what it started; runs, which the code server starts, are let go on."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
+        children = [] if "grpc" in process.cmdline() else process.children()
+        return [process, *(one for child in children for one in _family(child.pid))]
     return []

@@ -32,7 +32,6 @@ LEVELS = ["1", "2"]
 UPTO_STORE = ["slide_index", "sampled_index", "patch_store"]
 REGIONS = ["tissue_regions", "annotation_regions"]
 DONE = ("COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED")
-ENDED = ("SUCCESS", "FAILURE")
 
 
 @pytest.fixture(scope="module")
@@ -129,21 +128,13 @@ def test_a_value_given_in_the_launchpad_is_kept_by_a_later_plain_materialization
     assert platform.check("patch_store", "up_to_date", "2")["success"]
 
 
-def test_a_replaced_slide_is_made_again_and_a_mended_one_too(platform, real_data, cohort_files):
-    # One after the other: of two at once Dagster makes a backfill, which begins after up to 30 s.
-    for file, slide in (
-        (cohort_files / "images" / "tumor_001_node_2.tif", f"{SLOW}.tif"),
-        (real_data / "slides" / "CMU-1-Small-Region.svs", f"{BROKEN}.svs"),
-    ):
-        slide_id = Path(slide).stem
-        before = {asset: len(platform.made_by(asset, slide_id)) for asset in REGIONS}
-        shutil.copy(file, platform.images / slide)
-        for asset in REGIONS:
-            platform.wait(
-                lambda asset=asset, of=slide_id, then=before: len(platform.made_by(asset, of)) > then[asset],
-                f"{asset} of {slide_id}",
-            )
-    platform.wait(platform.is_idle, "the end of all runs")
+def test_a_replaced_slide_is_made_again(platform, cohort_files):
+    before = {asset: len(platform.made_by(asset, SLOW)) for asset in REGIONS}
+    shutil.copy(cohort_files / "images" / "tumor_001_node_2.tif", platform.images / f"{SLOW}.tif")
+    for asset in REGIONS:
+        platform.wait(
+            lambda asset=asset: len(platform.made_by(asset, SLOW)) > before[asset], f"{asset} of {SLOW}"
+        )
 
 
 def test_killed_as_a_whole_it_comes_back_fails_the_orphaned_run_and_goes_on(platform, instance, cohort_files):
@@ -163,15 +154,9 @@ def test_killed_as_a_whole_it_comes_back_fails_the_orphaned_run_and_goes_on(plat
     assert len(platform.made_by("tissue_regions", later)) == 1
 
 
-def test_a_slide_taken_away_is_named_retired_by_one_command_and_made_anew_when_it_is_put_back(
-    platform, instance
-):
+def test_a_slide_taken_away_is_retired_and_made_anew_when_it_is_put_back(platform, instance):
     file, kept = platform.images / f"{NORMAL}.tif", platform.home / "kept.tif"
     file.rename(kept)
-    platform.make("level_pipeline", ["slide_index"], "1")
-    found = platform.check("slide_index", "every_slide_takes_part", "1")
-    assert not found["success"]
-    assert NORMAL in found["description"]
     folder = SlideFolderResource(images_dir=str(platform.images), annotations_dir=str(platform.annotations))
 
     def is_retired() -> bool:
@@ -197,14 +182,11 @@ def test_a_slide_folder_that_goes_away_and_comes_back_changes_nothing(platform):
     platform.wait(lambda: _slide_folder_says(platform, "does not exist"), "the warning")
     platform.images.mkdir()
     platform.wait(lambda: _slide_folder_says(platform, "not mounted"), "the other warning")
-    run = platform.launch("level_pipeline", ["slide_index"], "1")
-    platform.wait(lambda: platform.status(run) in ENDED, "the index")
-    assert platform.status(run) == "FAILURE", "no index is made without the slides, whoever asks"
     platform.images.rmdir()
     unplugged.rename(platform.images)
     platform.wait(lambda: _slide_folder_says(platform, "nothing new"), "that nothing changed")
     assert platform.slides() == slides
-    assert run_ids(platform) == runs | {run}
+    assert run_ids(platform) == runs
 
 
 def test_one_server_that_dies_stops_the_others_and_a_lost_dagster_home_makes_nothing_again(platform):

@@ -51,7 +51,7 @@ SampledIndexConfig = launchpad_config(SAMPLED_INDEX)
 
 
 @dg.asset(
-    **SLIDE_INDEX.asset_arguments(io_manager_key="pickle_io"),
+    **SLIDE_INDEX.asset_arguments(),
     ins={
         "tissue_regions": dg.AssetIn(**EVERY_PARTITION),
         "annotation_regions": dg.AssetIn(**EVERY_PARTITION),
@@ -89,7 +89,7 @@ def slide_index(
 
 
 @dg.asset(
-    **SAMPLED_INDEX.asset_arguments(io_manager_key="pickle_io"),
+    **SAMPLED_INDEX.asset_arguments(),
     kinds={"numpy", "pickle"},
     description="All tumor patches and a seeded choice of normal ones; validation and test slides keep every "
     "patch: `index_level_N_sampled.pkl`.",

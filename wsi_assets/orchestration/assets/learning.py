@@ -109,7 +109,7 @@ def trained_model(
 
 
 @dg.asset(
-    **TEST_PREDICTIONS.asset_arguments(io_manager_key="pickle_io"),
+    **TEST_PREDICTIONS.asset_arguments(),
     kinds={"pytorch", "pickle"},
     pool=POOL,
     description="Tumor probability of every patch of every test slide: `slide_index_test.pkl`, the index "

@@ -89,7 +89,7 @@ def slide_annotation(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
 
 
 @dg.asset(
-    **TISSUE_REGIONS.asset_arguments(io_manager_key="pickle_io"),
+    **TISSUE_REGIONS.asset_arguments(),
     deps=[slide_image],
     kinds={"openslide", "opencv", "pickle"},
     backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
@@ -138,7 +138,7 @@ def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -
 
 
 @dg.asset(
-    **ANNOTATION_REGIONS.asset_arguments(io_manager_key="pickle_io"),
+    **ANNOTATION_REGIONS.asset_arguments(),
     deps=[slide_annotation],
     ins={"tissue_regions": dg.AssetIn(metadata={"load": "mapping"})},
     kinds={"shapely", "xml", "pickle"},
