@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cached_property
 from typing import Any
 
 import dagster as dg
@@ -49,7 +48,9 @@ class Making:
         self._given = {} if config is None else given_in(artefact, config)
         given = ParameterSet({artefact.name: self._given} if self._given else {}, COMMAND_LINE)
         self.options: Any = options_of(artefact, self.partition, storage.parameters.read(), given)
-        self._inputs = inputs
+        above = [one for one in artefact.inputs if one.by_level]
+        recorded = {one.name: storage.version(one, self.partition) for one in above}
+        self.inputs = recorded if inputs is None else dict(inputs)
         self._started = time.monotonic()
 
     @property
@@ -59,16 +60,6 @@ class Making:
     @property
     def parameters(self) -> dict[str, Any]:
         return self.options.model_dump(mode="json")
-
-    @cached_property
-    def inputs(self) -> dict[str, Any]:
-        if self._inputs is not None:
-            return dict(self._inputs)
-        return {
-            one.name: self.storage.version(one, self.partition)
-            for one in self.artefact.inputs
-            if one.by_level
-        }
 
     def keep_parameters(self) -> None:
         """Write the given values into ``parameters.yaml``."""

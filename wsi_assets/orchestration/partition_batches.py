@@ -38,9 +38,7 @@ def make_slides(
     prepare: Callable[[str], Callable[[], Any]],
     finish: Callable[[str, Any], Made],
 ) -> dg.MaterializeResult:
-    """Make every partition of this run; a slide that cannot be made costs only itself.
-
-    Each slide is stored as it is made, so a kill loses those in work.
+    """Make every partition of this run, each stored as it is made; one that cannot be made costs only itself.
 
     Args:
         prepare: slide id -> the reading of files, to be called in any process; raises what a user can mend.

@@ -170,18 +170,11 @@ class StorageResource(dg.ConfigurableResource):
         parameters: Mapping[str, Any],
         inputs: Mapping[str, Any],
     ) -> str | None:
-        """Why an artefact must be made again, in a few words; None if it is up to date.
-
-        Args:
-            parameters, inputs: what it would be made with and from now.
-        """
-        record, is_there = (
-            read_record(self.record_path(artefact, partition)),
-            self.is_there(artefact, partition),
-        )
+        """Why an artefact must be made again with these parameters and inputs; None if it is up to date."""
+        record = read_record(self.record_path(artefact, partition))
         if record is None:
-            return "has no provenance record" if is_there else "is not made"
-        if not is_there:
+            return "has no provenance record" if self.is_there(artefact, partition) else "is not made"
+        if not self.is_there(artefact, partition):
             return "is not there any more"
         try:
             if record.recipe == recipe_of(artefact, parameters, inputs):
@@ -193,9 +186,7 @@ class StorageResource(dg.ConfigurableResource):
             for name, value in parameters.items()
             if name not in artefact.without_effect and record.parameters.get(name) != value
         ]
-        differs += [
-            f"{name} changed" for name, version in inputs.items() if record.inputs.get(name) != version
-        ]
+        differs += [f"{name} changed" for name, value in inputs.items() if record.inputs.get(name) != value]
         if record.code_version != artefact.code_version or record.parameters.keys() != parameters.keys():
             differs.append("its code changed")
         return ", ".join(differs) or "a file that a parameter names changed"
