@@ -74,12 +74,9 @@ class LevelOutcome:
 
 
 class CommandLineRun:
-    """One instance, one set of folders, the parameters that were given.
+    """One instance, one set of folders; ``given`` parameters are over those of ``parameters.yaml``.
 
-    Args:
-        instance: the Dagster instance that records the runs.
-        given: parameters of this command, over those of ``parameters.yaml``.
-        say: given one line for what is worth knowing before it is done.
+    ``say`` gets a line for what is worth knowing before it is done.
     """
 
     def __init__(
@@ -95,12 +92,7 @@ class CommandLineRun:
         self.definitions = build_definitions(settings)
 
     def plan(self, levels: Sequence[int], upto: str = "evaluation") -> list[str]:
-        """One line for everything that would be made, and why; makes and writes nothing.
-
-        Raises:
-            SlideError: the folder cannot be listed, or what it shows suggests a disk that is not mounted.
-            ConfigError: there is no such level or asset.
-        """
+        """One line for everything that would be made, and why; makes and writes nothing."""
         parameters, lines = (self.storage.parameters.read(), self.given), []
         seen, _, _ = self._look(annotations_gone=False)
         stale: dict[str, str] = {}
@@ -131,11 +123,9 @@ class CommandLineRun:
     def run_slides(self, *, annotations_gone: bool = False) -> SlidesOutcome:
         """Register the slides of the folder and make their regions where these are missing or out of date.
 
-        Args:
-            annotations_gone: believe that slides which had annotations have none any more.
-
         Raises:
-            SlideError: the folder cannot be listed, or what it shows suggests a disk that is not mounted.
+            SlideError: the folder cannot be listed, or what it shows suggests a disk that is not mounted;
+                ``annotations_gone`` believes that annotations are gone.
         """
         self.storage.parameters.read()
         seen, outcome, known = self._look(annotations_gone)
@@ -152,11 +142,7 @@ class CommandLineRun:
         return outcome
 
     def run_level(self, level: int, upto: str = "evaluation") -> LevelOutcome:
-        """Make a level's assets up to ``upto``, all that are out of date in one run.
-
-        Raises:
-            ConfigError: there is no such level or asset.
-        """
+        """Make a level's assets up to ``upto``, all that are out of date in one run."""
         chain, key = chain_upto(upto), str(level_of(str(level)))
         outcome, started = LevelOutcome(level), time.monotonic()
         self.instance.add_dynamic_partitions(LEVELS.name, [key])
@@ -185,11 +171,7 @@ class CommandLineRun:
         return outcome
 
     def compare_levels(self) -> dict[str, Any]:
-        """Set all evaluated levels side by side; returns the page's path and the levels left out.
-
-        Raises:
-            EvaluationError: it could not be made.
-        """
+        """Set all evaluated levels side by side; returns the page's path and the levels left out."""
         (comparison,) = (one for one in all_artefacts() if one.partitions_def is None)
         result = self._execute(COMPARE_LEVELS, [comparison.name])
         if not result.success:
@@ -289,11 +271,7 @@ class CommandLineRun:
 
 
 def chain_upto(upto: str) -> tuple[Artefact, ...]:
-    """The assets that make a level up to ``upto``, in order.
-
-    Raises:
-        ConfigError: there is no such asset.
-    """
+    """The assets that make a level up to ``upto``, in order."""
     chain = level_chain()
     names = [artefact.name for artefact in chain]
     if upto not in names:

@@ -193,29 +193,17 @@ def options_of(artefact: Artefact, level: str | None, *sets: ParameterSet) -> py
 
 
 class ParameterFile:
-    """``parameters.yaml`` of a storage folder; a missing one says nothing.
-
-    Args:
-        path: of the file.
-    """
+    """``parameters.yaml`` of a storage folder; a missing one says nothing."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def read(self) -> ParameterSet:
-        """What the file says.
-
-        Raises:
-            ConfigError: it cannot be read, or says something unknown or impossible.
-        """
+        """What the file says."""
         return read_parameters(self.path) if self.path.exists() else ParameterSet({}, self.path)
 
     def changes(self, artefact: Artefact, level: str | None, given: Mapping[str, Any]) -> list[str]:
-        """A line for each given value that changes what the asset is made with.
-
-        Raises:
-            ConfigError: the file cannot be read, or a value is impossible.
-        """
+        """A line for each given value that changes what the asset is made with."""
         where = f"level {level}" if artefact.by_level and level is not None else "all levels"
         return [
             f"{self.path.name}: {artefact.name}.{name} of {where} is {value!r}, was {before!r}"
@@ -223,12 +211,7 @@ class ParameterFile:
         ]
 
     def remember(self, artefact: Artefact, level: str | None, given: Mapping[str, Any]) -> list[str]:
-        """Write the given values that change something into the file; returns the lines of :meth:`changes`.
-
-        Raises:
-            ConfigError: as there.
-            WsiAssetsError: the disk is full or cannot be written.
-        """
+        """Write what :meth:`changes` names into the file; returns its lines."""
         if not given:
             return []
         with self._locked():

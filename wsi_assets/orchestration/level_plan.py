@@ -41,14 +41,10 @@ def stale_artefacts(
     usable: Mapping[str, list[str]],
     *parameters: ParameterSet,
 ) -> dict[str, str]:
-    """Name -> why it must be made again, of a level's assets; what depends on it follows.
+    """Name -> why it must be made again, of a level's assets in order; what depends on it follows.
 
     Of the same inputs the same is made again, so nothing below a deleted store has to follow; below a
-    model it has to, as that is another one when it is trained again.
-
-    Args:
-        chain: in the order in which they are made.
-        usable: slide id -> versions of its regions, of the slides that can take part.
+    model it has to, as that is another one when it is trained again. ``usable`` is of :func:`usable_slides`.
     """
     stale: dict[str, str] = {}
     versions: dict[str, str | None] = {}
@@ -81,14 +77,9 @@ def inputs_of_level(
 def usable_slides(
     storage: StorageResource, folder: SlideFolderResource, instance: dg.DagsterInstance
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Which registered slides a level can be made from, and why the others are left out.
+    """Slide id -> versions of its regions, of those a level can be made from; slide id -> why it is left out.
 
-    Returns:
-        slide id -> versions of its regions; slide id -> reason. Where a file lies does not count: the slides
-        may move, and nothing is to be made again.
-
-    Raises:
-        SlideError: the slide folder does not list.
+    Where a file lies does not count: the slides may move, and nothing is to be made again.
     """
     registered = instance.get_dynamic_partitions(SLIDES.name)
     found = {slide.slide_id for slide in folder.list().slides}

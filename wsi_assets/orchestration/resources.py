@@ -42,16 +42,11 @@ class SlideFolderResource(dg.ConfigurableResource):
 
     @classmethod
     def of(cls, settings: Settings) -> SlideFolderResource:
-        """The folders that the settings name."""
         annotations = None if settings.annotations_dir is None else str(settings.annotations_dir)
         return cls(images_dir=str(settings.images_dir), annotations_dir=annotations)
 
     def list(self) -> SlideListing:
-        """List the folders anew.
-
-        Raises:
-            SlideError: a folder is missing or unreadable; that is never "no slides".
-        """
+        """List the folders anew; one that is missing or unreadable is a SlideError, never "no slides"."""
         from wsi_assets.slides import find_slides
 
         annotations = None if self.annotations_dir is None else Path(self.annotations_dir)
@@ -62,21 +57,13 @@ class SlideFolderResource(dg.ConfigurableResource):
         return listing
 
     def slides(self) -> dict[str, SlideFile]:
-        """Slide id -> its file; the folders are listed once a run.
-
-        Raises:
-            SlideError: a folder is missing or unreadable.
-        """
+        """Slide id -> its file; the folders are listed once a run."""
         if self._slides is None:
             self.list()
         return self._slides
 
     def slide(self, slide_id: str) -> SlideFile:
-        """The file of one slide.
-
-        Raises:
-            SlideError: no file of the folder has this id.
-        """
+        """The file of one slide; SlideError if there is none."""
         if slide_id in self.slides():
             return self._slides[slide_id]
         why = self._left_out.get(normalize_id(slide_id))
@@ -87,10 +74,7 @@ class SlideFolderResource(dg.ConfigurableResource):
         )
 
     def with_present_paths(self, index: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """An index with its slides' present paths: the folder may have moved since it was made.
-
-        A slide that is not found keeps the path it had, so that whoever reads it says what is missing.
-        """
+        """An index with its slides' present paths, as the folder may have moved; one that is gone keeps its own."""
         with contextlib.suppress(SlideError):
             paths = {slide_id: str(slide.path) for slide_id, slide in self.slides().items()}
             return {
@@ -111,12 +95,7 @@ class WorkersResource(dg.ConfigurableResource):
 
     @contextlib.contextmanager
     def open(self, tasks: int) -> Iterator[Executor | None]:
-        """An executor for so many tasks; None is this process, enough for one.
-
-        Raises:
-            ClusterError: ``distributed`` is not installed, the scheduler does not answer within seconds, or
-                a worker has other versions than this process.
-        """
+        """An executor for so many tasks, ClusterError if the cluster cannot; None is this process."""
         if self.scheduler:
             with self.open_cluster() as executor:
                 yield executor
@@ -132,11 +111,7 @@ class WorkersResource(dg.ConfigurableResource):
             yield executor
 
     def open_cluster(self) -> AbstractContextManager[DaskExecutor | None]:
-        """The cluster's executor, or None where there is no cluster.
-
-        Raises:
-            ClusterError: as for :meth:`open`.
-        """
+        """The cluster's executor, or None where there is no cluster."""
         from wsi_assets.patches import open_executor
 
         return open_executor(self.scheduler)

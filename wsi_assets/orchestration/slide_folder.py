@@ -55,11 +55,7 @@ Seen = Mapping[str, FileSeen]
 
 
 def signature_of(slide: SlideFile) -> dict[str, str]:
-    """Asset -> path, size and time of the slide's file: cheap, and different when the file changed.
-
-    Raises:
-        SlideError: a file is gone or cannot be read.
-    """
+    """Asset -> path, size and time of the slide's file: cheap, and different when the file changed."""
     from wsi_assets.slides import signature
 
     found = {SLIDE_ANNOTATION: ""}
@@ -71,11 +67,7 @@ def signature_of(slide: SlideFile) -> dict[str, str]:
 
 
 def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSeen]:
-    """Read what identifies the contents of a slide's image and annotation.
-
-    Raises:
-        SlideError: a file cannot be read.
-    """
+    """Read what identifies the contents of a slide's image and annotation."""
     from wsi_assets.slides import fingerprint
 
     annotation = slide.annotation_path
@@ -98,13 +90,9 @@ def doubt(
     *,
     annotations: bool = True,
 ) -> None:
-    """Refuse a listing that suggests a disk that is not mounted rather than files taken away.
+    """SlideError if most registered slides or annotations are gone: is a disk not mounted?
 
-    Args:
-        annotations: False believes that annotations are gone.
-
-    Raises:
-        SlideError: most registered slides, or most annotations, are gone.
+    ``annotations=False`` believes that annotations are gone.
     """
     slides = folder.slides()
     gone = len(set(registered) - slides.keys())
