@@ -74,7 +74,7 @@ class SlideFolderResource(dg.ConfigurableResource):
         )
 
     def with_present_paths(self, index: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """An index with its slides' present paths, as the folder may have moved; one that is gone keeps its own."""
+        """An index with its slides' present paths: they may have moved; one that is gone keeps its own."""
         with contextlib.suppress(SlideError):
             paths = {slide_id: str(slide.path) for slide_id, slide in self.slides().items()}
             return {
