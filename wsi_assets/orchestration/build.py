@@ -5,6 +5,8 @@ A new asset stands in its own module; a new module is named in ``MODULES``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import dagster as dg
 
 from wsi_assets.orchestration.artefact import Artefact
@@ -94,29 +96,28 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
 def _jobs() -> list:
     """What a user launches by name."""
 
-    def job(name: str, artefacts: list[Artefact], description: str):
-        selection = dg.AssetSelection.assets(*(artefact.key for artefact in artefacts))
-        return dg.define_asset_job(name, selection=selection, description=description)
+    def made(wanted: Callable[[Artefact], bool]) -> dg.AssetSelection:
+        return dg.AssetSelection.assets(*(one.key for one in ARTEFACTS if wanted(one)))
 
     return [
-        job(
+        dg.define_asset_job(
             SLIDE_REGIONS,
-            [one for one in ARTEFACTS if one.by_slide],
-            "Tissue and annotation of slides: run it again after mending a slide that failed.",
+            made(lambda one: one.by_slide),
+            description="Tissue and annotation of slides: run it again after mending a slide that failed.",
         ),
-        job(
+        dg.define_asset_job(
             LEVEL_PIPELINE,
-            [one for one in ARTEFACTS if one.by_level],
-            "One level from index to evaluation. Add a level in the dialog, or choose levels in use.",
+            made(lambda one: one.by_level),
+            description="One level from index to evaluation. Add a level in the dialog, or choose levels.",
         ),
-        job(
+        dg.define_asset_job(
             COMPARE_LEVELS,
-            [one for one in ARTEFACTS if one.partitions_def is None],
-            "All evaluated levels side by side, from the reports that are there.",
+            made(lambda one: one.partitions_def is None),
+            description="All evaluated levels side by side, from the reports that are there.",
         ),
         dg.define_asset_job(
             LEVEL_CHECKS,
-            selection=dg.AssetSelection.all_asset_checks(),
+            dg.AssetSelection.all_asset_checks(),
             partitions_def=LEVELS,
             description="Evaluates every check of a level, e.g. what is out of date after parameters.yaml "
             "was edited. Makes nothing.",

@@ -123,15 +123,14 @@ class MlflowResource(dg.ConfigurableResource):
         """The id of the experiment, created when it is first needed."""
         # A server knows its own artefact store; the local one lies beside its database.
         location = None if self.tracking_uri else self.storage.mlflow_artifacts.as_uri()
-        # An experiment keeps its place: that of a folder that was moved would write where it had been.
-        for name in (EXPERIMENT, f"{EXPERIMENT} in {self.storage.root.name} {digest(location)[:6]}"):
+        name, found = EXPERIMENT, mlflow.get_experiment_by_name(EXPERIMENT)
+        if found is not None and location not in (None, found.artifact_location):
+            # An experiment keeps its place: that of a folder that was moved would write where it had been.
+            name = f"{EXPERIMENT} in {self.storage.root.name} {digest(location)[:6]}"
             found = mlflow.get_experiment_by_name(name)
-            if found is None:
-                break
-            if location in (None, found.artifact_location):
-                return found.experiment_id
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        return mlflow.create_experiment(name, location, tags)
+        if found is not None:
+            return found.experiment_id
+        return mlflow.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"})
 
     @contextlib.contextmanager
     def training_run(
