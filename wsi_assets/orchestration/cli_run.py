@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from wsi_assets.orchestration.storage import Record
 
 SLIDES_A_RUN = 200
-"""Slides of one asset that one run makes; what a killed run made is kept all the same."""
+"""Slides that one run makes; what a killed run made is kept all the same."""
 
 
 @dataclass
@@ -131,8 +131,9 @@ class CommandLineRun:
         seen, outcome, known = self._look(annotations_gone)
         register(self.instance, self.storage, known, seen, known)
         made: set[str] = set()
-        for artefact in slide_artefacts():
-            made |= self._make_slides(artefact, seen, outcome, annotations_gone)
+        # New slides get all their regions in one run; then each asset where it alone is out of date.
+        for artefacts in (slide_artefacts(), *((one,) for one in slide_artefacts())):
+            made |= self._make_slides(artefacts, seen, outcome, annotations_gone)
         outcome.made = sorted(made - outcome.left_out.keys())
         for slide_id in outcome.made:
             records = [self.storage.record(artefact, slide_id) for artefact in slide_artefacts()]
@@ -210,23 +211,31 @@ class CommandLineRun:
                 evaluate_checks_of(artefact, level)
 
     def _make_slides(
-        self, artefact: Artefact, seen: Mapping[str, Seen], outcome: SlidesOutcome, annotations_gone: bool
+        self,
+        artefacts: Sequence[Artefact],
+        seen: Mapping[str, Seen],
+        outcome: SlidesOutcome,
+        annotations_gone: bool,
     ) -> set[str]:
-        """Make one asset of all slides for which it is out of date, in runs of many slides."""
+        """Make assets of all slides for which each is out of date, in runs of many slides."""
         slides = {slide_id: files for slide_id, files in seen.items() if slide_id not in outcome.left_out}
-        stale = stale_slides(self.storage, artefact, slides, self.storage.parameters.read(), self.given)
+        parameters = (self.storage.parameters.read(), self.given)
+        stale = set(slides)
+        for artefact in artefacts:
+            stale &= stale_slides(self.storage, artefact, slides, *parameters).keys()
         if stale:
-            self._keep([artefact], None)
-        believed = annotations_gone and SLIDE_ANNOTATION in artefact.sources
-        config = {"annotations_gone": True} if believed else {}
+            self._keep(artefacts, None)
+        believed = [one.name for one in artefacts if annotations_gone and SLIDE_ANNOTATION in one.sources]
+        config = {name: {"annotations_gone": True} for name in believed}
         order = self.instance.get_dynamic_partitions(SLIDES.name)
+        names = [artefact.name for artefact in artefacts]
         for stretch in stretches(order, stale, SLIDES_A_RUN):
-            result = self._execute(SLIDE_REGIONS, [artefact.name], range_of=stretch, config=config)
+            result = self._execute(SLIDE_REGIONS, names, range_of=stretch, config=config)
             if not result.success:
                 failed = failed_slides(result)
                 why = None if failed else failure_of(result)
                 outcome.left_out.update(failed or dict.fromkeys(stretch, str(why)))
-        return set(stale)
+        return stale
 
     def _given_for(self, artefact: Artefact, level: str | None) -> dict[str, Any]:
         return {name: value for name, (_, value) in self.given.values(artefact, level).items()}
@@ -245,7 +254,7 @@ class CommandLineRun:
         *,
         partition_key: str | None = None,
         range_of: Sequence[str] = (),
-        config: Mapping[str, Any] | None = None,
+        config: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dg.ExecuteInProcessResult:
         # The UI's pages Timeline and Jobs show runs of the code location by the first of these.
         tags = {
@@ -261,7 +270,7 @@ class CommandLineRun:
             partition_key=partition_key,
             asset_selection=[dg.AssetKey(asset) for asset in assets],
             run_config={
-                "ops": {asset: {"config": dict(config)} for asset in assets} if config else {},
+                "ops": {asset: {"config": dict(values)} for asset, values in (config or {}).items()},
                 # The terminal shows progress and one line a fault; the whole log is in the UI.
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },

@@ -195,7 +195,7 @@ def observe_all(
     unread: dict[str, str] = {}
     for slide in slides:
         try:
-            signatures, before = signature_of(slide), known[slide.slide_id]
+            signatures, before = signature_of(slide), known.get(slide.slide_id, {})
             seen[slide.slide_id] = observe(slide, signatures) if is_changed(signatures, before) else before
         except SlideError as error:
             unread[slide.slide_id] = str(error)

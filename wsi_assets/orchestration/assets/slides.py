@@ -20,7 +20,13 @@ from wsi_assets.orchestration.metadata import picture, rounded, table, user_erro
 from wsi_assets.orchestration.partition_batches import SLIDES_PER_RUN, Made, make_slides
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResource
-from wsi_assets.orchestration.slide_folder import NO_ANNOTATION, SLIDE_ANNOTATION, SLIDE_IMAGE, doubt
+from wsi_assets.orchestration.slide_folder import (
+    NO_ANNOTATION,
+    SLIDE_ANNOTATION,
+    SLIDE_IMAGE,
+    doubt,
+    observe_all,
+)
 from wsi_assets.orchestration.storage import StorageResource
 
 TISSUE_REGIONS = Artefact(
@@ -55,37 +61,30 @@ class AnnotationConfig(launchpad_config(ANNOTATION_REGIONS)):
     )
 
 
-@dg.observable_source_asset(
-    name=SLIDE_IMAGE,
-    partitions_def=SLIDES,
-    group_name=SLIDES.name,
-    description="A whole-slide image in the user's own folder: watched, never written. Its data version is "
-    "the fingerprint of its bytes.",
+def _source(name: str, description: str) -> dg.SourceAsset:
+    """A file of the user's: watched, never written; its data version is the fingerprint of its bytes."""
+
+    @dg.observable_source_asset(
+        name=name, partitions_def=SLIDES, group_name=SLIDES.name, description=description
+    )
+    def observe_files(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
+        with user_errors_as_failures():
+            seen, _ = observe_all(folder.list().slides, {})
+            return dg.DataVersionsByPartition({one: files[name].version for one, files in seen.items()})
+
+    return observe_files
+
+
+slide_image = _source(
+    SLIDE_IMAGE,
+    "A whole-slide image in the user's own folder: watched, never written. Its data version is the "
+    "fingerprint of its bytes.",
 )
-def slide_image(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
-    from wsi_assets.slides import fingerprint
-
-    with user_errors_as_failures():
-        return dg.DataVersionsByPartition(
-            {slide.slide_id: fingerprint(slide.path) for slide in folder.list().slides}
-        )
-
-
-@dg.observable_source_asset(
-    name=SLIDE_ANNOTATION,
-    partitions_def=SLIDES,
-    group_name=SLIDES.name,
-    description="The slide's annotation in the user's own folder: watched, never written. Its data version "
-    f"is the fingerprint of its bytes, or {NO_ANNOTATION!r}.",
+slide_annotation = _source(
+    SLIDE_ANNOTATION,
+    "The slide's annotation in the user's own folder: watched, never written. Its data version is the "
+    f"fingerprint of its bytes, or {NO_ANNOTATION!r}.",
 )
-def slide_annotation(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
-    from wsi_assets.slides import fingerprint
-
-    with user_errors_as_failures():
-        paths = {slide.slide_id: slide.annotation_path for slide in folder.list().slides}
-        return dg.DataVersionsByPartition(
-            {slide_id: fingerprint(path) if path else NO_ANNOTATION for slide_id, path in paths.items()}
-        )
 
 
 @dg.asset(
