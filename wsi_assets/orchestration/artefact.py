@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 
+GROUP = "cohort"
+"""One group of all assets: the UI opens its graph expanded; of several it shows closed boxes."""
+
 
 class NoOptions(BaseModel):
     """Of an asset that has nothing to set."""
@@ -83,8 +86,7 @@ class Artefact:
         return {
             "name": self.name,
             "code_version": self.code_version,
-            # Two groups: with more the UI opens them closed.
-            "group_name": SLIDES.name if self.by_slide else LEVELS.name,
+            "group_name": GROUP,
             "metadata": {"path_template": self.path},
             "partitions_def": self.partitions_def,
             "io_manager_key": io_manager_key,

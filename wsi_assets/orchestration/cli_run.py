@@ -256,7 +256,7 @@ class CommandLineRun:
         range_of: Sequence[str] = (),
         config: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        # The UI's pages Timeline and Jobs show runs of the code location by the first of these.
+        # The UI's page Jobs shows runs of the code location by the first of these.
         tags = {
             ".dagster/repository": f"__repository__@{LOCATION}",
             "wsi_assets/launched_by": "command line",

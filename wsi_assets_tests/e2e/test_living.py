@@ -210,7 +210,8 @@ def test_one_server_that_dies_stops_the_others_and_a_lost_dagster_home_makes_not
         newest = platform.materializations(asset, level)[0]
         assert newest["tags"]["dagster/data_version"] == version
     time.sleep(8)  # several ticks of the automations
-    assert platform.runs() == []
+    # The broken slide, of which nothing is stored, is tried once.
+    assert {run["tags"].get("dagster/partition") for run in platform.runs()} <= {BROKEN}
 
 
 def ops(**parameters: dict[str, Any]) -> dict[str, Any]:

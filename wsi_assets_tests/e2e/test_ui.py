@@ -104,7 +104,7 @@ def test_the_opening_graph_shows_every_asset_from_slides_to_evaluation(go):
     page = go("/asset-groups")
     places = []
     for asset in ("slide_image", *(artefact.name for artefact in all_artefacts())):
-        node = page.get_by_text(asset, exact=True).first
+        node = page.locator("foreignObject").get_by_text(asset, exact=True).first
         node.wait_for()
         places.append(node.bounding_box()["x"])
     assert places == sorted(places), "from left to right in the order things are made"

@@ -11,7 +11,7 @@ from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.errors import SlideError
 from wsi_assets.files import publish_file
 from wsi_assets.index.slide_regions import SlideOptions
-from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.artefact import GROUP, Artefact
 from wsi_assets.orchestration.automation import follow_slides
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.io_managers import LazyPickles, PickleIOManager
@@ -64,9 +64,7 @@ class AnnotationConfig(launchpad_config(ANNOTATION_REGIONS)):
 def _source(name: str, description: str) -> dg.SourceAsset:
     """A file of the user's: watched, never written; its data version is the fingerprint of its bytes."""
 
-    @dg.observable_source_asset(
-        name=name, partitions_def=SLIDES, group_name=SLIDES.name, description=description
-    )
+    @dg.observable_source_asset(name=name, partitions_def=SLIDES, group_name=GROUP, description=description)
     def observe_files(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
         with user_errors_as_failures():
             seen, _ = observe_all(folder.list().slides, {})
