@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -160,7 +161,8 @@ def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> 
         return f"it is a pipe, socket or device, no file: {path}. Take it out of the folder"
     text = " ".join(map(str, (path, *annotations)))
     if text.encode(errors="ignore").decode() != text:
-        return f"the name of its file or folder is no text in UTF-8: {path}. Rename it"
+        name = f"the name of its file or folder is no text in {sys.getfilesystemencoding().upper()}"
+        return f"{name}: {path}. Rename it, or set PYTHONUTF8=1"
     if "..." in slide_id or slide_id.startswith("__") or any(ord(letter) < 32 for letter in slide_id):
         return (
             "its id has three full stops, a control character, or two underscores in front, as patch stores' "
