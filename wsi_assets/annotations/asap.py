@@ -31,12 +31,12 @@ NOT_AREAL = {"dot", "point", "pointset", "points", "line", "polyline", "linestri
 _NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d{1,4})?\s*", re.ASCII)
 
 
-def read_asap(path: Path, stream: IO[bytes] | None = None) -> list[Annotation]:
+def read_asap(path: Path, stream: IO[bytes]) -> list[Annotation]:
     """Read the annotations of an ASAP file, in file order; every ring unrepaired.
 
     Args:
         path: the file, for messages.
-        stream: its bytes, if they are not simply those at ``path``.
+        stream: its bytes.
 
     Raises:
         AnnotationError: the file is not XML, holds no ``<Annotation>`` with ``<Coordinate>`` points though it
@@ -44,7 +44,7 @@ def read_asap(path: Path, stream: IO[bytes] | None = None) -> list[Annotation]:
             coordinate is not a number.
     """
     try:
-        return _annotations(path, stream or path)
+        return _annotations(path, stream)
     except DefusedXmlException as error:
         raise damaged(path, "declares a DTD or entities, which no annotation needs") from error
     except ParseError as error:
@@ -55,7 +55,7 @@ def read_asap(path: Path, stream: IO[bytes] | None = None) -> list[Annotation]:
         raise damaged(path, f"is not readable XML ({error})") from error
 
 
-def _annotations(path: Path, source: IO[bytes] | Path) -> list[Annotation]:
+def _annotations(path: Path, source: IO[bytes]) -> list[Annotation]:
     drawn: list[Annotation] = []
     groups: list[str] = []
     parents: dict[str, str] = {}

@@ -16,6 +16,7 @@ from wsi_assets.annotations.annotation import (
     label,
     shown,
 )
+from wsi_assets.annotations.options import AnnotationOptions
 
 _GEOMETRIES = {
     "Point",
@@ -41,15 +42,23 @@ _TYPES = {
 _CLASS_KEYS = (
     "classification",  # QuPath
     "class",  # GeoPandas
-    "class_name",
-    "className",
+    "classname",
+    "classlabel",
+    "classid",
+    "annotationclass",
     "label",  # large_image, HistomicsUI: {"value": name}
+    "labels",
+    "labelname",
     "category",
+    "categoryname",
     "group",
+    "groupname",
     "terms",  # Cytomine
     "term",
+    "tissuetype",
 )
-"""Properties that hold a feature's class, the first that has one counts; then ``type``, as in TIAToolbox."""
+"""Properties that hold a feature's class, by their letters in lower case; the first that has one counts. Then
+``type``, as in TIAToolbox; then any that names a known group, as ``name`` does in many files."""
 
 _MOST_NAMES = 16
 """Names a class may be derived from; QuPath's have two or three."""
@@ -68,31 +77,31 @@ _SHAPES = {
 """Values of ``type`` that say a shape and no class."""
 
 
-def read_geojson(path: Path, stream: IO[bytes] | None = None) -> list[Annotation]:
+def read_geojson(path: Path, stream: IO[bytes], options: AnnotationOptions) -> list[Annotation]:
     """Read a FeatureCollection, a Feature, a geometry or a list of these; one annotation for each polygon.
 
     Args:
         path: the file, for messages.
-        stream: its bytes, if they are not simply those at ``path``.
+        stream: its bytes.
+        options: says what groups are known.
 
     Raises:
         AnnotationError: the file is not JSON, not GeoJSON, truncated, or a coordinate is not a number.
     """
     try:
-        content = json.loads(path.read_bytes() if stream is None else stream.read())
+        content = json.loads(stream.read())
     except OSError as error:
         raise damaged(path, f"cannot be read ({error.strerror or error})") from error
     except RecursionError as error:
         raise damaged(path, "nests values too deep") from error
     except ValueError as error:  # not JSON, not Unicode, or an integer of thousands of digits
         raise damaged(path, f"is not JSON, perhaps cut short ({error})") from error
-    reader = _Reader(path)
-    return list(reader.features(content, 0))
+    return list(_Reader(path, options).features(content, 0))
 
 
 class _Reader:
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, options: AnnotationOptions):
+        self.path, self.options = path, options
         self.points = 0
 
     def features(self, value: Any, depth: int) -> Iterator[Annotation]:
@@ -110,7 +119,9 @@ class _Reader:
             properties = properties if isinstance(properties, dict) else {}
             name = properties.get("name")
             name = name if isinstance(name, str) else str(value.get("id") or "")
-            yield from self.geometry(value.get("geometry"), name, _groups(value, properties), depth + 1)
+            yield from self.geometry(
+                value.get("geometry"), name, _groups(value, properties, self.options), depth + 1
+            )
         elif isinstance(kind, str) and kind in _GEOMETRIES:
             yield from self.geometry(value, "", (), depth + 1)
         else:
@@ -169,16 +180,17 @@ class _Reader:
         return value
 
 
-def _groups(feature: dict, properties: dict) -> tuple[str, ...]:
+def _groups(feature: dict, properties: dict, options: AnnotationOptions) -> tuple[str, ...]:
     """The class's full name, then the classes it is derived from: "Tumor: Positive", "Tumor".
 
     An object that QuPath detected (a cell, a tile) and nobody classified has its type for a group: it is no
     drawn annotation without a group.
     """
-    named = (_names(properties.get(key)) for key in _CLASS_KEYS)
-    parts = next(filter(None, named), [])
-    if not parts and str(properties.get("type", "")).strip().casefold() not in _SHAPES:
-        parts = _names(properties.get("type"))
+    named = {"".join(filter(str.isalpha, key.lower())): _names(value) for key, value in properties.items()}
+    written = named.get("type", [])
+    classes = [*map(named.get, _CLASS_KEYS), None if set(map(str.lower, written)) & _SHAPES else written]
+    known = (parts for parts in named.values() if options.known_role(parts[:1]))
+    parts = next(filter(None, classes), None) or next(known, [])
     if not parts:
         kind = _object_type(feature, properties)
         return () if kind == "annotation" else (kind,)

@@ -44,7 +44,7 @@ def read_annotation(
         else:
             from wsi_assets.annotations.geojson import read_geojson
 
-            annotations = _in_slide_frame(read_geojson(path, stream), path, options, bounds)
+            annotations = _in_slide_frame(read_geojson(path, stream, options), path, options, bounds)
     if is_tangled([annotation for annotation in annotations if annotation.areal]):
         raise damaged(path, "has annotations whose edges cross too often to be drawn ones")
     try:
@@ -84,7 +84,12 @@ def _in_slide_frame(
 
 
 def _check_understood(path: Path, regions: TumorRegions, options: AnnotationOptions) -> None:
-    """Refuse annotations that do not say whether the slide holds tumor; it is neither class then."""
+    """Refuse a file that does not fully say where the slide holds tumor.
+
+    A slide whose annotation is not fully understood is neither tumor nor normal until a person says so: every
+    guess would be a wrong label that nobody sees. So a file that is refused here or before leaves its slide
+    out, and what is ignored beside known annotations is among the regions' notices.
+    """
     known = any(row.role != "none" and row.action in ("kept", "repaired") for row in regions.audit)
     if regions.unknown_groups and (
         options.unknown_group == "error" or (options.unknown_group == "auto" and not known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import shapely
 from shapely import MultiPolygon
 
 from wsi_assets.annotations.annotation import Annotation
-from wsi_assets.annotations.options import AnnotationOptions, fold, without_number
+from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.annotations.repair import Repaired, areal_parts, repair
 from wsi_assets.errors import AnnotationError
 
@@ -168,28 +168,17 @@ def unite(annotations: Sequence[Annotation], options: AnnotationOptions) -> Tumo
 
 def _roles(annotations: Sequence[Annotation], options: AnnotationOptions) -> list[tuple[str, str]]:
     """(role, note) of each annotation: "tumor", "exclusion" or "none"."""
-    known = {fold(name): "exclusion" for name in options.exclusion_groups}
-    known |= {fold(name): "tumor" for name in options.tumor_groups}
-    grouped = any(annotation.groups for annotation in annotations)
-    ungrouped = (
-        "tumor" if options.ungrouped == "tumor" or (options.ungrouped == "auto" and not grouped) else "none"
-    )
+    by_default = {"auto": "none" if any(one.groups for one in annotations) else "tumor", "ignore": "none"}
+    ungrouped = by_default.get(options.ungrouped, "tumor")
     unknown = "tumor" if options.unknown_group == "tumor" else "none"
-    return [
-        _known_role(annotation.groups, known) or (unknown, UNKNOWN_GROUP)
-        if annotation.groups
-        else (ungrouped, NO_GROUP)
-        for annotation in annotations
-    ]
-
-
-def _known_role(groups: Sequence[str], known: Mapping[str, str]) -> tuple[str, str] | None:
-    """The role of the nearest known group: a group may be part of a known one, or numbered."""
-    for place, group in enumerate(groups):
-        for name in (fold(group), without_number(fold(group))):
-            if name in known:
-                return known[name], f"by its group {group}" if place else ""
-    return None
+    roles = []
+    for one in annotations:
+        role, group = options.known_role(one.groups) or (None, "")
+        if role:
+            roles.append((role, "" if group == one.groups[0] else f"by its group {group}"))
+        else:
+            roles.append((unknown, UNKNOWN_GROUP) if one.groups else (ungrouped, NO_GROUP))
+    return roles
 
 
 def _areas_of(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.image_files import OTHER_NAMES, SUMS, ImageFiles, passed_over
-from wsi_assets.slides.naming import UNREAD_ANNOTATION_SUFFIXES, annotation_ending, normalize_id
+from wsi_assets.slides.naming import UNREAD_ANNOTATION_SUFFIXES, annotation_ending, normalize_id, slide_id_of
 
 WITHOUT_SLIDE = "annotation without a slide: "
 """How the notice of such an annotation begins; its path follows."""
@@ -186,14 +186,15 @@ def _annotations(folder: str | Path | None, images: ImageFiles) -> tuple[_Named,
         root = _folder(folder)
         shared = root.resolve() == images.root.resolve()
         slides = {path for _, path in images.slides}
-        for place, _, files in _walk(root):
-            for name in sorted(files):
+        for place, folders, files in _walk(root):
+            # A folder of that name is no annotation, and a slide that should have one no normal slide.
+            for name in sorted([*files, *filter(annotation_ending, folders)]):
                 ending, last = annotation_ending(name), Path(name).suffix.lower()
                 known = last in UNREAD_ANNOTATION_SUFFIXES
                 if ending:
                     notes.append((name[: -len(ending)], place / name))
                 elif known or not (shared or last in SUMS or name in OTHER_NAMES or place / name in slides):
-                    others.append((Path(name).stem, place / name))
+                    others.append((slide_id_of(Path(name).stem), place / name))
     return _by_id(notes), _by_id(others)
 
 

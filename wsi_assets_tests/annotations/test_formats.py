@@ -270,6 +270,9 @@ def test_qupath_annotation_without_class_is_ungrouped(tmp_path):
         lambda name: {"label": name},
         lambda name: {"terms": [name]},  # Cytomine
         lambda name: {"class_name": name},
+        lambda name: {"Classification": name, "name": "lesion"},
+        lambda name: {"annotationClass": {"name": name}},
+        lambda name: {"labels": [name]},
         lambda name: {"classification": {"name": name}, "type": "Stroma"},
     ],
 )
@@ -280,6 +283,15 @@ def test_the_class_is_found_where_other_tools_write_it(tmp_path, properties):
 
     regions = read_annotation(geojson(tmp_path, [one("Tumor", SQUARE), one("Stroma", square(20, 0, 5))]))
     assert (regions.geometry.area, regions.unknown_groups) == (100, ("Stroma",))
+
+
+def test_any_property_that_names_a_known_group_is_the_class(tmp_path):
+    def one(name, points):
+        return {**feature("Polygon", [closed(points)], name=name), "id": None}
+
+    path = geojson(tmp_path, [one("Tumor", SQUARE), one("Stroma", square(20, 0, 5))])
+    regions = read_annotation(path)
+    assert (regions.geometry.area, [row.action for row in regions.audit]) == (100, ["kept", "ignored"])
 
 
 def test_a_class_derived_from_an_unknown_one_is_unknown_whatever_its_suffix(tmp_path):
@@ -479,7 +491,8 @@ def test_a_ring_of_many_points_takes_little_more_memory_than_its_numbers(tmp_pat
     angles = [i * math.tau / 40_000 for i in range(40_000)]
     path = asap(tmp_path, [annotation([(9e4 * math.cos(a), 9e4 * math.sin(a)) for a in angles])])
     tracemalloc.start()
-    (drawn,) = read_asap(path)
+    with path.open("rb") as stream:
+        (drawn,) = read_asap(path, stream)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert drawn.points == 40_000
