@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from array import array
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
-from typing import IO
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
@@ -31,31 +31,29 @@ NOT_AREAL = {"dot", "point", "pointset", "points", "line", "polyline", "linestri
 _NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d{1,4})?\s*", re.ASCII)
 
 
-def read_asap(path: Path, stream: IO[bytes]) -> list[Annotation]:
+def read_asap(path: Path, data: bytes) -> list[Annotation]:
     """Read the annotations of an ASAP file, in file order; every ring unrepaired.
 
     Args:
         path: the file, for messages.
-        stream: its bytes.
+        data: its bytes.
 
     Raises:
-        AnnotationError: the file is not XML, holds no ``<Annotation>`` with ``<Coordinate>`` points though it
-            does not say that it is ASAP's, is truncated, holds a DTD or entities, nests too deep, or a
-            coordinate is not a number.
+        AnnotationError: it is not XML, holds no ``<Annotation>`` with ``<Coordinate>`` points though it does
+            not say that it is ASAP's, is truncated, holds a DTD or entities, nests too deep, or a coordinate
+            is not a number.
     """
     try:
-        return _annotations(path, stream)
+        return _annotations(path, BytesIO(data))
     except DefusedXmlException as error:
         raise damaged(path, "declares a DTD or entities, which no annotation needs") from error
     except ParseError as error:
         raise damaged(path, f"is not well-formed XML, perhaps cut short ({error})") from error
-    except OSError as error:
-        raise damaged(path, f"cannot be read ({error.strerror or error})") from error
     except (ValueError, LookupError) as error:  # encodings unknown to Python or to the parser
         raise damaged(path, f"is not readable XML ({error})") from error
 
 
-def _annotations(path: Path, source: IO[bytes]) -> list[Annotation]:
+def _annotations(path: Path, source: BytesIO) -> list[Annotation]:
     drawn: list[Annotation] = []
     groups: list[str] = []
     parents: dict[str, str] = {}

@@ -10,7 +10,7 @@ import shapely
 
 from wsi_assets.annotations.annotation import Annotation, damaged, shown
 from wsi_assets.annotations.options import AnnotationOptions
-from wsi_assets.annotations.packed import opened
+from wsi_assets.annotations.packed import read_bytes
 from wsi_assets.annotations.regions import TumorRegions, unite
 from wsi_assets.annotations.repair import is_tangled
 from wsi_assets.errors import AnnotationError
@@ -36,15 +36,15 @@ def read_annotation(
             not known (:class:`AnnotationOptions`, ``frame``).
     """
     path, options = Path(path), options or AnnotationOptions()
-    with opened(path) as (is_xml, stream):
-        if is_xml:
-            from wsi_assets.annotations.asap import read_asap
+    is_xml, data = read_bytes(path)
+    if is_xml:
+        from wsi_assets.annotations.asap import read_asap
 
-            annotations = read_asap(path, stream)
-        else:
-            from wsi_assets.annotations.geojson import read_geojson
+        annotations = read_asap(path, data)
+    else:
+        from wsi_assets.annotations.geojson import read_geojson
 
-            annotations = _in_slide_frame(read_geojson(path, stream, options), path, options, bounds)
+        annotations = _in_slide_frame(read_geojson(path, data, options), path, options, bounds)
     if is_tangled([annotation for annotation in annotations if annotation.areal]):
         raise damaged(path, "has annotations whose edges cross too often to be drawn ones")
     try:
