@@ -10,7 +10,6 @@ from typing import Any
 
 from wsi_assets.annotations.annotation import (
     MAX_DEPTH,
-    MAX_POINTS,
     Annotation,
     as_ring,
     damaged,
@@ -59,7 +58,6 @@ def read_geojson(path: Path, data: bytes, options: AnnotationOptions) -> list[An
 class _Reader:
     def __init__(self, path: Path, options: AnnotationOptions):
         self.path, self.options = path, options
-        self.points = 0
 
     def features(self, value: Any, depth: int) -> Iterator[Annotation]:
         if depth > MAX_DEPTH:
@@ -74,11 +72,9 @@ class _Reader:
         elif kind == "Feature":
             properties = value.get("properties")
             properties = properties if isinstance(properties, dict) else {}
-            name = properties.get("name")
+            name, groups = properties.get("name"), _groups(value, properties, self.options)
             name = name if isinstance(name, str) else str(value.get("id") or "")
-            yield from self.geometry(
-                value.get("geometry"), name, _groups(value, properties, self.options), depth + 1
-            )
+            yield from self.geometry(value.get("geometry"), name, groups, depth + 1)
         elif isinstance(kind, str) and kind in _GEOMETRIES:
             yield from self.geometry(value, "", (), depth + 1)
         else:
@@ -94,9 +90,7 @@ class _Reader:
             polygons = value.get("coordinates")
             polygons = [polygons] if kind == "Polygon" else self._list(polygons, "coordinates")
             for rings in polygons:
-                shell, *holes = [self._ring(ring, name) for ring in self._list(rings, "coordinates")] or [
-                    as_ring([], self.path, name)
-                ]
+                shell, *holes = [self._ring(one, name) for one in self._list(rings, "coordinates") or [[]]]
                 yield Annotation(label(name), groups, kind, True, shell, tuple(holes))
         elif kind == "GeometryCollection":
             for member in self._list(value.get("geometries"), "geometries"):
@@ -108,9 +102,6 @@ class _Reader:
 
     def _ring(self, value: Any, name: str) -> Any:
         positions = self._list(value, "coordinates")
-        self.points += len(positions)
-        if self.points > MAX_POINTS:
-            raise damaged(self.path, f"has more than {MAX_POINTS:,} points")
         points = [self._position(position, name) for position in positions]
         if len(points) > 1 and points[0] == points[-1]:
             points.pop()

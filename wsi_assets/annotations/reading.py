@@ -8,7 +8,7 @@ from pathlib import Path
 
 import shapely
 
-from wsi_assets.annotations.annotation import Annotation, damaged, shown
+from wsi_assets.annotations.annotation import MAX_POINTS, Annotation, damaged, shown
 from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.annotations.packed import read_bytes
 from wsi_assets.annotations.regions import TumorRegions, unite
@@ -45,6 +45,8 @@ def read_annotation(
         from wsi_assets.annotations.geojson import read_geojson
 
         annotations = _in_slide_frame(read_geojson(path, data, options), path, options, bounds)
+    if sum(one.points for one in annotations) > MAX_POINTS:
+        raise damaged(path, f"has more than {MAX_POINTS:,} points")
     if is_tangled([annotation for annotation in annotations if annotation.areal]):
         raise damaged(path, "has annotations whose edges cross too often to be drawn ones")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ UNKNOWN_GROUP, NO_GROUP = "unknown group", "in no group"
 
 @dataclass(frozen=True)
 class AuditRow:
-    """What became of one annotation; areas in square level-0 pixels.
+    """What became of one annotation; areas in square level-0 pixels, to a tenth.
 
     Attributes:
         name: the annotation's own name.
@@ -111,25 +111,6 @@ class TumorRegions:
             ) from error
 
 
-def audit_table(rows: Iterable[AuditRow]) -> list[dict[str, str | int | float]]:
-    """The audit as rows of plain values for a table, areas rounded to 0.1 square pixel."""
-    return [
-        {
-            "name": row.name,
-            "group": row.group or "(none)",
-            "role": row.role,
-            "type": row.shape_type,
-            "points": row.points,
-            "action": row.action,
-            "area drawn": round(row.area_raw, 1),
-            "area valid": round(row.area_after, 1),
-            "change": round(row.area_after - row.area_raw, 1),
-            "note": row.note,
-        }
-        for row in rows
-    ]
-
-
 def unite(annotations: Sequence[Annotation], options: AnnotationOptions) -> TumorRegions:
     """Repair the annotations, unite them by role, subtract the exclusions and account for every one.
 
@@ -182,7 +163,7 @@ def _row(annotation: Annotation, role: tuple[str, str], ring: Repaired | None) -
         shape_type=annotation.shape_type,
         points=annotation.points,
         action=ring.action if counts else "ignored",
-        area_raw=ring.area_raw,
-        area_after=float(ring.area.area) if counts else 0.0,
+        area_raw=round(ring.area_raw, 1),
+        area_after=round(float(ring.area.area), 1) if counts else 0.0,
         note=", ".join(filter(None, notes)),
     )
