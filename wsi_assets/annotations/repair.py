@@ -50,11 +50,6 @@ def repair(annotation: Annotation) -> Repaired:
     notes = []
     if len(holes) < len(annotation.holes):
         notes.append(f"{len(annotation.holes) - len(holes)} holes without area dropped")
-    repeated = int(
-        sum((ring == np.roll(ring, 1, axis=0)).all(axis=1).sum() for ring in rings if len(ring) > 1)
-    )
-    if repeated:
-        notes.append(f"{repeated} repeated points")
     polygon = shapely.Polygon(annotation.shell, holes)
     if polygon.is_valid:
         return Repaired(MultiPolygon([polygon]), "kept", raw, ", ".join(notes))
