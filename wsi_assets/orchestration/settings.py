@@ -55,7 +55,7 @@ class Settings:
                 raise ConfigError(
                     "has % or ? in its name, which addresses of databases cannot hold",
                     path=environ.get(variable) or home,
-                    remedy=f"Set {variable} to another folder",
+                    remedy=f"Choose another folder ({variable})",
                 )
 
         annotations: Path | None = folder("WSI_ANNOTATIONS_DIR", "annotations")
