@@ -27,7 +27,7 @@ from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
 
-STOP_WITHIN_SECONDS = 3
+STOP_WITHIN_SECONDS = 1.5
 ORPHANS_EVERY_SECONDS = 60
 
 MLFLOW_SETTINGS = {
@@ -43,7 +43,7 @@ SAY: Callable[[str], None] = partial(print, flush=True)
 def serve(
     settings: Settings, host: str, port: int, mlflow_port: int, say: Callable[[str], None] = SAY
 ) -> int:
-    """Serve until interrupted; returns the exit status, 1 if a server stopped by itself.
+    """Serve until interrupted, or a server stops by itself: status 1.
 
     Raises:
         ConfigError: the host cannot be served on, or a port is taken or given twice.
@@ -54,9 +54,6 @@ def serve(
     logs.mkdir(exist_ok=True)
     mlflow_url = f"http://{host}:{mlflow_port}" if own_mlflow else settings.tracking_uri
     os.environ.update({"WSI_MLFLOW_URL": mlflow_url} if own_mlflow else {}, **MLFLOW_SETTINGS)
-    # Started in the background, this process and its servers would inherit a SIGINT that is ignored.
-    for interrupt in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(interrupt, signal.default_int_handler)
     servers: dict[str, subprocess.Popen] = {}
     # The records are opened first: servers that all make the databases of a new home break each other's.
     with dg.DagsterInstance.get() as instance:
@@ -71,9 +68,6 @@ def serve(
             say(f"Logs:        {logs}")
             say("Stop with Ctrl-C.")
             return _watch(servers, instance, say)
-        except KeyboardInterrupt:
-            say("Stopping …")
-            return 0
         finally:
             _stop(list(servers.values()))
 
