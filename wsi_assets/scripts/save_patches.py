@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     with bars_on_stderr() as progress:
         report = build_store(plan, path.absolute(), given["backend"], progress=progress)
     for row in report.quarantined:
-        warn(f"not stored: {row}")
+        warn(f"not stored: {row['key']}: {row['reason']}")
     say(f"{path}: {report.patches} patches ({report.tumor} tumor), {report.decoded} read from slides")
 
 

@@ -22,12 +22,11 @@ from wsi_assets.patches import (
     STORE_NAMES,
     ExtractionOptions,
     build_store,
-    extract_patches,
     open_store,
     plan_patches,
+    staged_store,
     verify_store,
     write_patches,
-    write_store,
 )
 from wsi_assets.patches import build as build_module
 from wsi_assets.slides import fingerprint
@@ -67,21 +66,14 @@ def test_a_store_is_the_same_whether_it_is_built_in_one_step_or_two(entries, bac
     plan = plan_patches(index_of(*entries), ONE)
     one, two = (tmp_path / name / STORE_NAMES[backend] for name in ("one", "two"))
     first = build_store(plan, one, backend)
-    extracted = extract_patches(plan, two, backend)
-    assert (extracted.patches, extracted.decoded, extracted.reused, extracted.quarantined) == (
-        208,
-        208,
-        0,
-        [],
-    )
-    assert not two.exists()
-    second = write_store(extracted)
-    with open_store(two) as store:
-        assert store.info["digest"] == extracted.digest
+    with staged_store(plan, two, backend) as staged:
+        assert (staged.patches, staged.decoded, staged.reused, staged.quarantined) == (208, 208, 0, [])
+        assert not two.exists()
+        second = staged.publish()
     assert contents(one) == contents(two)
     assert (first.decoded, first.patches) == (second.decoded, second.patches) == (208, 208)
     assert only_the_store_is_left(two)
-    again = write_store(extract_patches(plan, two, backend))
+    again = build_store(plan, two, backend)
     assert (again.decoded, again.reused) == (0, 208)
 
 
@@ -121,7 +113,7 @@ def test_an_unreadable_slide_and_a_changed_one_are_quarantined_and_tried_again(c
     store_path = tmp_path / "level_0" / STORE_NAMES[backend]
     report = build_store(plan_patches(index_of(*rows), ONE), store_path, backend)
     assert (report.patches, len(report.quarantined)) == (16, 32)
-    reasons = {slide_id: reason for _, slide_id, _, _, reason in report.quarantined}
+    reasons = {row["slide_id"]: row["reason"] for row in report.quarantined}
     assert "empty" in reasons["normal_001"]
     assert reasons["test_001"] == "changed since it was indexed"
     with open_store(store_path) as store:
@@ -331,7 +323,7 @@ def test_after_a_fault_queued_tasks_are_not_run_out(entries, tmp_path, monkeypat
         ran.append(task)
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("wsi_assets.patches.extraction.extract_values", slow)
+    monkeypatch.setattr("wsi_assets.patches.extraction.extract", slow)
     with ThreadPoolExecutor(2) as executor, pytest.raises(RuntimeError, match="a fault"):
         build_store(
             plan_patches(index_of(*entries), ONE), tmp_path / "s", "lmdb", executor=executor, workers=20
@@ -405,6 +397,6 @@ def test_a_real_slide_of_which_no_patch_reads_leaves_the_others_whole(real_data,
         entry(slides / "unreadable.svs", [(0, 0, False), (0, 64, True)], 64),
     ]
     report = build_store(plan_patches(index_of(*rows), ONE), tmp_path / "patches_lmdb", "lmdb")
-    assert (report.patches, [row[1] for row in report.quarantined]) == (49, ["unreadable"] * 2)
+    assert (report.patches, [row["slide_id"] for row in report.quarantined]) == (49, ["unreadable"] * 2)
     with open_store(tmp_path / "patches_lmdb") as store:
         assert verify_store(store, index_of(*rows), 1.0).ok
