@@ -17,6 +17,7 @@ import numpy as np
 
 from wsi_assets.errors import StoreError, WsiAssetsError, one_line
 from wsi_assets.files import digest, disk_fault, file_lock, publish, recover, remove, size_of
+from wsi_assets.patches.backends import backend_classes
 from wsi_assets.patches.backends.base import (
     FORMAT,
     UNKNOWN_LABEL,
@@ -354,11 +355,5 @@ def _staged(path: Path) -> Path:
 
 
 def _writer(backend: Backend, path: Path, count: int | None, patch_size: int) -> StoreWriter:
-    if backend == "lmdb":
-        from wsi_assets.patches.backends.lmdb import LmdbWriter as Writer
-    elif backend == "hdf5":
-        from wsi_assets.patches.backends.hdf5 import Hdf5Writer as Writer
-    else:
-        from wsi_assets.patches.backends.image_folder import ImageFolderWriter as Writer
     _staged(path).parent.mkdir(exist_ok=True)
-    return Writer(_staged(path), count, patch_size)
+    return backend_classes(backend)[1](_staged(path), count, patch_size)

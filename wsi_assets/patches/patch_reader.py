@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,12 @@ from wsi_assets.errors import SlideError
 from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.openslide_file import OpenSlideFile
 from wsi_assets.slides.tiff_tiles import TileLevel, open_tiles
+from wsi_assets.slides.tile_grid import tiles_over
+
+_KEPT_BYTES = 48 << 20
+
+Window = Callable[[int, int, int], tuple[np.ndarray, int]]
+"""The patch at (y, x) of a size, white where the slide has no pixels, and how many of them are missing."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +72,15 @@ class PatchReader(Closing):
         Args:
             jpeg: also give the JPEG of patches that are a whole tile.
         """
+        window = self._through_openslide if self.tiles is None else self._from_tiles(coords, size)
         tile = (self.tiles.tile_height, self.tiles.tile_width) if self.tiles else (size, size)
         rows, cols = (coords // tile).T
         for number in np.lexsort((cols, rows)).tolist():
             y, x = coords[number].tolist()
             try:
-                pixels, missing = self._window(y, x, size)
-                is_tile = (
-                    jpeg and not missing and self.tiles and tile == (size, size) and y % size == x % size == 0
-                )
-                own = self.tiles.jpeg_file(y // size, x // size) if is_tile else None
+                pixels, missing = window(y, x, size)
+                whole_tile = jpeg and not missing and tile == (size, size) and y % size == x % size == 0
+                own = self.tiles.jpeg_file(y // size, x // size) if whole_tile and self.tiles else None
                 yield number, Patch(pixels, missing, jpeg=own)
             except SlideError as error:
                 yield number, Patch(None, fault=error.fault)
@@ -85,21 +91,40 @@ class PatchReader(Closing):
             self.tiles.close()
         self._slide.close()
 
-    def _window(self, y: int, x: int, size: int) -> tuple[np.ndarray, int]:
-        """A patch that may reach over the level's edges, and how many of its pixels are missing."""
+    def _from_tiles(self, coords: np.ndarray, size: int) -> Window:
+        """Cuts patches from tiles, and keeps as many of these as patches in rows go back to."""
+        tiles, shape = self.tiles, (size, size, 3)
+        high, wide = tiles.tile_height, tiles.tile_width
+        first, last = coords // (high, wide), (coords + size - 1) // (high, wide)
+        rows, across = (last - first).max(axis=0) + 1, last[:, 1].max() - first[:, 1].min() + 1
+        kept = int(min(rows[0] * across if rows.max() > 1 else 1, _KEPT_BYTES // (high * wide * 3)))
+        tile_at = lru_cache(max(1, kept))(tiles.read_tile)
+
+        def window(y: int, x: int, size: int) -> tuple[np.ndarray, int]:
+            patch, missing = None, size * size
+            for row, col, target, source in tiles_over(y, x, size, size, high, wide):
+                inside = 0 <= row < tiles.rows and 0 <= col < tiles.cols
+                tile = tile_at(row, col) if inside else None
+                if tile is None:
+                    continue
+                # Those at the far edges reach over the level.
+                found = tile[: tiles.height - row * high, : tiles.width - col * wide][source]
+                if found.shape == shape:
+                    return found, 0  # most patches lie in one tile: neither filled nor copied
+                patch = np.full(shape, 255, np.uint8) if patch is None else patch
+                patch[target][: found.shape[0], : found.shape[1]] = found
+                missing -= found.shape[0] * found.shape[1]
+            return np.full(shape, 255, np.uint8) if patch is None else patch, missing
+
+        return window
+
+    def _through_openslide(self, y: int, x: int, size: int) -> tuple[np.ndarray, int]:
         width, height = self._slide.sizes[self.level]
         top, bottom = max(y, 0), min(y + size, height)
         left, right = max(x, 0), min(x + size, width)
-        whole = np.full((size, size, 3), 255, np.uint8)
-        if top >= bottom or left >= right:
-            return whole, size * size
-        window = top, left, bottom - top, right - left
-        if self.tiles is not None:
-            pixels, present = self.tiles.read_window(*window)
-        else:
-            pixels, present = self._slide.read(self.level, *window)
-        missing = size * size - int(np.count_nonzero(present))
-        if pixels.shape == whole.shape:
-            return pixels, missing
-        whole[top - y : bottom - y, left - x : right - x] = pixels
-        return whole, missing
+        patch, missing = np.full((size, size, 3), 255, np.uint8), size * size
+        if top < bottom and left < right:
+            pixels, present = self._slide.read(self.level, top, left, bottom - top, right - left)
+            patch[top - y : bottom - y, left - x : right - x] = pixels
+            missing -= int(np.count_nonzero(present))
+        return patch, missing

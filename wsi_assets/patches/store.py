@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,17 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import recover
+from wsi_assets.patches.backends import backend_classes
 from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, damaged
 from wsi_assets.patches.codecs import decode
+from wsi_assets.patches.options import Backend
+from wsi_assets.slides.closing import Closing
 
 STORE_NAMES = {"lmdb": "patches_lmdb", "hdf5": "patches.h5", "fs": "image_patches"}
 """The name of each kind of store inside a level's folder."""
 
 
-class PatchStore:
+class PatchStore(Closing):
     """A complete store of patches, all of one level and size.
 
     The handle opens its files on first use in each process, is safe to share between threads, and pickles as
@@ -57,15 +60,6 @@ class PatchStore:
         return self._opened().metadata.labels
 
     @property
-    def slide_ids(self) -> list[str]:
-        """The slide of each patch; in a store that another program wrote, its key without the count."""
-        metadata = self._opened().metadata
-        if metadata.origins is None:
-            return [key.rpartition("_")[0] for key in metadata.keys]
-        names = [slide["slide_id"] for slide in metadata.info["slides"]]
-        return [names[number] for number in metadata.origins[:, 0].tolist()]
-
-    @property
     def coords(self) -> np.ndarray | None:
         """int32 (n, 2), (y, x) of each patch's top-left corner in pixels of the store's level.
 
@@ -81,11 +75,13 @@ class PatchStore:
         Raises:
             StoreError: the store does not know.
         """
-        if self.coords is None:
+        metadata = self._opened().metadata
+        if metadata.origins is None:
             raise StoreError(
                 "does not say where its patches lie", path=self.path, remedy="Take that from the index"
             )
-        return [(name, y, x) for name, (y, x) in zip(self.slide_ids, self.coords.tolist(), strict=True)]
+        names = [slide["slide_id"] for slide in metadata.info["slides"]]
+        return [(names[number], y, x) for number, y, x in metadata.origins.tolist()]
 
     def key_index(self, key: str) -> int:
         """The row of a key's patch; KeyError if the store lacks it.
@@ -134,20 +130,11 @@ class PatchStore:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.get(index)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self.get(index) for index in range(len(self)))
-
     def close(self) -> None:
         """Let go of all files; a later use opens them again."""
         if self._reader is not None and self._process == os.getpid():
             self._reader.close()
         self._reader = None
-
-    def __enter__(self) -> PatchStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __reduce__(self):
         return type(self), (self.path, self._digest)
@@ -199,14 +186,13 @@ def open_store(path: str | Path) -> PatchStore:
 
 def open_reader(path: Path) -> StoreReader:
     """The store at ``path`` as its kind gives it; use :func:`open_store` to read patches."""
-    kind = _kind_of(path)
-    if kind == "lmdb":
-        from wsi_assets.patches.backends.lmdb import LmdbReader as Reader
-    elif kind == "hdf5":
-        from wsi_assets.patches.backends.hdf5 import Hdf5Reader as Reader
-    else:
-        from wsi_assets.patches.backends.image_folder import ImageFolderReader as Reader
-    return Reader(path)
+    try:
+        kind = _kind_of(path)
+    except OSError as error:
+        raise StoreError(
+            f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions"
+        ) from error
+    return backend_classes(kind)[0](path)
 
 
 def partial_folder(path: Path) -> Path:
@@ -214,29 +200,24 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _kind_of(path: Path) -> str:
-    try:
-        if not path.exists():
-            recover(path)
-        if path.is_dir():
-            if (path / "data.mdb").is_file():
-                return "lmdb"
-            if any((path / name).exists() for name in ("manifest.json", "normal", "tumor")):
-                return "fs"
-        elif path.exists():
-            with path.open("rb") as stream:
-                start = stream.read(32)
-            if start.startswith(b"\x89HDF\r\n\x1a\n"):
-                return "hdf5"
-            if (0xBEEFC0DE).to_bytes(4, "little") in start:  # an LMDB without a folder of its own
-                return "lmdb"
-        elif partial_folder(path).exists():
-            what, remedy = "is half-built: its build has not finished", "Run the build again; it continues"
-            raise UnusableStoreError(what, path=path, remedy=remedy)
-        else:
-            raise StoreError("does not exist", path=path, remedy="Build the store first")
-    except OSError as error:
-        raise StoreError(
-            f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions"
-        ) from error
+def _kind_of(path: Path) -> Backend:
+    if not path.exists():
+        recover(path)
+    if path.is_dir():
+        if (path / "data.mdb").is_file():
+            return "lmdb"
+        if any((path / name).exists() for name in ("manifest.json", "normal", "tumor")):
+            return "fs"
+    elif path.exists():
+        with path.open("rb") as stream:
+            start = stream.read(32)
+        if start.startswith(b"\x89HDF\r\n\x1a\n"):
+            return "hdf5"
+        if (0xBEEFC0DE).to_bytes(4, "little") in start:  # an LMDB without a folder of its own
+            return "lmdb"
+    elif partial_folder(path).exists():
+        what, remedy = "is half-built: its build has not finished", "Run the build again; it continues"
+        raise UnusableStoreError(what, path=path, remedy=remedy)
+    else:
+        raise StoreError("does not exist", path=path, remedy="Build the store first")
     raise StoreError("is not a patch store", path=path, remedy="Check the path, or build it again")

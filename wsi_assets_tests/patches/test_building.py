@@ -240,19 +240,50 @@ def test_going_back_to_the_store_as_it_was_leaves_nothing_of_a_killed_update(
     assert only_the_store_is_left(path)
 
 
-def test_a_second_build_of_the_same_store_gets_one_line(entries, backend, tmp_path):
-    path = tmp_path / STORE_NAMES[backend]
-    said = []
+OWNER = """
+import json, sys
+from wsi_assets.patches import ExtractionOptions, build, plan_patches, staged_store
 
-    def second(done, total, what):
-        if not said:
-            with pytest.raises(StoreError) as error:
+moments = set()
+
+def at(moment):
+    if moment not in moments:
+        moments.add(moment)
+        print(moment, flush=True)
+        sys.stdin.readline()
+
+publish = build.publish
+
+def watched(*names):
+    at("publishing")
+    publish(*names)
+    at("published")
+
+build.publish = watched
+index, path, backend = json.load(open(sys.argv[1])), *sys.argv[2:]
+plan = plan_patches(index, ExtractionOptions(codec="png", extraction_workers=1))
+with staged_store(plan, path, backend, progress=lambda done, total, what: at(what)) as staged:
+    at("staged")
+    staged.publish()
+"""
+
+
+def test_while_one_process_builds_a_store_another_is_refused_at_every_moment(entries, backend, tmp_path):
+    path, listing = tmp_path / STORE_NAMES[backend], tmp_path / "entries.json"
+    listing.write_text(json.dumps(index_of(*entries)))
+    command = [sys.executable, "-c", OWNER, str(listing), str(path), backend]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    moments = []
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) as owner:
+        for line in owner.stdout:
+            moments.append(line.strip())
+            with pytest.raises(StoreError, match="is being built by another process") as error:
                 build_store(plan_patches(index_of(*entries), ONE), path, backend)
-            said.append(str(error.value))
-
-    build_store(plan_patches(index_of(*entries[2:]), ONE), path, backend, progress=second)
-    assert "is being built by another process" in said[0]
-    assert "\n" not in said[0]
+            assert "\n" not in str(error.value)
+            owner.stdin.write("\n")
+            owner.stdin.flush()
+    assert moments == ["extracting patches", "storing patches", "staged", "publishing", "published"]
+    assert build_store(plan_patches(index_of(*entries), ONE), path, backend).decoded == 0
 
 
 @pytest.fixture

@@ -44,13 +44,14 @@ class Hdf5Reader(StoreReader):
         if images.shape[1:] != (size, size, 3) or not size or images.dtype != np.uint8:
             what = f"'images' is {images.dtype} {images.shape}, not uint8 (N, P, P, 3)"
             raise no_patch_store(self.path, what)
-        keys = [f"{row:06d}" for row in range(count)]
-        if "keys" in file and file["keys"].ndim == 1:
-            keys = [k.decode() if isinstance(k, bytes) else str(k) for k in file["keys"][:].tolist()]
+        named = file["keys"][:].tolist() if "keys" in file else []
+        keys = [key.decode() if isinstance(key, bytes) else str(key) for key in named]
         if isinstance(file.get("info"), h5py.Dataset) and file["info"].dtype.kind == "S":
             origins = file["origins"][:] if "origins" in file else None
             info, labels = dict(json.loads(file["info"][()])), file["labels"][:].astype(np.uint8)
             return StoreMetadata(info, keys, labels, origins).check(self.path, count)
+        if len(keys) != count:
+            keys = [f"{row:06d}" for row in range(count)]
         labels = np.full(count, UNKNOWN_LABEL, np.uint8)
         if "labels" in file:
             labels = np.asarray(file["labels"][:]).reshape(-1)
