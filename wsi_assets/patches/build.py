@@ -29,7 +29,7 @@ from wsi_assets.patches.backends.base import (
 from wsi_assets.patches.codecs import encoder
 from wsi_assets.patches.extraction import ExtractTask, fingerprint_now, run_tasks
 from wsi_assets.patches.options import Backend, ExtractionOptions
-from wsi_assets.patches.parts import NOWHERE, EncodedPatches
+from wsi_assets.patches.parts import EncodedPatches, Place
 from wsi_assets.patches.plan import PatchPlan, read_batches
 from wsi_assets.patches.store import open_reader, partial_folder
 from wsi_assets.progress import Progress, silent
@@ -151,10 +151,10 @@ class _Build:
         self._slides = list(zip(plan.slides, self._fingerprints, strict=True))
         self._lost: dict[int, str] = {}
         """Number of a patch in the plan -> why it could not be read."""
-        old = _open_old(path, backend)
-        self.old_info: dict[str, Any] = {} if old is None else old.metadata.info
+        self._old = _open_old(path, backend)
+        self.old_info: dict[str, Any] = {} if self._old is None else self._old.metadata.info
         self._parts = partial_folder(path) / "parts"
-        self._encoded = EncodedPatches(old, self._parts, self._content)
+        self._encoded = EncodedPatches(self._old, self._parts, self._content)
 
     def is_current(self) -> bool:
         """Whether the old store is the plan's, and nothing is left to try again."""
@@ -168,7 +168,7 @@ class _Build:
     def extract(self, executor: Executor | None, workers: int | None) -> int:
         """Have all patches that are not at hand in parts; how many were read."""
         total = len(self._plan)
-        missing = [np.flatnonzero(found[:, 0] == NOWHERE) for found in self._places()]
+        missing = [np.flatnonzero([place is None for place in places]) for places in self._places()]
         count = sum(map(len, missing))
         workers = workers or self._plan.options.extraction_workers or len(os.sched_getaffinity(0))
         if executor is None and count <= _WORTH_A_POOL:
@@ -186,7 +186,7 @@ class _Build:
         """Put all patches together beside the store's place."""
         plan, metadata = self._plan, self._metadata()
         keys, labels, total = list(plan.keys()), plan.labels.tolist(), len(plan)
-        places = np.concatenate(list(self._places())).tolist()
+        places = list(itertools.chain.from_iterable(self._places()))
         rows = [row for row in range(total) if row not in self._lost]
         if self._backend == "lmdb":
             rows.sort(key=keys.__getitem__)
@@ -200,10 +200,11 @@ class _Build:
         return metadata
 
     def close(self) -> None:
-        """Let go of the old store and the parts."""
-        self._encoded.close()
+        """Let go of the old store."""
+        if self._old is not None:
+            self._old.close()
 
-    def _places(self) -> Iterator[np.ndarray]:
+    def _places(self) -> Iterator[list[Place]]:
         """Where the patches of each slide are."""
         return (self._encoded.find(mark, slide.coords) for slide, mark in self._slides)
 
@@ -276,11 +277,9 @@ def write_patches(
                 values.update(value)
                 labels[key] = int(label)
             stored = np.array(list(labels.values()), np.uint8)
-            info = {
-                **_counts(backend, stored),
-                **{"format": FORMAT, "patch_size": size, "codec": codec, "quality": quality},
-                **{"digest": digest(list(labels.items()), values.hexdigest()), "quarantined": []},
-            }
+            about = {"format": FORMAT, "patch_size": size, "codec": codec, "quality": quality}
+            content = digest(list(labels.items()), values.hexdigest())
+            info = {**about, **_counts(backend, stored), "digest": content, "quarantined": []}
             writer.finish(StoreMetadata(info, list(labels), stored, None))
         seconds = time.perf_counter() - started
         return StagedStore(path, backend, len(stored), info["tumor"], len(stored), [], seconds).publish()
@@ -338,10 +337,11 @@ def _open_old(path: Path, backend: Backend) -> StoreReader | None:
     except UnusableStoreError:
         return None
     found = old.metadata.info["backend"]
-    if old.metadata.ours and found == backend:
+    ours = "format" in old.metadata.info
+    if ours and found == backend:
         return old
     old.close()
-    what = f"is a store of another kind ({found})" if old.metadata.ours else "was written by another program"
+    what = f"is a store of another kind ({found})" if ours else "was written by another program"
     raise StoreError(f"{what}, and is not overwritten", path=path, remedy="Move it away, or build elsewhere")
 
 

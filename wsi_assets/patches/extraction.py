@@ -7,7 +7,6 @@ import itertools
 import multiprocessing
 import os
 import platform
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -154,7 +153,7 @@ def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[tuple
             if reason is None:
                 yield tuple(task.coords[number].tolist()), patch.jpeg or encode(patch.pixels)
             else:
-                reasons[number] = sys.intern(reason)  # one text for many patches: results stay small
+                reasons[number] = reason
     except SlideError as error:
         close_reader()
         reasons.update(dict.fromkeys(waiting, error.fault))

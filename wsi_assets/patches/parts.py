@@ -20,13 +20,11 @@ import numpy as np
 from wsi_assets.errors import StoreError
 from wsi_assets.files import digest
 from wsi_assets.patches.backends.base import UNKNOWN_LABEL, StoreReader, StoreWriter
-from wsi_assets.slides.closing import Closing
 
 _STORE = -1
-"""In place of a part's number: the patch is in the old store."""
 
-NOWHERE = -2
-"""The patch is neither there nor in a part."""
+Place = tuple[int, int] | None
+"""Where an encoded patch is: number of a part, or ``_STORE``, and row in it."""
 
 
 @contextlib.contextmanager
@@ -63,89 +61,81 @@ def write_part(
     stream.write(trailer + len(trailer).to_bytes(8, "big"))
 
 
-class EncodedPatches(Closing):
-    """Encoded patches of one content, by slide fingerprint and (y, x); a context manager.
+class _Part:
+    """A part file that is whole.
+
+    Raises:
+        ValueError: it is not, as after a power cut.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with path.open("rb") as stream:
+            end = stream.seek(-8, os.SEEK_END)
+            length = int.from_bytes(stream.read(8), "big")
+            stream.seek(end - length)
+            about = json.loads(stream.read(length))
+        self.content, self.fingerprint = about["content"], about["fingerprint"]
+        self.coords, self._lengths = np.array(about["coords"]), np.array(about["lengths"], np.int64)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        if not len(self.coords) or self._lengths.sum() + length != end:
+            raise ValueError("is cut short")
+
+    def read(self, row: int) -> bytes:
+        with self.path.open("rb", buffering=0) as stream:
+            return os.pread(stream.fileno(), int(self._lengths[row]), int(self._starts[row]))
+
+
+class EncodedPatches:
+    """Encoded patches of one content, by slide fingerprint and (y, x).
 
     Args:
-        old: the store there is, if any; it is closed with this.
+        old: the store there is, if any.
         folder: of parts.
     """
 
     def __init__(self, old: StoreReader | None, folder: Path, content: dict[str, Any]):
-        self.old = old
-        self._folder, self._content = folder, content
-        # Fingerprint -> rows of y, x, number of the part, place in it, length.
+        self._old, self._folder, self._content = old, folder, digest(content)
+        self._parts: list[_Part] = []
+        # Fingerprint -> rows of y, x, number of the part or _STORE, and row in it.
         self._known: dict[str, list[np.ndarray]] = defaultdict(list)
-        self._parts: list[Path] = []
-        self._open: tuple[int, BinaryIO] | None = None
-        self.find_parts()
         if old is not None and old.metadata.origins is not None:
-            info = old.metadata.info
+            info, origins = old.metadata.info, old.metadata.origins
             if all(info.get(name) == value for name, value in content.items()):
-                self._add_store()
+                borders = np.searchsorted(origins[:, 0], np.arange(len(info["slides"]) + 1))
+                for slide, first, end in zip(info["slides"], borders, borders[1:], strict=False):
+                    rows = first + np.flatnonzero(old.metadata.labels[first:end] != UNKNOWN_LABEL)
+                    self._add(slide["fingerprint"], origins[rows, 1:], _STORE, rows)
+        self.find_parts()
 
     def find_parts(self) -> None:
         """Take up the parts that were written since; remove unfinished ones and those of another content."""
-        for path in sorted(set(self._folder.glob("*")) - set(self._parts)):
-            about = _trailer(path)
-            if about is None or about["content"] != digest(self._content):
+        for path in sorted(set(self._folder.glob("*")) - {part.path for part in self._parts}):
+            part = None
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                part = _Part(path)
+            if part is None or part.content != self._content:
                 path.unlink(missing_ok=True)
                 continue
-            lengths = np.array(about["lengths"], np.int64)
-            places = [np.full_like(lengths, len(self._parts)), np.cumsum(lengths) - lengths, lengths]
-            self._known[about["fingerprint"]].append(np.column_stack([about["coords"], *places]))
-            self._parts.append(path)
+            self._add(part.fingerprint, part.coords, len(self._parts), np.arange(len(part.coords)))
+            self._parts.append(part)
 
-    def _add_store(self) -> None:
-        numbers, slides = self.old.metadata.origins[:, 0], self.old.metadata.info["slides"]
-        rows = np.flatnonzero(self.old.metadata.labels != UNKNOWN_LABEL)
-        rows = rows[np.argsort(numbers[rows], kind="stable")]
-        for some in np.split(rows, np.flatnonzero(np.diff(numbers[rows])) + 1):
-            if len(some):
-                places = [np.full_like(some, _STORE), some, np.zeros_like(some)]
-                known = np.column_stack([self.old.metadata.origins[some, 1:], *places])
-                self._known[slides[numbers[some[0]]]["fingerprint"]].append(known)
-
-    def find(self, fingerprint: str, coords: np.ndarray) -> np.ndarray:
-        """Where the patches at ``coords`` of a slide are: int64 (n, 3), first :data:`NOWHERE` if unknown."""
-        known: dict[tuple[int, int], list[int]] = {}
+    def find(self, fingerprint: str, coords: np.ndarray) -> list[Place]:
+        """Where the patches at ``coords`` of a slide are, None of each that is nowhere."""
+        known: dict[tuple[int, int], Place] = {}
         for rows in self._known.get(fingerprint, ()):
-            known.update(((y, x), place) for y, x, *place in rows.tolist())
-        found = [known.get((y, x), (NOWHERE, 0, 0)) for y, x in coords.tolist()]
-        return np.array(found, np.int64).reshape(-1, 3)
+            known.update(((y, x), (source, row)) for y, x, source, row in rows.tolist())
+        return [known.get((y, x)) for y, x in coords.tolist()]
 
-    def put(self, place: list[int], writer: StoreWriter, row: int, key: str, label: int) -> None:
+    def put(self, place: Place, writer: StoreWriter, row: int, key: str, label: int) -> None:
         """Put the patch at a place that was found into a store."""
-        part, offset, length = place
-        if part == NOWHERE:
+        if place is None:
             raise StoreError(f"the part file of {key} is gone", path=self._folder, remedy="Run again")
-        if part == _STORE:
-            writer.keep(row, key, label, self.old, offset)
-            return
-        if self._open is None or self._open[0] != part:
-            self._close_part()
-            self._open = part, self._parts[part].open("rb", buffering=0)
-        writer.write(row, key, label, os.pread(self._open[1].fileno(), length, offset))
+        source, source_row = place
+        if source == _STORE:
+            writer.keep(row, key, label, self._old, source_row)
+        else:
+            writer.write(row, key, label, self._parts[source].read(source_row))
 
-    def close(self) -> None:
-        """Let go of all files."""
-        self._close_part()
-        if self.old is not None:
-            self.old.close()
-
-    def _close_part(self) -> None:
-        if self._open is not None:
-            self._open[1].close()
-        self._open = None
-
-
-def _trailer(path: Path) -> dict[str, Any] | None:
-    """What a part holds; None if it is not whole, as after a kill or a power cut."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as stream:
-        end = stream.seek(-8, os.SEEK_END)
-        length = int.from_bytes(stream.read(8), "big")
-        stream.seek(end - length)
-        about = json.loads(stream.read(length))
-        if about["lengths"] and sum(about["lengths"]) + length == end:
-            return about
-    return None
+    def _add(self, fingerprint: str, coords: np.ndarray, source: int, rows: np.ndarray) -> None:
+        self._known[fingerprint].append(np.column_stack([coords, np.full_like(rows, source), rows]))

@@ -139,9 +139,6 @@ class PatchStore(Closing):
     def __reduce__(self):
         return type(self), (self.path, self._digest)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.path)!r})"
-
     def _opened(self) -> StoreReader:
         reader = self._reader
         if reader is not None and self._process == os.getpid():

@@ -405,29 +405,3 @@ def test_something_else_in_the_stores_place_is_not_overwritten(entries, tmp_path
     build_store(plan_patches(index_of(*entries[2:]), ONE), tmp_path / "patches.h5", "hdf5")
     with pytest.raises(StoreError, match="another kind"):
         build_store(plan_patches(index_of(*entries), ONE), tmp_path / "patches.h5", "lmdb")
-
-
-def test_progress_ends_at_the_number_of_patches(entries, tmp_path):
-    calls = []
-    build_store(
-        plan_patches(index_of(*entries), ONE),
-        tmp_path / "patches_lmdb",
-        "lmdb",
-        progress=lambda *call: calls.append(call),
-    )
-    for what in ("extracting patches", "storing patches"):
-        done = [call[0] for call in calls if call[2] == what]
-        assert done[-1] == 208
-        assert np.all(np.diff(done) > 0)
-
-
-def test_a_real_slide_of_which_no_patch_reads_leaves_the_others_whole(real_data, tmp_path):
-    slides = real_data / "slides"
-    rows = [
-        entry(slides / "CMU-1-Small-Region.svs", grid(480, 480, 64), 64),
-        entry(slides / "unreadable.svs", [(0, 0, False), (0, 64, True)], 64),
-    ]
-    report = build_store(plan_patches(index_of(*rows), ONE), tmp_path / "patches_lmdb", "lmdb")
-    assert (report.patches, [row["slide_id"] for row in report.quarantined]) == (49, ["unreadable"] * 2)
-    with open_store(tmp_path / "patches_lmdb") as store:
-        assert verify_store(store, index_of(*rows), 1.0).ok

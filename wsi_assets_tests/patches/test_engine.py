@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsi_assets.errors import SlideError
 from wsi_assets.patches import (
     ExtractionOptions,
     build_store,
@@ -22,7 +21,6 @@ from wsi_assets.patches import (
     plan_patches,
     verify_store,
 )
-from wsi_assets.patches import patch_reader as reader_module
 from wsi_assets.patches.codecs import codec_of, decode, encoder
 from wsi_assets.patches.extraction import ExtractTask, _encoded, close_reader
 from wsi_assets.patches.patch_reader import PatchReader
@@ -154,38 +152,6 @@ def test_a_slide_that_ends_early_loses_only_the_patches_of_the_tiles_it_lacks(tm
     values, reasons = extract(path, [(0, 0), (1536, 0), (1536, 1024)])
     assert [value is None for value in values] == [False, True, False]
     assert reasons.keys() == {1}
-
-
-def test_a_slide_that_does_not_open_quarantines_all_its_patches_with_one_reason(tmp_path):
-    path = tmp_path / "bad.tif"
-    path.write_bytes(b"not a slide")
-    values, reasons = extract(path, [(0, 0), (0, 256)])
-    assert values == [None, None]
-    assert len(set(reasons.values())) == 1
-
-
-def test_a_slide_changed_since_it_was_indexed_is_refused(tmp_path):
-    path = write_mosaic_slide(tmp_path / "s.tif", 2, 2)
-    before = fingerprint(path)
-    assert extract(path, [(0, 0)], mark=before)[1] == {}
-    write_mosaic_slide(path, 2, 3)
-    assert extract(path, [(0, 0)], mark=before)[1] == {0: "changed since it was indexed"}
-
-
-def test_a_fault_beside_a_patch_does_not_fail_it_when_openslide_reads(cohort, monkeypatch):
-    reader = PatchReader(cohort[0], 0, direct=False)
-    original = reader_module.OpenSlideFile.read
-
-    def faulty(self, level, y, x, height, width):
-        if y < 200 <= y + height and x < 200 <= x + width:
-            raise SlideError("does not read", path=self.path)
-        return original(self, level, y, x, height, width)
-
-    monkeypatch.setattr(reader_module.OpenSlideFile, "read", faulty)
-    patches = dict(reader.read(np.array([(128, 128), (256, 256), (0, 512)], np.int32), 128))
-    assert [patches[number].fault for number in range(3)] == ["does not read", None, None]
-    assert [patches[number].missing for number in (1, 2)] == [0, 0]
-    assert np.array_equal(patches[1].pixels, openslide_pixels(cohort[0], 0, 256, 256, 128))
 
 
 def test_real_slides_give_openslides_pixels(real_data):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,20 +48,15 @@ class StoreMetadata:
     labels: np.ndarray
     origins: np.ndarray | None
 
-    @property
-    def ours(self) -> bool:
-        """Whether this package wrote the store."""
-        return "format" in self.info
-
     def to_json(self) -> bytes:
         """All of it as JSON."""
-        arrays = {"labels": self.labels.tolist(), "keys": list(self.keys)}
-        arrays["origins"] = None if self.origins is None else self.origins.tolist()
+        origins = None if self.origins is None else self.origins.tolist()
+        arrays = {"keys": list(self.keys), "labels": self.labels.tolist(), "origins": origins}
         return json.dumps({"info": self.info, **arrays}, sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> StoreMetadata:
-        """The inverse of :meth:`to_json`; :meth:`check` the result."""
+        """The inverse of :meth:`to_json`; a damaged file may say anything: :meth:`check` it."""
         found = json.loads(data)
         origins = found["origins"]
         return cls(
@@ -91,17 +87,15 @@ class StoreMetadata:
                 remedy="Build it again",
             )
         kinds = {"patch_size": int, "codec": str, "digest": str, "backend": str, "quarantined": list}
-        wrong = [name for name, kind in kinds.items() if type(info.get(name)) is not kind]
-        if wrong or not 0 < info["patch_size"] <= MAX_PATCH_SIZE or self.labels.shape != (count,):
-            raise ValueError(f"metadata do not fit each other: {wrong or 'sizes'}")
-        if self.origins is not None:
+        right = all(type(info.get(name)) is kind for name, kind in kinds.items())
+        right = right and 0 < info["patch_size"] <= MAX_PATCH_SIZE and self.labels.shape == (count,)
+        if right and self.origins is not None:
             slides, numbers = info["slides"], self.origins[:, 0]
-            if len(numbers) != count or (count and not 0 <= numbers.min() <= numbers.max() < len(slides)):
-                raise ValueError("origins do not fit the slides")
-            if not all(
-                isinstance(slide[name], str) for slide in slides for name in ("slide_id", "fingerprint")
-            ):
-                raise ValueError("metadata field 'slides' is damaged")
+            names = [slide[name] for slide in slides for name in ("slide_id", "fingerprint")]
+            in_order = (np.diff(numbers, prepend=0, append=len(slides) - 1) >= 0).all()
+            right = len(numbers) == count and in_order and all(isinstance(name, str) for name in names)
+        if not right:
+            raise ValueError("its metadata do not fit each other")
         return self
 
 
@@ -117,7 +111,7 @@ class StoreReader(Closing):
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.metadata = self.open()
+            self.metadata: StoreMetadata = self.open()
         except StoreError:
             self.close()
             raise
@@ -125,17 +119,13 @@ class StoreReader(Closing):
             self.close()
             raise damaged(path, error) from error
 
+    @abstractmethod
     def open(self) -> StoreMetadata:
         """Open the files and say what the store holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, row: int) -> bytes | memoryview:
-        """The encoded patch, the caller's own.
-
-        Raises:
-            StoreError: it is gone or does not read.
-        """
-        raise NotImplementedError
+        """The encoded patch, the caller's own; StoreError if it is gone or does not read."""
 
     def problems(self) -> list[str]:
         """What the library's own checker finds wrong with the files, where it has one; slow."""
@@ -143,26 +133,22 @@ class StoreReader(Closing):
 
 
 class StoreWriter(Closing):
-    """Fills a store at a staging path. Faults of the disk are OSErrors with their errno.
+    """Fills a store at ``path``, for ``count`` patches if that is known. The disk's faults are OSErrors."""
 
-    Args:
-        count: how many patches the plan has; None where that is not known.
-    """
+    @abstractmethod
+    def __init__(self, path: Path, count: int | None, patch_size: int): ...
 
-    def __init__(self, path: Path, count: int | None, patch_size: int):
-        raise NotImplementedError
-
+    @abstractmethod
     def write(self, row: int, key: str, label: int, value: bytes | memoryview) -> None:
         """Put one encoded patch; ``row`` is its number in the plan."""
-        raise NotImplementedError
 
     def keep(self, row: int, key: str, label: int, old: StoreReader, old_row: int) -> None:
         """Put a patch of another store of this kind, unchanged."""
         self.write(row, key, label, old.read(old_row))
 
+    @abstractmethod
     def finish(self, metadata: StoreMetadata) -> None:
         """Write the metadata and have all bytes on disk; a store without is incomplete."""
-        raise NotImplementedError
 
 
 class UnusableStoreError(StoreError):
