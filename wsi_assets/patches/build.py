@@ -17,7 +17,6 @@ import numpy as np
 
 from wsi_assets.errors import StoreError, WsiAssetsError, one_line
 from wsi_assets.files import digest, disk_fault, file_lock, publish, recover, remove, size_of
-from wsi_assets.patches.backends import backend_classes
 from wsi_assets.patches.backends.base import (
     FORMAT,
     UNKNOWN_LABEL,
@@ -25,6 +24,7 @@ from wsi_assets.patches.backends.base import (
     StoreReader,
     StoreWriter,
     UnusableStoreError,
+    backend_classes,
 )
 from wsi_assets.patches.codecs import encoder
 from wsi_assets.patches.extraction import ExtractTask, fingerprint_now, run_tasks
@@ -175,8 +175,8 @@ class _Build:
             workers = 1
         self._parts.mkdir(parents=True, exist_ok=True)
         done = total - count
-        for task, result in run_tasks(self._tasks(missing), self._parts, executor, workers):
-            self._lost.update((int(task.rows[number]), why) for number, why in result.reasons.items())
+        for task, reasons in run_tasks(self._tasks(missing), self._parts, executor, workers):
+            self._lost.update((int(task.rows[number]), why) for number, why in reasons.items())
             done += len(task.rows)
             self._progress(done, total, "extracting patches")
         self._encoded.find_parts()
@@ -211,10 +211,10 @@ class _Build:
     def _tasks(self, missing: list[np.ndarray]) -> Iterator[ExtractTask]:
         """What is to be read of each slide; one without any missing patch is not opened."""
         for (slide, mark), wanted in zip(self._slides, missing, strict=True):
-            coords = slide.coords[wanted]
+            coords, seen = slide.coords[wanted], os.access(slide.path, os.R_OK)
             for chosen in read_batches(coords, self._plan.patch_size):
                 rows = wanted[chosen] + slide.first
-                yield ExtractTask(rows, slide.path, mark, coords[chosen], self._content)
+                yield ExtractTask(rows, slide.path, seen, mark, coords[chosen], self._content)
 
     def _metadata(self) -> StoreMetadata:
         plan, backend = self._plan, self._backend

@@ -26,58 +26,56 @@ from wsi_assets.slides.fingerprints import fingerprint, signature
 
 @dataclass(frozen=True)
 class ExtractTask:
-    """Patches of one slide to read and encode; it pickles.
+    """Patches of one slide to read and encode.
 
     Attributes:
         rows: numbers of the patches in the plan.
+        seen: whether the builder sees the slide's file.
         fingerprint: what the slide must still have.
-        coords: int32 (n, 2) of (y, x) in pixels of the content's level.
+        coords: int32 (n, 2) of (y, x) in pixels of the level.
         content: level, patch size, codec and the like, as of :meth:`PatchPlan.content`.
     """
 
     rows: np.ndarray
     slide_path: str
+    seen: bool
     fingerprint: str
     coords: np.ndarray
     content: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class BatchResult:
-    """What became of a task.
+def extract(task: ExtractTask, folder: Path | None) -> tuple[dict[int, str], bytes]:
+    """Read and encode into a part file in ``folder``; None is for workers of other machines.
 
-    Attributes:
-        reasons: number of a patch that could not be read -> why.
-        part: the others, as a part; None where it is in a file.
-        unseen_by: the machine that did not even find the slide's file, None if it did.
-    """
+    Returns:
+        Position in the task -> why, of each patch that could not be read; and the part where there is no
+        folder.
 
-    reasons: dict[int, str]
-    part: bytes | None = None
-    unseen_by: str | None = None
-
-
-def extract(task: ExtractTask, folder: Path | None = None) -> BatchResult:
-    """Read and encode into a part file in ``folder``; without one, for workers of other machines, into the
-    result.
-
-    An unreadable slide or patch is a reason in the result, never an exception.
+    Raises:
+        SlideError: the builder sees a slide and this machine does not. To quarantine its patches would hide
+            that. Any other unreadable slide or patch is a reason in the result.
     """
     reasons: dict[int, str] = {}
     if folder is not None:
         with new_part(folder) as stream:
             write_part(stream, task.content, task.fingerprint, _encoded(task, reasons))
-        return BatchResult(reasons)
+        return reasons, b""
+    if task.seen and not os.access(task.slide_path, os.R_OK):
+        raise SlideError(
+            f"is seen by the builder but not by the worker on {platform.node()}",
+            path=task.slide_path,
+            remedy="Mount the slide folder at the same path on every worker, then run again; it continues",
+        )
     stream = io.BytesIO()
     write_part(stream, task.content, task.fingerprint, _encoded(task, reasons))
-    unseen_by = None if os.access(task.slide_path, os.R_OK) else platform.node()
-    return BatchResult(reasons, stream.getvalue(), unseen_by)
+    return reasons, stream.getvalue()
 
 
 def run_tasks(
     tasks: Iterable[ExtractTask], folder: Path, executor: Executor | None, workers: int
-) -> Iterator[tuple[ExtractTask, BatchResult]]:
-    """Do the tasks and have their patches in part files in ``folder``; each task with its result, as done.
+) -> Iterator[tuple[ExtractTask, dict[int, str]]]:
+    """Do the tasks and have their patches in part files in ``folder``; each task with the reasons of
+    :func:`extract`, as done.
 
     Args:
         executor: does them elsewhere; None does them here: in this process, or in several ``workers``.
@@ -88,35 +86,37 @@ def run_tasks(
         SlideError: a worker of the executor does not see a slide that this process sees.
     """
     if executor is not None:
-        for task, result in _as_completed(executor, tasks, extract, 2 * workers):
-            _check_seen(task, result)
+        for task, (reasons, part) in _as_completed(executor, tasks, partial(extract, folder=None), workers):
             with new_part(folder) as stream:
-                stream.write(result.part)
-            yield task, result
+                stream.write(part)
+            yield task, reasons
     elif workers > 1:
         # Fresh processes: what this one has open, or its threads hold, is not theirs.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as processes:
             try:
-                yield from _as_completed(processes, tasks, partial(extract, folder=folder), 2 * workers)
+                for task, (reasons, _) in _as_completed(
+                    processes, tasks, partial(extract, folder=folder), workers
+                ):
+                    yield task, reasons
             finally:
                 processes.shutdown(cancel_futures=True)
     else:
         try:
             for task in tasks:
-                yield task, extract(task, folder)
+                yield task, extract(task, folder)[0]
         finally:
             close_reader()
 
 
 def _as_completed(
-    executor: Executor, tasks: Iterable[ExtractTask], work: Callable[..., BatchResult], ahead: int
-) -> Iterator[tuple[ExtractTask, BatchResult]]:
+    executor: Executor, tasks: Iterable[ExtractTask], work: Callable[[ExtractTask], Any], workers: int
+) -> Iterator[tuple[ExtractTask, Any]]:
     tasks = iter(tasks)
     waiting: dict[Future, ExtractTask] = {}
     try:
         while True:
-            for task in itertools.islice(tasks, ahead - len(waiting)):
+            for task in itertools.islice(tasks, 2 * workers - len(waiting)):
                 waiting[executor.submit(work, task)] = task
             if not waiting:
                 return
@@ -187,14 +187,3 @@ def fingerprint_now(path: str) -> str:
         return fingerprint(path)
     except SlideError:
         return ""
-
-
-def _check_seen(task: ExtractTask, result: BatchResult) -> None:
-    if result.unseen_by is not None and fingerprint_now(task.slide_path):
-        # Not the slide's fault: to quarantine its patches would hide that the worker lacks the folder.
-        why = next(iter(result.reasons.values()))
-        raise SlideError(
-            f"is seen here but not by the worker on {result.unseen_by}: {why}",
-            path=task.slide_path,
-            remedy="Mount the slide folder at the same path on every worker, then run again; it continues",
-        )

@@ -12,8 +12,7 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import recover
-from wsi_assets.patches.backends import backend_classes
-from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, damaged
+from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, backend_classes, damaged
 from wsi_assets.patches.codecs import decode
 from wsi_assets.patches.options import Backend
 from wsi_assets.slides.closing import Closing
@@ -26,9 +25,8 @@ class PatchStore(Closing):
     """A complete store of patches, all of one level and size.
 
     The handle opens its files on first use in each process, is safe to share between threads, and pickles as
-    its path and digest. It never mixes two stores: when a new one takes its place, an open handle goes on
-    with the old one (a PNG folder's raises StoreError, since its files are gone), and one that must open
-    again raises StoreError.
+    its path and digest. When a new store takes the place of the old one, an open handle goes on with the old
+    (a PNG folder's raises StoreError: its files are gone); one that must open again raises StoreError.
     """
 
     def __init__(self, path: str | Path, digest: str | None = None):
@@ -43,10 +41,7 @@ class PatchStore(Closing):
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the store says of itself: see :class:`wsi_assets.patches.backends.base.StoreMetadata`.
-
-        Always ``backend, patch_size, codec, quarantined``; of a store that another program wrote only these.
-        """
+        """What the store says of itself: see :class:`wsi_assets.patches.backends.base.StoreMetadata`."""
         return self._opened().metadata.info
 
     @property
@@ -61,25 +56,17 @@ class PatchStore(Closing):
 
     @property
     def coords(self) -> np.ndarray | None:
-        """int32 (n, 2), (y, x) of each patch's top-left corner in pixels of the store's level.
-
-        None in a store that another program wrote: the index has them.
-        """
+        """int32 (n, 2), (y, x) of each patch in the level's pixels; None if the store does not know."""
         origins = self._opened().metadata.origins
         return None if origins is None else origins[:, 1:]
 
     @property
     def origins(self) -> list[tuple[str, int, int]]:
-        """(slide id, y, x) of each patch.
-
-        Raises:
-            StoreError: the store does not know.
-        """
+        """(slide id, y, x) of each patch; StoreError if the store does not know: then the index does."""
         metadata = self._opened().metadata
         if metadata.origins is None:
-            raise StoreError(
-                "does not say where its patches lie", path=self.path, remedy="Take that from the index"
-            )
+            what = "does not say where its patches lie"
+            raise StoreError(what, path=self.path, remedy="Take that from the index")
         names = [slide["slide_id"] for slide in metadata.info["slides"]]
         return [(names[number], y, x) for number, y, x in metadata.origins.tolist()]
 
@@ -152,9 +139,8 @@ class PatchStore(Closing):
                 digest = reader.metadata.info.get("digest")
                 if self._digest not in (None, digest):
                     reader.close()
-                    raise StoreError(
-                        "was built anew since this handle was made", path=self.path, remedy="Open it again"
-                    )
+                    what = "was built anew since this handle was made"
+                    raise StoreError(what, path=self.path, remedy="Open it again")
                 self._digest, self._process, self._reader = digest, os.getpid(), reader
             return self._reader
 
@@ -186,9 +172,8 @@ def open_reader(path: Path) -> StoreReader:
     try:
         kind = _kind_of(path)
     except OSError as error:
-        raise StoreError(
-            f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions"
-        ) from error
+        what = f"cannot be read ({error.strerror or error})"
+        raise StoreError(what, path=path, remedy="Check its permissions") from error
     return backend_classes(kind)[0](path)
 
 

@@ -129,13 +129,13 @@ def _compare(
 
 def _comparison(info: Mapping[str, Any]) -> Compare:
     tolerance = JPEG_TOLERANCE if info.get("quality") else UNKNOWN_JPEG_TOLERANCE
-    lossless = info["codec"] in LOSSLESS
+    tolerance = 0.0 if info["codec"] in LOSSLESS else tolerance
     encode = encoder(info["codec"], info.get("quality"))
 
     def compare(stored: np.ndarray, expected: np.ndarray) -> tuple[float, bool]:
-        if not lossless and not np.array_equal(stored, expected):
+        if tolerance and not np.array_equal(stored, expected):
             expected = decode(encode(expected), info["patch_size"])
         difference = float(np.abs(stored.astype(np.int16) - expected).mean())
-        return difference, difference > (0.0 if lossless else tolerance)
+        return difference, difference > tolerance
 
     return compare

@@ -349,7 +349,7 @@ def test_a_worker_that_dies_is_one_line_and_the_next_build_continues(
 def test_after_a_fault_queued_tasks_are_not_run_out(entries, tmp_path, monkeypatch, small_batches):
     ran = []
 
-    def slow(task):
+    def slow(task, folder):
         time.sleep(0.05)
         ran.append(task)
         raise RuntimeError("a fault")

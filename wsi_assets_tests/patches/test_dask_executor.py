@@ -103,7 +103,7 @@ def test_a_slide_that_workers_do_not_see_stops_the_build_and_costs_no_patch(clus
         plan = plan_patches(index_of(entry(hidden, [(0, 0, False), (0, 128, True)], 128)), TWO)
         with (
             open_executor(cluster.scheduler_address) as executor,
-            pytest.raises(SlideError, match=r"not by the worker on .*: does not exist") as fault,
+            pytest.raises(SlideError, match=r"not by the worker on") as fault,
         ):
             build_store(plan, tmp_path / "patches_lmdb", "lmdb", executor=executor)
         assert str(hidden) in str(fault.value)

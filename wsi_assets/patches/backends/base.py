@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from wsi_assets.errors import StoreError
+from wsi_assets.patches.options import Backend
 from wsi_assets.slides.closing import Closing
 
 FORMAT = 6
@@ -149,6 +150,21 @@ class StoreWriter(Closing):
     @abstractmethod
     def finish(self, metadata: StoreMetadata) -> None:
         """Write the metadata and have all bytes on disk; a store without is incomplete."""
+
+
+def backend_classes(backend: Backend) -> tuple[type[StoreReader], type[StoreWriter]]:
+    """Reader and writer of a kind of store; its library is imported here."""
+    if backend == "lmdb":
+        from wsi_assets.patches.backends.lmdb import LmdbReader, LmdbWriter
+
+        return LmdbReader, LmdbWriter
+    if backend == "hdf5":
+        from wsi_assets.patches.backends.hdf5 import Hdf5Reader, Hdf5Writer
+
+        return Hdf5Reader, Hdf5Writer
+    from wsi_assets.patches.backends.image_folder import ImageFolderReader, ImageFolderWriter
+
+    return ImageFolderReader, ImageFolderWriter
 
 
 class UnusableStoreError(StoreError):

@@ -76,10 +76,8 @@ class LmdbReader(StoreReader):
         return value
 
     def problems(self) -> list[str]:
-        try:
-            from lmdb.verify import VerifyError, verify
-        except ImportError:  # lmdb before 3.0
-            return []
+        from lmdb.verify import VerifyError, verify
+
         try:
             return verify(str(self.path))
         except VerifyError as error:
