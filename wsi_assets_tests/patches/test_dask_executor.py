@@ -114,19 +114,6 @@ def test_a_slide_that_workers_do_not_see_stops_the_build_and_costs_no_patch(clus
         os.close(900)
 
 
-def test_a_slide_that_nobody_sees_is_quarantined_as_on_one_machine(cluster, entries, tmp_path):
-    gone = {**entries[2], "slide_path": "/no/where/tumor_001.tif"}
-    with open_executor(cluster.scheduler_address) as executor:
-        report = build_store(
-            plan_patches(index_of(entries[1], gone), TWO),
-            tmp_path / "patches_lmdb",
-            "lmdb",
-            executor=executor,
-        )
-    assert report.patches == 64
-    assert {row["slide_id"] for row in report.quarantined} == {"tumor_001"}
-
-
 @pytest.fixture
 def doomed(tmp_path):
     """A scheduler to kill, in a process of its own with one worker, and the file that tells its address."""

@@ -102,22 +102,6 @@ def test_a_torch_loader_reads_every_patch_right(built, method, workers):
         assert [seen[index] for index in range(len(store))] == expected
 
 
-def private_bytes():
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    rows = [line.split() for line in lines if line.startswith(("Private_Dirty", "Anonymous"))]
-    return max(int(row[1]) for row in rows) << 10
-
-
-def test_reading_does_not_grow_in_memory(built):
-    with open_store(built) as store:
-        for _ in range(3):
-            sums(store, range(len(store)))
-        before = private_bytes()
-        for _ in range(8):
-            sums(store, range(len(store)))
-        assert private_bytes() - before < 8 << 20
-
-
 def test_plain_lmdb_and_any_image_library_read_the_lmdb_store(entries, tmp_path):
     build_store(plan_patches(index_of(*entries[2:]), ExtractionOptions()), tmp_path / "patches_lmdb", "lmdb")
     keys = []

@@ -92,17 +92,6 @@ def test_a_store_that_lmdb_itself_compacted_or_rewrote_is_updated_all_the_same(e
             assert verify_store(store, index_of(*small), 1.0).ok
 
 
-def test_a_store_with_other_datasets_beside_ours_is_updated_all_the_same(entries, tmp_path):
-    path = tmp_path / "patches.h5"
-    build_store(plan_patches(index_of(*entries[1:]), ONE), path, "hdf5")
-    with h5py.File(path, "r+") as file:
-        file["notes"] = np.zeros(1003, np.uint8)
-    report = build_store(plan_patches(index_of(*entries), ONE), path, "hdf5")
-    assert (report.decoded, report.reused) == (96, 112)
-    with open_store(path) as store:
-        assert verify_store(store, index_of(*entries), 1.0).ok
-
-
 def test_a_store_whose_patches_another_program_added_or_took_is_refused_and_made_anew(entries, tmp_path):
     index = index_of(*entries[2:])
     database, file = tmp_path / "patches_lmdb", tmp_path / "patches.h5"

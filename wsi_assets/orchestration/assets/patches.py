@@ -42,7 +42,7 @@ class StoreParameters(ExtractionOptions):
 
 PATCH_STORE = Artefact(
     name="patch_store",
-    code_version="4",
+    code_version="5",
     path=f"level_{{level}}/{STORE_POINTER}",
     options=StoreParameters,
     inputs=(SAMPLED_INDEX,),

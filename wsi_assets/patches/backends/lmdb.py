@@ -1,4 +1,4 @@
-"""LMDB: key -> encoded image in the main database; ``__wsi_assets__`` is :class:`StoreMetadata` as JSON."""
+"""LMDB: key -> encoded image in the main database; ``__info__`` is :class:`StoreMetadata` as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wsi_assets.patches.backends.base import (
 )
 from wsi_assets.patches.codecs import codec_of, decode
 
-_METADATA = b"__wsi_assets__"
+_METADATA = b"__info__"
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FIRST_MAP_SIZE = 1 << 30
 _COMMIT_BYTES = 16 << 20
