@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import pickle
 import shutil
 from collections import Counter
@@ -163,6 +165,20 @@ def test_a_damaged_store_says_so(built, tmp_path):
     with pytest.raises(StoreError) as error:
         open_store(copy)
     assert "\n" not in str(error.value)
+
+
+def test_a_store_that_this_user_may_not_read_is_not_taken_for_damaged(built, monkeypatch):
+    def denied(path, *how, **options):
+        if str(path).startswith(str(built)) or path == "manifest.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *how, **options)
+
+    where = {"patches_lmdb": (Path, "open"), "patches.h5": (h5py, "File"), "image_patches": (os, "open")}
+    opened = getattr(*where[built.name])
+    monkeypatch.setattr(*where[built.name], denied)
+    with pytest.raises(StoreError, match="Permission denied") as error:
+        open_store(built)
+    assert "Delete" not in str(error.value)
 
 
 def test_an_lmdb_that_is_cut_short_anywhere_is_refused_before_it_can_end_the_process(built, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from wsi_assets.errors import StoreError
+from wsi_assets.files import disk_fault
 from wsi_assets.patches.options import Backend
 from wsi_assets.slides.closing import Closing
 
@@ -118,7 +119,10 @@ class StoreReader(Closing):
             raise
         except (*ERRORS, *self.library_errors) as error:
             self.close()
-            raise damaged(path, error) from error
+            fault = disk_fault(error, path)
+            if fault is None:
+                raise damaged(path, error) from error
+            raise StoreError(fault.fault, path=path, remedy=fault.remedy) from error
 
     @abstractmethod
     def open(self) -> StoreMetadata:

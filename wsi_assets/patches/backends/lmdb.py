@@ -157,7 +157,8 @@ def _environment(path: Path) -> lmdb.Environment:
     options = {"readonly": True, "lock": False, "readahead": False, "max_spare_txns": 64}
     try:
         with _opening:
-            found = data.stat()
+            with data.open("rb") as stream:  # whose errors are clearer than LMDB's
+                found = os.fstat(stream.fileno())
             file = found.st_dev, found.st_ino
             environment = _open_environments.get(file)
             if environment is None:
