@@ -1,6 +1,5 @@
 """The patches themselves, in the store of the user's choice."""
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,23 +76,19 @@ def patch_store(
         options = making.options
         plan = plan_patches(folder.with_present_paths(sampled_index), options)
         level_folder = storage.level_folder(making.partition)
-        with contextlib.ExitStack() as building:
-            with workers.open_cluster() as executor:
-                if executor is not None:
-                    context.log.info(f"patches are read by the {executor}")
-                staged = building.enter_context(
-                    staged_store(
-                        plan,
-                        level_folder / STORE_NAMES[options.backend],
-                        options.backend,
-                        executor=executor,
-                        workers=options.extraction_workers or (executor.workers() if executor else None),
-                        progress=progress_to(context.log),
-                    )
-                )
-            # The store is built, and published by the IO manager before this goes on: until then nobody
-            # else can build it.
-            yield _result(making, staged, level_folder)
+        with workers.open_cluster() as executor:
+            if executor is not None:
+                context.log.info(f"patches are read by the {executor}")
+            with staged_store(
+                plan,
+                level_folder / STORE_NAMES[options.backend],
+                options.backend,
+                executor=executor,
+                workers=options.extraction_workers or (executor.workers() if executor else None),
+                progress=progress_to(context.log),
+            ) as staged:
+                # The IO manager publishes the store before this goes on: until then nobody else can build it.
+                yield _result(making, staged, level_folder)
 
 
 def _result(making: Making, staged: "StagedStore", level_folder: Path) -> dg.MaterializeResult:
