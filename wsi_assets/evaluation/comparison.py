@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wsi_assets.drawing import canvas_png, canvas_svg
 from wsi_assets.errors import EvaluationError
 from wsi_assets.evaluation.evaluation import FORMAT
-from wsi_assets.evaluation.report import data_uri, render
+from wsi_assets.evaluation.report import render
 from wsi_assets.files import write_json
 
 METRICS = {
     "slide_auc": ("Slide AUC", ("slide", "auc_top_mean")),
-    "froc_official": ("FROC, official", ("froc", "official_score")),
     "froc_corrected": ("FROC, corrected", ("froc", "corrected_score")),
+    "froc_official": ("FROC, official", ("froc", "official_score")),
     "patch_auc": ("Patch AUC", ("patch", "overall", "roc_auc")),
-    "average_precision": ("Average precision", ("patch", "overall", "average_precision")),
+    "average_precision": ("Patch PR-AUC", ("patch", "overall", "average_precision")),
     "sensitivity": ("Sensitivity", ("patch", "overall", "at_default", "sensitivity")),
     "specificity": ("Specificity", ("patch", "overall", "at_default", "specificity")),
     "brier": ("Brier score", ("patch", "overall", "brier")),
@@ -29,7 +30,7 @@ _AGAIN = "Make evaluation again for this level"
 
 
 def compare(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row a level, highest magnification first: counts, time, and every metric in its plain form.
+    """A row a level, highest magnification first: counts, model, time, and every metric in its plain form.
 
     Args:
         metrics: contents of several levels' ``metrics.json``.
@@ -81,35 +82,39 @@ def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], 
 
 
 def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) -> Path:
-    """Write ``comparison.html``, one self-contained page, ``comparison.png`` and ``comparison.json``."""
+    """Write ``comparison.html``, one self-contained page, ``comparison.png`` and ``comparison.json``.
+
+    The page links the reports where the storage has them, ``../level_N/report/report.html``.
+    """
+    from wsi_assets.evaluation.charts import comparison_chart
+    from wsi_assets.evaluation.pictures import data_uri
+
     rows = compare(metrics)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    picture = comparison_png(rows) if rows else None
-    if picture:
-        (out / "comparison.png").write_bytes(picture)
+    chart = None
+    if rows:
+        names = [f"level {'?' if row['level'] is None else row['level']}{_zoom(row)}" for row in rows]
+        panels = {METRICS[key][0]: [row["metrics"][key] for row in rows] for key in DRAWN}
+        canvas = comparison_chart(names, panels)
+        (out / "comparison.png").write_bytes(canvas_png(canvas))
+        chart = data_uri(canvas_svg(canvas), "svg+xml")
     write_json(out / "comparison.json", rows)
     html = render(
         "comparison.html.j2",
         rows=rows,
         names={key: name for key, (name, _) in METRICS.items()},
+        reasons=sorted({one["reason"] for row in rows for one in row["metrics"].values() if one["reason"]}),
         same_slides=len({(row["slides"], row["patients"]) for row in rows}) <= 1,
-        picture=data_uri(picture, "png") if picture else None,
+        chart=chart,
     )
     path = out / "comparison.html"
     path.write_text(html, encoding="utf-8")
     return path
 
 
-def comparison_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Dots and 95 % intervals of the main metrics, a row a level, as PNG; ``rows`` from :func:`compare`."""
-    from wsi_assets.evaluation.plots import intervals_png
-
-    names = []
-    for row in rows:
-        zoom = "" if row["magnification"] is None else f" ({row['magnification']:.3g}×)"
-        names.append(f"level {'?' if row['level'] is None else row['level']}{zoom}")
-    return intervals_png(names, {METRICS[key][0]: [row["metrics"][key] for row in rows] for key in DRAWN})
+def _zoom(row: Mapping[str, Any]) -> str:
+    return "" if row["magnification"] is None else f" ({row['magnification']:.3g}×)"
 
 
 def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,10 +122,11 @@ def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
         version = f"{metrics.get('format')!r:.40}"
         raise EvaluationError(f"metrics of another version ({version}, not {FORMAT})", remedy=_AGAIN)
     context, overall, slide = metrics.get("context", {}), metrics["patch"]["overall"], metrics["slide"]
-    seconds, created = context.get("seconds") or {}, context.get("created")
+    seconds, model = context.get("seconds") or {}, context.get("model") or {}
     numbers = {
         "level": context.get("level"),
         "magnification": context.get("magnification"),
+        "patch_size": context.get("patch_size"),
         "slides": slide["slides"],
         "tumor_slides": slide["tumor_slides"],
         "patients": slide["patients"],
@@ -129,9 +135,11 @@ def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "lesions": metrics["froc"]["lesions"],
         "seconds": sum(map(_number, seconds.values())) if seconds else None,
     }
+    texts = {name: context.get(name) for name in ("created", "mlflow_url")}
+    texts["model"] = ", ".join(f"{value}" for value in model.values()) or None
     return {
         **{name: _number(value) for name, value in numbers.items()},
-        "created": created if created is None else str(created),
+        **{name: None if value is None else str(value) for name, value in texts.items()},
         "left_out": len(context.get("left_out") or {}),
         "metrics": {key: _metric(metrics, place) for key, (_, place) in METRICS.items()},
     }

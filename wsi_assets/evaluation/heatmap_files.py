@@ -90,7 +90,7 @@ def _feature(heatmap: Heatmap, inside: np.ndarray, low: float, high: float) -> d
             "name": name,
             "classification": {"name": name, "color": [int(red), int(green), int(blue)]},
             "isLocked": True,
-            "measurements": {"Cells": int(inside.sum()), "Mean probability": mean},
+            "measurements": {"Patches": int(inside.sum()), "Mean probability": mean},
         },
     }
 
@@ -116,17 +116,10 @@ def _found_again(scale: int, side: int) -> bool:
 
 def _paint(heatmap: Heatmap, scale: int, shape: tuple[int, int]) -> np.ndarray:
     """The map resampled to ``shape`` (rows, cols) of pixels ``scale`` level-0 pixels wide, float32."""
-    n_rows, n_cols = heatmap.probability.shape
-    row, on_row = _cell_of((np.arange(shape[0]) + 0.5) * scale - heatmap.top, heatmap, n_rows)
-    col, on_col = _cell_of((np.arange(shape[1]) + 0.5) * scale - heatmap.left, heatmap, n_cols)
+    row, on_row = heatmap.cells_at((np.arange(shape[0]) + 0.5) * scale, axis=0)
+    col, on_col = heatmap.cells_at((np.arange(shape[1]) + 0.5) * scale, axis=1)
     image = np.nan_to_num(heatmap.probability[np.ix_(row, col)])
     return image * (on_row[:, None] & on_col[None, :])
-
-
-def _cell_of(place: np.ndarray, heatmap: Heatmap, n: int) -> tuple[np.ndarray, np.ndarray]:
-    number = np.floor(place / heatmap.step).astype(int)
-    inside = (number >= 0) & (number < n) & (place - number * heatmap.step < heatmap.cell)
-    return number.clip(0, n - 1), inside
 
 
 def _halved(image: np.ndarray) -> np.ndarray:

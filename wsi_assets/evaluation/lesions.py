@@ -1,8 +1,8 @@
-"""Lesions of a slide as the CAMELYON16 challenge counts them.
+"""Lesions of a slide as the CAMELYON16 challenge counts them, in the slide's own micrometres.
 
-A mask of tumor at level 5 is widened by half of 75 um (five tumor cells), its holes are filled, and its
-8-connected components are the lesions; one whose major axis is under 275 um is isolated tumor cells
-(ITC, under 200 um before widening).
+A mask of tumor with pixels of about 8 um is widened by half of 75 um (five tumor cells), its holes are
+filled, and its 8-connected components are the lesions; one whose major axis is under 275 um is isolated
+tumor cells (ITC, under 200 um before widening).
 
 Source: the evaluation of the challenge, B. Ehteshami Bejnordi et al., JAMA 2017;318(22):2199-2210.
 """
@@ -15,17 +15,29 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
+from wsi_assets.errors import EvaluationError
+
 WIDENING_UM = 75.0
 ITC_UM = 275.0
+CHALLENGE_MPP = 0.243
+"""Level-0 pixel size, in um, that the challenge's script takes for every slide."""
+
+CHALLENGE_LEVEL = 5
+LARGEST_MASK = 100_000_000
+"""Most pixels of a lesion mask; finding its lesions takes about 50 bytes a pixel."""
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One component; ``area`` and ``major_axis`` in mask pixels, ``box`` = (row0, col0, row1, col1)."""
+    """One component; ``area`` and ``major_axis`` in mask pixels, ``box`` = (row0, col0, row1, col1).
+
+    ``length_um`` is the major axis without the widening: isolated tumor cells are under 200 um.
+    """
 
     label: int
     area: int
     major_axis: float
+    length_um: float
     box: tuple[int, int, int, int]
     itc: bool
 
@@ -52,6 +64,11 @@ class LesionMap:
         return int(self.labels[row, col]) if 0 <= row < rows and 0 <= col < cols else 0
 
 
+def mask_level(mpp: float) -> int:
+    """The level, a power of two below level 0, whose pixels are nearest to the challenge's, about 8 um."""
+    return max(0, round(CHALLENGE_LEVEL + math.log2(CHALLENGE_MPP / mpp)))
+
+
 def lesions_of_mask(
     mask: np.ndarray, *, mpp: float, level: int, origin: tuple[int, int] = (0, 0)
 ) -> LesionMap:
@@ -75,20 +92,23 @@ def lesions_of_mask(
         axis = major_axis(inside)
         top, left = origin[0] + rows.start, origin[1] + cols.start
         box = (top, left, top + inside.shape[0], left + inside.shape[1])
-        lesions.append(Lesion(number, int(inside.sum()), axis, box, axis < ITC_UM / (mpp * 2**level)))
+        length = max(axis * mpp * 2**level - WIDENING_UM, 0.0)
+        lesions.append(Lesion(number, int(inside.sum()), axis, length, box, axis < ITC_UM / (mpp * 2**level)))
     return LesionMap(labels.astype(np.int32), origin, 2**level, tuple(lesions))
 
 
-def lesions_of_geometry(
-    geometry, *, mpp: float, level: int, size: tuple[int, int] | None = None
-) -> LesionMap:
+def lesions_of_geometry(geometry, *, mpp: float, size: tuple[int, int] | None = None) -> LesionMap:
     """Lesions of annotated tumor.
 
     Args:
         geometry: shapely Polygon or MultiPolygon, (x, y) in level-0 pixels, valid.
         mpp: level-0 pixel size in um.
         size: (height, width) of level 0, None if unknown; widening stops at the slide's edge.
+
+    Raises:
+        EvaluationError: the mask would not fit in memory.
     """
+    level = mask_level(mpp)
     scale = 2**level
     pad = margin(mpp, level)
     x0, y0, x1, y1 = (edge / scale for edge in geometry.bounds)
@@ -96,7 +116,13 @@ def lesions_of_geometry(
     bottom, right = math.ceil(y1) + pad, math.ceil(x1) + pad
     if size is not None:
         bottom, right = min(bottom, math.ceil(size[0] / scale)), min(right, math.ceil(size[1] / scale))
-    mask = corner_mask(geometry, scale, (top, left), (max(bottom - top, 0), max(right - left, 0)))
+    rows, cols = max(bottom - top, 0), max(right - left, 0)
+    if rows * cols > LARGEST_MASK:
+        raise EvaluationError(
+            f"lesions span {rows * scale} x {cols * scale} pixels of {mpp} um, more than a slide is large",
+            remedy="Correct the slide's mpp in cohort.csv, or its annotation",
+        )
+    mask = corner_mask(geometry, scale, (top, left), (rows, cols))
     return lesions_of_mask(mask, mpp=mpp, level=level, origin=(top, left))
 
 

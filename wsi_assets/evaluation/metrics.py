@@ -15,21 +15,23 @@ from typing import Any
 import numpy as np
 
 from wsi_assets.errors import EvaluationError
-from wsi_assets.evaluation.bootstrap import Metric, Resamples, ranking
+from wsi_assets.evaluation.intervals import Metric, Resamples, ranking
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import SlidePredictions
+
+CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated logit = logit(p) / temperature + bias."""
+    """Calibrated logit = logit(p) / temperature + shift."""
 
     temperature: float
-    bias: float
+    shift: float
 
     @classmethod
     def of(cls, plain: Mapping[str, Any] | None) -> Calibration | None:
-        """Read ``{"temperature": ..., "bias": ...}``; ``shift`` and ``prior_shift`` are other names of bias.
+        """Read ``{"temperature": ..., "shift": ...}``.
 
         Raises:
             EvaluationError: the two are not finite numbers, or the temperature is not positive.
@@ -37,18 +39,18 @@ class Calibration:
         if plain is None:
             return None
         try:
-            temperature = float(plain["temperature"])
-            (bias,) = (float(plain[name]) for name in ("bias", "shift", "prior_shift") if name in plain)
+            temperature, shift = float(plain["temperature"]), float(plain["shift"])
         except (KeyError, TypeError, ValueError) as error:
-            raise EvaluationError(f"a calibration is a temperature and a bias, not {plain!r:.80}") from error
-        if not (0 < temperature < math.inf and math.isfinite(bias)):
-            raise EvaluationError(f"a calibration cannot have temperature {temperature} and bias {bias}")
-        return cls(temperature, bias)
+            raise EvaluationError(f"a calibration is a temperature and a shift, not {plain!r:.80}") from error
+        if not (0 < temperature < math.inf and math.isfinite(shift)):
+            raise EvaluationError(f"a calibration cannot have temperature {temperature} and shift {shift}")
+        return cls(temperature, shift)
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Calibrated probabilities (n,); 0 and 1 are taken as 1e-7 and 1 - 1e-7, float32's steps."""
-        p = np.clip(probs, 1e-7, 1 - 1e-7)
-        return 1 / (1 + np.exp(-(np.log(p / (1 - p)) / self.temperature + self.bias)))
+        from scipy.special import expit, logit
+
+        return expit(logit(np.clip(probs, 1e-7, 1 - 1e-7)) / self.temperature + self.shift)
 
 
 @dataclass(frozen=True)
@@ -80,17 +82,14 @@ class CalibrationBin:
 class ProbabilityMetrics:
     """What depends on the probabilities themselves, beyond their order.
 
-    The calibration error is the gap |mean probability - tumor fraction| of the bins, weighted by size, over
-    bins of equal width and over bins of equal numbers of patches; empty bins are not listed.
+    The calibration error is the mean gap |mean probability - tumor fraction| of bins of equal numbers of
+    patches, weighted by size.
     """
 
     brier: Metric
     calibration_error: Metric
-    calibration_error_equal_mass: Metric
     calibration: tuple[CalibrationBin, ...]
-    calibration_equal_mass: tuple[CalibrationBin, ...]
     at_default: OperatingPoint | None
-    at_validation: OperatingPoint | None
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,10 @@ class PartialPatches:
 
 @dataclass(frozen=True)
 class PatchMetrics(ProbabilityMetrics):
-    """Metrics of a set of patches, partial ones apart. ``unit`` names what the intervals resample.
+    """Metrics of a set of patches, partial ones apart.
 
-    ``quarantined`` counts the patches that could not be read; ``calibrated`` is None without a calibration.
+    ``quarantined`` counts the patches that could not be read; ``at_validation`` is None without a threshold
+    chosen on validation patches, ``calibrated`` without a calibration.
     """
 
     patches: int
@@ -114,22 +114,20 @@ class PatchMetrics(ProbabilityMetrics):
     normal: int
     quarantined: int
     partial: PartialPatches
-    unit: str
-    groups: int
+    patients: int
     roc_auc: Metric
     average_precision: Metric
-    validation_reason: str | None
+    at_validation: OperatingPoint | None
     calibrated: ProbabilityMetrics | None
 
 
 def patch_metrics(
     probs: np.ndarray,
     labels: np.ndarray,
-    groups: np.ndarray,
+    patients: Sequence,
     options: EvaluationOptions,
     *,
     partial: np.ndarray | None = None,
-    unit: str = "patients",
     validation_threshold: float | None = None,
     calibration: Calibration | None = None,
 ) -> PatchMetrics:
@@ -138,23 +136,21 @@ def patch_metrics(
     Args:
         probs: (n,) tumor probabilities in [0, 1]; nan marks a patch that could not be read.
         labels: (n,) bool, True for tumor.
-        groups: (n,) integers; patches of one group are resampled together.
+        patients: (n,) whose patch it is; patches of one patient are resampled together.
         partial: (n,) bool, True for patches that are neither class; None for none.
-        unit: what a group is, in the plural.
         validation_threshold: the threshold chosen on validation patches, None if none was.
         calibration: of the model; the metrics of the calibrated probabilities are then given too.
     """
-    probs, labels, groups = np.asarray(probs, float), np.asarray(labels, bool), np.asarray(groups)
+    probs, labels = np.asarray(probs, float), np.asarray(labels, bool)
     partial = np.zeros(len(probs), bool) if partial is None else partial
     seen = ~np.isnan(probs)
     between = probs[seen & partial]
     kept = seen & ~partial
     probs, labels = probs[kept], labels[kept]
-    names, groups = np.unique(groups[kept], return_inverse=True)
-    resamples = Resamples(len(names), options.bootstrap_samples, options.seed, unit)
-    raw = _probability_metrics(probs, labels, groups, resamples, options, validation_threshold)
-    auc, precision = ranking(probs, labels, groups, resamples, "patch")
-    reason = "no threshold was chosen on validation patches" if validation_threshold is None else "no patch"
+    resamples = Resamples(np.asarray(patients)[kept], options)
+    auc, precision = ranking(probs, labels, resamples, "patch")
+    threshold = options.prediction_threshold
+    raw = _probability_metrics(probs, labels, resamples, threshold)
     return PatchMetrics(
         **vars(raw),
         patches=len(probs),
@@ -164,85 +160,93 @@ def patch_metrics(
         partial=PartialPatches(
             patches=len(between),
             mean_probability=float(between.mean()) if len(between) else None,
-            predicted_tumor=float((between >= options.prediction_threshold).mean()) if len(between) else None,
+            predicted_tumor=float((between >= threshold).mean()) if len(between) else None,
         ),
-        unit=unit,
-        groups=len(names),
+        patients=resamples.patients,
         roc_auc=auc,
         average_precision=precision,
-        validation_reason=None if raw.at_validation else reason,
-        calibrated=_probability_metrics(calibration(probs), labels, groups, resamples, options, None)
+        at_validation=operating_point(probs, labels, resamples, validation_threshold),
+        calibrated=_probability_metrics(calibration(probs), labels, resamples, threshold)
         if calibration
         else None,
     )
 
 
-def _probability_metrics(
-    probs, labels, groups, resamples: Resamples, options: EvaluationOptions, validation_threshold
-) -> ProbabilityMetrics:
-    """All of them are ratios of sums over patches, so they are summed per group and then over resamples."""
-    if not len(probs):
-        none = Metric.missing("no patch")
-        return ProbabilityMetrics(none, none, none, (), (), None, None)
-
-    def per_group(weights: np.ndarray) -> np.ndarray:
-        return np.bincount(groups, weights=weights, minlength=resamples.n_groups)
-
-    shares = np.arange(options.calibration_bins + 1) / options.calibration_bins
-    width = _calibration_curve(probs, labels, shares)
-    mass = _calibration_curve(probs, labels, np.unique(np.quantile(probs, shares)))
-    sums = {"patches": per_group(np.ones(len(probs))), "squares": per_group((probs - labels) ** 2)}
-    for name, (bins, of_patch) in (("width", width), ("mass", mass)):
-        sums |= {(name, i): per_group((probs - labels) * (of_patch == i)) for i in range(len(bins))}
-    thresholds = (options.prediction_threshold, validation_threshold)
-    for threshold in thresholds:
-        if threshold is not None:
-            predicted = probs >= threshold
-            sums["TP", threshold] = per_group(predicted & labels)
-            sums["FP", threshold] = per_group(predicted & ~labels)
-            sums["TN", threshold] = per_group(~predicted & ~labels)
-            sums["FN", threshold] = per_group(~predicted & labels)
-    # The draws are long to make where groups are many, so everything is summed in one go.
-    totals = resamples.totals(sums)
-
-    def error(name: str) -> Metric:
-        gaps = sum(np.abs(total) for key, total in totals.items() if key[0] == name)
-        return resamples.ratio(gaps, totals["patches"], "no patch")
-
-    return ProbabilityMetrics(
-        resamples.ratio(totals["squares"], totals["patches"], "no patch"),
-        error("width"),
-        error("mass"),
-        width[0],
-        mass[0],
-        *(None if threshold is None else _point(totals, threshold, resamples) for threshold in thresholds),
-    )
-
-
-def _point(totals: dict, threshold: float, resamples: Resamples) -> OperatingPoint:
-    tp, fp, tn, fn = (totals[kind, threshold] for kind in ("TP", "FP", "TN", "FN"))
+def operating_point(
+    probs: np.ndarray, labels: np.ndarray, resamples: Resamples, threshold: float | None
+) -> OperatingPoint | None:
+    """What ``threshold`` makes of the patches (n,); None without threshold or patches."""
+    if threshold is None or not len(probs):
+        return None
+    predicted = probs >= threshold
     return OperatingPoint(
         float(threshold),
-        *(int(count[0]) for count in (tp, fp, tn, fn)),
-        sensitivity=resamples.ratio(tp, tp + fn, "no tumor patch"),
-        specificity=resamples.ratio(tn, tn + fp, "no normal patch"),
-        precision=resamples.ratio(tp, tp + fp, "no patch is predicted tumor"),
+        int((predicted & labels).sum()),
+        int((predicted & ~labels).sum()),
+        int((~predicted & ~labels).sum()),
+        int((~predicted & labels).sum()),
+        sensitivity=resamples.mean(predicted, labels, "no tumor patch"),
+        specificity=resamples.mean(~predicted, ~labels, "no normal patch"),
+        precision=resamples.mean(labels, predicted, "no patch is predicted tumor"),
     )
 
 
-def _calibration_curve(
-    probs: np.ndarray, labels: np.ndarray, edges: np.ndarray
-) -> tuple[tuple[CalibrationBin, ...], np.ndarray]:
-    """The bins between ``edges`` that hold patches, and the number of the bin of each patch (n,)."""
+def _probability_metrics(
+    probs: np.ndarray, labels: np.ndarray, resamples: Resamples, threshold: float
+) -> ProbabilityMetrics:
+    if not len(probs):
+        return ProbabilityMetrics(Metric.missing("no patch"), Metric.missing("no patch"), (), None)
+    edges = np.unique(np.quantile(probs, np.linspace(0, 1, CALIBRATION_BINS + 1)))
     edges = edges if len(edges) > 1 else np.repeat(edges, 2)
-    used, of_patch = np.unique(np.searchsorted(edges[1:-1], probs, side="right"), return_inverse=True)
-    size = np.bincount(of_patch)
-    mean, tumor = np.bincount(of_patch, probs) / size, np.bincount(of_patch, labels) / size
-    bins = (
-        CalibrationBin(float(edges[i]), float(edges[i + 1]), int(n), float(p), float(share))
-        for i, n, p, share in zip(used, size, mean, tumor, strict=True)
+    _, bins = np.unique(np.searchsorted(edges[1:-1], probs, side="right"), return_inverse=True)
+    curve, gaps = [], []
+    for number in range(bins.max() + 1):
+        inside = bins == number
+        low, high = probs[inside].min(), probs[inside].max()
+        mean, share = float(probs[inside].mean()), float(labels[inside].mean())
+        curve.append(CalibrationBin(float(low), float(high), int(inside.sum()), mean, share))
+        gaps.append(resamples.sums((probs - labels) * inside))
+    gaps, sizes = np.stack(gaps, axis=1), resamples.sums(np.ones(len(probs)))
+    resampled = np.abs(resamples.counts @ gaps).sum(1) / (resamples.counts @ sizes)
+    return ProbabilityMetrics(
+        brier=resamples.mean((probs - labels) ** 2, np.ones(len(probs), bool), "no patch"),
+        calibration_error=resamples.metric(float(np.abs(gaps.sum(0)).sum() / len(probs)), resampled),
+        calibration=tuple(curve),
+        at_default=operating_point(probs, labels, resamples, threshold),
     )
-    return tuple(bins), of_patch
+
+
+@dataclass(frozen=True)
+class PatchSummary:
+    """The patches of a slide or a patient: one patient, so no intervals; None for what is not defined."""
+
+    tumor: int
+    normal: int
+    roc_auc: float | None
+    sensitivity: float | None
+    specificity: float | None
+    brier: float | None
+
+
+def patch_summary(slides: Sequence[SlidePredictions], options: EvaluationOptions) -> PatchSummary:
+    """All patches of either class of ``slides`` together."""
+    from sklearn.metrics import roc_auc_score
+
+    probs = np.concatenate([np.zeros(0), *(one.probs[one.counted] for one in slides)])
+    labels = np.concatenate([np.zeros(0, bool), *(one.is_tumor[one.counted] for one in slides)])
+    right = (probs >= options.prediction_threshold) == labels
+
+    def mean(values: np.ndarray) -> float | None:
+        return float(values.mean()) if len(values) else None
+
+    return PatchSummary(
+        tumor=int(labels.sum()),
+        normal=int((~labels).sum()),
+        roc_auc=float(roc_auc_score(labels, probs)) if len(np.unique(labels)) == 2 else None,
+        sensitivity=mean(right[labels]),
+        specificity=mean(right[~labels]),
+        brier=mean((probs - labels) ** 2),
+    )
 
 
 @dataclass(frozen=True)
@@ -265,13 +269,17 @@ class SlideScore:
 
 @dataclass(frozen=True)
 class SlideMetrics:
-    """``ranking``: by ``top_mean``, then ``maximum``, most suspicious first; slides without scores last."""
+    """``ranking``: by ``top_mean``, then ``maximum``, most suspicious first; slides without scores last.
+
+    ``average_precision`` is of ``top_mean``.
+    """
 
     slides: int
     tumor_slides: int
     patients: int
     auc_maximum: Metric
     auc_top_mean: Metric
+    average_precision: Metric
     ranking: tuple[SlideScore, ...]
 
 
@@ -300,10 +308,9 @@ def slide_metrics(scores: Sequence[SlideScore], options: EvaluationOptions) -> S
     ranked = sorted(scores, key=lambda one: (one.maximum is None, -(one.top_mean or 0), -(one.maximum or 0)))
     scored = [one for one in scores if one.maximum is not None]
     labels = np.array([one.is_tumor for one in scored], bool)
-    patients, group = np.unique([one.patient for one in scored], return_inverse=True)
-    resamples = Resamples(len(patients), options.bootstrap_samples, options.seed)
-    maximum, top_mean = (
-        ranking(np.array([getattr(one, name) for one in scored]), labels, group, resamples, "test slide")[0]
+    resamples = Resamples([one.patient for one in scored], options)
+    (maximum, _), (top_mean, precision) = (
+        ranking(np.array([getattr(one, name) for one in scored]), labels, resamples, "test slide")
         for name in ("maximum", "top_mean")
     )
     return SlideMetrics(
@@ -312,5 +319,6 @@ def slide_metrics(scores: Sequence[SlideScore], options: EvaluationOptions) -> S
         patients=len({one.patient for one in scores}),
         auc_maximum=maximum,
         auc_top_mean=top_mean,
+        average_precision=precision,
         ranking=tuple(ranked),
     )

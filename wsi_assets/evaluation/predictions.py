@@ -11,8 +11,6 @@ import numpy as np
 from wsi_assets.errors import EvaluationError
 from wsi_assets.index.slide_index import partial_tumor
 
-NEEDED = ("slide_path", "label", "level", "patches", "probs")
-
 Predictions = Mapping[str, Mapping[str, Any]]
 """Slide id -> index entry with ``probs`` (n,); a nan there is a patch that could not be read."""
 
@@ -48,6 +46,11 @@ class SlidePredictions:
         """(n,) bool: the patches that have a probability."""
         return ~np.isnan(self.probs)
 
+    @property
+    def counted(self) -> np.ndarray:
+        """(n,) bool: those of them that are of either class."""
+        return self.seen & ~self.partial
+
 
 def read_predictions(predictions: Predictions) -> list[SlidePredictions]:
     """The slides, sorted by id. The keys of the specification and ``probs`` are enough.
@@ -66,7 +69,8 @@ def read_predictions(predictions: Predictions) -> list[SlidePredictions]:
 
 
 def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
-    missing = [name for name in NEEDED if name not in entry]
+    needed = ("slide_path", "label", "level", "patches", "probs")
+    missing = [name for name in needed if name not in entry]
     if missing:
         raise EvaluationError(f"the prediction of slide {slide_id} lacks {', '.join(missing)}", remedy=_AGAIN)
     try:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -27,10 +26,10 @@ from wsi_assets.evaluation import (
     write_report,
 )
 from wsi_assets.evaluation.comparison import read_levels, read_metrics
-from wsi_assets.evaluation.plots import view_of
+from wsi_assets.evaluation.pictures import view_of
 from wsi_assets.evaluation.report import worst_patches
 from wsi_assets.files import write_json
-from wsi_assets_tests.evaluation.synthetic import cohort, entry, grid_entry, square
+from wsi_assets_tests.evaluation.synthetic import PictureSlide, cohort, entry, grid_entry, square
 
 FAST = EvaluationOptions(bootstrap_samples=30, worst_patches=4, heatmap_side=200)
 
@@ -38,13 +37,7 @@ FAST = EvaluationOptions(bootstrap_samples=30, worst_patches=4, heatmap_side=200
 @contextmanager
 def pink_slide(path):
     """A reader of a 3,072 x 3,072 slide without a file."""
-    yield SimpleNamespace(
-        levels=[SimpleNamespace(index=0, width=3072, height=3072, downsample=1.0)],
-        thumbnail=lambda side: np.full((side, side, 3), (230, 180, 210), np.uint8),
-        read_region=lambda level, y, x, height, width: SimpleNamespace(
-            pixels=np.full((height, width, 3), (200, 120, 180), np.uint8)
-        ),
-    )
+    yield PictureSlide(path, np.full((3072, 3072, 3), (230, 180, 210), np.uint8))
 
 
 def no_slide(path):
@@ -68,7 +61,7 @@ def test_a_good_model_on_a_small_cohort():
     entries, regions = cohort()
     result = evaluate(entries, tumor_regions=regions, options=FAST, validation_threshold=0.45)
     assert result.patch.roc_auc.value > 0.9
-    assert result.patch.groups == 3
+    assert result.patch.patients == 3
     assert result.slide.auc_top_mean.value == 1.0
     assert [row.is_tumor for row in result.slide.ranking] == [True, True, False, False]
     assert result.froc.lesions == 2
@@ -86,7 +79,7 @@ def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
         plain = grid_entry("test_1", probability, **shape)
         outcome = evaluate({"test_1": plain}, tumor_regions={"test_1": square(512, 512, 1024)}, options=FAST)
         view = view_of(outcome.slides[0], None, 100)
-        seen.append((outcome.slides[0].detections, view.box, view.mpp, outcome.notes))
+        seen.append((outcome.slides[0].detections, view.box, outcome.notes))
     assert seen[0] == seen[1]
     assert len(seen[0][0]) > 1
 
@@ -108,18 +101,6 @@ def test_a_share_of_the_patches_is_rounded_up_but_a_whole_number_is_kept(share, 
     plain = {"test_1": grid_entry("test_1", probs.reshape(10, 10))}
     (row,) = evaluate(plain, tumor_regions={}, options=options).slide.ranking
     assert row.top_mean == pytest.approx(np.mean(probs[-patches:]))
-
-
-@pytest.mark.parametrize(("block", "blocks"), [(4, 6), (8, 2), (1, 96)])
-def test_the_interval_of_one_slide_is_over_square_blocks_of_its_tissue(block, blocks):
-    plain = grid_entry("test_1", np.full((8, 12), 0.2), stride=128)
-    outcome = evaluate(
-        {"test_1": plain},
-        tumor_regions={},
-        options=EvaluationOptions(bootstrap_samples=10, bootstrap_block=block),
-    )
-    metrics = outcome.slides[0].patch
-    assert (metrics.unit, metrics.groups) == ("blocks of tissue", blocks)
 
 
 def no_tumor():
@@ -183,7 +164,6 @@ def test_without_tumor_no_metric_about_tumor_has_a_value():
         result.patch.average_precision,
         result.patch.at_default.sensitivity,
         result.slide.auc_maximum,
-        result.froc.official,
         result.froc.corrected,
     ):
         assert metric.value is None
@@ -195,7 +175,7 @@ def test_no_test_slide_is_said_plainly():
     result = evaluate({}, tumor_regions={}, options=FAST)
     assert "no test slide" in result.notes[0]
     assert result.patch.roc_auc == Metric.missing("no patch")
-    assert result.froc.official.reason == "no test slide"
+    assert result.froc.corrected.reason == "no test slide"
 
 
 def test_a_tumor_slide_without_an_annotation_is_ranked_but_in_no_froc():
@@ -242,7 +222,10 @@ def test_an_incompletely_annotated_slide_is_ranked_but_in_no_patch_metric_and_no
     assert result.patch == alone.patch
     assert result.froc.corrected == alone.froc.corrected
     assert result.slide.slides == 4
-    assert any("test_002" in note for note in result.notes)
+    left_out = {(row.metrics, row.unit): row for row in result.exclusions}
+    assert left_out["FROC", "slides"].slides == ("test_002",)
+    patches = left_out["patch metrics", "patches"]
+    assert (patches.excluded, patches.total) == (144, 576)
     assert not any(patch.slide_id == "test_002" for patch in worst_patches(result)[0])
     page = write_report(result, tmp_path, open_slide=pink_slide).read_text(encoding="utf-8")
     assert "not completely annotated" in page
@@ -265,7 +248,7 @@ def test_patches_of_neither_class_are_counted_apart():
 
 def test_calibrated_metrics_stand_beside_the_raw_ones(tmp_path):
     entries, regions = cohort()
-    calibration = {"temperature": 1.7, "bias": -0.4}
+    calibration = {"temperature": 1.7, "shift": -0.4}
     result = evaluate(entries, tumor_regions=regions, options=FAST, calibration=calibration)
     patch = result.patch
     raw = np.concatenate([one["probs"] for one in entries.values()])
@@ -274,13 +257,9 @@ def test_calibrated_metrics_stand_beside_the_raw_ones(tmp_path):
     assert patch.calibrated.brier.value == pytest.approx(np.mean((calibrated - labels) ** 2))
     assert patch.brier.value == pytest.approx(np.mean((raw - labels) ** 2))
     assert patch.calibrated.at_default.true_positives == ((calibrated >= 0.5) & labels).sum()
-    same = evaluate(
-        entries, tumor_regions=regions, options=FAST, calibration={"temperature": 1, "prior_shift": 0}
-    )
-    assert same.patch.calibrated.brier.value == pytest.approx(patch.brier.value)
     page = write_report(result, tmp_path, open_slide=no_slide).read_text(encoding="utf-8")
     assert "Calibrated" in page
-    for wrong in ({"temperature": 0, "bias": 0}, {"temperature": 1}, {"bias": 1}, 3):
+    for wrong in ({"temperature": 0, "shift": 0}, {"temperature": 1}, {"shift": 1}, 3):
         with pytest.raises(EvaluationError):
             evaluate(entries, calibration=wrong)
 
@@ -308,9 +287,6 @@ def test_damaged_predictions_are_refused_in_one_line(change):
     [
         ("detection_smoothing_um", 1e12),
         ("detection_radius_um", 1e12),
-        ("froc_mpp", 1e-6),
-        ("froc_mpp", 1e6),
-        ("bootstrap_block", 10**18),
         ("bootstrap_samples", 10**9),
         ("heatmap_side", 10**6),
     ],
@@ -320,13 +296,30 @@ def test_a_setting_no_slide_can_bear_is_refused_before_anything_runs(name, value
         EvaluationOptions(**{name: value})
 
 
-def test_a_lesion_mask_beyond_memory_is_refused_in_one_line():
+@pytest.mark.parametrize(
+    ("mpp", "asked", "given"), [(0.226, False, True), (0.5, False, False), (0.5, True, True)]
+)
+def test_the_official_froc_is_for_the_challenges_pixels_or_asked_for(mpp, asked, given):
     entries, regions = cohort()
-    regions["test_001_node_1"] = square(0, 0, 40_000)
-    options = EvaluationOptions(bootstrap_samples=0, froc_level=1)
-    with pytest.raises(EvaluationError) as caught:
-        evaluate(entries, tumor_regions=regions, options=options)
-    assert "\n" not in str(caught.value)
+    entries = {name: {**one, "mpp": mpp} for name, one in entries.items()}
+    options = FAST.model_copy(update={"official_froc": asked})
+    result = evaluate(entries, tumor_regions=regions, options=options).froc
+    assert (result.official.value is not None) == given
+    assert result.corrected.value is not None
+    lengths = [hits.lesions.lesions[0].length_um for hits in result.hits if hits.lesions]
+    # A square of 6 patches, in the micrometres of its scanner.
+    assert lengths == pytest.approx([6 * 256 * mpp * 4 / 12**0.5] * 2, rel=0.1)
+
+
+def test_a_patient_is_a_row_with_all_its_slides():
+    entries, regions = cohort()
+    result = evaluate(entries, tumor_regions=regions, options=FAST)
+    first, _, last = result.patients
+    assert (first.patient, first.slides, first.tumor_slides) == ("test_001", 2, 1)
+    assert (first.patch.tumor, first.patch.normal) == (36, 252)
+    assert (first.lesions, first.lesions_detected) == (1, 1)
+    assert (last.lesions, last.patch.sensitivity, last.patch.roc_auc) == (0, None, None)
+    assert sum(row.patch.tumor for row in result.patients) == result.patch.tumor
 
 
 def test_what_is_no_prediction_is_refused():
@@ -377,8 +370,10 @@ def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
     )
     result = evaluate(entries, tumor_regions=regions, options=FAST)
     page = write_report(result, tmp_path, context, open_slide=pink_slide).read_text(encoding="utf-8")
-    assert not re.search(r"""(?:src|href)=["'](?!data:|#|http://localhost:5000)""", page)
-    assert "<script" not in page
+    assert not re.search(
+        r"""(?:src|href)=["'](?!data:|#|http://localhost:5000|metrics.json|heatmaps/)""", page
+    )
+    assert "<script src" not in page
     assert "A &lt;b&gt;cohort&lt;/b&gt;, level 4" in page
     for seen in (
         "1,234",
@@ -394,8 +389,9 @@ def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
     assert [(float(p), int(x), int(y)) for p, x, y in rows] == [
         (found.probability, found.x, found.y) for found in result.slides[2].detections
     ]
-    picture = cv2.imread(str(tmp_path / "heatmaps" / "test_002.png"))
-    assert picture.std() > 5
+    assert cv2.imread(str(tmp_path / "heatmaps" / "test_002.png")).std() > 5
+    assert "research use only" in page.lower()
+    assert page.count('<svg class="scene"') >= 2 * len(entries) + 2  # a pair a slide, a crop a lesion
 
 
 def test_what_is_not_known_is_said_to_be_not_available(tmp_path):
