@@ -66,7 +66,7 @@ def test_a_good_model_on_a_small_cohort():
     assert [row.is_tumor for row in result.slide.ranking] == [True, True, False, False]
     assert result.froc.lesions == 2
     assert result.patch.at_validation.threshold == 0.45
-    assert any("3 patients" in note for note in result.notes)
+    assert any("few patients: 3" in note for note in result.notes)
 
 
 def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
