@@ -197,8 +197,8 @@ class MlflowResource(dg.ConfigurableResource):
             mlflow.log_metrics(known, run_id=run_id)
             for file in sorted(report.rglob("*")):
                 if file.is_file() and file.suffix != ".tif":
-                    place = file.relative_to(report.parent).parent
-                    mlflow.log_artifact(str(file), str(Path("report", *place.parts[1:])), run_id=run_id)
+                    place = Path("report") / file.relative_to(report).parent
+                    mlflow.log_artifact(str(file), place.as_posix(), run_id=run_id)
         except Exception as error:  # as above
             warn(f"MLflow does not take the evaluation ({one_line(error)[:300]}); this goes on")
             return None
