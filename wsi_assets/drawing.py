@@ -5,6 +5,7 @@ The colors are Okabe and Ito's (jfly.uni-koeln.de/color), which color-blind read
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,11 @@ def jpeg_of(pixels: np.ndarray, quality: int = 85) -> bytes:
 
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     return cv2.imencode(".jpg", pixels[..., ::-1], options)[1].tobytes()
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """An image as an address that holds it; ``kind`` as in image/png."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def rgb(color: str) -> tuple[int, int, int]:

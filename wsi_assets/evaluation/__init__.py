@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = exports(
         "intervals": ("Metric",),
         "evaluation": ("Evaluation", "SlideEvaluation", "evaluate"),
         "report": ("ReportContext", "write_report"),
-        "comparison": ("compare", "write_comparison"),
+        "comparison": ("read_levels", "write_comparison"),
     },
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from wsi_assets.drawing import BLUE, GREEN, GREY, NORMAL, TUMOR, canvas_svg, new_canvas, plain_axes
 from wsi_assets.evaluation.froc import FALSE_POSITIVES_PER_SLIDE, Froc
-from wsi_assets.evaluation.metrics import CalibrationBin, OperatingPoint
+from wsi_assets.evaluation.metrics import CalibrationBin, OperatingPoint, pooled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,17 +22,15 @@ def report_charts(evaluation: Evaluation, epochs: Sequence[Mapping[str, Any]] | 
     charts, patch = {}, evaluation.patch
     if epochs:
         charts["training"] = training_chart(epochs)
-    parts = [one.predictions for one in evaluation.slides if not one.incomplete]
     if patch.patches:
-        probs = np.concatenate([part.probs[part.counted] for part in parts])
-        labels = np.concatenate([part.is_tumor[part.counted] for part in parts])
+        probs, labels, _ = pooled([one.predictions for one in evaluation.slides if not one.incomplete])
         points = (patch.at_default, patch.at_validation)
         marked = list({point.threshold: point for point in points if point}.values())
         if patch.roc_auc.value is not None:
             charts["patch_roc"] = ranking_chart("patches", labels, probs, marked)
         curves = {"raw": patch.calibration}
-        if patch.calibrated:
-            curves["calibrated"] = patch.calibrated.calibration
+        if evaluation.calibrated:
+            curves["calibrated"] = evaluation.calibrated.calibration
         charts["calibration"] = calibration_chart(curves, labels, probs)
     if evaluation.slide.auc_top_mean.value is not None:
         scored = [one for one in evaluation.slide.ranking if one.top_mean is not None]

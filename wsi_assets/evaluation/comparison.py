@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsi_assets.drawing import canvas_png, canvas_svg
+from wsi_assets.drawing import canvas_png, canvas_svg, data_uri
 from wsi_assets.errors import EvaluationError
+from wsi_assets.evaluation.charts import comparison_chart
 from wsi_assets.evaluation.evaluation import FORMAT
 from wsi_assets.evaluation.report import render
 from wsi_assets.files import write_json
@@ -26,75 +27,41 @@ METRICS = {
 """Column -> its name for a reader, and where ``metrics.json`` has it."""
 
 DRAWN = ("slide_auc", "froc_corrected", "patch_auc", "sensitivity", "specificity")
-_AGAIN = "Make evaluation again for this level"
-
-
-def compare(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row a level, highest magnification first: counts, model, time, and every metric in its plain form.
-
-    Args:
-        metrics: contents of several levels' ``metrics.json``.
-
-    Raises:
-        EvaluationError: one of them is no such thing, or is of another version.
-    """
-    try:
-        rows = [_row(one) for one in metrics]
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise EvaluationError(
-            f"metrics.json of a level lacks what an evaluation writes ({error!r})", remedy=_AGAIN
-        ) from error
-    return sorted(rows, key=lambda row: (row["level"] is None, row["level"] or 0))
-
-
-def read_metrics(path: str | Path) -> dict[str, Any]:
-    """One ``metrics.json``.
-
-    Raises:
-        EvaluationError: it is missing or damaged.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise EvaluationError(f"is not readable as metrics ({error})", path=path, remedy=_AGAIN) from error
 
 
 def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Metrics of the levels that can be compared; of the others, level -> why not.
+    """A row a level, highest magnification first: counts, model, time, and every metric in its plain form.
 
     Args:
         files: level -> its ``metrics.json``.
 
+    Returns:
+        The rows, and of levels that cannot be compared, level -> why not.
+
     Raises:
         EvaluationError: there are levels, and none can be compared.
     """
-    metrics, left_out = [], {}
+    rows, left_out = [], {}
     for level, file in files.items():
         try:
-            one = read_metrics(file)
-            compare([one])
-            metrics.append(one)
-        except EvaluationError as error:
-            left_out[level] = str(error)
-    if left_out and not metrics:
+            rows.append(_row(json.loads(Path(file).read_text(encoding="utf-8"))))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            left_out[level] = f"{file} holds no metrics of this version ({error!r:.80}). Evaluate it again"
+    if left_out and not rows:
         raise EvaluationError("; ".join(f"level {level}: {why}" for level, why in left_out.items()))
-    return metrics, left_out
+    return sorted(rows, key=lambda row: (row["level"] is None, row["level"] or 0)), left_out
 
 
-def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) -> Path:
+def write_comparison(rows: Sequence[Mapping[str, Any]], out_dir: str | Path) -> Path:
     """Write ``comparison.html``, one self-contained page, ``comparison.png`` and ``comparison.json``.
 
     The page links the reports where the storage has them, ``../level_N/report/report.html``.
     """
-    from wsi_assets.evaluation.charts import comparison_chart
-    from wsi_assets.evaluation.pictures import data_uri
-
-    rows = compare(metrics)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     chart = None
     if rows:
-        names = [f"level {'?' if row['level'] is None else row['level']}{_zoom(row)}" for row in rows]
+        names = [f"level {'?' if row['level'] is None else row['level']}" for row in rows]
         panels = {METRICS[key][0]: [row["metrics"][key] for row in rows] for key in DRAWN}
         canvas = comparison_chart(names, panels)
         (out / "comparison.png").write_bytes(canvas_png(canvas))
@@ -113,34 +80,19 @@ def write_comparison(metrics: Sequence[Mapping[str, Any]], out_dir: str | Path) 
     return path
 
 
-def _zoom(row: Mapping[str, Any]) -> str:
-    return "" if row["magnification"] is None else f" ({row['magnification']:.3g}×)"
-
-
 def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    if metrics.get("format") != FORMAT:
-        version = f"{metrics.get('format')!r:.40}"
-        raise EvaluationError(f"metrics of another version ({version}, not {FORMAT})", remedy=_AGAIN)
-    context, overall, slide = metrics.get("context", {}), metrics["patch"]["overall"], metrics["slide"]
-    seconds, model = context.get("seconds") or {}, context.get("model") or {}
-    numbers = {
-        "level": context.get("level"),
-        "magnification": context.get("magnification"),
-        "patch_size": context.get("patch_size"),
-        "slides": slide["slides"],
-        "tumor_slides": slide["tumor_slides"],
-        "patients": slide["patients"],
+    if metrics["format"] != FORMAT:
+        raise ValueError(f"format {metrics['format']}")
+    context, overall, slide = metrics["context"], metrics["patch"]["overall"], metrics["slide"]
+    return {
+        **{name: context[name] for name in ("level", "magnification", "patch_size", "created", "mlflow_url")},
+        **{name: slide[name] for name in ("slides", "tumor_slides", "patients")},
         "patches": overall["patches"],
         "tumor_patches": overall["tumor"],
         "lesions": metrics["froc"]["lesions"],
-        "seconds": sum(map(_number, seconds.values())) if seconds else None,
-    }
-    texts = {name: context.get(name) for name in ("created", "mlflow_url")}
-    texts["model"] = ", ".join(f"{value}" for value in model.values()) or None
-    return {
-        **{name: _number(value) for name, value in numbers.items()},
-        **{name: None if value is None else str(value) for name, value in texts.items()},
-        "left_out": len(context.get("left_out") or {}),
+        "model": ", ".join(str(value) for value in context["model"].values()),
+        "seconds": sum(context["seconds"].values()),
+        "left_out": len(context["left_out"]),
         "metrics": {key: _metric(metrics, place) for key, (_, place) in METRICS.items()},
     }
 
@@ -151,13 +103,4 @@ def _metric(metrics: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
         value = value[name]
         if value is None:
             return {"value": None, "low": None, "high": None, "reason": "no patch"}
-    numbers = {name: _number(value[name]) for name in ("value", "low", "high")}
-    return {**numbers, "reason": None if value["reason"] is None else str(value["reason"])}
-
-
-def _number(value: Any) -> float | int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
-        raise TypeError(f"{value!r:.40} is not a number to show")
     return value

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from wsi_assets.evaluation.froc import Froc, SlideHits, froc, match
 from wsi_assets.evaluation.heatmap import Detection, Heatmap, find_detections, heatmap_of
@@ -21,6 +20,7 @@ from wsi_assets.evaluation.metrics import (
     SlideScore,
     patch_metrics,
     patch_summary,
+    pooled,
     score_slide,
     slide_metrics,
 )
@@ -38,23 +38,20 @@ FORMAT = 3
 INCOMPLETE = "its tumor is not completely annotated"
 UNANNOTATED = "it has tumor patches but no annotation was given, so its lesions are unknown"
 NO_DOWNSAMPLE = "its prediction has no downsample, so its patches have no place on level 0"
-NOTHING_READ = "none of its patches has a probability"
 
 
 @dataclass(frozen=True)
 class SlideEvaluation:
     """What is known of one test slide.
 
-    ``geometry`` is the annotated tumor, shapely (x, y) in level-0 pixels, or None. ``patch`` is None where
-    the annotation is incomplete: its patches are in no metric. ``heatmap`` is None for a slide without
-    patches or without a known downsample. ``hits`` is None where ``not_in_froc`` says why.
+    ``geometry`` is the annotated tumor, shapely (x, y) in level-0 pixels, or None. ``heatmap`` is None for a
+    slide without patches or without a known downsample, ``hits`` where ``not_in_froc`` says why.
     """
 
     predictions: SlidePredictions
     geometry: Any
-    incomplete: bool
     score: SlideScore
-    patch: PatchSummary | None
+    patch: PatchSummary
     heatmap: Heatmap | None
     detections: tuple[Detection, ...]
     hits: SlideHits | None
@@ -63,6 +60,11 @@ class SlideEvaluation:
     @property
     def slide_id(self) -> str:
         return self.predictions.slide_id
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether tumor of this slide is not annotated: its patches are then in no metric of the cohort."""
+        return self.not_in_froc == INCOMPLETE
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,16 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The whole evaluation of one level. ``notes`` are sentences a reader of the metrics must know."""
+    """The whole evaluation of one level.
+
+    ``calibrated`` are the patch metrics of the calibrated probabilities, None without a calibration;
+    ``notes`` are sentences a reader of the metrics must know.
+    """
 
     options: EvaluationOptions
-    validation_threshold: float | None
     calibration: Calibration | None
     patch: PatchMetrics
+    calibrated: PatchMetrics | None
     slide: SlideMetrics
     froc: Froc
     slides: tuple[SlideEvaluation, ...]
@@ -111,11 +117,11 @@ class Evaluation:
         return {
             "format": FORMAT,
             "options": self.options.model_dump(),
-            "validation_threshold": self.validation_threshold,
-            "calibration": asdict(self.calibration) if self.calibration else None,
+            "calibration": self.calibration and asdict(self.calibration),
             "patch": {
                 "overall": asdict(self.patch),
-                "per_slide": {one.slide_id: asdict(one.patch) if one.patch else None for one in self.slides},
+                "calibrated": self.calibrated and asdict(self.calibrated),
+                "per_slide": {one.slide_id: asdict(one.patch) for one in self.slides},
             },
             "slide": asdict(self.slide),
             "patients": [asdict(one) for one in self.patients],
@@ -147,8 +153,7 @@ def evaluate(
         predictions: slide id -> index entry with ``probs``, nan for a patch that could not be read.
         tumor_regions: slide id -> annotation; absent, None or empty for none.
         validation_threshold: the threshold on raw probabilities chosen on validation patches, if one was.
-        calibration: ``{"temperature": ..., "shift": ...}`` of the model: calibrated logit = logit(p) /
-            temperature + shift. Metrics of the calibrated probabilities are then given beside the raw ones.
+        calibration: the model's ``temperature`` and ``shift``; see :class:`Calibration`.
         incomplete_slides: ids of slides whose tumor is not completely annotated (see
             ``wsi_assets.index.incomplete_slides``), in any case. Tumor they do not show would count as false
             positives, so they are left out of FROC and of patch metrics; they still are ranked.
@@ -160,20 +165,21 @@ def evaluate(
     """
     began = time.monotonic()
     options, sizes = options or EvaluationOptions(), sizes or {}
-    settings = {"validation_threshold": validation_threshold, "calibration": Calibration.of(calibration)}
     incomplete = {normalize_id(slide_id) for slide_id in incomplete_slides}
-    read = read_predictions(predictions)
-    slides = []
+    read, slides = read_predictions(predictions), []
     for done, part in enumerate(read, start=1):
         regions = (tumor_regions or {}).get(part.slide_id)
         geometry = None if regions is None or regions.geometry.is_empty else regions.geometry
         is_incomplete = normalize_id(part.slide_id) in incomplete
         slides.append(_slide(part, geometry, is_incomplete, options, sizes.get(part.slide_id)))
         progress(done, len(read), "evaluating slides")
+    curve = calibration and Calibration(calibration["temperature"], calibration["shift"])
+    probs, labels, patients = pooled([one.predictions for one in slides if not one.incomplete])
     return Evaluation(
         options=options,
-        **settings,
-        patch=_pooled([one.predictions for one in slides if not one.incomplete], options, settings),
+        calibration=curve,
+        patch=patch_metrics(probs, labels, patients, options, validation_threshold),
+        calibrated=curve and patch_metrics(curve(probs), labels, patients, options),
         slide=slide_metrics([one.score for one in slides], options),
         froc=_froc(slides, options, sizes),
         slides=tuple(slides),
@@ -207,9 +213,8 @@ def _slide(
     return SlideEvaluation(
         predictions=part,
         geometry=geometry,
-        incomplete=incomplete,
         score=score_slide(part, is_tumor, len(found) if part.downsample else None, options),
-        patch=None if incomplete else patch_summary([part], options),
+        patch=patch_summary([part], options),
         heatmap=heatmap,
         detections=found,
         hits=hits,
@@ -236,32 +241,18 @@ def _froc(
     return froc([one.hits for one in used], options, left_out, official)
 
 
-def _pooled(
-    parts: Sequence[SlidePredictions], options: EvaluationOptions, settings: Mapping[str, Any]
-) -> PatchMetrics:
-    """Metrics of the patches of all ``parts``, with intervals over patients."""
-
-    def all_of(name: str) -> np.ndarray:
-        return np.concatenate([np.zeros(0, bool), *(getattr(part, name) for part in parts)])
-
-    patients = np.repeat([part.patient for part in parts], [len(part.y) for part in parts])
-    probs, is_tumor, partial = all_of("probs"), all_of("is_tumor"), all_of("partial")
-    return patch_metrics(probs, is_tumor, patients, options, partial=partial, **settings)
-
-
 def _patients(slides: Sequence[SlideEvaluation], options: EvaluationOptions) -> list[PatientSummary]:
     rows = []
     for patient in sorted({one.score.patient for one in slides}):
         own = [one for one in slides if one.score.patient == patient]
         best = [hit for one in own if one.hits for hit in one.hits.best.values()]
+        scores = [one.score.top_mean for one in own if one.score.top_mean is not None]
         rows.append(
             PatientSummary(
                 patient=patient,
                 slides=len(own),
                 tumor_slides=sum(one.score.is_tumor for one in own),
-                highest_top_mean=max(
-                    (one.score.top_mean for one in own if one.score.top_mean is not None), default=None
-                ),
+                highest_top_mean=max(scores, default=None),
                 patch=patch_summary([one.predictions for one in own if not one.incomplete], options),
                 lesions=len(best),
                 lesions_detected=sum(hit is not None for hit in best),
@@ -271,30 +262,29 @@ def _patients(slides: Sequence[SlideEvaluation], options: EvaluationOptions) -> 
 
 
 def _exclusions(slides: Sequence[SlideEvaluation]) -> list[Exclusion]:
-    """What is in which metric, from all metrics to one."""
+    """What is in which metric: from what no metric has to what one lacks."""
     rows = []
+    totals = {"slides": len(slides), "patches": sum(len(one.predictions.y) for one in slides)}
 
-    def leave_out(metrics: str, unit: str, reason: str, counts: Mapping[str, int], total: int) -> None:
-        counts = {name: n for name, n in counts.items() if n}
+    def leave_out(metrics: str, unit: str, reason: str, count: Callable[[SlideEvaluation], int]) -> None:
+        counts = +Counter({one.slide_id: int(count(one)) for one in slides})
         if counts:
-            rows.append(Exclusion(metrics, unit, sum(counts.values()), total, reason, tuple(counts)))
+            rows.append(Exclusion(metrics, unit, counts.total(), totals[unit], reason, tuple(counts)))
 
-    parts = [one.predictions for one in slides]
-    patches = sum(len(part.y) for part in parts)
-    unread = {part.slide_id: int((~part.seen).sum()) for part in parts}
-    leave_out("every metric", "patches", "they could not be read", unread, patches)
-    hidden = {one.slide_id: int(one.incomplete and one.predictions.seen.sum()) for one in slides}
-    leave_out("patch metrics", "patches", "tumor of their slide is not completely annotated", hidden, patches)
-    neither = {
-        one.slide_id: int(not one.incomplete and (one.predictions.seen & one.predictions.partial).sum())
-        for one in slides
-    }
-    leave_out("patch metrics", "patches", "too little tumor to be of either class", neither, patches)
-    empty = {one.slide_id: int(one.score.maximum is None) for one in slides}
-    leave_out("slide metrics", "slides", NOTHING_READ, empty, len(slides))
-    for reason in (INCOMPLETE, UNANNOTATED, NO_DOWNSAMPLE):
-        why = {one.slide_id: int(one.not_in_froc == reason) for one in slides}
-        leave_out("FROC", "slides", reason, why, len(slides))
+    def hidden(one: SlideEvaluation) -> int:
+        return one.incomplete and one.predictions.seen.sum()
+
+    def partial(one: SlideEvaluation) -> int:
+        return 0 if one.incomplete else (one.predictions.seen & one.predictions.partial).sum()
+
+    unread = "they could not be read"
+    leave_out("every metric", "patches", unread, lambda one: (~one.predictions.seen).sum())
+    leave_out("patch metrics", "patches", "tumor of their slide is not completely annotated", hidden)
+    leave_out("patch metrics", "patches", "too little tumor to be of either class", partial)
+    nothing = "none of its patches has a probability"
+    leave_out("slide metrics", "slides", nothing, lambda one: one.score.maximum is None)
+    for why in (INCOMPLETE, UNANNOTATED, NO_DOWNSAMPLE):
+        leave_out("FROC", "slides", why, lambda one, why=why: one.not_in_froc == why)
     return rows
 
 

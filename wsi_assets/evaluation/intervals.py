@@ -21,8 +21,6 @@ FEWEST_PATIENTS = 10
 TUMOR_SCORES = 4096
 """Most distinct tumor scores told apart while resampling; point values use all of them."""
 
-RESAMPLES_AT_ONCE = 50
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -38,9 +36,10 @@ class Metric:
     reason: str | None = None
 
     def __post_init__(self):
-        for number in (self.value, self.low, self.high):
-            if number is not None and not math.isfinite(number):
-                raise ValueError(f"a metric is a finite number or None, not {number}")
+        if any(
+            number is not None and not math.isfinite(number) for number in (self.value, self.low, self.high)
+        ):
+            raise ValueError(f"a metric is a finite number or None: {self}")
         if (self.value is None or self.low is None) and not self.reason:
             raise ValueError("a metric without a value or an interval says why")
 
@@ -62,11 +61,9 @@ class Resamples:
     def __init__(self, patient_of: Sequence, options: EvaluationOptions):
         names, self.group = np.unique(np.asarray(patient_of), return_inverse=True)
         self.patients = n = len(names)
-        self.reason = None
+        self.reason = None if options.bootstrap_samples else "intervals are switched off"
         if n < FEWEST_PATIENTS:
             self.reason = f"too few patients ({n})"
-        elif options.bootstrap_samples == 0:
-            self.reason = "intervals are switched off"
         self.counts = np.zeros((0, n))
         if self.reason is None:
             generator = np.random.default_rng(options.seed)
@@ -107,7 +104,7 @@ class Resamples:
 
         patients = int((below > 0).sum())
         interval = binomtest(round(metric.value * patients), patients).proportion_ci(method="wilson")
-        return Metric(metric.value, max(float(interval.low), 0.0), min(float(interval.high), 1.0))
+        return Metric(metric.value, float(interval.low), float(interval.high))
 
 
 def ranking(scores: np.ndarray, labels: np.ndarray, resamples: Resamples, what: str) -> tuple[Metric, Metric]:
@@ -144,15 +141,14 @@ def ranking_samples(
         np.bincount(place[kind], minlength=math.prod(shape)).reshape(shape)[:, ::-1].astype(float)
         for kind in (labels, ~labels)
     )
-    aucs, precisions = np.zeros((2, len(resamples.counts)))
-    for start in range(0, len(resamples.counts), RESAMPLES_AT_ONCE):
-        part = slice(start, start + RESAMPLES_AT_ONCE)
-        new_tp, new_fp = resamples.counts[part] @ tumor, resamples.counts[part] @ normal
+    found = []
+    for counts in np.array_split(resamples.counts, len(resamples.counts) // 50 + 1):
+        new_tp, new_fp = counts @ tumor, counts @ normal
         tp, fp = np.cumsum(new_tp, axis=1), np.cumsum(new_fp, axis=1)
-        below = fp[:, -1:] - fp + new_fp / 2
-        aucs[part] = _ratio((new_tp * below).sum(1), tp[:, -1] * fp[:, -1])
-        precisions[part] = _ratio((new_tp * _ratio(tp, tp + fp, 0.0)).sum(1), tp[:, -1])
-    return aucs, precisions
+        auc = _ratio((new_tp * (fp[:, -1:] - fp + new_fp / 2)).sum(1), tp[:, -1] * fp[:, -1])
+        precision = _ratio((new_tp * _ratio(tp, tp + fp, 0.0)).sum(1), tp[:, -1])
+        found.append((auc, precision))
+    return tuple(np.concatenate(found, axis=1))
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, otherwise: float = np.nan) -> np.ndarray:

@@ -8,13 +8,11 @@ carry on a slide of thousands.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from wsi_assets.errors import EvaluationError
 from wsi_assets.evaluation.intervals import Metric, Resamples, ranking
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import SlidePredictions
@@ -28,23 +26,6 @@ class Calibration:
 
     temperature: float
     shift: float
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any] | None) -> Calibration | None:
-        """Read ``{"temperature": ..., "shift": ...}``.
-
-        Raises:
-            EvaluationError: the two are not finite numbers, or the temperature is not positive.
-        """
-        if plain is None:
-            return None
-        try:
-            temperature, shift = float(plain["temperature"]), float(plain["shift"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise EvaluationError(f"a calibration is a temperature and a shift, not {plain!r:.80}") from error
-        if not (0 < temperature < math.inf and math.isfinite(shift)):
-            raise EvaluationError(f"a calibration cannot have temperature {temperature} and shift {shift}")
-        return cls(temperature, shift)
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Calibrated probabilities (n,); 0 and 1 are taken as 1e-7 and 1 - 1e-7, float32's steps."""
@@ -69,56 +50,33 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Patches whose probability lies in [low, high), the last bin in [low, high]."""
+    """One of the bins that hold equal numbers of patches."""
 
-    low: float
-    high: float
     patches: int
     mean_probability: float
     tumor_fraction: float
 
 
 @dataclass(frozen=True)
-class ProbabilityMetrics:
-    """What depends on the probabilities themselves, beyond their order.
+class PatchMetrics:
+    """Metrics of a set of patches.
 
-    The calibration error is the mean gap |mean probability - tumor fraction| of bins of equal numbers of
-    patches, weighted by size.
-    """
-
-    brier: Metric
-    calibration_error: Metric
-    calibration: tuple[CalibrationBin, ...]
-    at_default: OperatingPoint | None
-
-
-@dataclass(frozen=True)
-class PartialPatches:
-    """Patches with too little tumor to be of either class: their number, and how the model sees them."""
-
-    patches: int
-    mean_probability: float | None
-    predicted_tumor: float | None
-
-
-@dataclass(frozen=True)
-class PatchMetrics(ProbabilityMetrics):
-    """Metrics of a set of patches, partial ones apart.
-
-    ``quarantined`` counts the patches that could not be read; ``at_validation`` is None without a threshold
-    chosen on validation patches, ``calibrated`` without a calibration.
+    The calibration error is the mean gap |mean probability - tumor fraction| of the bins, weighted by size.
+    Operating points are None without patches, ``at_validation`` also without a threshold chosen on
+    validation patches.
     """
 
     patches: int
     tumor: int
     normal: int
-    quarantined: int
-    partial: PartialPatches
     patients: int
     roc_auc: Metric
     average_precision: Metric
+    brier: Metric
+    calibration_error: Metric
+    calibration: tuple[CalibrationBin, ...]
+    at_default: OperatingPoint | None
     at_validation: OperatingPoint | None
-    calibrated: ProbabilityMetrics | None
 
 
 def patch_metrics(
@@ -126,56 +84,38 @@ def patch_metrics(
     labels: np.ndarray,
     patients: Sequence,
     options: EvaluationOptions,
-    *,
-    partial: np.ndarray | None = None,
     validation_threshold: float | None = None,
-    calibration: Calibration | None = None,
 ) -> PatchMetrics:
     """Every patch-level metric of one set of patches.
 
     Args:
-        probs: (n,) tumor probabilities in [0, 1]; nan marks a patch that could not be read.
+        probs: (n,) tumor probabilities in [0, 1].
         labels: (n,) bool, True for tumor.
         patients: (n,) whose patch it is; patches of one patient are resampled together.
-        partial: (n,) bool, True for patches that are neither class; None for none.
         validation_threshold: the threshold chosen on validation patches, None if none was.
-        calibration: of the model; the metrics of the calibrated probabilities are then given too.
     """
     probs, labels = np.asarray(probs, float), np.asarray(labels, bool)
-    partial = np.zeros(len(probs), bool) if partial is None else partial
-    seen = ~np.isnan(probs)
-    between = probs[seen & partial]
-    kept = seen & ~partial
-    probs, labels = probs[kept], labels[kept]
-    resamples = Resamples(np.asarray(patients)[kept], options)
+    resamples = Resamples(patients, options)
     auc, precision = ranking(probs, labels, resamples, "patch")
-    threshold = options.prediction_threshold
-    raw = _probability_metrics(probs, labels, resamples, threshold)
+    bins, error = _calibration(probs, labels, resamples)
     return PatchMetrics(
-        **vars(raw),
         patches=len(probs),
         tumor=int(labels.sum()),
         normal=int((~labels).sum()),
-        quarantined=int((~seen).sum()),
-        partial=PartialPatches(
-            patches=len(between),
-            mean_probability=float(between.mean()) if len(between) else None,
-            predicted_tumor=float((between >= threshold).mean()) if len(between) else None,
-        ),
         patients=resamples.patients,
         roc_auc=auc,
         average_precision=precision,
-        at_validation=operating_point(probs, labels, resamples, validation_threshold),
-        calibrated=_probability_metrics(calibration(probs), labels, resamples, threshold)
-        if calibration
-        else None,
+        brier=resamples.mean((probs - labels) ** 2, np.ones(len(probs), bool), "no patch"),
+        calibration_error=error,
+        calibration=bins,
+        at_default=_operating_point(probs, labels, resamples, options.prediction_threshold),
+        at_validation=_operating_point(probs, labels, resamples, validation_threshold),
     )
 
 
-def operating_point(
+def _operating_point(
     probs: np.ndarray, labels: np.ndarray, resamples: Resamples, threshold: float | None
 ) -> OperatingPoint | None:
-    """What ``threshold`` makes of the patches (n,); None without threshold or patches."""
     if threshold is None or not len(probs):
         return None
     predicted = probs >= threshold
@@ -191,29 +131,22 @@ def operating_point(
     )
 
 
-def _probability_metrics(
-    probs: np.ndarray, labels: np.ndarray, resamples: Resamples, threshold: float
-) -> ProbabilityMetrics:
+def _calibration(
+    probs: np.ndarray, labels: np.ndarray, resamples: Resamples
+) -> tuple[tuple[CalibrationBin, ...], Metric]:
+    """The bins, equal probabilities in one, and the calibration error."""
     if not len(probs):
-        return ProbabilityMetrics(Metric.missing("no patch"), Metric.missing("no patch"), (), None)
+        return (), Metric.missing("no patch")
     edges = np.unique(np.quantile(probs, np.linspace(0, 1, CALIBRATION_BINS + 1)))
-    edges = edges if len(edges) > 1 else np.repeat(edges, 2)
-    _, bins = np.unique(np.searchsorted(edges[1:-1], probs, side="right"), return_inverse=True)
-    curve, gaps = [], []
-    for number in range(bins.max() + 1):
-        inside = bins == number
-        low, high = probs[inside].min(), probs[inside].max()
-        mean, share = float(probs[inside].mean()), float(labels[inside].mean())
-        curve.append(CalibrationBin(float(low), float(high), int(inside.sum()), mean, share))
-        gaps.append(resamples.sums((probs - labels) * inside))
-    gaps, sizes = np.stack(gaps, axis=1), resamples.sums(np.ones(len(probs)))
-    resampled = np.abs(resamples.counts @ gaps).sum(1) / (resamples.counts @ sizes)
-    return ProbabilityMetrics(
-        brier=resamples.mean((probs - labels) ** 2, np.ones(len(probs), bool), "no patch"),
-        calibration_error=resamples.metric(float(np.abs(gaps.sum(0)).sum() / len(probs)), resampled),
-        calibration=tuple(curve),
-        at_default=operating_point(probs, labels, resamples, threshold),
+    number = np.searchsorted(edges[1:-1], probs, side="right")
+    inside = [number == one for one in np.unique(number)]
+    bins = tuple(
+        CalibrationBin(int(one.sum()), float(probs[one].mean()), float(labels[one].mean())) for one in inside
     )
+    gaps = np.stack([resamples.sums((probs - labels) * one) for one in inside], axis=1)
+    resampled = np.abs(resamples.counts @ gaps).sum(1)
+    resampled /= resamples.counts @ resamples.sums(np.ones(len(probs)))
+    return bins, resamples.metric(float(np.abs(gaps.sum(0)).sum() / len(probs)), resampled)
 
 
 @dataclass(frozen=True)
@@ -230,23 +163,25 @@ class PatchSummary:
 
 def patch_summary(slides: Sequence[SlidePredictions], options: EvaluationOptions) -> PatchSummary:
     """All patches of either class of ``slides`` together."""
-    from sklearn.metrics import roc_auc_score
-
-    probs = np.concatenate([np.zeros(0), *(one.probs[one.counted] for one in slides)])
-    labels = np.concatenate([np.zeros(0, bool), *(one.is_tumor[one.counted] for one in slides)])
-    right = (probs >= options.prediction_threshold) == labels
-
-    def mean(values: np.ndarray) -> float | None:
-        return float(values.mean()) if len(values) else None
-
+    without_intervals = options.model_copy(update={"bootstrap_samples": 0})
+    whole = patch_metrics(*pooled(slides), without_intervals)
+    point = whole.at_default
     return PatchSummary(
-        tumor=int(labels.sum()),
-        normal=int((~labels).sum()),
-        roc_auc=float(roc_auc_score(labels, probs)) if len(np.unique(labels)) == 2 else None,
-        sensitivity=mean(right[labels]),
-        specificity=mean(right[~labels]),
-        brier=mean((probs - labels) ** 2),
+        tumor=whole.tumor,
+        normal=whole.normal,
+        roc_auc=whole.roc_auc.value,
+        sensitivity=point and point.sensitivity.value,
+        specificity=point and point.specificity.value,
+        brier=whole.brier.value,
     )
+
+
+def pooled(slides: Sequence[SlidePredictions]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probability, label and patient of all patches of either class of ``slides``, each (n,)."""
+    parts = [(one.probs[one.counted], one.is_tumor[one.counted], one.patient) for one in slides]
+    probs = np.concatenate([np.zeros(0), *(part[0] for part in parts)])
+    labels = np.concatenate([np.zeros(0, bool), *(part[1] for part in parts)])
+    return probs, labels, np.repeat([part[2] for part in parts], [len(part[0]) for part in parts])
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,29 @@ at any zoom and the heatmap can be faded; ``heatmap_picture`` draws one as pixel
 
 from __future__ import annotations
 
-import base64
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsi_assets.drawing import INK, TUMOR, jpeg_of, legend, png_of, rgb, rings_of, scale_bar, shrunk, stroke
+from wsi_assets.drawing import (
+    INK,
+    TUMOR,
+    data_uri,
+    jpeg_of,
+    legend,
+    png_of,
+    rgb,
+    rings_of,
+    scale_bar,
+    shrunk,
+    stroke,
+)
 
 if TYPE_CHECKING:
     from wsi_assets.evaluation.evaluation import SlideEvaluation
-    from wsi_assets.evaluation.heatmap import Heatmap
-    from wsi_assets.evaluation.options import EvaluationOptions
+    from wsi_assets.evaluation.heatmap import Detection, Heatmap
     from wsi_assets.slides.reader import SlideReader
 
 Box = tuple[float, float, float, float]
@@ -41,10 +51,6 @@ SMALLEST_RING = 0.012
 """Radius of the ring around a detection, as a share of the width: a smaller one would not be seen."""
 
 
-def data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
 @dataclass(frozen=True)
 class View:
     """A part of a slide: its place, and uint8 (h, w, 3) RGB pixels, None where it could not be read."""
@@ -54,24 +60,14 @@ class View:
 
 
 @dataclass(frozen=True)
-class Ring:
-    """A detection: a circle around (x, y), in level-0 pixels; weak is under the prediction threshold."""
-
-    x: float
-    y: float
-    radius: float
-    probability: float
-    weak: bool
-
-
-@dataclass(frozen=True)
 class Scene:
     """What a page draws of a part of a slide, everything in level-0 pixels.
 
     Attributes:
         image: the pixels as a data URI, None where they could not be read.
         bar: length and text of the scale bar.
-        annotation: SVG path of the annotated tumor within the box.
+        annotation: SVG path of the annotated tumor near the box.
+        radius: of the rings around the detections.
         square: (x, y, side) of a patch to mark.
     """
 
@@ -79,7 +75,8 @@ class Scene:
     image: str | None
     bar: tuple[float, str]
     annotation: str
-    rings: tuple[Ring, ...] = ()
+    detections: tuple[Detection, ...]
+    radius: float
     square: tuple[float, float, float] | None = None
 
 
@@ -143,25 +140,23 @@ def crop(reader: SlideReader | None, whole: View, center: tuple[float, float], s
     return View(tuple(place.tolist()), shrunk(region.pixels, CROP_SIDE))
 
 
-def scene(
-    view: View,
-    slide: SlideEvaluation,
-    options: EvaluationOptions,
-    square: tuple[float, float, float] | None = None,
-) -> Scene:
+def scene(view: View, slide: SlideEvaluation, square: tuple[float, float, float] | None = None) -> Scene:
     """What to draw of a view of ``slide``: its pixels, annotation, detections and scale bar."""
     x0, y0, x1, y1 = view.box
-    weak = options.prediction_threshold
-    cell = slide.heatmap.cell if slide.heatmap else 0
-    radius = max(0.75 * cell, SMALLEST_RING * (x1 - x0))
-    rings = tuple(
-        Ring(one.x, one.y, radius, one.probability, one.probability < weak)
-        for one in slide.detections
-        if x0 - radius < one.x < x1 + radius and y0 - radius < one.y < y1 + radius
+    radius = max(0.75 * slide.heatmap.cell if slide.heatmap else 0, SMALLEST_RING * (x1 - x0))
+    return Scene(
+        box=view.box,
+        image=None if view.pixels is None else data_uri(jpeg_of(view.pixels), "jpeg"),
+        bar=scale_bar(x1 - x0, slide.predictions.mpp, 0.3),
+        annotation=_path(slide.geometry, view.box),
+        detections=tuple(
+            one
+            for one in slide.detections
+            if x0 - radius < one.x < x1 + radius and y0 - radius < one.y < y1 + radius
+        ),
+        radius=radius,
+        square=square,
     )
-    image = None if view.pixels is None else data_uri(jpeg_of(view.pixels), "jpeg")
-    bar = scale_bar(x1 - x0, slide.predictions.mpp, 0.3)
-    return Scene(view.box, image, bar, _path(slide.geometry, view.box), rings, square)
 
 
 def _path(geometry: Any, box: Box) -> str:
@@ -177,25 +172,37 @@ def _path(geometry: Any, box: Box) -> str:
     return "".join(f"M{' '.join(f'{x:.0f},{y:.0f}' for x, y in ring)}Z" for ring in rings)
 
 
-def heat_colors(heatmap: Heatmap) -> np.ndarray:
-    """The cells in viridis, uint8 (rows, cols, 4) RGBA, transparent where nothing was predicted."""
-    from matplotlib import colormaps
-
-    image = colormaps["viridis"](np.nan_to_num(heatmap.probability), bytes=True)
-    image[..., 3] = np.isfinite(heatmap.probability) * 255
-    return image
-
-
 def heat_png(heatmap: Heatmap) -> bytes:
-    """``heat_colors`` as PNG, a pixel a cell; where patches leave gaps, on a finer grid that shows them."""
-    image = heat_colors(heatmap)
+    """The cells in viridis as PNG, transparent where nothing was predicted and where patches leave gaps."""
+    image = _viridis(np.nan_to_num(heatmap.probability))
+    image[..., 3] *= np.isfinite(heatmap.probability)
     if heatmap.cell < heatmap.step:
         fine = 8
-        rows, cols = heatmap.probability.shape
         inside = (np.arange(fine) + 0.5) / fine < heatmap.cell / heatmap.step
         image = image.repeat(fine, axis=0).repeat(fine, axis=1)
-        image[..., 3] *= np.tile(inside, rows)[:, None] & np.tile(inside, cols)[None, :]
+        image[..., 3] *= np.tile(inside[:, None] & inside, heatmap.probability.shape)
     return png_of(image)
+
+
+def heat_extent(heatmap: Heatmap) -> Box:
+    """Level-0 x, y, width and height of the picture of ``heat_png``."""
+    rows, cols = heatmap.probability.shape
+    return heatmap.left, heatmap.top, cols * heatmap.step, rows * heatmap.step
+
+
+def viridis_gradient() -> str:
+    """Color stops of the heatmap for a CSS gradient."""
+    return ",".join(_hex(p) for p in np.linspace(0, 1, 9))
+
+
+def _viridis(probability: np.ndarray | float) -> np.ndarray:
+    from matplotlib import colormaps
+
+    return np.array(colormaps["viridis"](probability, bytes=True))
+
+
+def _hex(probability: float) -> str:
+    return "#" + _viridis(float(probability))[:3].tobytes().hex()
 
 
 def heatmap_picture(slide: SlideEvaluation, view: View, side: int, threshold: float) -> np.ndarray:
@@ -211,13 +218,12 @@ def heatmap_picture(slide: SlideEvaluation, view: View, side: int, threshold: fl
         picture = np.repeat(grey[..., None], 3, axis=2)
     heatmap = slide.heatmap
     if heatmap is not None:
-        cells = heat_colors(heatmap)
-        at = [(np.arange(n) + 0.5) * downsample + start for n, start in zip(size, (x0, y0), strict=True)]
-        col, on_col = heatmap.cells_at(at[0], axis=1)
-        row, on_row = heatmap.cells_at(at[1], axis=0)
-        shown = cells[np.ix_(row, col)]
-        opacity = 0.65 * (shown[..., 3:] > 0) * (on_row[:, None] & on_col[None, :])[..., None]
-        picture = (picture * (1 - opacity) + shown[..., :3] * opacity).round().astype(np.uint8)
+        row, on_row = heatmap.cells_at((np.arange(size[1]) + 0.5) * downsample + y0, axis=0)
+        col, on_col = heatmap.cells_at((np.arange(size[0]) + 0.5) * downsample + x0, axis=1)
+        shown = heatmap.probability[np.ix_(row, col)]
+        opacity = 0.65 * (np.isfinite(shown) & on_row[:, None] & on_col)[..., None]
+        colors = _viridis(np.nan_to_num(shown))[..., :3]
+        picture = (picture * (1 - opacity) + colors * opacity).round().astype(np.uint8)
     line = max(2, side // 400)
     if slide.geometry is not None:
         stroke(picture, rings_of(slide.geometry, (x0, y0), downsample), TUMOR, line, casing=True)
@@ -227,20 +233,8 @@ def heatmap_picture(slide: SlideEvaluation, view: View, side: int, threshold: fl
             for color, width in ((INK, line + 2), ("#ffffff", line)):
                 cv2.circle(picture, center, round(0.02 * side), rgb(color), width, cv2.LINE_AA)
     length, text = scale_bar(x1 - x0, slide.predictions.mpp, 0.3)
-    colors = {"annotation": TUMOR, **{f"p {p}": _viridis(p) for p in (0.0, 0.5, 1.0)}}
+    colors = {"annotation": TUMOR, **{f"p {p}": _hex(p) for p in (0.0, 0.5, 1.0)}}
     return np.vstack([picture, legend(size[0], slide.slide_id, colors, (length / downsample, text))])
-
-
-def _viridis(probability: float) -> str:
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return to_hex(colormaps["viridis"](probability))
-
-
-def viridis_gradient() -> str:
-    """Color stops of the heatmap for a CSS gradient."""
-    return ",".join(_viridis(p) for p in np.linspace(0, 1, 9))
 
 
 def crops_of(slide: SlideEvaluation) -> list[tuple[str, tuple[float, float], float]]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_assets.drawing import jpeg_of, png_of, shrunk
+from wsi_assets.drawing import data_uri, jpeg_of, png_of, shrunk
 from wsi_assets.errors import SlideError
 from wsi_assets.evaluation import charts, pictures
 from wsi_assets.evaluation.evaluation import Evaluation, SlideEvaluation
@@ -144,7 +144,7 @@ def write_report(
         context=context,
         created=created,
         version=version("wsi-assets"),
-        charts={name: pictures.data_uri(picture, "svg+xml") for name, picture in drawn.items()},
+        charts={name: data_uri(picture, "svg+xml") for name, picture in drawn.items()},
         pages=pages,
         worst={"False positives": false_positives, "False negatives": false_negatives},
         froc_plain=metrics["froc"],
@@ -210,22 +210,23 @@ def _slide_page(
         try:
             for caption, center, side in pictures.crops_of(slide):
                 shown = pictures.crop(reader, view, center, side)
-                crops.append((caption, pictures.scene(shown, slide, options)))
+                crops.append((caption, pictures.scene(shown, slide)))
             for patch in worst if part.downsample else ():
                 side = part.patch_size * part.downsample
                 shown = pictures.crop(reader, view, (patch.x0, patch.y0), CONTEXT * side)
                 square = patch.x0 - side / 2, patch.y0 - side / 2, side
-                patch.picture = pictures.scene(shown, slide, options, square)
+                patch.picture = pictures.scene(shown, slide, square)
         except SlideError as error:
             reason = str(error)
-    page = {"slide": slide, "reason": reason, "crops": crops, "scene": pictures.scene(view, slide, options)}
+    page = {"slide": slide, "reason": reason, "crops": crops, "scene": pictures.scene(view, slide)}
     if slide.heatmap is not None:
-        page["heat"] = pictures.data_uri(pictures.heat_png(slide.heatmap), "png")
+        page["heat"] = data_uri(pictures.heat_png(slide.heatmap), "png")
+        page["extent"] = pictures.heat_extent(slide.heatmap)
     if part.downsample:
         drawn = pictures.heatmap_picture(slide, view, PICTURE_SIDE, options.prediction_threshold)
         (heatmaps / f"{name}.png").write_bytes(png_of(drawn))
     if view.pixels is not None:
-        page["thumbnail"] = pictures.data_uri(jpeg_of(shrunk(view.pixels, THUMBNAIL_SIDE)), "jpeg")
+        page["thumbnail"] = data_uri(jpeg_of(shrunk(view.pixels, THUMBNAIL_SIDE)), "jpeg")
     return page
 
 

@@ -20,12 +20,11 @@ from wsi_assets.evaluation import (
     EvaluationOptions,
     Metric,
     ReportContext,
-    compare,
     evaluate,
+    read_levels,
     write_comparison,
     write_report,
 )
-from wsi_assets.evaluation.comparison import read_levels, read_metrics
 from wsi_assets.evaluation.pictures import view_of
 from wsi_assets.evaluation.report import worst_patches
 from wsi_assets.files import write_json
@@ -237,12 +236,10 @@ def test_patches_of_neither_class_are_counted_apart():
     by_area = evaluate({"test_1": {**plain, "config": {"label_rule": "fraction"}}}, options=FAST)
     assert (by_area.patch.tumor, by_area.patch.normal) == (1, 1)
     assert by_area.patch.at_default.false_positives == 0
-    assert by_area.patch.partial.patches == 2
-    assert by_area.patch.partial.mean_probability == pytest.approx(0.5)
-    assert by_area.patch.partial.predicted_tumor == 0.5
+    neither = next(row for row in by_area.exclusions if row.metrics == "patch metrics")
+    assert (neither.excluded, neither.total) == (2, 4)
     assert worst_patches(by_area) == ([], [])
     any_tumor = evaluate({"test_1": {**plain, "config": {"label_rule": "any"}}}, options=FAST)
-    assert any_tumor.patch.partial.patches == 0
     assert any_tumor.patch.normal == 3
 
 
@@ -254,14 +251,11 @@ def test_calibrated_metrics_stand_beside_the_raw_ones(tmp_path):
     raw = np.concatenate([one["probs"] for one in entries.values()])
     labels = np.concatenate([[tumor for *_, tumor in one["patches"]] for one in entries.values()])
     calibrated = 1 / (1 + np.exp(-(np.log(raw / (1 - raw)) / 1.7 - 0.4)))
-    assert patch.calibrated.brier.value == pytest.approx(np.mean((calibrated - labels) ** 2))
+    assert result.calibrated.brier.value == pytest.approx(np.mean((calibrated - labels) ** 2))
     assert patch.brier.value == pytest.approx(np.mean((raw - labels) ** 2))
-    assert patch.calibrated.at_default.true_positives == ((calibrated >= 0.5) & labels).sum()
+    assert result.calibrated.at_default.true_positives == ((calibrated >= 0.5) & labels).sum()
     page = write_report(result, tmp_path, open_slide=no_slide).read_text(encoding="utf-8")
     assert "Calibrated" in page
-    for wrong in ({"temperature": 0, "shift": 0}, {"temperature": 1}, {"shift": 1}, 3):
-        with pytest.raises(EvaluationError):
-            evaluate(entries, calibration=wrong)
 
 
 @pytest.mark.parametrize(
@@ -414,41 +408,37 @@ def test_the_same_predictions_give_the_same_metrics():
 
 
 def test_levels_stand_side_by_side_with_their_intervals(tmp_path):
-    written = []
-    for level, seed in ((4, 1), (2, 0)):
-        entries, regions = cohort(seed)
+    files, results = {}, {}
+    for level, seed in ((4, 1), (2, 0), (None, None)):
+        entries, regions = cohort(seed) if level else no_tumor()
         entries = dict(list(entries.items())[:2])
-        context = ReportContext(level=level, magnification=40 / 2**level, seconds={"a": 60.0, "b": 5.0})
-        result = evaluate(entries, tumor_regions=regions, options=FAST)
-        write_report(result, tmp_path / str(level), context, open_slide=no_slide)
-        written.append(read_metrics(tmp_path / str(level) / "metrics.json"))
-    bare, regions = no_tumor()
-    write_report(evaluate(bare, tumor_regions=regions, options=FAST), tmp_path / "bare", open_slide=no_slide)
-    written.append(read_metrics(tmp_path / "bare" / "metrics.json"))
-    rows = compare(written)
-    assert [row["level"] for row in rows] == [2, 4, None]
-    assert [row["magnification"] for row in rows] == [10.0, 2.5, None]
-    assert rows[0]["seconds"] == 65.0
-    assert rows[1]["metrics"]["patch_auc"] == written[0]["patch"]["overall"]["roc_auc"]
-    assert rows[2]["metrics"]["froc_official"]["value"] is None
-    page = write_comparison(written, tmp_path / "all").read_text(encoding="utf-8")
-    assert "2.5×" in page
-    assert "no lesion on a test slide" in page
-    assert "not evaluated on the same number" in page
+        context = ReportContext(
+            level=level, magnification=level and 40 / 2**level, seconds={"a": 60.0, "b": 5.0}
+        )
+        results[level] = evaluate(entries, tumor_regions=regions, options=FAST)
+        write_report(results[level], tmp_path / str(level), context, open_slide=no_slide)
+        files[str(level)] = tmp_path / str(level) / "metrics.json"
+    write_json(tmp_path / "old.json", {"format": 0})
+    (tmp_path / "half.json").write_text("{half")
+    bad = {name: tmp_path / f"{name}.json" for name in ("old", "half", "gone")}
+    rows, left_out = read_levels({**files, **bad})
+    assert list(left_out) == list(bad)
+    assert [(row["level"], row["magnification"], row["seconds"]) for row in rows] == [
+        (2, 10.0, 65.0),
+        (4, 2.5, 65.0),
+        (None, None, 65.0),
+    ]
+    assert rows[1]["metrics"]["patch_auc"]["value"] == results[4].patch.roc_auc.value
+    assert rows[2]["metrics"]["froc_corrected"]["value"] is None
+    page = write_comparison(rows, tmp_path / "all").read_text(encoding="utf-8")
+    for seen in ("2.5×", "no lesion on a test slide", "not evaluated on the same number", "level_4/report"):
+        assert seen in page
     assert cv2.imread(str(tmp_path / "all" / "comparison.png")) is not None
-    assert "No level has been evaluated" in write_comparison([], tmp_path / "none").read_text(
-        encoding="utf-8"
-    )
-
-
-def test_metrics_that_are_none_are_refused(tmp_path):
+    page = write_comparison([], tmp_path / "none").read_text(encoding="utf-8")
+    assert "No level has been evaluated" in page
+    assert read_levels({}) == ([], {})
     with pytest.raises(EvaluationError):
-        read_metrics(tmp_path / "metrics.json")
-    (tmp_path / "metrics.json").write_text("{half")
-    with pytest.raises(EvaluationError):
-        read_metrics(tmp_path / "metrics.json")
-    with pytest.raises(EvaluationError):
-        compare([{"format": 99}])
+        read_levels(bad)
 
 
 def test_an_annotation_far_off_its_slide_costs_no_evaluation():
@@ -457,19 +447,6 @@ def test_an_annotation_far_off_its_slide_costs_no_evaluation():
     regions["test_001_node_1"] = replace(regions["test_001_node_1"], geometry=shapely.MultiPolygon(stray))
     sizes = dict.fromkeys(regions, (20_000, 20_000))
     assert evaluate(entries, tumor_regions=regions, options=FAST, sizes=sizes).froc.lesions == 2
-
-
-def test_a_level_whose_metrics_are_none_is_left_out_and_the_others_are_compared(tmp_path):
-    entries, regions = cohort()
-    whole = evaluate(entries, tumor_regions=regions, options=FAST).to_plain()
-    write_json(tmp_path / "good.json", whole)
-    write_json(tmp_path / "old.json", {"format": 0})
-    metrics, left_out = read_levels({"2": tmp_path / "old.json", "3": tmp_path / "good.json"})
-    assert [one["format"] for one in metrics] == [whole["format"]]
-    assert list(left_out) == ["2"]
-    with pytest.raises(EvaluationError):
-        read_levels({"2": tmp_path / "old.json"})
-    assert read_levels({}) == ([], {})
 
 
 def test_a_metric_is_never_nan_and_never_silent():
@@ -518,3 +495,12 @@ def test_the_real_cohort_is_reported_with_its_pixels(real_data, tmp_path):
     assert "could not be read" not in page
     assert (tmp_path / "heatmaps" / "test_073_node_1_likelihood_map.tif").is_file()
     assert [row.is_tumor for row in result.slide.ranking] == [True, False]
+
+
+def test_an_unreadable_patch_is_in_no_metric_and_is_counted():
+    patches = [(0, 0, False), (0, 256, True), (0, 512, False), (0, 768, True)]
+    whole = evaluate({"test_1": entry("test_1", patches[:3], [0.2, 0.8, 0.6])}, options=FAST)
+    holed = evaluate({"test_1": entry("test_1", patches, [0.2, 0.8, 0.6, float("nan")])}, options=FAST)
+    assert holed.patch == whole.patch
+    (unread,) = (row for row in holed.exclusions if row.metrics == "every metric")
+    assert (unread.excluded, unread.total, unread.slides) == (1, 4, ("test_1",))

@@ -65,11 +65,11 @@ def test_annotation_heatmap_and_detection_lie_on_the_tumor(shown):
 
 def test_a_page_draws_the_same_in_level_0_pixels(shown):
     slide, view = shown
-    drawn = scene(view, slide, OPTIONS)
+    drawn = scene(view, slide)
     corners = np.array([point.split(",") for point in drawn.annotation.strip("MZ").split()], float)
     assert (*corners.min(0), *corners.max(0)) == (X, Y, X + SIDE, Y + SIDE)
-    (ring,) = drawn.rings
-    assert (ring.x, ring.y, ring.weak) == (X + SIDE // 2, Y + SIDE // 2, False)
+    (detection,) = drawn.detections
+    assert (detection.x, detection.y) == (X + SIDE // 2, Y + SIDE // 2)
     cells = cv2.imdecode(np.frombuffer(heat_png(slide.heatmap), np.uint8), cv2.IMREAD_UNCHANGED)
     assert cells.shape == (4, 7, 4)
     assert cells[1, 4].tolist() == [36, 231, 253, 255]  # viridis at 1 as BGR

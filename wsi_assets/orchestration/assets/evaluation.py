@@ -119,17 +119,15 @@ def evaluation(
 def level_comparison(
     context: dg.AssetExecutionContext, storage: StorageResource, evaluation: dict[str, Path]
 ) -> dg.MaterializeResult:
-    from wsi_assets.evaluation import compare, write_comparison
-    from wsi_assets.evaluation.comparison import read_levels
+    from wsi_assets.evaluation import read_levels, write_comparison
 
     with user_errors_as_failures():
         inputs = {level: storage.version(EVALUATION, level) for level in evaluation}
         making = Making(context, storage, LEVEL_COMPARISON, inputs=inputs)
         files = {level: pages / "metrics.json" for level, pages in evaluation.items()}
-        metrics, left_out = read_levels(files)
-        rows = compare(metrics)
+        rows, left_out = read_levels(files)
         pages = _empty(storage.root / "level_comparison_in_progress")
-        chart = write_comparison(metrics, pages).with_name("comparison.png")
+        chart = write_comparison(rows, pages).with_name("comparison.png")
     shown = [{"level": row["level"], **{k: f["value"] for k, f in row["metrics"].items()}} for row in rows]
     return making.result(
         pages,
