@@ -15,11 +15,9 @@ from wsi_assets.evaluation.lesions import CHALLENGE_MPP, LesionMap, lesions_of_g
 from wsi_assets.evaluation.metrics import (
     Calibration,
     PatchMetrics,
-    PatchSummary,
     SlideMetrics,
     SlideScore,
     patch_metrics,
-    patch_summary,
     pooled,
     score_slide,
     slide_metrics,
@@ -51,7 +49,7 @@ class SlideEvaluation:
     predictions: SlidePredictions
     geometry: Any
     score: SlideScore
-    patch: PatchSummary
+    patch: PatchMetrics
     heatmap: Heatmap | None
     detections: tuple[Detection, ...]
     hits: SlideHits | None
@@ -75,7 +73,7 @@ class PatientSummary:
     slides: int
     tumor_slides: int
     highest_top_mean: float | None
-    patch: PatchSummary
+    patch: PatchMetrics
     lesions: int
     lesions_detected: int
 
@@ -214,7 +212,7 @@ def _slide(
         predictions=part,
         geometry=geometry,
         score=score_slide(part, is_tumor, len(found) if part.downsample else None, options),
-        patch=patch_summary([part], options),
+        patch=patch_metrics(*pooled([part]), options),
         heatmap=heatmap,
         detections=found,
         hits=hits,
@@ -253,7 +251,7 @@ def _patients(slides: Sequence[SlideEvaluation], options: EvaluationOptions) -> 
                 slides=len(own),
                 tumor_slides=sum(one.score.is_tumor for one in own),
                 highest_top_mean=max(scores, default=None),
-                patch=patch_summary([one.predictions for one in own if not one.incomplete], options),
+                patch=patch_metrics(*pooled([one.predictions for one in own if not one.incomplete]), options),
                 lesions=len(best),
                 lesions_detected=sum(hit is not None for hit in best),
             )

@@ -50,10 +50,9 @@ class SlideHits:
     """The detections of one slide set against its lesions.
 
     Attributes:
-        false_positives: those in no lesion.
+        false_positives: those in no lesion; those in isolated tumor cells (ITC) count for nothing.
         best: the detection with the highest probability of each lesion that is not ITC; None for none.
         lesions: all lesions of the slide, ITC included; None on a normal slide.
-        in_itc: detections inside isolated tumor cells, which count for nothing.
     """
 
     slide_id: str
@@ -61,16 +60,18 @@ class SlideHits:
     false_positives: tuple[Detection, ...]
     best: dict[int, Detection | None]
     lesions: LesionMap | None
-    in_itc: int
+
+    @property
+    def itc(self) -> int:
+        """Number of lesions that are isolated tumor cells."""
+        return len(self.lesions.lesions) - len(self.best) if self.lesions else 0
 
     @property
     def official_scores(self) -> np.ndarray:
         """(lesions,) float32: highest probability in each lesion, 0.0 for ITC and for missed lesions."""
-        scores = np.zeros(len(self.lesions.lesions) if self.lesions else 0, np.float32)
-        for label, hit in self.best.items():
-            if hit is not None:
-                scores[label - 1] = hit.probability
-        return scores
+        found = np.zeros(self.itc + len(self.best), np.float32)
+        found[: len(self.corrected_scores)] = self.corrected_scores
+        return found
 
     @property
     def corrected_scores(self) -> np.ndarray:
@@ -87,14 +88,15 @@ class Froc:
 
     official: Metric
     corrected: Metric
-    slides: int
-    patients: int
-    lesions: int
-    itc: int
+    official_curve: Curve | None
+    corrected_curve: Curve | None
     hits: tuple[SlideHits, ...]
     left_out: Mapping[str, str]
-    official_curve: Curve | None = None
-    corrected_curve: Curve | None = None
+
+    @property
+    def lesions(self) -> int:
+        """Lesions that count: those that are not isolated tumor cells."""
+        return sum(len(slide.best) for slide in self.hits)
 
     def to_plain(self) -> dict[str, Any]:
         curves = (self.official_curve, self.corrected_curve)
@@ -105,9 +107,9 @@ class Froc:
             "false_positives_per_slide": list(FALSE_POSITIVES_PER_SLIDE),
             "official_sensitivity": official,
             "corrected_sensitivity": corrected,
-            "slides": self.slides,
+            "slides": len(self.hits),
             "lesions": self.lesions,
-            "isolated_tumor_cells": self.itc,
+            "isolated_tumor_cells": sum(slide.itc for slide in self.hits),
             "false_positives": sum(len(slide.false_positives) for slide in self.hits),
             "lesion_table": lesion_table(self.hits),
             "left_out": dict(self.left_out),
@@ -118,19 +120,16 @@ def match(
     slide_id: str, patient: str, detections: Iterable[Detection], lesions: LesionMap | None
 ) -> SlideHits:
     """Set the detections of a slide against its lesions; ``lesions`` is None on a normal slide."""
-    itc = {lesion.label for lesion in lesions.lesions if lesion.itc} if lesions else set()
-    labels = {lesion.label for lesion in lesions.lesions} - itc if lesions else set()
-    best: dict[int, Detection | None] = dict.fromkeys(sorted(labels))
-    false_positives, in_itc = [], 0
+    itc = {lesion.label: lesion.itc for lesion in lesions.lesions} if lesions else {}
+    best: dict[int, Detection | None] = {label: None for label in itc if not itc[label]}
+    false_positives = []
     for detection in detections:
         label = lesions.label_at(detection.x, detection.y) if lesions else 0
         if label == 0:
             false_positives.append(detection)
-        elif label in itc:
-            in_itc += 1
-        elif best[label] is None or detection.probability > best[label].probability:
+        elif label in best and (best[label] is None or detection.probability > best[label].probability):
             best[label] = detection
-    return SlideHits(slide_id, patient, tuple(false_positives), best, lesions, in_itc)
+    return SlideHits(slide_id, patient, tuple(false_positives), best, lesions)
 
 
 def froc_curve(
@@ -170,35 +169,20 @@ def froc(
         hits: with the lesions in each slide's own micrometres.
         official_hits: with the lesions as the challenge's script measures them; None for no official score.
     """
-    lesions = sum(len(slide.best) for slide in hits)
+    left_out = dict(left_out or {})
     corrected, corrected_curve = _score(hits, options, left_out, official=False)
     official, official_curve = Metric.missing(NOT_OFFICIAL), None
     if official_hits is not None:
         official, official_curve = _score(official_hits, options, left_out, official=True)
-    return Froc(
-        official=official,
-        corrected=corrected,
-        slides=len(hits),
-        patients=len({slide.patient for slide in hits}),
-        lesions=lesions,
-        itc=sum(len(slide.lesions.lesions) for slide in hits if slide.lesions) - lesions,
-        hits=tuple(hits),
-        left_out=dict(left_out or {}),
-        official_curve=official_curve,
-        corrected_curve=corrected_curve,
-    )
+    return Froc(official, corrected, official_curve, corrected_curve, tuple(hits), left_out)
 
 
 def _score(
-    hits: Sequence[SlideHits],
-    options: EvaluationOptions,
-    left_out: Mapping[str, str] | None,
-    *,
-    official: bool,
+    hits: Sequence[SlideHits], options: EvaluationOptions, left_out: Mapping[str, str], *, official: bool
 ) -> tuple[Metric, Curve | None]:
     lesions = np.array([len(slide.best) for slide in hits], int)
     if not lesions.any():
-        itc = sum(len(slide.lesions.lesions) for slide in hits if slide.lesions)
+        itc = sum(slide.itc for slide in hits)
         reason = "no lesion on a test slide" if hits else "no test slide"
         reason += f" other than {itc} of isolated tumor cells, which do not count" if itc else ""
         reason += f" ({len(left_out)} left out)" if left_out else ""
@@ -224,16 +208,7 @@ def lesion_table(hits: Iterable[SlideHits]) -> list[dict[str, Any]]:
     for slide in hits:
         for lesion in slide.lesions.lesions if slide.lesions else ():
             hit = slide.best.get(lesion.label)
-            rows.append(
-                {
-                    "slide": slide.slide_id,
-                    "lesion": lesion.label,
-                    "length_um": round(lesion.length_um, 1),
-                    "itc": lesion.itc,
-                    "box": [side * slide.lesions.downsample for side in lesion.box],
-                    "probability": hit.probability if hit else None,
-                    "x": hit.x if hit else None,
-                    "y": hit.y if hit else None,
-                }
-            )
+            row = {"slide": slide.slide_id, "lesion": lesion.label, "length_um": round(lesion.length_um, 1)}
+            row |= {name: getattr(hit, name, None) for name in ("probability", "x", "y")}
+            rows.append(row | {"itc": lesion.itc})
     return rows

@@ -79,6 +79,14 @@ class PatchMetrics:
     at_validation: OperatingPoint | None
 
 
+def pooled(slides: Sequence[SlidePredictions]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probability, label and patient of all patches of either class of ``slides``, each (n,)."""
+    parts = [(one.probs[one.counted], one.is_tumor[one.counted], one.patient) for one in slides]
+    probs = np.concatenate([np.zeros(0), *(part[0] for part in parts)])
+    labels = np.concatenate([np.zeros(0, bool), *(part[1] for part in parts)])
+    return probs, labels, np.repeat([part[2] for part in parts], [len(part[0]) for part in parts])
+
+
 def patch_metrics(
     probs: np.ndarray,
     labels: np.ndarray,
@@ -147,41 +155,6 @@ def _calibration(
     resampled = np.abs(resamples.counts @ gaps).sum(1)
     resampled /= resamples.counts @ resamples.sums(np.ones(len(probs)))
     return bins, resamples.metric(float(np.abs(gaps.sum(0)).sum() / len(probs)), resampled)
-
-
-@dataclass(frozen=True)
-class PatchSummary:
-    """The patches of a slide or a patient: one patient, so no intervals; None for what is not defined."""
-
-    tumor: int
-    normal: int
-    roc_auc: float | None
-    sensitivity: float | None
-    specificity: float | None
-    brier: float | None
-
-
-def patch_summary(slides: Sequence[SlidePredictions], options: EvaluationOptions) -> PatchSummary:
-    """All patches of either class of ``slides`` together."""
-    without_intervals = options.model_copy(update={"bootstrap_samples": 0})
-    whole = patch_metrics(*pooled(slides), without_intervals)
-    point = whole.at_default
-    return PatchSummary(
-        tumor=whole.tumor,
-        normal=whole.normal,
-        roc_auc=whole.roc_auc.value,
-        sensitivity=point and point.sensitivity.value,
-        specificity=point and point.specificity.value,
-        brier=whole.brier.value,
-    )
-
-
-def pooled(slides: Sequence[SlidePredictions]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probability, label and patient of all patches of either class of ``slides``, each (n,)."""
-    parts = [(one.probs[one.counted], one.is_tumor[one.counted], one.patient) for one in slides]
-    probs = np.concatenate([np.zeros(0), *(part[0] for part in parts)])
-    labels = np.concatenate([np.zeros(0, bool), *(part[1] for part in parts)])
-    return probs, labels, np.repeat([part[2] for part in parts], [len(part[0]) for part in parts])
 
 
 @dataclass(frozen=True)

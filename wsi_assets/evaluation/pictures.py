@@ -47,7 +47,7 @@ MOST_READ = 4096
 MOST_CROPS = 12
 """Of lesions, and of false positives, of one slide."""
 
-SMALLEST_RING = 0.012
+SMALLEST_RING = 0.009
 """Radius of the ring around a detection, as a share of the width: a smaller one would not be seen."""
 
 

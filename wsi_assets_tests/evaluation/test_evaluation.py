@@ -184,7 +184,7 @@ def test_a_tumor_slide_without_an_annotation_is_ranked_but_in_no_froc():
     assert [row.is_tumor for row in result.slide.ranking] == [True, True, False, False]
     assert result.patch == whole.patch
     assert list(result.froc.left_out) == ["test_001_node_1"]
-    assert (result.froc.slides, result.froc.lesions) == (3, 1)
+    assert (len(result.froc.hits), result.froc.lesions) == (3, 1)
 
 
 def spec_only(entries):
@@ -312,7 +312,11 @@ def test_a_patient_is_a_row_with_all_its_slides():
     assert (first.patient, first.slides, first.tumor_slides) == ("test_001", 2, 1)
     assert (first.patch.tumor, first.patch.normal) == (36, 252)
     assert (first.lesions, first.lesions_detected) == (1, 1)
-    assert (last.lesions, last.patch.sensitivity, last.patch.roc_auc) == (0, None, None)
+    assert (last.lesions, last.patch.at_default.sensitivity.value, last.patch.roc_auc.value) == (
+        0,
+        None,
+        None,
+    )
     assert sum(row.patch.tumor for row in result.patients) == result.patch.tumor
 
 
