@@ -44,7 +44,6 @@ class ReportContext:
     """What is known of a level beside its evaluation. Whatever is None is shown as not available.
 
     Attributes:
-        title: what the report is of.
         cohort: where the slides come from.
         level, magnification, patch_size: the partition, its effective magnification, pixels of its patches.
         model: what it is, as rows of name and value.
@@ -61,10 +60,8 @@ class ReportContext:
         config: setting -> value.
         seconds: step -> seconds it took.
         mlflow_url: where the training run is.
-        created: when, as text; None is now.
     """
 
-    title: str = "Tumor detection"
     cohort: str | None = None
     level: int | None = None
     magnification: float | None = None
@@ -82,7 +79,6 @@ class ReportContext:
     config: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     mlflow_url: str | None = None
-    created: str | None = None
 
 
 @dataclass
@@ -133,9 +129,9 @@ def write_report(
         pages[slide.slide_id] = _slide_page(slide, evaluation, worst, out, open_slide)
         progress(done, len(evaluation.slides), "drawing slides")
     metrics = evaluation.to_plain()
-    known = ("title", "cohort", "level", "magnification", "patch_size", "model", "mlflow_url", "seconds")
+    known = ("cohort", "level", "magnification", "patch_size", "model", "mlflow_url", "seconds")
     metrics["context"] = {name: getattr(context, name) for name in known}
-    created = context.created or datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    created = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     metrics["context"] |= {"created": created, "left_out": dict(context.left_out or {})}
     write_json(out / "metrics.json", metrics)
     html = render(

@@ -344,7 +344,7 @@ def test_the_worst_patches_are_the_surest_mistakes_with_their_level_0_centres():
 def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
     entries, regions = cohort()
     context = ReportContext(
-        title="A <b>cohort</b>",
+        cohort="A <b>cohort</b>",
         level=4,
         magnification=2.5,
         counts=[{"slide": "tumor_001", "patches": 1234, "tumor": 56}],
@@ -372,7 +372,7 @@ def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
         r"""(?:src|href)=["'](?!data:|#|http://localhost:5000|metrics.json|heatmaps/)""", page
     )
     assert "<script src" not in page
-    assert "A &lt;b&gt;cohort&lt;/b&gt;, level 4" in page
+    assert "A &lt;b&gt;cohort&lt;/b&gt;" in page
     for seen in (
         "1,234",
         "too few patients",
