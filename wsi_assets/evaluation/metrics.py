@@ -126,13 +126,12 @@ def _operating_point(
 ) -> OperatingPoint | None:
     if threshold is None or not len(probs):
         return None
+    from sklearn.metrics import confusion_matrix
+
     predicted = probs >= threshold
+    (tn, fp), (fn, tp) = confusion_matrix(labels, predicted, labels=[False, True]).tolist()
     return OperatingPoint(
-        float(threshold),
-        int((predicted & labels).sum()),
-        int((predicted & ~labels).sum()),
-        int((~predicted & ~labels).sum()),
-        int((~predicted & labels).sum()),
+        *(float(threshold), tp, fp, tn, fn),
         sensitivity=resamples.mean(predicted, labels, "no tumor patch"),
         specificity=resamples.mean(~predicted, ~labels, "no normal patch"),
         precision=resamples.mean(labels, predicted, "no patch is predicted tumor"),

@@ -44,8 +44,8 @@ CROP_SIDE = 360
 MOST_READ = 4096
 """Pixels a side that are read for a crop; a larger one is cut from the slide's picture."""
 
-MOST_CROPS = 12
-"""Of lesions, and of false positives, of one slide."""
+MOST_LESIONS, MOST_FALSE_POSITIVES = 12, 6
+"""Shown as crops of one slide."""
 
 SMALLEST_RING = 0.009
 """Radius of the ring around a detection, as a share of the width: a smaller one would not be seen."""
@@ -243,13 +243,13 @@ def crops_of(slide: SlideEvaluation) -> list[tuple[str, tuple[float, float], flo
     if hits is None:
         return shown
     lesions = hits.lesions.lesions if hits.lesions else ()
-    for lesion in sorted(lesions, key=lambda one: -one.major_axis)[:MOST_CROPS]:
+    for lesion in sorted(lesions, key=lambda one: -one.major_axis)[:MOST_LESIONS]:
         top, left, bottom, right = (edge * hits.lesions.downsample for edge in lesion.box)
         hit = hits.best.get(lesion.label)
         found = f"detected, p {hit.probability:.2f}" if hit else "missed"
         found = "isolated tumor cells" if lesion.itc else found
         text = f"Lesion {lesion.label}, {lesion.length_um:,.0f} µm: {found}"
         shown.append((text, ((left + right) / 2, (top + bottom) / 2), 1.2 * max(right - left, bottom - top)))
-    for one in hits.false_positives[:MOST_CROPS]:
+    for one in hits.false_positives[:MOST_FALSE_POSITIVES]:
         shown.append((f"False positive, p {one.probability:.2f}", (one.x, one.y), 5 * slide.heatmap.cell))
     return shown
