@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -83,23 +81,13 @@ def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
     assert len(seen[0][0]) > 1
 
 
-def test_slide_scores_are_the_maximum_and_the_mean_of_the_top_share():
-    probs = np.linspace(0, 0.99, 100).reshape(10, 10)
-    options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=0.05)
-    (row,) = evaluate(
-        {"test_1": grid_entry("test_1", probs)}, tumor_regions={}, options=options
-    ).slide.ranking
-    assert row.maximum == pytest.approx(0.99)
-    assert row.top_mean == pytest.approx(np.mean([0.99, 0.98, 0.97, 0.96, 0.95]))
-
-
 @pytest.mark.parametrize(("share", "patches"), [(0.07, 7), (0.071, 8), (0.001, 1), (1.0, 100)])
 def test_a_share_of_the_patches_is_rounded_up_but_a_whole_number_is_kept(share, patches):
     probs = np.linspace(0.01, 1, 100)
     options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=share)
     plain = {"test_1": grid_entry("test_1", probs.reshape(10, 10))}
     (row,) = evaluate(plain, tumor_regions={}, options=options).slide.ranking
-    assert row.top_mean == pytest.approx(np.mean(probs[-patches:]))
+    assert (row.maximum, row.top_mean) == (1.0, pytest.approx(np.mean(probs[-patches:])))
 
 
 def no_tumor():
@@ -266,6 +254,7 @@ def test_calibrated_metrics_stand_beside_the_raw_ones(tmp_path):
         {"probs": ["high"] * 144},
         {"patches": [(0, 0)]},
         {"stride": 100},
+        {"label": None, "patches": None},
         {"tumor_fraction": [0.5, 0.1], "config": {"label_rule": "fraction"}},
     ],
 )
@@ -274,20 +263,10 @@ def test_damaged_predictions_are_refused_in_one_line(change):
     with pytest.raises(EvaluationError) as caught:
         evaluate({"test_002": {**entries["test_002"], **change}}, tumor_regions=regions)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("detection_smoothing_um", 1e12),
-        ("detection_radius_um", 1e12),
-        ("bootstrap_samples", 10**9),
-        ("heatmap_side", 10**6),
-    ],
-)
-def test_a_setting_no_slide_can_bear_is_refused_before_anything_runs(name, value):
-    with pytest.raises(ValueError, match=name):
-        EvaluationOptions(**{name: value})
+    bare = {key: value for key, value in entries["test_002"].items() if key not in change}
+    for wrong in ({"test_002": {**bare, "probs": []}}, list(entries.values())):
+        with pytest.raises(EvaluationError):
+            evaluate(wrong, tumor_regions=regions)
 
 
 @pytest.mark.parametrize(
@@ -318,14 +297,6 @@ def test_a_patient_is_a_row_with_all_its_slides():
         None,
     )
     assert sum(row.patch.tumor for row in result.patients) == result.patch.tumor
-
-
-def test_what_is_no_prediction_is_refused():
-    entries, regions = cohort()
-    bare = {key: value for key, value in entries["test_002"].items() if key != "probs"}
-    for wrong in ({"test_002": bare}, list(entries.values())):
-        with pytest.raises(EvaluationError):
-            evaluate(wrong, tumor_regions=regions)
 
 
 def test_the_worst_patches_are_the_surest_mistakes_with_their_level_0_centres():
@@ -458,27 +429,6 @@ def test_a_metric_is_never_nan_and_never_silent():
         Metric(float("nan"), reason="x")
     with pytest.raises(ValueError, match="says why"):
         Metric(None)
-
-
-def test_options_load_without_any_heavy_library():
-    code = (
-        "import sys; from wsi_assets.evaluation.options import EvaluationOptions; "
-        "print([m for m in ('numpy', 'cv2', 'matplotlib', 'scipy', 'shapely') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_evaluating_loads_no_picture_library_and_touches_no_global_canvas(tmp_path):
-    code = (
-        "import sys; import wsi_assets.evaluation.report; "
-        "assert 'matplotlib' not in sys.modules and 'cv2' not in sys.modules; "
-        "from wsi_assets.evaluation import *; "
-        f"write_report(evaluate(dict()), {str(tmp_path)!r}); "
-        "print('matplotlib.pyplot' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def test_the_real_cohort_is_reported_with_its_pixels(real_data, tmp_path):
