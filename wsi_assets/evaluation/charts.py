@@ -147,7 +147,7 @@ def training_chart(epochs: Sequence[Mapping[str, Any]]) -> Figure:
 def comparison_chart(names: Sequence[str], panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Metrics side by side: a panel a metric, a row a name, dot and 95 % interval, or that there is none.
 
-    Each axis begins where its values do, so that close levels are told apart.
+    Each axis begins where its values do, so that close levels can be distinguished.
     """
     canvas = new_canvas(max(2.4 * len(panels), 3.2), 0.9 + 0.42 * len(names))
     for axes, (title, values) in zip(

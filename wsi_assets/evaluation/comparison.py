@@ -90,7 +90,7 @@ def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "patches": overall["patches"],
         "tumor_patches": overall["tumor"],
         "lesions": metrics["froc"]["lesions"],
-        "model": ", ".join(str(value) for value in context["model"].values()),
+        "model": ", ".join(f"{name} {value}" for name, value in context["model"].items()),
         "seconds": sum(context["seconds"].values()),
         "left_out": len(context["left_out"]),
         "metrics": {key: _metric(metrics, place) for key, (_, place) in METRICS.items()},

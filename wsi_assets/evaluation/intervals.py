@@ -19,7 +19,7 @@ FEWEST_PATIENTS = 10
 """Under so many an interval would say more than is known."""
 
 TUMOR_SCORES = 4096
-"""Most distinct tumor scores told apart while resampling; point values use all of them."""
+"""Most distinct tumor scores kept apart while resampling; point values use all of them."""
 
 
 @dataclass(frozen=True)

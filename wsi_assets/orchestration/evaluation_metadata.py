@@ -87,7 +87,7 @@ def _model(card: Mapping[str, Any]) -> dict[str, Any]:
     provenance = card.get("provenance") or {}
     known = {
         "network": (card.get("model") or {}).get("name"),
-        "start": (card.get("parameters") or {}).get("weights"),
+        "weights": (card.get("parameters") or {}).get("weights"),
         "epoch": card.get("epoch"),
         **(provenance.get("versions") or {}),
     }
