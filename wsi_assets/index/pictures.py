@@ -85,7 +85,7 @@ def overlay(
     drawn = ["tissue"]
     if tumor is not None:
         for name, geometry in (("excluded", tumor.excluded), ("tumor", tumor.geometry)):
-            stroke(picture, rings_of(geometry, (0, 0), downsample), COLORS[name], line, casing=True)
+            stroke(picture, rings_of(geometry, (0, 0), downsample), COLORS[name], line + 1, casing=True)
             drawn += [] if geometry.is_empty else [name]
     share = f"{tissue.slide_id}   tissue {tissue.tissue_share:.1%}"
     length, text = scale_bar(base.width, tissue.scale.mpp, 0.2)
