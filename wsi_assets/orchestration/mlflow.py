@@ -168,19 +168,31 @@ class MlflowResource(dg.ConfigurableResource):
         run.note = {"run_id": run.run_id, "experiment": experiment, "uri": self.uri, "page": run.url}
         mlflow.log_params({name: str(value)[:MAX_PARAMETER_LENGTH] for name, value in parameters.items()})
 
-    def add_metrics(self, level: str, values: Mapping[str, float | None], warn: Warn) -> None:
-        """Add what was measured after a training to the run and the model of the level, if it has them."""
+    def add_evaluation(
+        self, level: str, values: Mapping[str, float | None], report: Path, warn: Warn
+    ) -> str | None:
+        """Add test metrics and the folder ``report`` to the run and the model of the level, if it has them.
+
+        ASAP's heatmaps stay in the storage. Returns the address of the page there.
+        """
         try:
-            note = json.loads(self.storage.mlflow_run(level).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
-        if note["uri"] != self.uri:
-            return
+            noted = json.loads(self.storage.mlflow_run(level).read_text(encoding="utf-8"))
+            run_id, page = noted["run_id"], noted["page"]
+            if noted["uri"] != self.uri:
+                return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
         try:
-            model = {"model_id": note["model_id"]} if "model_id" in note else {}
-            self.client().log_metrics(_known(values), run_id=note["run_id"], **model)
+            mlflow, model = self.client(), noted.get("model_id")
+            mlflow.log_metrics(_known(values), run_id=run_id, **({"model_id": model} if model else {}))
+            for file in sorted(report.rglob("*")):
+                if file.is_file() and file.suffix != ".tif":
+                    place = Path("report") / file.relative_to(report).parent
+                    mlflow.log_artifact(str(file), place.as_posix(), run_id=run_id)
         except Exception as error:  # as above
-            warn(f"MLflow does not take the test metrics ({one_line(error)[:300]}); this goes on")
+            warn(f"MLflow does not take the evaluation ({one_line(error)[:300]}); this goes on")
+            return None
+        return f"{page}/artifacts/report/report.html"
 
 
 def runs_page(url: str, storage: StorageResource) -> str:
