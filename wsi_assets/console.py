@@ -235,14 +235,15 @@ def _print_notices(notices: Iterable[str]) -> None:
 
 
 def _print_level(outcome: LevelOutcome, storage: Path) -> None:
-    from wsi_assets.orchestration.artefact import level_chain
+    from wsi_assets.orchestration.artefact import all_artefacts, level_chain
     from wsi_assets.orchestration.storage import StorageResource
 
     table = Table(title=f"level {outcome.level} ({outcome.seconds:.0f} s)", title_justify="left")
     for column in ("asset", "status", "result", "path"):
         table.add_column(column, overflow="fold")
     resource, level = StorageResource(storage_dir=str(storage)), str(outcome.level)
-    for artefact in level_chain():
+    asked = [one for one in all_artefacts() if one.optional and one.name in outcome.records]
+    for artefact in (*level_chain(), *asked):
         record = outcome.records.get(artefact.name)
         made = "made" if artefact.name in outcome.made else "up to date"
         is_shown = record is not None and artefact.name in (*outcome.made, *outcome.up_to_date)

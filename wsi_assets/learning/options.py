@@ -91,6 +91,19 @@ class TrainingOptions(BaseModel):
         return self
 
 
+class CrossValidationOptions(BaseModel):
+    """How a training is cross-validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folds: int = Field(
+        5,
+        ge=2,
+        description="Groups of patients, stratified by tumor; each is predicted by a model that is trained "
+        "on the others with the parameters of the level's model.",
+    )
+
+
 class PredictionOptions(BaseModel):
     """How test slides are predicted."""
 

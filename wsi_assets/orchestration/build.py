@@ -9,7 +9,7 @@ import dagster as dg
 
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.asset_checks import ALL_CHECKS, level_checks
-from wsi_assets.orchestration.assets import evaluation, index, learning, patches, slides
+from wsi_assets.orchestration.assets import cross_validation, evaluation, index, learning, patches, slides
 from wsi_assets.orchestration.automation import build_automation_sensors, follow_index
 from wsi_assets.orchestration.io_managers import (
     ModelIOManager,
@@ -23,7 +23,7 @@ from wsi_assets.orchestration.sensors import build_slide_folder_sensor
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
 
-MODULES = (slides, index, patches, learning, evaluation)
+MODULES = (slides, index, patches, learning, cross_validation, evaluation)
 """The modules of assets, in the order in which they are made."""
 
 ARTEFACTS: tuple[Artefact, ...] = tuple(
@@ -37,7 +37,8 @@ ARTEFACTS: tuple[Artefact, ...] = tuple(
 """Every asset's description, in the order in which they are made."""
 
 
-LEVEL_PIPELINE, SLIDE_REGIONS, COMPARE_LEVELS = "level_pipeline", "slide_regions", "compare_levels"
+LEVEL_PIPELINE, CROSS_VALIDATED_LEVEL = "level_pipeline", "cross_validated_level"
+SLIDE_REGIONS, COMPARE_LEVELS = "slide_regions", "compare_levels"
 
 STEP_PROCESSES = dg.multiprocess_executor.configured(
     {"start_method": {"forkserver": {"preload_modules": ["wsi_assets.definitions"]}}}
@@ -104,8 +105,13 @@ def _jobs() -> list:
         ),
         job(
             LEVEL_PIPELINE,
-            [one for one in ARTEFACTS if one.by_level],
+            [one for one in ARTEFACTS if one.by_level and not one.optional],
             "One level from index to evaluation. Add a level in the dialog, or choose levels in use.",
+        ),
+        job(
+            CROSS_VALIDATED_LEVEL,
+            [*cross_validation.CROSS_VALIDATION.inputs, cross_validation.CROSS_VALIDATION, index.SLIDE_INDEX],
+            "One level from index to cross-validation.",
         ),
         job(
             COMPARE_LEVELS,

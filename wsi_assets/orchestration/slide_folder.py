@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from wsi_assets.errors import SlideError
-from wsi_assets.orchestration.artefact import Artefact, level_chain, slide_artefacts
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts, slide_artefacts
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.storage import Record, StorageResource
 
@@ -213,7 +213,8 @@ def stored_levels(storage: StorageResource) -> dict[str, list[dg.AssetMaterializ
     """Level -> events for what the storage folder holds of it, for an instance that knows no level."""
     levels = {}
     for level in storage.levels():
-        records = [(artefact, storage.record(artefact, level)) for artefact in level_chain()]
+        assets = [artefact for artefact in all_artefacts() if artefact.by_level]
+        records = [(artefact, storage.record(artefact, level)) for artefact in assets]
         events = [_found(storage, artefact, record) for artefact, record in records if record]
         if events:
             levels[level] = events
