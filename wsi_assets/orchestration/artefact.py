@@ -39,6 +39,7 @@ class Artefact:
         may_name_a_file: parameters whose value may be a file: what the file holds counts, not where it lies.
         optional: it is made only when asked for by name, and what it is an input of is also made without it.
         reproducible: the same recipe gives the same bytes. A model trained twice is not the same model.
+        must_pass: names of its checks that must have passed before anything is made from it.
         shown: facts that the command line prints.
         automation: time zone -> when it is made without being asked for; None is never.
     """
@@ -54,6 +55,7 @@ class Artefact:
     may_name_a_file: frozenset[str] = frozenset()
     optional: bool = False
     reproducible: bool = True
+    must_pass: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     automation: Callable[[str], dg.AutomationCondition] | None = None
 
