@@ -119,7 +119,9 @@ class PredictionOptions(BaseModel):
         "digits of a probability.",
     )
     tta: bool = Field(
-        False, description="Average each probability over the eight flips and quarter turns of the patch."
+        True,
+        description="Average each probability over the eight flips and quarter turns of the patch: a little "
+        "better, eight times the work of the network.",
     )
     num_workers: int = Field(4, ge=0, description=_WORKERS)
     device: str = Field("auto", min_length=1, description=_DEVICE)
