@@ -73,6 +73,7 @@ def training_facts(result: TrainingResult) -> dict[str, Any]:
 def training_metadata(result: TrainingResult, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     """What only Dagster shows beside the trained model."""
     metrics = {name: rounded(value) for name, value in epoch_metrics(result.best).items()}
+    metrics["seconds"] = rounded(sum(record.seconds for record in result.epochs))
     rows = [{"epoch": record.epoch, **epoch_metrics(record)} for record in result.epochs]
     return {
         **metrics,
