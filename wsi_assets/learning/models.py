@@ -69,7 +69,6 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
 
     Args:
         name: of timm; a folder given as ``weights`` names its network itself.
-        patch_size: edge of a patch in pixels.
         weights: ``none`` (random, from torch's global generator), ``imagenet``, the path of a state dict, in
             timm's or torchvision's names and with any classifier, or a model folder of timm.
 

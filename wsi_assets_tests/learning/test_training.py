@@ -195,7 +195,7 @@ def test_training_leaves_torchs_global_generator_alone(tmp_path):
     assert torch.equal(torch.rand(4), expected)
 
 
-@pytest.mark.parametrize("killed_after", [1, 3, 5])
+@pytest.mark.parametrize("killed_after", [2, 5])
 def test_a_stopped_training_resumes_and_ends_like_an_uninterrupted_one(tmp_path, killed_after, monkeypatch):
     # Patience from the second step on, so that the resumed run goes through every phase.
     monkeypatch.setattr("wsi_assets.learning.schedule.FIRST_STEPS", 1)
@@ -214,7 +214,7 @@ def test_a_stopped_training_resumes_and_ends_like_an_uninterrupted_one(tmp_path,
     assert not (tmp_path / "stopped" / "checkpoints" / "resume.pt").exists()
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.02}, {"seed": 1}, {"max_epochs": 4}, {"num_workers": 1}])
+@pytest.mark.parametrize("change", [{"lr": 0.02}, {"num_workers": 1}])
 def test_only_a_run_of_the_same_outcome_is_continued(tmp_path, change):
     with pytest.raises(KilledError):
         run(cohort(), quick(save_interval=1), tmp_path, on_epoch=stop_after(2))
@@ -240,18 +240,17 @@ def test_other_starting_weights_under_the_same_name_are_another_training(tmp_pat
     assert run(cohort(), options, folder).resumed_from is None
 
 
-@pytest.mark.parametrize("content", [b"", b"torn"])
-def test_a_damaged_resume_file_is_passed_over(tmp_path, content):
+def test_a_damaged_resume_file_is_passed_over(tmp_path):
     with pytest.raises(KilledError):
         run(cohort(), quick(), tmp_path, on_epoch=stop_after(2))
-    (tmp_path / "checkpoints" / "resume.pt").write_bytes(content)
+    (tmp_path / "checkpoints" / "resume.pt").write_bytes(b"torn")
     assert run(cohort(), quick(), tmp_path).resumed_from is None
 
 
 def test_a_handful_of_patches_is_learned_by_heart(tmp_path):
     # Random pixels with random labels: only a correct chain of gradients reaches zero loss.
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
     store = Patches(pixels, np.arange(16) % 2, [f"p{i // 4}" for i in range(16)])
     options = quick(model_name="resnet18", max_epochs=60, weight_decay=0.0, **OFF)
     result = run(store, options, tmp_path)
