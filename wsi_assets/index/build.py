@@ -123,7 +123,11 @@ def build_indices(
             else:
                 read.append(found)
             progress(done, len(listing.slides), "reading slides")
-    said = [f"{plain['slide_id']}: {line}" for plain, _, _ in read for line in plain["notices"]]
+    said = [
+        f"{plain['slide_id']}: {line}"
+        for plain, regions, _ in read
+        for line in (*plain["notices"], *(regions.notices if regions else ()))
+    ]
     levels: dict[int, LevelIndex] = {}
     missing: dict[int, str] = {}
     for done, level in enumerate(target_levels, start=1):

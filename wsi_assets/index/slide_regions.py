@@ -76,7 +76,6 @@ def read_slide_annotation(
         AnnotationError: the annotation file is damaged.
         SlideError: the slide does not open or read.
     """
-    from wsi_assets.annotations import audit_table
     from wsi_assets.index.pictures import overlay_jpeg
     from wsi_assets.index.tissue import TissueRegions
     from wsi_assets.slides import fingerprint, open_slide
@@ -89,6 +88,6 @@ def read_slide_annotation(
         large = overlay_jpeg(reader, found, regions, max_side=2400, max_bytes=2_000_000)
     if regions is None:
         return SlideAnnotation(None, None, 0.0, [], [], overlay, large)
-    audit, unknown = audit_table(regions.audit), list(regions.unknown_groups)
+    plain, unknown = regions.to_plain(), list(regions.unknown_groups)
     area = float(regions.geometry.area)
-    return SlideAnnotation(contents, regions.to_plain(), area, unknown, audit, overlay, large)
+    return SlideAnnotation(contents, plain, area, unknown, plain["audit"], overlay, large)

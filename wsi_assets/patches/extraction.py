@@ -21,6 +21,7 @@ import numpy as np
 from wsi_assets.errors import SlideError
 from wsi_assets.patches.codecs import encoder
 from wsi_assets.patches.reuse import write_part
+from wsi_assets.running import start_worker
 from wsi_assets.slides.fingerprints import fingerprint, signature
 
 
@@ -98,7 +99,7 @@ def run_tasks(
     elif workers > 1:
         # Fresh processes: what this one has open, or its threads hold, is not theirs.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as processes:
+        with ProcessPoolExecutor(workers, context, initializer=start_worker) as processes:
             try:
                 work = partial(extract_to_part, folder=folder)
                 yield from _as_completed(processes, tasks, work, 2 * workers)
@@ -128,12 +129,6 @@ def _as_completed(
     finally:
         for future in waiting:
             future.cancel()
-
-
-def _end_with_parent() -> None:
-    # Workers of a killed process would wait for tasks for ever: each holds the other end of their pipe too.
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 _open = threading.local()

@@ -314,3 +314,11 @@ def test_whole_tiles_of_real_slides_are_kept_and_decode_to_openslides_pixels(nam
         report = verify_store(store, index_of(row), 1.0)
         assert report.ok
         assert report.worst_difference == 0.0
+
+
+@pytest.mark.parametrize(
+    ("share", "patches", "allowed"),
+    [(0.01, 100_000, 1000), (0.01, 52, 5), (0.01, 20, 2), (0.01, 9, 0), (0.5, 10, 5), (0.0, 1000, 0)],
+)
+def test_a_damaged_tile_does_not_refuse_a_small_store(share, patches, allowed):
+    assert ExtractionOptions(max_quarantined=share).allowed_unreadable(patches) == allowed
