@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_assets.drawing import BLUE, GREY, ORANGE, canvas_png, new_canvas, plain_axes, png_of
+from wsi_assets.drawing import BLUE, GREEN, GREY, canvas_png, new_canvas, plain_axes, png_of
 from wsi_assets.learning.records import EpochRecord
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ def curves_png(epochs: Sequence[EpochRecord]) -> bytes:
     x = [record.epoch for record in epochs]
     best = [record.epoch for record in epochs if record.is_best][-1]
     lines = {
-        "Loss": {"train_loss": BLUE, "val_loss": ORANGE},
-        "Accuracy": {"train_acc": BLUE, "val_acc": ORANGE, "val_auc": GREY},
+        "Loss": {"train_loss": BLUE, "val_loss": GREEN},
+        "Accuracy": {"train_acc": BLUE, "val_acc": GREEN, "val_auc": GREY},
         "Learning rate": {"lr": BLUE},
     }
     for axes, (title, colors) in zip(canvas.subplots(1, 3), lines.items(), strict=True):

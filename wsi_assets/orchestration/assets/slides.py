@@ -43,7 +43,7 @@ TISSUE_REGIONS = Artefact(
 
 ANNOTATION_REGIONS = Artefact(
     name="annotation_regions",
-    code_version="3",
+    code_version="4",
     path="slides/{slide}/annotation_regions.pkl",
     options=AnnotationOptions,
     inputs=(TISSUE_REGIONS,),
