@@ -55,7 +55,7 @@ class LoadedModel:
 
     def classifier(self) -> PatchClassifier:
         """The model from pixels to probabilities in one module."""
-        return PatchClassifier(self.model, self.architecture)
+        return PatchClassifier(self.model, self.architecture, tta=self.card.get("tta", False))
 
 
 def load_model(path: str | Path) -> LoadedModel:

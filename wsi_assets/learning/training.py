@@ -128,6 +128,14 @@ def train(
             )
             if on_epoch is not None:
                 on_epoch(record)
+        if options.tta:
+            # As the finished model predicts; epoch by epoch it would cost eight validations.
+            learner.model.load_state_dict(run.best)
+            classifier.tta = True
+            probabilities = tumor_probabilities(
+                classifier, reader, validation.positions, options.batch_size, device, learner.precision
+            )
+            run.choose_again(validation.choose(probabilities, options.val_specificity))
     return run.result(csv_path, split, training_warnings(options, imbalance, split))
 
 
@@ -290,6 +298,11 @@ class _Run:
         }
         files.save_weights(self.checkpoints / files.RESUME_NAME, plain)
 
+    def choose_again(self, chosen: dict[str, Any]) -> None:
+        """Write what was ``chosen`` on validation with the probabilities of the finished model."""
+        card = files.read_card(self.checkpoints / files.BEST_NAME)
+        write_json(self.checkpoints / files.CARD_NAME, {**card, **chosen})
+
     def resume(self) -> None:
         """Go on where a training of the same digest was cut off, if there is one."""
         state = files.load_resume(self.checkpoints, self.facts["provenance"]["run_digest"])
@@ -353,6 +366,7 @@ def _facts(
             "kept_normal": imbalance.kept_normal,
         },
         "class_weights": list(imbalance.weights),
+        "tta": options.tta,
         "parameters": options.model_dump(),
         "provenance": {
             "data_digest": data_digest,

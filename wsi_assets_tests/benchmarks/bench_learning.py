@@ -151,7 +151,7 @@ def prediction(
     model = model.to(device)
     classifier = PatchClassifier(model, Architecture(options.model_name))
     positions = np.random.default_rng(0).integers(0, len(store), 2 * options.batch_size * steps)
-    settings = PredictionOptions(prediction_batch_size=options.batch_size, device=str(device), tta=False)
+    settings = PredictionOptions(prediction_batch_size=options.batch_size, device=str(device))
     ready = normalize(torch.from_numpy(store.get_many(positions[: options.batch_size])).to(device)).clone()
 
     def ready_made() -> float:

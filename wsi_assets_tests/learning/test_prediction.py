@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,7 @@ def probabilities(predictions):
 
 
 def test_only_test_slides_are_predicted_in_the_order_of_their_patches(patches, store, best):
-    predictions = predict(store, patches.index(), best, PredictionOptions(tta=False, **CPU))
+    predictions = predict(store, patches.index(), best, PredictionOptions(**CPU))
     assert list(predictions) == ["test_006_node_1", "test_007_node_1", "test_008_node_1"]
     classifier = load_model(best).classifier()
     with torch.inference_mode():
@@ -46,13 +48,20 @@ def test_only_test_slides_are_predicted_in_the_order_of_their_patches(patches, s
         assert all(type(p) is int for p in entry["preds"])
 
 
+def averaging(best, tta):
+    """The model, with or without averaging over flips and turns."""
+    loaded = load_model(best)
+    return replace(loaded, card={**loaded.card, "tta": tta})
+
+
 @pytest.mark.parametrize("tta", [False, True])
 def test_batches_of_one_and_of_64_give_the_same_probabilities(patches, store, best, tta):
     one, many = (
-        PredictionOptions(prediction_batch_size=size, tta=tta, device="cpu", num_workers=workers)
+        PredictionOptions(prediction_batch_size=size, device="cpu", num_workers=workers)
         for size, workers in ((1, 0), (64, 2))
     )
-    found = [probabilities(predict(store, patches.index(), best, options)) for options in (one, many)]
+    model = averaging(best, tta)
+    found = [probabilities(predict(store, patches.index(), model, options)) for options in (one, many)]
     np.testing.assert_allclose(*found, atol=2e-6)
 
 
@@ -62,8 +71,8 @@ def test_dihedral_averaging_makes_a_probability_the_same_for_every_orientation(
     turned = Patches(np.rot90(patches.pixels, 1, axes=(1, 2)), patches.labels, patches.slides)
     difference = {}
     for tta in (True, False):
-        options = PredictionOptions(tta=tta, **CPU)
-        found = [predict(one, patches.index(), best, options) for one in (store, turned.store(tmp_path))]
+        model, options = averaging(best, tta), PredictionOptions(**CPU)
+        found = [predict(one, patches.index(), model, options) for one in (store, turned.store(tmp_path))]
         difference[tta] = np.abs(probabilities(found[0]) - probabilities(found[1])).max()
     assert difference[True] < 1e-5 < difference[False]
 

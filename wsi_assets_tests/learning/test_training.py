@@ -10,7 +10,7 @@ from wsi_assets.learning import load_model
 from wsi_assets.learning.data import BatchReader
 from wsi_assets.learning.imbalance import IDLE, Imbalance
 from wsi_assets.learning.training import make_learner, update_batch_norm
-from wsi_assets.learning.validation import validation_loss
+from wsi_assets.learning.validation import threshold_at, validation_loss
 from wsi_assets_tests.learning.made import Patches, cohort, quick, run
 
 OFF = {"use_augmentation": False, "use_class_weights": False, "use_focal_loss": False, "use_ohem": False}
@@ -90,12 +90,23 @@ def test_best_is_the_epoch_of_lowest_validation_loss(tmp_path):
 @pytest.mark.parametrize("switches", [{}, OFF])
 def test_the_validation_loss_can_be_computed_again_whatever_is_optimized(tmp_path, switches):
     store = cohort(normals=3)
-    result = run(store, quick(**switches), tmp_path)
+    result = run(store, quick(tta=False, **switches), tmp_path)
     part = result.split.validation
     with torch.inference_mode():
         p = load_model(result.best_path).classifier()(torch.from_numpy(store.pixels[part]))[:, 1].numpy()
     y = store.labels[part].astype(int)
     assert result.best.val_loss == pytest.approx(validation_loss(y, p), rel=1e-3)
+
+
+def test_the_threshold_is_chosen_on_probabilities_as_the_finished_model_gives_them(tmp_path):
+    store, options = cohort(normals=3), quick(val_specificity=0.8)
+    result = run(store, options, tmp_path)
+    part, classifier = result.split.validation, load_model(result.best_path).classifier()
+    assert classifier.tta
+    with torch.inference_mode():
+        p = classifier(torch.from_numpy(store.pixels[part]))[:, 1].numpy()
+    expected = threshold_at(store.labels[part].astype(int), p, 0.8)
+    assert result.card["thresholds"]["validation"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_with_every_strategy_off_the_first_loss_is_plain_cross_entropy(tmp_path):
