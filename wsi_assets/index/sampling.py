@@ -16,7 +16,7 @@ import numpy as np
 
 from wsi_assets.errors import ConfigError, SlideIndexError
 from wsi_assets.index.slide_index import PER_PATCH, Entry, Index, check_index, classes, is_test
-from wsi_assets.index.split import Side, sides_of
+from wsi_assets.index.split import split_slides
 from wsi_assets.slides import normalize_id, slide_id_of
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def sample_index(index: Index, options: SamplingOptions) -> Index:
     """Choose patches: the same slides with the chosen patches only, in the same order.
 
-    The split comes first, unless the index has one, and each entry's ``split`` says on which side it is; with
-    ``val_size`` None no entry says so. Test slides and validation slides keep every patch. Training slides
+    The split (:func:`split_slides`) comes first, and each entry's ``split`` says on which side it is; with
+    ``val_size`` None nothing is split. Test slides and validation slides keep every patch. Training slides
     keep every patch that holds tumor, and together ``normal_per_tumor`` normal patches for each tumor patch,
     spread equally over the slides: one that has fewer than its share gives all it has, and the others give
     more. Incompletely annotated slides give no normal patch. A cohort without any tumor patch keeps all its
@@ -44,11 +44,10 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
     check_index(index)
     incomplete = incomplete_slides(options.incomplete_slides)
     try:
-        sides: dict[str, Side]
         if options.val_size is None:
             sides = {name: "test" if is_test(name, entry) else "train" for name, entry in index.items()}
         else:
-            sides = sides_of(index, options.val_size, options.seed)
+            sides = split_slides(index, options.val_size, options.seed)
         quotas = normal_quotas(index, options, incomplete, sides)
         return {
             slide_id: {
@@ -63,7 +62,7 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
 
 
 def normal_quotas(
-    index: Index, options: SamplingOptions, incomplete: Collection[str], sides: Mapping[str, Side]
+    index: Index, options: SamplingOptions, incomplete: Collection[str], sides: Mapping[str, str]
 ) -> dict[str, int]:
     """How many normal patches each slide that is not a test slide gives: slide id -> number."""
     tumor, all_of, available = 0, {}, {}

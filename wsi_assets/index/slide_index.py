@@ -70,7 +70,9 @@ def check_index(index: Any) -> Index:
 
 
 def is_test(slide_id: str, entry: Mapping[str, Any]) -> bool:
-    """Whether a slide is kept for testing, by the ``test_pattern`` that its index was made with."""
+    """Whether a slide is kept for testing: by its ``split``, else by the ``test_pattern`` of its index."""
+    if entry.get("split"):
+        return entry["split"] == "test"
     return is_test_slide(slide_id, entry.get("config", {}).get("test_pattern", DEFAULT_TEST_PATTERN))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsi_assets.drawing import jpeg_of, shrunk
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index.masking import tissue_mask
 from wsi_assets.slides import Level, Scale
@@ -31,6 +32,8 @@ MOST_MASK_PIXELS = 1 << 29
 level 5 has half."""
 THUMBNAIL_SIDE = 32
 """Side of the tiny picture by which slides are compared, pixels."""
+PICTURE_SIDE = 2400
+"""Most pixels of the long side of the picture kept of a slide."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class TissueRegions:
     times ``work_downsample``, as (y, x). ``threshold`` is in grey levels of chroma, 0 to 255; None if the
     slide holds no data. ``tissue_share`` is tissue over data pixels, ``data_share`` data over all pixels,
     both 0 to 1. ``thumbnail`` is the slide as RGB bytes, ``THUMBNAIL_SIDE`` pixels each way,
-    white where there is no tissue; by it the same slide under two names is found. ``bounds`` is (x, y, width,
+    white where there is no tissue; by it the same slide under two names is found. ``picture`` is the whole
+    slide as a JPEG, its long side up to ``PICTURE_SIDE`` pixels. ``bounds`` is (x, y, width,
     height) of the scanned area in level-0 pixels, None if that is the whole slide; ``notices`` are lines on
     what was assumed or ignored of the slide. ``config`` holds the options used.
     """
@@ -58,6 +62,7 @@ class TissueRegions:
     tissue_share: float
     data_share: float = 1.0
     thumbnail: bytes = b""
+    picture: bytes = b""
     bounds: tuple[int, int, int, int] | None = None
     notices: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +91,7 @@ class TissueRegions:
             "tissue_share": self.tissue_share,
             "data_share": self.data_share,
             "thumbnail": self.thumbnail,
+            "picture": self.picture,
             "bounds": None if self.bounds is None else list(self.bounds),
             "notices": list(self.notices),
             "config": dict(self.config),
@@ -165,6 +171,7 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
     try:
         region = reader.reduced(float(2 ** (level - finer)))
         pixels, no_data = reduce_mean(region.pixels, region.no_data, 2**finer)
+        picture = jpeg_of(shrunk(region.pixels, PICTURE_SIDE))
         pixels[no_data] = 255
         mask, threshold = tissue_mask(pixels, no_data, options)
     except MemoryError as error:
@@ -187,6 +194,7 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         tissue_share=float(np.count_nonzero(mask) / data) if data else 0.0,
         data_share=float(data / mask.size) if mask.size else 0.0,
         thumbnail=_thumbnail(pixels, mask),
+        picture=picture,
         bounds=reader.bounds,
         notices=reader.notices,
         config=options.model_dump(),

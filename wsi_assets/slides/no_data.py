@@ -42,15 +42,40 @@ def no_data(
         paddings: RGB colors that the slide's border is padded with.
     """
     found = (~present).astype(np.uint8)
-    ranges = [((_WHITE,) * 3, (255,) * 3), ((0,) * 3, (_BLACK,) * 3)]
-    ranges += [(tuple(max(0, c - 1) for c in rgb), tuple(min(255, c + 1) for c in rgb)) for rgb in paddings]
-    for low, high in ranges:
+    for low, high in _ranges(paddings):
         flat = cv2.inRange(rgb, low, high)
         if flat.any():
             framed = cv2.copyMakeBorder(flat, SIDE, SIDE, SIDE, SIDE, cv2.BORDER_REFLECT)
             opened = cv2.morphologyEx(framed, cv2.MORPH_OPEN, np.ones((SIDE, SIDE), np.uint8))
             found |= opened[SIDE:-SIDE, SIDE:-SIDE]
     return found > 0
+
+
+def may_lack_data(
+    rgb: np.ndarray, present: np.ndarray, paddings: Iterable[tuple[int, int, int]] = ()
+) -> bool:
+    """Whether :func:`no_data`, whatever the surroundings are, may find any in this window."""
+    if not present.all():
+        return True
+    # A square holds one of every SIDE-th pixel each way, or reaches over the border.
+    grid = rgb[::SIDE, ::SIDE].reshape(-1, 3)
+    tested = np.concatenate([grid, rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])[None]
+    for span in _ranges(paddings):
+        if cv2.inRange(tested, *span).any():
+            flat = cv2.copyMakeBorder(cv2.inRange(rgb, *span), *[MARGIN] * 4, cv2.BORDER_CONSTANT, value=255)
+            centers = cv2.erode(flat, np.ones((SIDE, SIDE), np.uint8))
+            if centers[MARGIN // 2 : -MARGIN // 2, MARGIN // 2 : -MARGIN // 2].any():
+                return True
+    return False
+
+
+def _ranges(paddings: Iterable[tuple[int, int, int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The lowest and the highest RGB of each color of no-data."""
+    return [
+        ((_WHITE,) * 3, (255,) * 3),
+        ((0,) * 3, (_BLACK,) * 3),
+        *((tuple(max(0, c - 1) for c in rgb), tuple(min(255, c + 1) for c in rgb)) for rgb in paddings),
+    ]
 
 
 def padding_colors(read: Read, height: int, width: int) -> tuple[tuple[int, int, int], ...]:

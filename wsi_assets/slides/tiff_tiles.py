@@ -21,9 +21,10 @@ from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
 from wsi_assets.slides.listing import unreadable
 from wsi_assets.slides.openslide_file import OpenSlideFile, Window, damaged_tile, is_whole_start
-from wsi_assets.slides.tile_grid import tiles_over
+from wsi_assets.slides.tile_grid import everywhere, tiles_over
 
 _CACHE_BYTES = 48 << 20
+_BLOCK = 512
 _COMPARED = 128
 """Side of the part of a tile that is compared: decoders differ in every block or in none, and OpenSlide takes
 four times as long to compose a whole tile of 512 pixels."""
@@ -47,6 +48,7 @@ class TileLevel(Closing):
         width, height: size of the level.
         tile_height, tile_width: size of every tile. Those at the far edges reach over the level.
         rows, cols: number of tiles.
+        side: of blocks of whole tiles that are cheap to read at a time.
     """
 
     def __init__(self, index: int, page: tifffile.TiffPage, slide: OpenSlideFile, *, owns_slide: bool):
@@ -54,6 +56,8 @@ class TileLevel(Closing):
         self.width, self.height = slide.sizes[index]
         self.tile_height, self.tile_width = page.tilelength, page.tilewidth
         self.rows, self.cols = -(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth)
+        longest = max(page.tilelength, page.tilewidth)
+        self.side = longest * max(1, _BLOCK // longest)
         self._offsets, self._lengths = page.dataoffsets, page.databytecounts
         self._page, self._tables = page, page.jpegtables
         self._is_jpeg = page.compression == _JPEG
@@ -89,7 +93,13 @@ class TileLevel(Closing):
             yield row, col, self.read_tile(row, col)
 
     def read_window(self, y: int, x: int, height: int, width: int) -> Window:
-        """A window inside the level; errors as of :meth:`read_tile`."""
+        """A window inside the level, perhaps a view of a kept tile; errors as of :meth:`read_tile`."""
+        row, top = divmod(y, self.tile_height)
+        col, left = divmod(x, self.tile_width)
+        if top + height <= self.tile_height and left + width <= self.tile_width:
+            tile = self._kept_tile(row, col)
+            if tile is not None:
+                return tile[top : top + height, left : left + width], everywhere(True, height, width)
         pixels, present = np.full((height, width, 3), 255, np.uint8), np.zeros((height, width), bool)
         for row, col, target, source in tiles_over(y, x, height, width, self.tile_height, self.tile_width):
             tile = self._kept_tile(row, col)

@@ -15,7 +15,7 @@ from shapely import MultiPolygon
 from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index import IndexOptions, TissueOptions, entries, find_tissue, index_level, index_slide
-from wsi_assets.index.labels import tumor_fractions
+from wsi_assets.index.coverage import tumor_fractions
 from wsi_assets.index.patch_grid import mask_fractions, starts
 from wsi_assets.slides import Level, open_slide
 from wsi_assets_tests.index.fakes import tissue_of, tumor_box

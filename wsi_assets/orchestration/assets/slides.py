@@ -33,17 +33,16 @@ GROUP = "1_slides"
 
 TISSUE_REGIONS = Artefact(
     name="tissue_regions",
-    code_version="3",
+    code_version="4",
     path="slides/{slide}/tissue_regions.pkl",
     options=SlideOptions,
     sources=(SLIDE_IMAGE,),
-    may_name_a_file=frozenset({"scale_table"}),
     automation=follow_slides,
 )
 
 ANNOTATION_REGIONS = Artefact(
     name="annotation_regions",
-    code_version="3",
+    code_version="4",
     path="slides/{slide}/annotation_regions.pkl",
     options=AnnotationOptions,
     inputs=(TISSUE_REGIONS,),
@@ -175,7 +174,7 @@ def annotation_regions(
             if slide_id not in tissue_regions:
                 raise SlideError("has no tissue_regions", path=slide.path, remedy="Materialize them first")
             tissue = tissue_regions[slide_id]
-            return partial(read_slide_annotation, slide.path, slide.annotation_path, making.options, tissue)
+            return partial(read_slide_annotation, slide.annotation_path, making.options, tissue)
 
         return make_slides(making, workers, pickle_io, prepare, partial(_annotation, folder, storage))
 
