@@ -36,7 +36,8 @@ def test_a_label_decides_what_the_annotation_does_not(folders):
     assert list(said.left_out) == (["tumor_004_node_1"])
     entry = said.levels[0].index["tumor_064_node_1"]
     assert (entry["annotation_path"], entry["cohort_label"]) == (None, "normal")
-    assert entry["patches"] and not any(patch[2] for patch in entry["patches"])
+    assert entry["patches"]
+    assert not any(patch[2] for patch in entry["patches"])
     contradicted = indexed(folders, "slide,label\ntumor_001_node_1,normal\n")
     assert "normal" in contradicted.left_out["tumor_001_node_1"]
 
@@ -46,7 +47,8 @@ def test_patient_split_and_scale_are_the_tables(folders):
     index = indexed(folders, table).levels[0].index
     assert {entry["label"] for entry in index.values()} == {"P1"}
     assert [(entry["split"], is_test(name, entry)) for name, entry in index.items()] == [("test", True)] * 2
-    assert [(entry["mpp"], entry["magnification"]) for entry in index.values()][0] == (0.5, 20)
+    entry = index["tumor_001_node_1"]
+    assert (entry["mpp"], entry["magnification"]) == (0.5, 20)
     with pytest.raises(ConfigError, match="two sides"):
         table = "slide_id,patient,split\ntumor_001_node_1,,train\ntumor_004_node_1,tumor_001,test\n"
         indexed(folders, table)
