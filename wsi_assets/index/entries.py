@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,16 +150,6 @@ def index_level(
     for slide_id, entry in index.items():
         said = {"split": sides.get(slide_id), "cohort_label": cohort.row(slide_id).label}
         entry |= {"label": patients[slide_id], **{key: value for key, value in said.items() if value}}
-    if options.magnification_tolerance is not None:
-        # The lower of two middle values, so that the yardstick is a magnification that some slide has.
-        usual = statistics.median_low(entry["magnification"] for entry in index.values())
-        for slide_id, entry in index.items():
-            if abs(entry["magnification"] / usual - 1) > options.magnification_tolerance:
-                empty.pop(slide_id, None)
-                left_out[slide_id] = (
-                    f"its magnification is {entry['magnification']:.4g}, the level's median {usual:.4g}"
-                )
-        index = {slide_id: entry for slide_id, entry in index.items() if slide_id not in left_out}
     return LevelIndex(index, dict(sorted(left_out.items())), dict(sorted(empty.items())))
 
 

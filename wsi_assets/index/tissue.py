@@ -5,8 +5,9 @@ How tissue is separated from glass is in :mod:`masking`.
 
 from __future__ import annotations
 
+import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,31 +71,9 @@ class TissueRegions:
     def to_plain(self) -> dict[str, Any]:
         """The same as plain types; the mask as compressed bits."""
         return {
-            "slide_id": self.slide_id,
-            "slide_path": self.slide_path,
-            "fingerprint": self.fingerprint,
-            "work_level": self.work_level,
-            "work_downsample": self.work_downsample,
+            **asdict(self),
             "mask_shape": [int(side) for side in self.mask.shape],
             "mask": zlib.compress(np.packbits(self.mask).tobytes()),
-            "threshold": self.threshold,
-            "levels": [
-                {"index": v.index, "width": v.width, "height": v.height, "downsample": v.downsample}
-                for v in self.levels
-            ],
-            "scale": {
-                "base_magnification": self.scale.base_magnification,
-                "magnification_source": self.scale.magnification_source,
-                "mpp": self.scale.mpp,
-                "mpp_source": self.scale.mpp_source,
-            },
-            "tissue_share": self.tissue_share,
-            "data_share": self.data_share,
-            "thumbnail": self.thumbnail,
-            "picture": self.picture,
-            "bounds": None if self.bounds is None else list(self.bounds),
-            "notices": list(self.notices),
-            "config": dict(self.config),
         }
 
     @classmethod
@@ -115,8 +94,6 @@ class TissueRegions:
             fields["mask"] = np.unpackbits(bits, count=rows * cols).reshape(rows, cols).astype(bool)
             fields["levels"] = tuple(Level(**level) for level in plain["levels"])
             fields["scale"] = Scale(**plain["scale"])
-            fields["bounds"] = None if plain["bounds"] is None else tuple(map(int, plain["bounds"]))
-            fields["notices"] = tuple(plain["notices"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise SlideIndexError(
@@ -125,27 +102,10 @@ class TissueRegions:
 
 
 def work_level_for(height: int, width: int, options: TissueOptions) -> int:
-    """The coarsest level up to ``work_level`` whose mask has ``min_work_pixels`` on its long side.
-
-    Args:
-        height, width: of level 0, pixels.
-    """
-    level = options.work_level
-    while level > 0 and max(height, width) / 2**level < options.min_work_pixels:
-        level -= 1
-    return level
-
-
-def least_work_level(height: int, width: int) -> int:
-    """The finest level whose mask has no more than ``MOST_MASK_PIXELS``.
-
-    Args:
-        height, width: of level 0, pixels.
-    """
-    level = 0
-    while -(-height // 2**level) * -(-width // 2**level) > MOST_MASK_PIXELS:
-        level += 1
-    return level
+    """The coarsest level up to ``work_level`` whose mask has ``min_work_pixels`` on its long side, of a level
+    0 of ``height`` x ``width`` pixels."""
+    finest = math.floor(math.log2(max(max(height, width) / options.min_work_pixels, 1)))
+    return min(options.work_level, finest)
 
 
 def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -> TissueRegions:
@@ -155,6 +115,8 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         SlideError: the slide does not read.
         SlideIndexError: the working level is too fine for a slide of this size, or for the memory there is.
     """
+    import cv2
+
     from wsi_assets.slides import reduce_mean
 
     base = reader.levels[0]
@@ -162,10 +124,11 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
     rows, columns = (-(-side // 2**level) for side in (base.height, base.width))
     fault = f"work_level {level} makes a tissue mask of {columns} x {rows} pixels"
     if rows * columns > MOST_MASK_PIXELS:
+        coarser = math.ceil(math.log(rows * columns / MOST_MASK_PIXELS, 4))
         raise SlideIndexError(
             f"{fault}, more than {MOST_MASK_PIXELS}",
             path=reader.path,
-            remedy=f"Set work_level to {least_work_level(base.height, base.width)} or more",
+            remedy=f"Set work_level to {level + coarser} or more",
         )
     finer = min(level, FINER)
     try:
@@ -181,6 +144,7 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
             remedy=f"Set work_level to {level + 1} or more",
         ) from error
     data = int(mask.size - np.count_nonzero(no_data))
+    shown = np.where(mask[..., None], pixels, 255).astype(np.uint8)
     return TissueRegions(
         slide_id=reader.slide_id,
         slide_path=str(reader.path),
@@ -193,16 +157,9 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         scale=reader.scale,
         tissue_share=float(np.count_nonzero(mask) / data) if data else 0.0,
         data_share=float(data / mask.size) if mask.size else 0.0,
-        thumbnail=_thumbnail(pixels, mask),
+        thumbnail=cv2.resize(shown, (THUMBNAIL_SIDE,) * 2, interpolation=cv2.INTER_AREA).tobytes(),
         picture=picture,
         bounds=reader.bounds,
         notices=reader.notices,
         config=options.model_dump(),
     )
-
-
-def _thumbnail(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> bytes:
-    import cv2
-
-    shown = np.where(mask[..., None], pixels, 255).astype(np.uint8)
-    return cv2.resize(shown, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA).tobytes()

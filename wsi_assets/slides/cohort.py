@@ -27,17 +27,14 @@ _COLUMNS = {
     "base_mag": "base_magnification magnification objective objective_power mag",
     "mpp": "mpp_x microns_per_pixel um_per_pixel",
 }
-_FIELD = {name: field for field, names in _COLUMNS.items() for name in (field, *names.split())}
-"""Column, also as QuPath, CLAM, TRIDENT, STAMP and Slideflow name it -> field."""
-
+"""Field -> other names of its column: QuPath's, CLAM's, TRIDENT's, STAMP's, Slideflow's."""
 _WORDS = {
-    "split": {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
-    | {side: side for side in ("train", "validation", "test")},
-    "label": {"tumour": "tumor", "tumor_tissue": "tumor", "normal_tissue": "normal"}
-    | {label: label for label in ("tumor", "normal")},
+    "split": {"train": "train training", "validation": "validation valid val", "test": "test testing"},
+    "label": {"tumor": "tumor tumour tumor_tissue", "normal": "normal normal_tissue"},
 }
 _BOUNDS = {"base_mag": (1.0, 200.0), "mpp": MPP_RANGE}
 _NOTHING = {"", "na", "nan", "none", "null"}
+_REMEDY = f"Write a CSV with any of the columns {', '.join(_COLUMNS)}; an empty cell says nothing"
 
 
 @dataclass(frozen=True)
@@ -124,41 +121,15 @@ def read_cohort(images_dir: str | Path, path: str | Path | None = None) -> Cohor
     if path is None and not where.exists():
         return Cohort()
 
-    def refused(fault: str) -> ConfigError:
-        return ConfigError(
-            fault, path=where, remedy=f"Write a CSV with any of the columns {', '.join(_COLUMNS)}"
-        )
-
     try:
         text = where.read_text(encoding="utf-8-sig")
         separator = max(",;\t", key=text.partition("\n")[0].count)
         lines = list(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True))
-    except (OSError, ValueError, csv.Error) as error:
-        raise refused(f"cannot be read as a table ({one_line(error)})") from error
-    header = lines[0] if lines else []
-    columns = [_field_of(name, refused) for name in header]
-    known = [name for name in columns if name]
-    if "slide_id" not in known or len(set(known)) < max(2, len(known)):
-        raise refused(f"needs slide_id and another column, each once; it has {', '.join(header)!r:.200}")
-    rows: dict[str, SlideRow] = {}
-    for number, cells in enumerate(lines[1:], start=2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        if any(cell.strip() for cell in cells[len(header) :]):
-            raise refused(f"has more cells than columns in line {number}")
-        try:
-            said = {name: _value(name, cell) for name, cell in zip(columns, cells, strict=False) if name}
-        except ValueError as error:
-            raise refused(f"has {error} in line {number}") from None
-        slide_id = said.pop("slide_id", None)
-        if not slide_id or slide_id in rows:
-            raise refused(f"has {'a slide of a line above' if slide_id else 'no slide_id'} in line {number}")
-        row = rows[slide_id] = SlideRow(**said)
-        if row.mpp and row.base_mag and not agree(row.mpp, row.base_mag):
-            raise refused(
-                f"has {row.base_mag:g}x and {row.mpp:g} um, which is {magnification_from_mpp(row.mpp):g}x, "
-                f"in line {number}"
-            )
+        rows = _rows(lines or [[]])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"cannot be read ({one_line(error)})", path=where, remedy=_REMEDY) from error
+    except ValueError as error:
+        raise ConfigError(f"has {error}", path=where, remedy=_REMEDY) from None
     cohort = Cohort(where, rows)
     cohort.sides({name: normalize_id(row.patient) for name, row in rows.items() if row.patient})
     return cohort
@@ -177,38 +148,59 @@ def write_cohort(path: str | Path, slides: Mapping[str, tuple[str, str]]) -> Non
         csv.writer(stream).writerows([tuple(_COLUMNS), *lines])
 
 
-def _field_of(column: str, refused: Any) -> str | None:
+def _rows(lines: list[list[str]]) -> dict[str, SlideRow]:
+    """Normalized slide id -> row, from the cells of a header and lines; its faults are a ValueError."""
+    fields = [_field_of(name) for name in lines[0]]
+    known = [name for name in fields if name]
+    if "slide_id" not in known or not 1 < len(known) == len(set(known)):
+        raise ValueError(f"the columns {', '.join(lines[0])!r:.200}, not slide_id and another, each once")
+    rows: dict[str, SlideRow] = {}
+    for number, cells in enumerate(lines[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        try:
+            if any(cell.strip() for cell in cells[len(fields) :]):
+                raise ValueError("more cells than columns")
+            said = {name: _value(name, cell) for name, cell in zip(fields, cells, strict=False) if name}
+            slide_id = said.pop("slide_id", None)
+            if not slide_id or slide_id in rows:
+                raise ValueError("a slide of a line above" if slide_id else "no slide_id")
+            row = rows[slide_id] = SlideRow(**said)
+            if row.mpp and row.base_mag and not agree(row.mpp, row.base_mag):
+                meant = magnification_from_mpp(row.mpp)
+                raise ValueError(f"{row.base_mag:g}x and {row.mpp:g} um, which is {meant:g}x,")
+        except ValueError as error:
+            raise ValueError(f"{error} in line {number}") from None
+    return rows
+
+
+def _field_of(column: str) -> str | None:
     """The field of a column, None for one of other things."""
+    known = {name: field for field, names in _COLUMNS.items() for name in (field, *names.split())}
     name = re.sub(r"\W+", "_", column.strip().lower()).strip("_")
-    close = [] if name in _FIELD else difflib.get_close_matches(name, _FIELD, 1, 0.8)
+    close = [] if name in known else difflib.get_close_matches(name, known, 1, 0.8)
     if close:
-        raise refused(f"has a column {column.strip()!r:.60}: did you mean {close[0]}?")
-    return _FIELD.get(name)
+        raise ValueError(f"a column {column.strip()!r:.60} (did you mean {close[0]}?)")
+    return known.get(name)
 
 
 def _value(name: str, cell: str) -> Any:
-    """What a cell says, None for nothing.
-
-    Raises:
-        ValueError: it says nothing possible.
-    """
+    """What a cell says, None for nothing; what is not possible is a ValueError."""
     text = cell.strip()
     if text.lower() in _NOTHING:
         return None
     if name == "slide_id":
         return normalize_id(slide_id_of(text.replace("\\", "/")))
-    if name == "patient":
-        return text
     if name in _WORDS:
-        if text.lower() not in _WORDS[name]:
-            words = " or ".join(dict.fromkeys(_WORDS[name].values()))
-            raise ValueError(f"{name} {text!r:.60}, which is not {words},")
-        return _WORDS[name][text.lower()]
-    low, high = _BOUNDS[name]
-    try:
-        value = float(text.replace(",", "."))
-    except ValueError:
-        value = 0.0
-    if not low <= value <= high:
-        raise ValueError(f"{name} {text!r:.60}, not a number from {low:g} to {high:g},")
-    return value
+        meant = [word for word, names in _WORDS[name].items() if text.lower() in names.split()]
+        if not meant:
+            raise ValueError(f"{name} {text!r:.60}, which is not {' or '.join(_WORDS[name])},")
+        return meant[0]
+    if name in _BOUNDS:
+        low, high = _BOUNDS[name]
+        number = re.fullmatch(r"\d*[.,]?\d+", text)
+        value = float(text.replace(",", ".")) if number else 0.0
+        if not low <= value <= high:
+            raise ValueError(f"{name} {text!r:.60}, not a number from {low:g} to {high:g},")
+        return value
+    return text

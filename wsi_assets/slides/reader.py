@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from wsi_assets.errors import SlideError
-from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.cohort import SlideRow
 from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, may_lack_data, no_data, padding_colors
@@ -49,13 +49,12 @@ def open_slide(
     return SlideReader(path, options, said)
 
 
-class SlideReader(Closing):
+class SlideReader(contextlib.AbstractContextManager):
     """An open slide, a context manager. Use it in the process that opened it: send its path to another.
 
     Attributes:
         path, slide_id, vendor: which slide this is, and OpenSlide's name for its format.
-        levels: the :class:`Level` s, the full resolution first.
-        scale: magnification and mpp of level 0, with their sources.
+        levels, scale: the full resolution first; magnification and mpp of level 0, with their sources.
         bounds: (x, y, width, height) of the scanned area in level-0 pixels; None if that is the whole slide.
         notices: a line on each thing of the file that was assumed, contradicted or left out.
     """
@@ -143,6 +142,9 @@ class SlideReader(Closing):
         """
         base = self.levels[0]
         return self.reduced(max(1.0, base.width / max_side, base.height / max_side)).pixels
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Let go of the file; a later read opens it again."""

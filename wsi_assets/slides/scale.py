@@ -32,8 +32,8 @@ _MIN_UNIT = 64
 
 @dataclass(frozen=True)
 class Level:
-    """One level: ``width`` and ``height`` of its content in its own pixels (padding beyond level 0 is not
-    counted), and its true ``downsample``: level-0 pixels a pixel."""
+    """One level: size of its content in its own pixels, without padding beyond level 0, and how many level-0
+    pixels its pixels are wide."""
 
     index: int
     width: int
@@ -67,14 +67,11 @@ def true_downsamples(level_sizes: Sequence[tuple[int, int]], reported: Sequence[
     OpenSlide reports the mean of the width's and the height's ratio, which is wrong where a writer pads each
     level up to whole tiles. The rule, in this order:
 
-    1. **Padded file** (:func:`_padded_run`): powers of two. (3072, 7168), (1536, 3584), (1024, 2048) is
-       1, 2, 4, not 1, 2, 3.25.
-    2. **Near a power of two**: a level within 0.1 % of 2^k whose sides are those of level 0 over 2^k to
-       within one pixel has 2^k. So has a level with a side under 32 px, however far off: there the rounding
-       of that side makes the ratio worthless ((4, 3) of 2048 x 1792 says 554.67; it is 512).
-    3. **Otherwise the exact ratio**: 4.0058 of (368, 172) in (1472, 690) stays, at most half a pixel of that
-       level off at its far edge. Where the mean of the two ratios misses the long side of a narrow level: 2^k
-       if that fits both sides to within a pixel, else the longer side's ratio.
+    1. **Padded file**: powers of two. (3072, 7168), (1536, 3584), (1024, 2048) is 1, 2, 4, not 1, 2, 3.25.
+    2. **Near a power of two**: a level within 0.1 % of 2^k, or with a side under 32 px, where rounding makes
+       the ratio worthless, has 2^k if its sides are those of level 0 over 2^k to within one pixel.
+    3. **Otherwise the exact ratio**: 4.0058 of (368, 172) in (1472, 690) stays. Where the mean of the two
+       ratios misses the long side of a narrow level: 2^k if that fits, else the longer side's ratio.
 
     A format that knows its scale reports ratios that its sizes do not give (Philips, MIRAX); those are kept,
     or rounded to the 2^k they are within 0.1 % of.
@@ -210,10 +207,8 @@ def _number(text: str | None) -> float | None:
 def _padded_run(sizes: list[tuple[int, int]]) -> list[float] | None:
     """The powers of two of a pyramid padded to whole units, or None if padding is not what it shows.
 
-    Every level's sides are multiples of one unit (at least 64 px), an ascending run of powers of two explains
-    every level as "content divided, then padded up to the unit", and rounding alone does not explain them. If
-    several powers fit a level (it is one unit wide), the run's own step is kept, else the smallest. A pyramid
-    whose sides shrink alike by one constant step (1, 3, 9) is no padded one.
+    An ascending run of powers explains every level as "content divided, then padded up to the unit", and
+    neither rounding alone nor one constant step (1, 3, 9) does.
     """
     base, *rest = sizes
     unit = math.gcd(*(side for size in rest for side in size)) if rest else 0
@@ -231,6 +226,7 @@ def _padded_run(sizes: list[tuple[int, int]]) -> list[float] | None:
         fits = [power for power in powers if power > run[-1] and _is_padding(base, size, power, unit)]
         if not fits:
             return None
+        # Several fit a level of one unit: the run's own step is kept, else the smallest.
         expected = run[-1] * (run[-1] / run[-2] if len(run) > 1 else 2.0)
         run.append(expected if expected in fits else fits[0])
     return None if all(map(_is_rounding, [base] * len(run), sizes, run)) else run

@@ -17,7 +17,6 @@ import numpy as np
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
-from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
 from wsi_assets.slides.listing import unreadable
 from wsi_assets.slides.openslide_file import OpenSlideFile, Window, damaged_tile, is_whole_start
@@ -38,7 +37,7 @@ _JPEG_2000 = {33003: True, 33005: False}
 """Aperio's two -> whether the components are YCbCr."""
 
 
-class TileLevel(Closing):
+class TileLevel(contextlib.AbstractContextManager):
     """One level of a tiled TIFF, a context manager. Threads may share it; a forked process may not.
 
     Places are (row, column) of tiles; sizes are the level's own pixels.
@@ -49,6 +48,7 @@ class TileLevel(Closing):
         tile_height, tile_width: size of every tile. Those at the far edges reach over the level.
         rows, cols: number of tiles.
         side: of blocks of whole tiles that are cheap to read at a time.
+        by_tifffile: whether tifffile decodes JPEG tiles too, which checks less.
     """
 
     def __init__(self, index: int, page: tifffile.TiffPage, slide: OpenSlideFile, *, owns_slide: bool):
@@ -60,6 +60,7 @@ class TileLevel(Closing):
         self.side = longest * max(1, _BLOCK // longest)
         self._offsets, self._lengths = page.dataoffsets, page.databytecounts
         self._page, self._tables = page, page.jpegtables
+        self.by_tifffile = False
         self._is_jpeg = page.compression == _JPEG
         self._colorspace = _COLORSPACES.get(page.photometric)
         self._slide, self._owns_slide, self._lock = slide, owns_slide, threading.Lock()
@@ -82,7 +83,8 @@ class TileLevel(Closing):
         if data is None:
             return None
         try:
-            return self._decode_jpeg(row, col, data) if self._is_jpeg else self._decode(row, col, data)
+            direct = self._is_jpeg and not self.by_tifffile
+            return self._decode_jpeg(row, col, data) if direct else self._decode(row, col, data)
         except Exception as error:  # the codecs' error types differ between their versions
             fault = error.fault if isinstance(error, SlideError) else one_line(error)
             raise damaged_tile(self.path, self.index, row, col, fault) from error
@@ -123,10 +125,14 @@ class TileLevel(Closing):
             segments = ADOBE + (b"\1" if self._colorspace == "YCBCR" else b"\0") + segments
         return data[:2] + segments if named in (None, self._colorspace) else None
 
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the file."""
         self._kept_tile.cache_clear()
         self._file.close()
+        self._page.parent.filehandle.close()
         if self._owns_slide:
             self._slide.close()
 
@@ -180,7 +186,10 @@ class TileLevel(Closing):
         """A tile of another compression than JPEG, by tifffile; OpenSlide's colors of Aperio's YCbCr."""
         if self._page.compression in _JPEG_2000 and data.endswith(bytes(16)) and _END not in data[-64:]:
             raise ValueError("it has no end")
-        pixels = np.asarray(self._page.decode(data, self._number(row, col))[0])[0]
+        if self._is_jpeg:  # tifffile then looks into the file too
+            self._page.parent.filehandle.open()
+        found = self._page.decode(data, self._number(row, col), jpegtables=self._tables)[0]
+        pixels = np.asarray(found)[0]
         tile = np.zeros((self.tile_height, self.tile_width, 3), np.uint8)
         tile[: pixels.shape[0], : pixels.shape[1]] = rgb_of(pixels) if is_ycbcr(self._page) else pixels
         return tile

@@ -216,17 +216,6 @@ def test_a_slide_without_patches_stays_in_the_index_with_a_reason():
     assert "smaller than a patch" in index.empty["tiny"]
 
 
-def test_slides_of_another_magnification_are_left_out_where_the_user_says_so():
-    slides = [
-        (tissue_of(name, FULL, base=base), None, None)
-        for name, base in (("a", 40.0), ("b", 41.0), ("c", 20.0))
-    ]
-    assert index_level(slides, 0, IndexOptions()).left_out == {}
-    index = index_level(slides, 0, IndexOptions(magnification_tolerance=0.1))
-    assert index.left_out == {"c": "its magnification is 20, the level's median 40"}
-    assert len(index.index) == 2
-
-
 def test_entries_are_sorted_by_slide_whatever_order_slides_come_in():
     slides = [(tissue_of(name, FULL), None, None) for name in ("c", "a", "b")]
     assert list(index_level(iter(slides), 0, IndexOptions()).index) == ["a", "b", "c"]
