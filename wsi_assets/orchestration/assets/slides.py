@@ -189,7 +189,7 @@ def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id:
         unfinished.write_bytes(read.large)
     changes = [row for row in read.audit if row.get("action") not in (None, "kept")]
     return Made(
-        {"annotation_path": None if path is None else str(path), "regions": read.regions},
+        {"annotation_path": None if read.regions is None else str(path), "regions": read.regions},
         inputs={
             SLIDE_ANNOTATION: read.contents or NO_ANNOTATION,
             TISSUE_REGIONS.name: storage.version(TISSUE_REGIONS, slide_id),
