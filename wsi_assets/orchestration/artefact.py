@@ -38,6 +38,7 @@ class Artefact:
         without_effect: parameters that change how fast or on what it is made, or what is checked.
         may_name_a_file: parameters whose value may be a file: what the file holds counts, not where it lies.
         reproducible: the same recipe gives the same bytes. A model trained twice is not the same model.
+        must_pass: names of its checks that must have passed before anything is made from it.
         shown: facts that the command line prints.
         automation: time zone -> when it is made without being asked for; None is never.
     """
@@ -52,6 +53,7 @@ class Artefact:
     without_effect: frozenset[str] = frozenset()
     may_name_a_file: frozenset[str] = frozenset()
     reproducible: bool = True
+    must_pass: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     automation: Callable[[str], dg.AutomationCondition] | None = None
 

@@ -5,10 +5,9 @@ those block whose failure would corrupt what is made next; the rest warn. The ch
 step, so that a level costs a handful of process starts and each artefact is read once.
 """
 
-import contextlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError
-from wsi_assets.files import read_plain_pickle, write_json
+from wsi_assets.files import read_plain_pickle
 from wsi_assets.index.curation import CURATION, curate
 from wsi_assets.orchestration.artefact import Artefact, slide_artefacts
 from wsi_assets.orchestration.assets.evaluation import EVALUATION
@@ -29,16 +28,13 @@ from wsi_assets.orchestration.evaluation_metadata import model_card
 from wsi_assets.orchestration.level_plan import inputs_of_level, usable_slides
 from wsi_assets.orchestration.partitions import LEVELS
 from wsi_assets.orchestration.resources import SlideFolderResource
-from wsi_assets.orchestration.storage import Record, StorageResource, read_record, store_named_by
+from wsi_assets.orchestration.storage import Record, Result, StorageResource, store_named_by
 
 PIXELS_CHECKED = 32
 """Patches of a store that are read again from their slides; a wrong place or a wrong codec shows in each."""
 
 LONGEST_TEXT = 2000
 """Results are stored with every evaluation; ten thousand slides by name are not read by anyone."""
-
-Result = tuple[bool, str]
-"""Whether a fact holds, and why or why not."""
 
 
 class Level:
@@ -99,12 +95,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Check:
-    """One check of an asset; a ``blocking`` one stops what follows."""
+    """One check of an asset; those of its ``must_pass`` stop what follows."""
 
     name: str
     description: str
     evaluate: Callable[[Level], Result]
-    blocking: bool = False
 
 
 CHECKS: dict[Artefact, list[Check]] = {
@@ -114,12 +109,12 @@ CHECKS: dict[Artefact, list[Check]] = {
 """The checks of every asset; :func:`check` adds to them."""
 
 
-def check(artefact: Artefact, *, blocking: bool = False) -> Callable[[Callable[[Level], Result]], Any]:
+def check(artefact: Artefact) -> Callable[[Callable[[Level], Result]], Any]:
     """Makes a function a check of an asset, by its name, with its docstring as the description."""
 
     def add(evaluate: Callable[[Level], Result]) -> Callable[[Level], Result]:
         description = " ".join((evaluate.__doc__ or "").split())
-        CHECKS[artefact].append(Check(evaluate.__name__, description, evaluate, blocking))
+        CHECKS[artefact].append(Check(evaluate.__name__, description, evaluate))
         return evaluate
 
     return add
@@ -181,7 +176,7 @@ for _name, _description in CURATION.items():
     )
 
 
-@check(SAMPLED_INDEX, blocking=True)
+@check(SAMPLED_INDEX)
 def sample_is_of_index(level: Level) -> Result:
     """Every sampled patch is in the slide index with the same label, and test slides are whole."""
     from wsi_assets.index import is_test
@@ -211,7 +206,7 @@ def incomplete_slides_known(level: Level) -> Result:
     return nothing_found([(slide_id, fault) for slide_id in unknown], "every listed slide is in the index")
 
 
-@check(PATCH_STORE, blocking=True)
+@check(PATCH_STORE)
 def store_equals_its_index(level: Level) -> Result:
     """The store is complete and holds exactly the patches of the sampled index, with their labels, but for
     those listed as unreadable."""
@@ -227,17 +222,17 @@ def store_equals_its_index(level: Level) -> Result:
     return same and stored + lost == len(plan), text
 
 
-@check(PATCH_STORE, blocking=True)
+@check(PATCH_STORE)
 def few_patches_unreadable(level: Level) -> Result:
     """At most max_quarantined of the patches could not be read."""
     wanted = sum(len(entry["patches"]) for entry in level.sampled.values())
     lost = len(level.store.info.get("quarantined") or [])
-    most = level.record(PATCH_STORE).parameters["max_quarantined"]
+    most = options_of(PATCH_STORE, level.level, level.storage.parameters.read()).max_quarantined
     share = lost / wanted if wanted else 0.0
     return share <= most, f"{lost} of {wanted} patches unreadable ({share:.2%}), at most {most:.2%} may be"
 
 
-@check(PATCH_STORE, blocking=True)
+@check(PATCH_STORE)
 def patches_show_their_slides(level: Level) -> Result:
     """Patches read again from their slides, a few dozen, are what the store holds."""
     from wsi_assets.patches import verify_store
@@ -329,7 +324,7 @@ def build_checks(artefact: Artefact, checks: Sequence[Check]) -> dg.AssetChecksD
                 one.name,
                 asset=artefact.key,
                 description=one.description,
-                blocking=one.blocking,
+                blocking=one.name in artefact.must_pass,
                 partitions_def=LEVELS,
             )
             for one in checks
@@ -339,15 +334,13 @@ def build_checks(artefact: Artefact, checks: Sequence[Check]) -> dg.AssetChecksD
         context: dg.AssetCheckExecutionContext, storage: StorageResource, folder: SlideFolderResource
     ) -> Iterator[dg.AssetCheckResult]:
         level = Level(context.partition_key, storage, folder, context.instance)
-        results = {one.name: evaluate(one, level) for one in checks}
-        keep_results(storage, artefact, level.level, results)
-        for one in checks:
-            passed, text = results[one.name]
+        for name, (passed, text) in evaluate_checks_of(artefact, level).items():
+            blocks = name in artefact.must_pass
             yield dg.AssetCheckResult(
                 passed=passed,
-                check_name=one.name,
+                check_name=name,
                 description=text,
-                severity=dg.AssetCheckSeverity.ERROR if one.blocking else dg.AssetCheckSeverity.WARN,
+                severity=dg.AssetCheckSeverity.ERROR if blocks else dg.AssetCheckSeverity.WARN,
             )
 
     return evaluate_checks
@@ -361,10 +354,10 @@ def evaluate_all_checks(
     failed: list[str] = []
     for key in context.instance.get_dynamic_partitions(LEVELS.name):
         level = Level(key, storage, folder, context.instance)
-        for artefact, checks in CHECKS.items():
+        for artefact in CHECKS:
             if storage.is_there(artefact, key):
-                keep_results(storage, artefact, key, {one.name: evaluate(one, level) for one in checks})
-        failed += [f"level {key}: {line}" for line in failed_checks(storage, key, CHECKS)]
+                evaluate_checks_of(artefact, level)
+        failed += [f"level {key}: {line}" for line in storage.failed_checks(CHECKS, key)]
     for line in failed:
         context.log.warning(line)
     if failed:
@@ -379,6 +372,13 @@ def level_checks() -> None:
     evaluate_all_checks()
 
 
+def evaluate_checks_of(artefact: Artefact, level: Level) -> dict[str, Result]:
+    """Evaluate the checks of an artefact and keep the results beside it."""
+    results = {one.name: evaluate(one, level) for one in CHECKS[artefact]}
+    level.storage.keep_check_results(artefact, level.level, results)
+    return results
+
+
 def evaluate(one: Check, level: Level) -> Result:
     """A check's result; what cannot be read fails it."""
     try:
@@ -390,38 +390,10 @@ def evaluate(one: Check, level: Level) -> Result:
         return False, f"an artefact is damaged ({error!r:.200}). Materialize it again"
 
 
-def keep_results(
-    storage: StorageResource, artefact: Artefact, level: str, results: Mapping[str, Result]
-) -> None:
-    """Write what the checks of an artefact found beside it, with the version they were about."""
-    record = read_record(storage.record_path(artefact, level))
-    write_json(
-        _results_path(storage, artefact, level), {"version": record and record.version, "results": results}
-    )
-
-
-def failed_checks(storage: StorageResource, level: str, artefacts: Iterable[Artefact]) -> list[str]:
-    """One line for each check that failed when it was last evaluated on the artefact as it is."""
-    lines = []
-    for artefact in artefacts:
-        record = read_record(storage.record_path(artefact, level))
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            kept = json.loads(_results_path(storage, artefact, level).read_text(encoding="utf-8"))
-            if record is not None and kept["version"] == record.version:
-                results = kept["results"].items()
-                lines += [f"{artefact.name} {name}: {text}" for name, (passed, text) in results if not passed]
-    return lines
-
-
 def nothing_found(faults: Iterable[tuple[str, str]], else_text: str) -> Result:
     """Passed if there are no faults, (slide id, what is wrong); else it names them."""
     pairs = sorted(faults)
     return not pairs, "; ".join(f"{slide_id}: {fault}" for slide_id, fault in pairs) or else_text
-
-
-def _results_path(storage: StorageResource, artefact: Artefact, level: str) -> Path:
-    path = storage.artefact(artefact, level)
-    return path.with_name(f"{path.name}.checks.json")
 
 
 def _metrics(level: Level) -> dict[str, Any]:

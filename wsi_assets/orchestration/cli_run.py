@@ -15,7 +15,7 @@ import dagster as dg
 
 from wsi_assets.errors import ConfigError, EvaluationError, SlideError, one_line
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_chain, slide_artefacts
-from wsi_assets.orchestration.asset_checks import failed_checks
+from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate_checks_of
 from wsi_assets.orchestration.build import COMPARE_LEVELS, LEVEL_PIPELINE, SLIDE_REGIONS, build_definitions
 from wsi_assets.orchestration.config import ParameterSet
 from wsi_assets.orchestration.level_plan import stale_artefacts, stale_slides, usable_slides
@@ -141,6 +141,7 @@ class CommandLineRun:
         for name, why in stale.items():
             if why != "is not made":
                 self.say(f"level {level}: {name} is made again ({why})")
+        self._evaluate_open_checks([artefact for artefact in chain if artefact.name not in stale], key)
         if stale:
             self._keep([artefact for artefact in chain if artefact.name in stale], key)
             result = self._execute(LEVEL_PIPELINE, stale, partition_key=key)
@@ -151,7 +152,7 @@ class CommandLineRun:
             for artefact in chain
             if (record := self.storage.record(artefact, key)) is not None
         }
-        outcome.failed_checks = failed_checks(self.storage, key, chain)
+        outcome.failed_checks = self.storage.failed_checks(chain, key)
         if outcome.failure is None:
             outcome.left_out = dict(outcome.records[chain[0].name].facts.get("left_out", {}))
         outcome.seconds = time.monotonic() - started
@@ -170,6 +171,17 @@ class CommandLineRun:
         record = self.storage.record(comparison)
         path = self.storage.artefact(comparison) / str(comparison.main_file)
         return {"path": str(path), "left_out": record.facts.get("left_out", {}) if record else {}}
+
+    def _evaluate_open_checks(self, artefacts: Sequence[Artefact], key: str) -> None:
+        """Evaluate the checks of artefacts that are kept, where one failed or a killed run left them out.
+
+        What made one fail may be mended since: a parameter, a file that was away.
+        """
+        level = Level(key, self.storage, self.folder, self.instance)
+        for artefact in artefacts:
+            results = self.storage.check_results(artefact, key)
+            if not all(name.name in results and results[name.name][0] for name in CHECKS.get(artefact, ())):
+                evaluate_checks_of(artefact, level)
 
     def _make_slides(self, artefact: Artefact, outcome: SlidesOutcome, annotations_gone: bool) -> set[str]:
         """Make one asset of all slides for which it is out of date, in runs of many slides."""

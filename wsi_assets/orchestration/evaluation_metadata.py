@@ -47,7 +47,6 @@ def report_context(storage: StorageResource, level: str) -> ReportContext:
     """Counts, split, curves, exclusions, repairs and parameters of the level, from its artefacts."""
     from wsi_assets.evaluation import ReportContext
     from wsi_assets.index import slide_table
-    from wsi_assets.orchestration.asset_checks import failed_checks
 
     above = {artefact.name: artefact for artefact in level_chain() if artefact.name != "evaluation"}
     records = {name: storage.record(artefact, level) for name, artefact in above.items()}
@@ -63,7 +62,7 @@ def report_context(storage: StorageResource, level: str) -> ReportContext:
         counts=counts,
         split=[{name: row[name] for name in SPLIT_COLUMNS} for row in split.get("rows", [])],
         split_notes=tuple(facts["trained_model"].get("warnings", {}).values()),
-        warnings=tuple(failed_checks(storage, level, above.values())),
+        warnings=tuple(storage.failed_checks(above.values(), level)),
         epochs=_epochs(storage.level_folder(level) / "epoch_losses.csv"),
         left_out=facts["slide_index"].get("left_out"),
         quarantined=_quarantined(storage.artefact(above["patch_store"], level)),

@@ -28,6 +28,7 @@ class Making:
 
     Raises:
         ConfigError: the partition is no level, or a value is unknown or impossible.
+        WsiAssetsError: a check that an input must pass has not passed.
     """
 
     def __init__(
@@ -42,6 +43,9 @@ class Making:
         self.partition = context.partition_key if artefact.by_level else None
         if artefact.by_level:
             level_of(self.partition)
+            for one in artefact.inputs:
+                if one.must_pass:
+                    storage.require_checked(one, self.partition)
         self._given = {} if config is None else given_in(artefact, config)
         given = ParameterSet({artefact.name: self._given} if self._given else {}, COMMAND_LINE)
         self.options: Any = options_of(artefact, self.partition, storage.parameters.read(), given)

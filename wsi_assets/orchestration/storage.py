@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.errors import StoreError, WsiAssetsError
-from wsi_assets.files import digest
+from wsi_assets.files import digest, write_json
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.config import ParameterFile
 from wsi_assets.orchestration.settings import Settings
+
+Result = tuple[bool, str]
+"""Whether a check passed, and why or why not."""
 
 STORE_POINTER = "patch_store.json"
 """The file in a level's folder that names its store."""
@@ -115,6 +118,50 @@ class StorageResource(dg.ConfigurableResource):
         """Version of an artefact; None if it or its record is missing."""
         record = self.record(artefact, partition)
         return record and record.version
+
+    def keep_check_results(self, artefact: Artefact, partition: str, results: Mapping[str, Result]) -> None:
+        """Write what the checks found beside the artefact, with the making they were about."""
+        record = read_record(self.record_path(artefact, partition))
+        made = record and [record.version, record.run_id]
+        write_json(self._check_results_path(artefact, partition), {"made": made, "results": results})
+
+    def check_results(self, artefact: Artefact, partition: str) -> dict[str, Result]:
+        """Name of a check -> its result, of those evaluated since the artefact was made."""
+        record = self.record(artefact, partition)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(self._check_results_path(artefact, partition).read_text(encoding="utf-8"))
+            if record is not None and kept["made"] == [record.version, record.run_id]:
+                return {name: (bool(passed), str(text)) for name, (passed, text) in kept["results"].items()}
+        return {}
+
+    def failed_checks(self, artefacts: Iterable[Artefact], partition: str) -> list[str]:
+        """One line for each check that failed on an artefact as it is."""
+        return [
+            f"{artefact.name} {name}: {text}"
+            for artefact in artefacts
+            for name, (passed, text) in self.check_results(artefact, partition).items()
+            if not passed
+        ]
+
+    def require_checked(self, artefact: Artefact, partition: str) -> None:
+        """See that the checks an artefact must pass have passed on it as it is.
+
+        Raises:
+            WsiAssetsError: one failed, or was not evaluated since the artefact was made.
+        """
+        results = self.check_results(artefact, partition)
+        for name in artefact.must_pass:
+            passed, text = results.get(name, (False, "not evaluated since it was made"))
+            if not passed:
+                raise WsiAssetsError(
+                    f"nothing is made from {artefact.name} until its check {name} passes: {text}",
+                    path=self.artefact(artefact, partition),
+                    remedy="Mend the cause, then run the job level_checks or `wsi-assets run`",
+                )
+
+    def _check_results_path(self, artefact: Artefact, partition: str) -> Path:
+        path = self.artefact(artefact, partition)
+        return path.with_name(f"{path.name}.checks.json")
 
     def why_out_of_date(
         self,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wsi_assets_tests.benchmarks import rows
 
-BENCHMARKS = ("bench_patches", "bench_index", "bench_learning", "bench_control")
+BENCHMARKS = ("bench_commands", "bench_patches", "bench_index", "bench_learning", "bench_control")
 
 
 def measure(name: str, folder: Path) -> list[rows.Row] | None:

@@ -11,7 +11,7 @@ import pytest
 
 from wsi_assets.files import read_plain_pickle
 from wsi_assets.orchestration.artefact import all_artefacts
-from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, failed_checks, nothing_assumed
+from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, nothing_assumed
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.cli_run import CommandLineRun
 from wsi_assets.orchestration.config import ParameterSet, parse_settings
@@ -286,12 +286,30 @@ class TestLevel:
             for check in checks:
                 assert not evaluate(check, Level(LEVEL, graph.storage, folder, made.instance))[0], check.name
 
+    @pytest.mark.parametrize("results", [None, "failed"], ids=["not evaluated", "failed"])
+    def test_nothing_is_made_from_a_store_whose_check_has_not_passed(self, made, tmp_path, results):
+        home = tmp_path / "copy"
+        shutil.copytree(made.home, home)
+        graph, store = Graph(home, made.instance), ASSETS["patch_store"]
+        kept = graph.storage.artefact(store, LEVEL).with_name("patch_store.json.checks.json")
+        if results is None:
+            kept.unlink()
+        else:
+            graph.storage.keep_check_results(store, LEVEL, dict.fromkeys(store.must_pass, (False, "damaged")))
+        for _ in range(2):
+            result = graph.make("trained_model", partition=LEVEL)
+            assert not result.success
+            assert "nothing is made from patch_store" in fault_of(result)
+        # The command evaluates what was left open or may be mended since; here nothing is wrong.
+        again(graph, upto="trained_model")
+        assert graph.storage.failed_checks([store], LEVEL) == []
+
     def test_what_checks_said_counts_for_the_artefact_they_were_about(self, made):
         artefact = ASSETS["trained_model"]
-        said = failed_checks(made.storage, LEVEL, [artefact])
+        said = made.storage.failed_checks([artefact], LEVEL)
         assert any("every_strategy_acts" in line for line in said)
         record = made.storage.record_path(artefact, LEVEL)
         kept = record.read_text()
         record.write_text(kept.replace(made.storage.record(artefact, LEVEL).version, "another"))
-        assert failed_checks(made.storage, LEVEL, [artefact]) == []
+        assert made.storage.failed_checks([artefact], LEVEL) == []
         record.write_text(kept)

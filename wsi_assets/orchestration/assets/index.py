@@ -44,6 +44,7 @@ SAMPLED_INDEX = Artefact(
     options=SamplingOptions,
     inputs=(SLIDE_INDEX,),
     may_name_a_file=frozenset({"incomplete_slides"}),
+    must_pass=("sample_is_of_index",),
     shown=("slides", "patches", "tumor", "normal"),
     automation=follow_index,
 )

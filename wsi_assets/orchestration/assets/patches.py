@@ -41,6 +41,7 @@ PATCH_STORE = Artefact(
     options=StoreParameters,
     inputs=(SAMPLED_INDEX,),
     without_effect=frozenset({"extraction_workers", "max_quarantined"}),
+    must_pass=("store_equals_its_index", "few_patches_unreadable", "patches_show_their_slides"),
     shown=("count", "tumor", "normal", "decoded", "reused", "patches_per_second"),
     automation=follow_index,
 )
