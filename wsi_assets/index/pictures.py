@@ -128,12 +128,10 @@ def counts_png(index: Index, sampled: Index | None = None) -> bytes:
 
 
 def _rings(geometry: shapely.Geometry, downsample: float) -> list[NDArray[np.int32]]:
-    """Rings as contours of the picture, one at least a pixel wide so that small lesions are seen."""
-    rings = []
-    for ring in shapely.get_rings(shapely.get_parts(geometry)):
-        points = shapely.get_coordinates(ring) / downsample
-        rings.append(np.round(points - 0.5).astype(np.int32).reshape(-1, 1, 2))
-    return rings
+    """Rings as contours of the picture."""
+    rings = shapely.get_rings(shapely.get_parts(geometry))
+    points = (shapely.get_coordinates(ring) / downsample - 0.5 for ring in rings)
+    return [np.round(ring).astype(np.int32).reshape(-1, 1, 2) for ring in points]
 
 
 def _stroke(

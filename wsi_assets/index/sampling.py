@@ -32,10 +32,9 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
 
     The split (:func:`split_slides`) comes first, and each entry's ``split`` says on which side it is; with
     ``val_size`` None nothing is split. Test slides and validation slides keep every patch. Training slides
-    keep every patch that holds tumor, and together ``normal_per_tumor`` normal patches for each tumor patch,
-    spread equally over the slides: one that has fewer than its share gives all it has, and the others give
-    more. Incompletely annotated slides give no normal patch. A cohort without any tumor patch keeps all its
-    normal patches, up to ``max_normal_per_slide``.
+    keep every patch that holds tumor, and together ``normal_per_tumor`` normal patches for each tumor patch
+    (all of them in a cohort without tumor), spread equally over the slides as far as each has them.
+    Incompletely annotated slides give no normal patch.
 
     Raises:
         ConfigError: the list of incompletely annotated slides cannot be read.
@@ -138,8 +137,7 @@ def incomplete_slides(source: str | Path | None) -> frozenset[str]:
 def unknown_incomplete(index: Index, options: SamplingOptions) -> list[str]:
     """Normalized ids in the user's own list of incompletely annotated slides that are no slide of the index.
 
-    Such an id may be mistyped, and the slide that was meant then gives normal patches. The list that comes
-    with the package is of a whole challenge, of which a cohort may hold any part, so it is not compared.
+    The list that comes with the package is of a whole challenge, of which a cohort may hold any part.
 
     Raises:
         ConfigError: the list cannot be read.

@@ -94,7 +94,11 @@ def _matched(images: ImageFiles, notes: _Named, others: _Named, cohort: Cohort) 
             notices.append(f"not used, for a slide of this id is there: {path}")
         else:
             left_out[slide_id] = f"it {reason}: {path}"
-    names = {key: {key} | (_other_names(paths[0][1]) - found.keys()) for key, paths in found.items()}
+    names = {}
+    for key, ((_, path), *_) in found.items():
+        # A slide's annotation may go by its whole file name, too, if that is no other slide's id.
+        others_too = {normalize_id(path.name), normalize_id(path.name.split(".ome.")[0])}
+        names[key] = {key} | (others_too - found.keys())
     used = {key: _pop(notes, names[key]) or _pop(others, names[key]) for key in found}
     nearly = _by_near_name(notes, others)
     for key, named in found.items():
@@ -221,11 +225,6 @@ def _annotations(folder: str | Path | None, images: ImageFiles) -> tuple[_Named,
                 elif known or not (shared or last in SUMS or name in OTHER_NAMES or place / name in slides):
                     others.append((Path(name).stem, place / name))
     return _by_id(notes), _by_id(others)
-
-
-def _other_names(path: Path) -> set[str]:
-    """Normalized names besides its id by which a slide's annotation may go, if no other slide's id."""
-    return {normalize_id(path.name), normalize_id(path.name.split(".ome.")[0])}
 
 
 def _by_id(files: Iterable[tuple[str, Path]]) -> _Named:

@@ -158,8 +158,12 @@ class SlideReader(contextlib.AbstractContextManager):
     def _read_inside(self, level: Level, top: int, bottom: int, left: int, right: int) -> Window:
         """Pixels and no-data of a window inside a level, decided from the window and what lies around it."""
         if self._paddings is None:
-            # At the first read, not at opening: many only ask a slide for its levels.
-            self._paddings = self._find_paddings()
+            # At the first read, not at opening: many only ask a slide for its levels. A damaged border is no
+            # reason to refuse the rest; a read that needs it will fail by itself.
+            self._paddings = ()
+            with contextlib.suppress(SlideError):
+                base = self.levels[0]
+                self._paddings = padding_colors(partial(self._read_window, 0), base.height, base.width)
         pixels, present = self._read_window(level.index, top, left, bottom - top, right - left)
         if not may_lack_data(pixels, present, self._paddings):
             return pixels, everywhere(False, *present.shape)
@@ -179,14 +183,6 @@ class SlideReader(contextlib.AbstractContextManager):
         if level not in self._tiles:
             self._tiles[level] = open_tiles(self.path, level, self._file)
         return self._tiles[level]
-
-    def _find_paddings(self) -> tuple[tuple[int, int, int], ...]:
-        base = self.levels[0]
-        try:
-            return padding_colors(partial(self._read_window, 0), base.height, base.width)
-        except SlideError:
-            # A damaged border is no reason to refuse the rest; a read that needs it will fail by itself.
-            return ()
 
 
 def _in_bands(height: int, width: int, block: int) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -88,11 +88,6 @@ class TileLevel(contextlib.AbstractContextManager):
         except Exception as error:  # the codecs' error types differ between their versions
             fault = error.fault if isinstance(error, SlideError) else one_line(error)
             raise damaged_tile(self.path, self.index, row, col, fault) from error
-
-    def read_tiles(self, places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray | None]]:
-        """(row, column, tile or None) of each place once, in file order; errors as of :meth:`read_tile`."""
-        for row, col in self.in_file_order(places):
-            yield row, col, self.read_tile(row, col)
 
     def read_window(self, y: int, x: int, height: int, width: int) -> Window:
         """A window inside the level, perhaps a view of a kept tile; errors as of :meth:`read_tile`."""
@@ -190,8 +185,9 @@ class TileLevel(contextlib.AbstractContextManager):
             self._page.parent.filehandle.open()
         found = self._page.decode(data, self._number(row, col), jpegtables=self._tables)[0]
         pixels = np.asarray(found)[0]
+        ycbcr = _JPEG_2000.get(self._page.compression, False)  # which no decoder knows of
         tile = np.zeros((self.tile_height, self.tile_width, 3), np.uint8)
-        tile[: pixels.shape[0], : pixels.shape[1]] = rgb_of(pixels) if is_ycbcr(self._page) else pixels
+        tile[: pixels.shape[0], : pixels.shape[1]] = _rgb_of(pixels) if ycbcr else pixels
         return tile
 
     def _read_bytes(self, row: int, col: int) -> bytes | None:
@@ -271,12 +267,7 @@ def is_plain(page: tifffile.TiffPage, vendor: str) -> bool:
     )
 
 
-def is_ycbcr(page: tifffile.TiffPage) -> bool:
-    """Whether a page's JPEG 2000 data holds YCbCr, which no decoder knows of."""
-    return _JPEG_2000.get(page.compression, False)
-
-
-def rgb_of(ycbcr: np.ndarray) -> np.ndarray:
+def _rgb_of(ycbcr: np.ndarray) -> np.ndarray:
     """RGB of YCbCr by OpenSlide's rounding, uint8 (h, w, 3)."""
     y, cb, cr = (ycbcr[..., i].astype(np.int32) - (128 if i else 0) for i in range(3))
     green = np.rint(-0.34414 * 65536 * cb) + np.rint(-0.71414 * 65536 * cr) + 32768
