@@ -49,13 +49,8 @@ def check_index(index: Any) -> Index:
     """Return ``index`` if it is one.
 
     Raises:
-        SlideIndexError: it is something else, such as the list of an older version.
+        SlideIndexError: it is something else.
     """
-    if isinstance(index, list):
-        raise SlideIndexError(
-            "is a list of slides, as another version wrote it; an index is a dict by slide id",
-            remedy="Make the index again: materialize slide_index and sampled_index, or run build_index",
-        )
     if not isinstance(index, Mapping):
         raise SlideIndexError(f"is a {type(index).__name__} and no index", remedy="Make the index again")
     for slide_id, entry in index.items():

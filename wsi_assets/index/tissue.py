@@ -43,12 +43,11 @@ class TissueRegions:
 
     ``mask`` is (rows, cols) bool; its pixel (r, c) covers the level-0 square from (r, c) to (r + 1, c + 1)
     times ``work_downsample``, as (y, x). ``threshold`` is in grey levels of chroma, 0 to 255; None if the
-    slide holds no data. ``tissue_share`` is tissue over data pixels, ``data_share`` data over all pixels,
-    both 0 to 1. ``thumbnail`` is the slide as RGB bytes, ``THUMBNAIL_SIDE`` pixels each way,
-    white where there is no tissue; by it the same slide under two names is found. ``picture`` is the whole
-    slide as a JPEG, its long side up to ``PICTURE_SIDE`` pixels. ``bounds`` is (x, y, width,
-    height) of the scanned area in level-0 pixels, None if that is the whole slide; ``notices`` are lines on
-    what was assumed or ignored of the slide. ``config`` holds the options used.
+    slide holds no data. ``tissue_share`` is tissue over data pixels, 0 to 1. ``thumbnail`` is the slide as
+    RGB bytes, ``THUMBNAIL_SIDE`` pixels each way, white where there is no tissue; by it the same slide under
+    two names is found. ``picture`` is the whole slide as a JPEG, its long side up to ``PICTURE_SIDE`` pixels.
+    ``bounds`` is (x, y, width, height) of the scanned area in level-0 pixels, None if that is the whole
+    slide; ``notices`` are lines on what was assumed or ignored of it. ``config`` holds the options used.
     """
 
     slide_id: str
@@ -61,7 +60,6 @@ class TissueRegions:
     levels: tuple[Level, ...]
     scale: Scale
     tissue_share: float
-    data_share: float = 1.0
     thumbnail: bytes = b""
     picture: bytes = b""
     bounds: tuple[int, int, int, int] | None = None
@@ -156,7 +154,6 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         levels=tuple(reader.levels),
         scale=reader.scale,
         tissue_share=float(np.count_nonzero(mask) / data) if data else 0.0,
-        data_share=float(data / mask.size) if mask.size else 0.0,
         thumbnail=cv2.resize(shown, (THUMBNAIL_SIDE,) * 2, interpolation=cv2.INTER_AREA).tobytes(),
         picture=picture,
         bounds=reader.bounds,
