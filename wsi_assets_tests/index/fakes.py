@@ -33,6 +33,9 @@ class ArraySlide:
         missing = cv2.resize(self.no_data.astype(np.float32), size, interpolation=cv2.INTER_AREA)
         return Region(pixels, missing > 0.5)
 
+    def thumbnail(self, max_side: int) -> np.ndarray:
+        return self.reduced(max(1, -(-max(self.pixels.shape) // max_side))).pixels
+
 
 def tissue_of(
     slide_id: str,
