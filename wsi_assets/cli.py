@@ -18,6 +18,7 @@ import click
 
 from wsi_assets import __version__
 from wsi_assets.errors import WsiAssetsError
+from wsi_assets.running import as_command
 
 if TYPE_CHECKING:
     from wsi_assets.orchestration.settings import Settings
@@ -50,7 +51,7 @@ class OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             # While a command runs: that Dagster calls a feature beta or preview is no news to a user.
-            with _usage_status(), warnings.catch_warnings():
+            with as_command(), _usage_status(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".* is currently in (beta|preview)")
                 return super().invoke(ctx)
         except WsiAssetsError as error:

@@ -13,7 +13,7 @@ import wsi_assets
 
 PACKAGE = Path(wsi_assets.__file__).parent
 ROOMS = ("slides", "annotations", "index", "patches", "learning", "evaluation")
-EVERYBODY_MAY_USE = {"drawing", "errors", "files", "lazy", "progress"}
+EVERYBODY_MAY_USE = {"drawing", "errors", "files", "lazy", "progress", "running"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 

@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = exports(
     {
         "reading": ("read_annotation",),
         "options": ("AnnotationOptions",),
-        "regions": ("AuditRow", "TumorRegions", "audit_table"),
+        "regions": ("AuditRow", "TumorRegions"),
         "raster": ("rasterize",),
     },
 )

@@ -10,11 +10,8 @@ from numpy.typing import ArrayLike
 
 from wsi_assets.errors import AnnotationError, one_line
 
-MAX_XML_BYTES = 256 * 2**20
-"""Three million points as ASAP writes them, read one at a time. The largest real file known has 6 MB."""
-
-MAX_JSON_BYTES = 64 * 2**20
-"""JSON is parsed in memory, at up to twenty times its size."""
+MAX_BYTES = 64 * 2**20
+"""Ten times the largest real file known. JSON takes up to twenty times its size in memory."""
 
 MAX_POINTS = 4_000_000
 """Points of all annotations of a file together."""

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import re
-from array import array
-from dataclasses import replace
 from pathlib import Path
-from typing import IO
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import iterparse
+from defusedxml.ElementTree import fromstring
 
-from wsi_assets.annotations.annotation import (
-    MAX_DEPTH,
-    MAX_POINTS,
-    Annotation,
-    as_ring,
-    damaged,
-    label,
-    shown,
-)
+from wsi_assets.annotations.annotation import Annotation, as_ring, damaged, label, shown
 
 NOT_AREAL = {"dot", "point", "pointset", "points", "line", "polyline", "linestring", "measurement", "arrow"}
 """Types of annotations that enclose no area. Any other, or none at all, is a polygon through its points."""
@@ -31,77 +20,45 @@ NOT_AREAL = {"dot", "point", "pointset", "points", "line", "polyline", "linestri
 _NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d{1,4})?\s*", re.ASCII)
 
 
-def read_asap(path: Path, stream: IO[bytes] | None = None) -> list[Annotation]:
+def read_asap(path: Path, data: bytes) -> list[Annotation]:
     """Read the annotations of an ASAP file, in file order; every ring unrepaired.
 
     Args:
         path: the file, for messages.
-        stream: its bytes, if they are not simply those at ``path``.
+        data: its bytes.
 
     Raises:
-        AnnotationError: the file is not XML, holds no ``<Annotation>`` with ``<Coordinate>`` points though it
-            does not say that it is ASAP's, is truncated, holds a DTD or entities, nests too deep, or a
-            coordinate is not a number.
+        AnnotationError: it is not XML, holds no ``<Annotation>`` with ``<Coordinate>`` points though it does
+            not say that it is ASAP's, is truncated, holds a DTD or entities, or a coordinate is not a number.
     """
     try:
-        return _annotations(path, stream or path)
+        root = fromstring(data, forbid_dtd=True)
     except DefusedXmlException as error:
         raise damaged(path, "declares a DTD or entities, which no annotation needs") from error
     except ParseError as error:
         raise damaged(path, f"is not well-formed XML, perhaps cut short ({error})") from error
-    except OSError as error:
-        raise damaged(path, f"cannot be read ({error.strerror or error})") from error
     except (ValueError, LookupError) as error:  # encodings unknown to Python or to the parser
         raise damaged(path, f"is not readable XML ({error})") from error
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]  # whatever namespace a writer puts them in
+    parents = {label(one.get("Name", "")): label(one.get("PartOfGroup", "")) for one in root.iter("Group")}
+    drawn = [_annotation(element, parents, path) for element in root.iter("Annotation")]
+    if root.tag != "ASAP_Annotations" and not any(one.points for one in drawn):
+        raise damaged(path, f"has no <Annotation> with <Coordinate> points; its root is {shown(root.tag)}")
+    return drawn
 
 
-def _annotations(path: Path, source: IO[bytes] | Path) -> list[Annotation]:
-    drawn: list[Annotation] = []
-    groups: list[str] = []
-    parents: dict[str, str] = {}
-    points = array("d")  # (order, x, y) of the annotation being read
-    total = 0
-    above: list[Element] = []
-    root = ""
-    # Elements are dropped as soon as they are read, so memory follows the points and not the markup.
-    for event, element in iterparse(source, events=("start", "end"), forbid_dtd=True):
-        if event == "start":
-            element.tag = element.tag.rpartition("}")[2]  # whatever namespace a writer puts them in
-            root = root or element.tag
-            above.append(element)
-            if len(above) > MAX_DEPTH:
-                raise damaged(path, f"nests elements more than {MAX_DEPTH} deep")
-            continue
-        above.pop()
-        if element.tag == "Coordinate":
-            owner = next((one for one in above if one.tag == "Annotation"), None)
-            if owner is not None:
-                points.extend(_point(element, len(points) // 3, owner, path))
-                total += 1
-            if total > MAX_POINTS:
-                raise damaged(path, f"has more than {MAX_POINTS:,} points")
-        elif element.tag == "Annotation":
-            name, kind = element.get("Name", ""), element.get("Type", "")
-            ring = np.array(points).reshape(-1, 3)
-            ring = as_ring(ring[np.argsort(ring[:, 0], kind="stable"), 1:], path, name)
-            if kind.strip().casefold() == "rectangle" and len(ring) == 2:  # two opposite corners
-                (x0, y0), (x1, y1) = ring
-                ring = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
-            areal = kind.strip().casefold() not in NOT_AREAL
-            drawn.append(Annotation(label(name), (), label(kind) or "untyped", areal, ring))
-            groups.append(label(element.get("PartOfGroup", "")))
-            points = array("d")
-        elif element.tag == "Group":
-            parents[label(element.get("Name", ""))] = label(element.get("PartOfGroup", ""))
-        if above:
-            above[-1].remove(element)
-    if not total and root != "ASAP_Annotations":
-        raise damaged(path, f"has no <Annotation> with <Coordinate> points; its root is {shown(root)}")
-    # Groups come after the annotations that are in them.
-    return [
-        replace(annotation, groups=_lineage(group, parents))
-        for annotation, group in zip(drawn, groups, strict=True)
-    ]
+def _annotation(element: Element, parents: dict[str, str], path: Path) -> Annotation:
+    name, kind = element.get("Name", ""), element.get("Type", "")
+    points = [_point(one, place, element, path) for place, one in enumerate(element.iter("Coordinate"))]
+    ring = as_ring([point[1:] for point in sorted(points, key=lambda point: point[0])], path, name)
+    if kind.strip().casefold() == "rectangle" and len(ring) == 2:  # two opposite corners
+        (x0, y0), (x1, y1) = ring
+        ring = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    groups = _lineage(label(element.get("PartOfGroup", "")), parents)
+    return Annotation(
+        label(name), groups, label(kind) or "untyped", kind.strip().casefold() not in NOT_AREAL, ring
+    )
 
 
 def _point(coordinate: Element, place: int, annotation: Element, path: Path) -> tuple[float, float, float]:

@@ -3,97 +3,61 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from wsi_assets.annotations.annotation import (
     MAX_DEPTH,
-    MAX_POINTS,
     Annotation,
     as_ring,
     damaged,
     label,
     shown,
 )
+from wsi_assets.annotations.options import AnnotationOptions
 
-_GEOMETRIES = {
-    "Point",
-    "MultiPoint",
-    "LineString",
-    "MultiLineString",
-    "Polygon",
-    "MultiPolygon",
-    "GeometryCollection",
-}
+_AREAL = {"Polygon", "MultiPolygon"}
+_NOT_AREAL = {"Point", "MultiPoint", "LineString", "MultiLineString"}
+_GEOMETRIES = {*_AREAL, *_NOT_AREAL, "GeometryCollection"}
 
-_TYPES = {
-    "PathAnnotationObject": "annotation",
-    "PathDetectionObject": "detection",
-    "PathCellObject": "cell",
-    "PathTileObject": "tile",
-    "TMACoreObject": "tma_core",
-    "PathRootObject": "root",
-}
-"""A feature's id, as QuPath wrote it before 0.3, -> the type of its object, as later versions call it."""
-
-
-_CLASS_KEYS = (
-    "classification",  # QuPath
-    "class",  # GeoPandas
-    "class_name",
-    "className",
-    "label",  # large_image, HistomicsUI: {"value": name}
-    "category",
-    "group",
-    "terms",  # Cytomine
-    "term",
+_CLASS_KEY = re.compile(
+    "class(ification|name|label|id)?|annotationclass|labels?(name)?|category(name)?|group(name)?|terms?|tissuetype"
 )
-"""Properties that hold a feature's class, the first that has one counts; then ``type``, as in TIAToolbox."""
+"""Properties that hold a feature's class, by their letters in lower case; the first that has one counts. Then
+``type``, as in TIAToolbox; then any that names a known group, as ``name`` does in many files."""
+
+_SHAPE = re.compile("annotation|(multi)?polygon|polyline|rectangle|ellipse|circle|point|line")
+"""Values of ``type`` that say a shape and no class."""
 
 _MOST_NAMES = 16
 """Names a class may be derived from; QuPath's have two or three."""
 
-_SHAPES = {
-    "annotation",
-    "polygon",
-    "multipolygon",
-    "polyline",
-    "rectangle",
-    "ellipse",
-    "circle",
-    "point",
-    "line",
-}
-"""Values of ``type`` that say a shape and no class."""
 
-
-def read_geojson(path: Path, stream: IO[bytes] | None = None) -> list[Annotation]:
+def read_geojson(path: Path, data: bytes, options: AnnotationOptions) -> list[Annotation]:
     """Read a FeatureCollection, a Feature, a geometry or a list of these; one annotation for each polygon.
 
     Args:
         path: the file, for messages.
-        stream: its bytes, if they are not simply those at ``path``.
+        data: its bytes.
+        options: says what groups are known.
 
     Raises:
         AnnotationError: the file is not JSON, not GeoJSON, truncated, or a coordinate is not a number.
     """
     try:
-        content = json.loads(path.read_bytes() if stream is None else stream.read())
-    except OSError as error:
-        raise damaged(path, f"cannot be read ({error.strerror or error})") from error
+        content = json.loads(data)
     except RecursionError as error:
         raise damaged(path, "nests values too deep") from error
     except ValueError as error:  # not JSON, not Unicode, or an integer of thousands of digits
         raise damaged(path, f"is not JSON, perhaps cut short ({error})") from error
-    reader = _Reader(path)
-    return list(reader.features(content, 0))
+    return list(_Reader(path, options).features(content, 0))
 
 
 class _Reader:
-    def __init__(self, path: Path):
-        self.path = path
-        self.points = 0
+    def __init__(self, path: Path, options: AnnotationOptions):
+        self.path, self.options = path, options
 
     def features(self, value: Any, depth: int) -> Iterator[Annotation]:
         if depth > MAX_DEPTH:
@@ -108,9 +72,9 @@ class _Reader:
         elif kind == "Feature":
             properties = value.get("properties")
             properties = properties if isinstance(properties, dict) else {}
-            name = properties.get("name")
+            name, groups = properties.get("name"), _groups(value, properties, self.options)
             name = name if isinstance(name, str) else str(value.get("id") or "")
-            yield from self.geometry(value.get("geometry"), name, _groups(value, properties), depth + 1)
+            yield from self.geometry(value.get("geometry"), name, groups, depth + 1)
         elif isinstance(kind, str) and kind in _GEOMETRIES:
             yield from self.geometry(value, "", (), depth + 1)
         else:
@@ -122,30 +86,22 @@ class _Reader:
             raise damaged(self.path, f"nests geometries more than {MAX_DEPTH} deep")
         if value is None:  # a feature without a place, which GeoJSON allows
             yield Annotation(label(name), groups, "no geometry", False, as_ring([], self.path, name))
-        elif kind == "Polygon":
-            yield self._polygon(value.get("coordinates"), kind, name, groups)
-        elif kind == "MultiPolygon":
-            for polygon in self._list(value.get("coordinates"), "coordinates"):
-                yield self._polygon(polygon, kind, name, groups)
+        elif isinstance(kind, str) and kind in _AREAL:
+            polygons = value.get("coordinates")
+            polygons = [polygons] if kind == "Polygon" else self._list(polygons, "coordinates")
+            for rings in polygons:
+                shell, *holes = [self._ring(one, name) for one in self._list(rings, "coordinates") or [[]]]
+                yield Annotation(label(name), groups, kind, True, shell, tuple(holes))
         elif kind == "GeometryCollection":
             for member in self._list(value.get("geometries"), "geometries"):
                 yield from self.geometry(member, name, groups, depth + 1)
-        elif isinstance(kind, str) and kind in _GEOMETRIES:
+        elif isinstance(kind, str) and kind in _NOT_AREAL:
             yield Annotation(label(name), groups, kind, False, as_ring([], self.path, name))
         else:
             raise damaged(self.path, f"feature {shown(name)} has a geometry of no known type")
 
-    def _polygon(self, rings: Any, kind: str, name: str, groups: tuple[str, ...]) -> Annotation:
-        shell, *holes = [self._ring(ring, name) for ring in self._list(rings, "coordinates")] or [
-            as_ring([], self.path, name)
-        ]
-        return Annotation(label(name), groups, kind, True, shell, tuple(holes))
-
     def _ring(self, value: Any, name: str) -> Any:
         positions = self._list(value, "coordinates")
-        self.points += len(positions)
-        if self.points > MAX_POINTS:
-            raise damaged(self.path, f"has more than {MAX_POINTS:,} points")
         points = [self._position(position, name) for position in positions]
         if len(points) > 1 and points[0] == points[-1]:
             points.pop()
@@ -169,16 +125,18 @@ class _Reader:
         return value
 
 
-def _groups(feature: dict, properties: dict) -> tuple[str, ...]:
+def _groups(feature: dict, properties: dict, options: AnnotationOptions) -> tuple[str, ...]:
     """The class's full name, then the classes it is derived from: "Tumor: Positive", "Tumor".
 
     An object that QuPath detected (a cell, a tile) and nobody classified has its type for a group: it is no
     drawn annotation without a group.
     """
-    named = (_names(properties.get(key)) for key in _CLASS_KEYS)
-    parts = next(filter(None, named), [])
-    if not parts and str(properties.get("type", "")).strip().casefold() not in _SHAPES:
-        parts = _names(properties.get("type"))
+    named = {"".join(filter(str.isalpha, key.lower())): _names(value) for key, value in properties.items()}
+    classes = [parts for key, parts in named.items() if parts and _CLASS_KEY.fullmatch(key)]
+    written = named.get("type", [])
+    classes += [] if _SHAPE.fullmatch(": ".join(written).lower()) else [written]
+    classes += [parts for parts in named.values() if options.known_role(parts[:1])]
+    parts = next(filter(None, classes), [])
     if not parts:
         kind = _object_type(feature, properties)
         return () if kind == "annotation" else (kind,)
@@ -196,6 +154,8 @@ def _names(value: Any) -> list[str]:
 
 def _object_type(feature: dict, properties: dict) -> str:
     """What kind of object QuPath says this is: from 0.4 on, in 0.3, and before; else an annotation."""
-    said = (properties.get("objectType"), properties.get("object_type"), feature.get("id"))
-    *named, written = (value.strip() if isinstance(value, str) else "" for value in said)
-    return label(next(filter(None, named), _TYPES.get(written, "annotation")))
+    for said in (properties.get("objectType"), properties.get("object_type")):
+        if isinstance(said, str) and said.strip():
+            return label(said)
+    before = re.fullmatch(r"(?:Path)?(\w+)Object", str(feature.get("id")).strip())
+    return before[1].lower() if before else "annotation"

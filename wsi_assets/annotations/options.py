@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -40,10 +42,24 @@ class AnnotationOptions(BaseModel):
 
     @model_validator(mode="after")
     def _roles_are_distinct(self) -> AnnotationOptions:
-        both = {fold(name) for name in self.tumor_groups} & {fold(name) for name in self.exclusion_groups}
+        both = set(map(fold, self.tumor_groups)) & set(map(fold, self.exclusion_groups))
         if both:
             raise ValueError(f"groups that are both tumor and exclusion: {', '.join(sorted(both))}")
         return self
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """Folded name of each known group -> "tumor" or "exclusion"."""
+        tumor = {fold(name): "tumor" for name in self.tumor_groups}
+        return tumor | {fold(name): "exclusion" for name in self.exclusion_groups}
+
+    def known_role(self, groups: Sequence[str]) -> tuple[str, str] | None:
+        """(role, group that has it) of the first known group; a number at its end does not matter."""
+        for group in groups:
+            for name in (fold(group), without_number(fold(group))):
+                if name in self.roles:
+                    return self.roles[name], group
+        return None
 
 
 def fold(group: str) -> str:

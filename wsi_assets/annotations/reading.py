@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import IO
 
 import shapely
 
-from wsi_assets.annotations.annotation import Annotation, damaged, shown
+from wsi_assets.annotations.annotation import MAX_BYTES, MAX_POINTS, Annotation, damaged, shown
 from wsi_assets.annotations.options import AnnotationOptions
-from wsi_assets.annotations.packed import opened
 from wsi_assets.annotations.regions import TumorRegions, unite
 from wsi_assets.annotations.repair import is_tangled
 from wsi_assets.errors import AnnotationError
+from wsi_assets.slides.naming import ANNOTATION_SUFFIXES
 
 
 def read_annotation(
@@ -36,15 +42,17 @@ def read_annotation(
             not known (:class:`AnnotationOptions`, ``frame``).
     """
     path, options = Path(path), options or AnnotationOptions()
-    with opened(path) as (is_xml, stream):
-        if is_xml:
-            from wsi_assets.annotations.asap import read_asap
+    is_xml, data = _read_bytes(path)
+    if is_xml:
+        from wsi_assets.annotations.asap import read_asap
 
-            annotations = read_asap(path, stream)
-        else:
-            from wsi_assets.annotations.geojson import read_geojson
+        annotations = read_asap(path, data)
+    else:
+        from wsi_assets.annotations.geojson import read_geojson
 
-            annotations = _in_slide_frame(read_geojson(path, stream), path, options, bounds)
+        annotations = _in_slide_frame(read_geojson(path, data, options), path, options, bounds)
+    if sum(one.points for one in annotations) > MAX_POINTS:
+        raise damaged(path, f"has more than {MAX_POINTS:,} points")
     if is_tangled([annotation for annotation in annotations if annotation.areal]):
         raise damaged(path, "has annotations whose edges cross too often to be drawn ones")
     try:
@@ -53,6 +61,50 @@ def read_annotation(
         raise damaged(path, f"has annotations that cannot be united ({error})") from error
     _check_understood(path, regions, options)
     return regions
+
+
+def _read_bytes(path: Path) -> tuple[bool, bytes]:
+    """(whether it is XML, its bytes) of an annotation file, perhaps a packed one."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise damaged(path, "is not a file")
+        with _opened(path) as (name, stream):
+            ending = Path(name).suffix.lower()
+            if ending not in ANNOTATION_SUFFIXES:
+                known = ", ".join(sorted(ANNOTATION_SUFFIXES))
+                raise damaged(path, f"is not an annotation format known here ({known}, also in .gz or .zip)")
+            data = stream.read(MAX_BYTES + 1)  # an archive of some kB can hold GB of nothing
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        fault = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise damaged(path, f"cannot be read ({fault})") from error
+    if not data:
+        raise damaged(path, "is empty")
+    if len(data) > MAX_BYTES:
+        raise damaged(path, f"has more than {MAX_BYTES // 2**20} MB, which no annotations need")
+    return ending == ".xml", data
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """(name of what is packed in the file, its bytes)."""
+    if path.suffix.lower() == ".gz":
+        with gzip.open(path) as stream:
+            yield path.stem, stream
+    elif path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if _is_annotation(Path(name))]
+            if len(names) != 1:
+                raise damaged(path, f"is an archive of {len(names)} annotation files, not of one")
+            with archive.open(names[0]) as stream:
+                yield names[0], stream
+    else:
+        with path.open("rb") as stream:
+            yield path.name, stream
+
+
+def _is_annotation(inside: Path) -> bool:
+    hidden = inside.name.startswith(".") or "__MACOSX" in inside.parts
+    return inside.suffix.lower() in ANNOTATION_SUFFIXES and not hidden
 
 
 def _in_slide_frame(
@@ -84,7 +136,12 @@ def _in_slide_frame(
 
 
 def _check_understood(path: Path, regions: TumorRegions, options: AnnotationOptions) -> None:
-    """Refuse annotations that do not say whether the slide holds tumor; it is neither class then."""
+    """Refuse a file that does not fully say where the slide holds tumor.
+
+    A slide whose annotation is not fully understood is neither tumor nor normal until a person says so: every
+    guess would be a wrong label that nobody sees. So a file that is refused here or before leaves its slide
+    out, and what is ignored beside known annotations is among the regions' notices.
+    """
     known = any(row.role != "none" and row.action in ("kept", "repaired") for row in regions.audit)
     if regions.unknown_groups and (
         options.unknown_group == "error" or (options.unknown_group == "auto" and not known)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import shapely
 from shapely import MultiPolygon
 
 from wsi_assets.annotations.annotation import Annotation
-from wsi_assets.annotations.options import AnnotationOptions, fold, without_number
+from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.annotations.repair import Repaired, areal_parts, repair
 from wsi_assets.errors import AnnotationError
 
@@ -21,7 +20,7 @@ UNKNOWN_GROUP, NO_GROUP = "unknown group", "in no group"
 
 @dataclass(frozen=True)
 class AuditRow:
-    """What became of one annotation; areas in square level-0 pixels.
+    """What became of one annotation; areas in square level-0 pixels, to a tenth.
 
     Attributes:
         name: the annotation's own name.
@@ -32,8 +31,6 @@ class AuditRow:
         action: "kept", "repaired", "skipped" (no area), "ignored" (by its group), "not areal".
         area_raw: shoelace area of the rings as drawn.
         area_after: area once valid; 0 when it does not count.
-        area_effect: what it adds to the tumor, or takes from it (negative), beyond the annotations before it.
-            The effects of all rows sum to the area of the geometry.
         note: why, in words.
     """
 
@@ -45,7 +42,6 @@ class AuditRow:
     action: str
     area_raw: float
     area_after: float
-    area_effect: float
     note: str
 
 
@@ -115,26 +111,6 @@ class TumorRegions:
             ) from error
 
 
-def audit_table(rows: Iterable[AuditRow]) -> list[dict[str, str | int | float]]:
-    """The audit as rows of plain values for a table, areas rounded to 0.1 square pixel."""
-    return [
-        {
-            "name": row.name,
-            "group": row.group or "(none)",
-            "role": row.role,
-            "type": row.shape_type,
-            "points": row.points,
-            "action": row.action,
-            "area drawn": round(row.area_raw, 1),
-            "area valid": round(row.area_after, 1),
-            "change": round(row.area_after - row.area_raw, 1),
-            "effect on tumor": round(row.area_effect, 1),
-            "note": row.note,
-        }
-        for row in rows
-    ]
-
-
 def unite(annotations: Sequence[Annotation], options: AnnotationOptions) -> TumorRegions:
     """Repair the annotations, unite them by role, subtract the exclusions and account for every one.
 
@@ -143,103 +119,51 @@ def unite(annotations: Sequence[Annotation], options: AnnotationOptions) -> Tumo
     """
     roles = _roles(annotations, options)
     repaired = [repair(annotation) if annotation.areal else None for annotation in annotations]
-    areas = {role: _areas_of(role, roles, repaired) for role in ("tumor", "exclusion")}
-    united = {
-        role: areal_parts(shapely.union_all(list(by_place.values()))) for role, by_place in areas.items()
-    }
-    geometry = areal_parts(shapely.difference(united["tumor"], united["exclusion"]))
-    effects = _gains(areas["tumor"])
-    inside = {
-        place: areal_parts(shapely.intersection(area, united["tumor"]))
-        for place, area in areas["exclusion"].items()
-    }
-    effects |= {place: -gain for place, gain in _gains(inside).items()}
+
+    def united(role: str) -> MultiPolygon:
+        areas = [
+            ring.area
+            for ring, (its_role, _) in zip(repaired, roles, strict=True)
+            if ring and its_role == role
+        ]
+        return areal_parts(shapely.union_all(areas))
+
+    excluded = united("exclusion")
     return TumorRegions(
-        geometry=geometry,
-        excluded=united["exclusion"],
-        audit=tuple(
-            _row(annotation, role, note, ring, effects.get(place, 0.0))
-            for place, (annotation, (role, note), ring) in enumerate(
-                zip(annotations, roles, repaired, strict=True)
-            )
-        ),
+        geometry=areal_parts(shapely.difference(united("tumor"), excluded)),
+        excluded=excluded,
+        audit=tuple(_row(*of_one) for of_one in zip(annotations, roles, repaired, strict=True)),
     )
 
 
 def _roles(annotations: Sequence[Annotation], options: AnnotationOptions) -> list[tuple[str, str]]:
     """(role, note) of each annotation: "tumor", "exclusion" or "none"."""
-    known = {fold(name): "exclusion" for name in options.exclusion_groups}
-    known |= {fold(name): "tumor" for name in options.tumor_groups}
-    grouped = any(annotation.groups for annotation in annotations)
-    ungrouped = (
-        "tumor" if options.ungrouped == "tumor" or (options.ungrouped == "auto" and not grouped) else "none"
-    )
+    by_default = {"auto": "none" if any(one.groups for one in annotations) else "tumor", "ignore": "none"}
+    ungrouped = by_default.get(options.ungrouped, "tumor")
     unknown = "tumor" if options.unknown_group == "tumor" else "none"
-    return [
-        _known_role(annotation.groups, known) or (unknown, UNKNOWN_GROUP)
-        if annotation.groups
-        else (ungrouped, NO_GROUP)
-        for annotation in annotations
-    ]
+    roles = []
+    for one in annotations:
+        role, group = options.known_role(one.groups) or (None, "")
+        if role:
+            roles.append((role, "" if group == one.groups[0] else f"by its group {group}"))
+        else:
+            roles.append((unknown, UNKNOWN_GROUP) if one.groups else (ungrouped, NO_GROUP))
+    return roles
 
 
-def _known_role(groups: Sequence[str], known: Mapping[str, str]) -> tuple[str, str] | None:
-    """The role of the nearest known group: a group may be part of a known one, or numbered."""
-    for place, group in enumerate(groups):
-        for name in (fold(group), without_number(fold(group))):
-            if name in known:
-                return known[name], f"by its group {group}" if place else ""
-    return None
-
-
-def _areas_of(
-    role: str, roles: Sequence[tuple[str, str]], repaired: Sequence[Repaired | None]
-) -> dict[int, MultiPolygon]:
-    return {
-        place: ring.area
-        for place, (ring, (its_role, _)) in enumerate(zip(repaired, roles, strict=True))
-        if ring is not None and its_role == role and not ring.area.is_empty
-    }
-
-
-def _gains(areas: dict[int, MultiPolygon]) -> dict[int, float]:
-    """Area each adds to the union of those before it, by its place."""
-    places, shapes = list(areas), np.array(list(areas.values()), dtype=object)
-    gains = {place: float(area.area) for place, area in areas.items()}
-    if len(shapes) < 2:
-        return gains
-    later, earlier = shapely.STRtree(shapes).query(shapes, predicate="intersects")
-    for index in np.unique(later[earlier < later]):
-        before = shapes[earlier[(later == index) & (earlier < index)]]
-        gains[places[index]] = float(shapely.difference(shapes[index], shapely.union_all(before)).area)
-    return gains
-
-
-def _row(annotation: Annotation, role: str, role_note: str, ring: Repaired | None, effect: float) -> AuditRow:
-    notes = [role_note]
-    if ring is None:
-        action, raw, after = "not areal", 0.0, 0.0
-        notes.append("encloses no area by its type")
-    else:
-        action, raw, after = ring.action, ring.area_raw, float(ring.area.area)
-        notes.append(ring.note)
-        if annotation.shape_type.strip().casefold() == "spline":
-            notes.append("spline taken as the polygon through its points")
-        if role == "none":
-            action, after = "ignored", 0.0
-        elif role == "tumor" and effect < after * (1 - 1e-9):
-            notes.append("overlaps earlier annotations")
-        elif role == "exclusion" and -effect < after * (1 - 1e-9):
-            notes.append("partly outside any tumor or over earlier exclusions")
+def _row(annotation: Annotation, role: tuple[str, str], ring: Repaired | None) -> AuditRow:
+    ring = ring or Repaired(MultiPolygon(), "not areal", 0.0, "encloses no area by its type")
+    spline = annotation.shape_type.strip().casefold() == "spline"
+    notes = (role[1], ring.note, "spline taken as the polygon through its points" if spline else "")
+    counts = role[0] != "none" or ring.action == "not areal"
     return AuditRow(
         name=annotation.name,
         group=annotation.groups[0] if annotation.groups else "",
-        role=role,
+        role=role[0],
         shape_type=annotation.shape_type,
         points=annotation.points,
-        action=action,
-        area_raw=raw,
-        area_after=after,
-        area_effect=effect,
-        note=", ".join(note for note in notes if note),
+        action=ring.action if counts else "ignored",
+        area_raw=round(ring.area_raw, 1),
+        area_after=round(float(ring.area.area), 1) if counts else 0.0,
+        note=", ".join(filter(None, notes)),
     )

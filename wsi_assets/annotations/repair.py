@@ -50,11 +50,6 @@ def repair(annotation: Annotation) -> Repaired:
     notes = []
     if len(holes) < len(annotation.holes):
         notes.append(f"{len(annotation.holes) - len(holes)} holes without area dropped")
-    repeated = int(
-        sum((ring == np.roll(ring, 1, axis=0)).all(axis=1).sum() for ring in rings if len(ring) > 1)
-    )
-    if repeated:
-        notes.append(f"{repeated} repeated points")
     polygon = shapely.Polygon(annotation.shell, holes)
     if polygon.is_valid:
         return Repaired(MultiPolygon([polygon]), "kept", raw, ", ".join(notes))
@@ -103,19 +98,14 @@ def is_tangled(annotations: Sequence[Annotation]) -> bool:
     ]
     if not rings:
         return False
-    edges = np.concatenate([np.hstack([ring, np.roll(ring, -1, axis=0)]) for ring in rings])
-    boxes = shapely.box(
-        np.minimum(edges[:, 0], edges[:, 2]),
-        np.minimum(edges[:, 1], edges[:, 3]),
-        np.maximum(edges[:, 0], edges[:, 2]),
-        np.maximum(edges[:, 1], edges[:, 3]),
-    )
-    tree = shapely.STRtree(boxes)
-    limit = _TANGLE_BASE + _TANGLE_PER_EDGE * len(boxes)
-    step = max(1, 4_000_000 // len(boxes))
+    edges = np.concatenate([np.stack([ring, np.roll(ring, -1, axis=0)], axis=1) for ring in rings])
+    lines = shapely.linestrings(edges)
+    tree = shapely.STRtree(lines)
+    limit = _TANGLE_BASE + _TANGLE_PER_EDGE * len(lines)
+    step = max(1, 4_000_000 // len(lines))
     meetings = 0
-    for start in range(0, len(boxes), step):
-        meetings += tree.query(boxes[start : start + step]).shape[1]
+    for start in range(0, len(lines), step):
+        meetings += tree.query(lines[start : start + step]).shape[1]
         if meetings > limit:
             return True
     return False

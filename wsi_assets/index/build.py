@@ -133,7 +133,11 @@ def build_indices(
                 read.append(found)
             progress(done, len(listing.slides), "reading slides")
     notices = [*listing.notices, *said.unknown([*left_out, *(slide.slide_id for slide in listing.slides)])]
-    notices += [f"{plain['slide_id']}: {line}" for plain, _, _ in read for line in plain["notices"]]
+    notices += [
+        f"{plain['slide_id']}: {line}"
+        for plain, regions, _ in read
+        for line in (*plain["notices"], *(regions.notices if regions else ()))
+    ]
     levels: dict[int, LevelIndex] = {}
     missing: dict[int, str] = {}
     for done, level in enumerate(target_levels, start=1):

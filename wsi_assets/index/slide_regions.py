@@ -101,7 +101,6 @@ def read_slide_annotation(
     said: SlideRow | None = None,
 ) -> SlideAnnotation:
     """The annotation of a slide, and pictures of it; arguments and errors as of :func:`read_tumor`."""
-    from wsi_assets.annotations import audit_table
     from wsi_assets.index.pictures import overlay_jpeg
     from wsi_assets.index.tissue import PICTURE_SIDE, TissueRegions
     from wsi_assets.slides import fingerprint
@@ -113,6 +112,6 @@ def read_slide_annotation(
     large = overlay_jpeg(found, regions, max_side=PICTURE_SIDE, max_bytes=None)
     if regions is None:
         return SlideAnnotation(contents, None, 0.0, [], [], overlay, large)
-    audit, unknown = audit_table(regions.audit), list(regions.unknown_groups)
+    plain, unknown = regions.to_plain(), list(regions.unknown_groups)
     area = float(regions.geometry.area)
-    return SlideAnnotation(contents, regions.to_plain(), area, unknown, audit, overlay, large)
+    return SlideAnnotation(contents, plain, area, unknown, plain["audit"], overlay, large)

@@ -224,12 +224,11 @@ def store_equals_its_index(level: Level) -> Result:
 
 @check(PATCH_STORE)
 def few_patches_unreadable(level: Level) -> Result:
-    """At most max_quarantined of the patches could not be read."""
+    """At most max_quarantined of the patches could not be read; in small stores a few are no fault."""
     wanted = sum(len(entry["patches"]) for entry in level.sampled.values())
     lost = len(level.store.info.get("quarantined") or [])
-    most = options_of(PATCH_STORE, level.level, level.storage.parameters.read()).max_quarantined
-    share = lost / wanted if wanted else 0.0
-    return share <= most, f"{lost} of {wanted} patches unreadable ({share:.2%}), at most {most:.2%} may be"
+    most = options_of(PATCH_STORE, level.level, level.storage.parameters.read()).allowed_unreadable(wanted)
+    return lost <= most, f"{lost} of {wanted} patches unreadable, at most {most} may be"
 
 
 @check(PATCH_STORE)

@@ -24,6 +24,7 @@ from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.slide_folder import SLIDE_ANNOTATION, FileSeen, doubt, known_slides, register
 from wsi_assets.orchestration.storage import StorageResource
+from wsi_assets.running import was_asked
 
 if TYPE_CHECKING:
     from wsi_assets.orchestration.storage import Record
@@ -221,7 +222,7 @@ class CommandLineRun:
             # As `dagster asset materialize --partition-range` does.
             tags["dagster/asset_partition_range_start"] = range_of[0]
             tags["dagster/asset_partition_range_end"] = range_of[-1]
-        return self.definitions.resolve_job_def(job).execute_in_process(
+        result = self.definitions.resolve_job_def(job).execute_in_process(
             instance=self.instance,
             partition_key=partition_key,
             asset_selection=[dg.AssetKey(asset) for asset in assets],
@@ -233,6 +234,9 @@ class CommandLineRun:
             tags=tags,
             raise_on_error=False,
         )
+        if was_asked():  # to Dagster an interrupted run is one that failed
+            raise KeyboardInterrupt
+        return result
 
 
 def chain_upto(upto: str) -> tuple[Artefact, ...]:

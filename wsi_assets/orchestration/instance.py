@@ -47,9 +47,13 @@ def isolated_home(home: Path) -> Settings:
 
 
 def open_instance(settings: Settings) -> dg.DagsterInstance:
-    """The instance of the prepared home."""
-    prepare_home(settings)
-    return dg.DagsterInstance.get()
+    """The instance of the prepared home, for work in this process.
+
+    What steps print is not kept: Dagster starts four processes a step for that, which break a Ctrl-C.
+    """
+    home = prepare_home(settings)
+    unkept = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    return dg.DagsterInstance.local_temp(str(home), overrides={"compute_logs": unkept})
 
 
 def _shipped_settings() -> Path:

@@ -29,7 +29,7 @@ from wsi_assets.orchestration.storage import record_beside, store_named_by
 from wsi_assets.patches.options import Backend
 
 if TYPE_CHECKING:
-    from wsi_assets.patches import ExtractedPatches, PatchStore
+    from wsi_assets.patches import PatchStore, StagedStore
 
 PROVENANCE = "provenance"
 """Metadata entry with the record of an artefact."""
@@ -132,13 +132,31 @@ class PickleIOManager(StorageIOManager):
 
 
 class PatchStoreIOManager(StorageIOManager):
-    """Patches in the backend they were extracted for, and a lazy :class:`PatchStore` downstream.
+    """A store that an asset built, or a new one of (key, pixels, label) triples; a lazy handle downstream.
 
-    ``patch_store.json`` names the store in use, so that a reader opens the right one whatever comes next.
+    The file at an asset's path names the store in use beside it, so that a reader opens the right one
+    whatever comes next.
     """
 
-    def store(self, path: Path, value: "ExtractedPatches") -> dict[str, Any]:
-        return BACKEND_IO_MANAGERS[value.backend](storage_dir=self.storage_dir).store(path, value)
+    backend: Backend = "lmdb"
+
+    def store(self, path: Path, value: "StagedStore | Iterable[tuple[str, Any, int]]") -> dict[str, Any]:
+        from wsi_assets.patches import STORE_NAMES, StagedStore, mosaic_png, open_store, write_patches
+
+        if isinstance(value, StagedStore):
+            built = value.publish()
+        else:
+            built = write_patches(path.parent / STORE_NAMES[self.backend], self.backend, value)
+        write_json(path, {"store": built.path.name, "backend": built.backend})
+        with open_store(built.path) as store:
+            mosaic = picture(mosaic_png(store), "patches by class")
+        return {
+            "path": dg.MetadataValue.path(str(built.path)),
+            "size_bytes": built.bytes,
+            "backend": built.backend,
+            "count": built.patches,
+            "mosaic": mosaic,
+        }
 
     def load(self, path: Path) -> "PatchStore":
         from wsi_assets.patches import open_store
@@ -147,49 +165,19 @@ class PatchStoreIOManager(StorageIOManager):
 
 
 class LmdbIOManager(PatchStoreIOManager):
-    """One LMDB environment, ``patches_lmdb/``, of extracted patches or of (key, pixels, label) triples."""
-
-    backend: Backend = "lmdb"
-
-    def store(self, path: Path, value: "ExtractedPatches | Iterable[tuple[str, Any, int]]") -> dict[str, Any]:
-        from wsi_assets.patches import (
-            STORE_NAMES,
-            ExtractedPatches,
-            mosaic_png,
-            open_store,
-            write_patches,
-            write_store,
-        )
-
-        if isinstance(value, ExtractedPatches):
-            report = write_store(value)
-        else:
-            report = write_patches(path.parent / STORE_NAMES[self.backend], self.backend, value)
-        write_json(path, {"store": report.path.name, "backend": report.backend})
-        with open_store(report.path) as store:
-            mosaic = picture(mosaic_png(store), "patches by class")
-        return {
-            "path": dg.MetadataValue.path(str(report.path)),
-            "size_bytes": report.bytes,
-            "backend": report.backend,
-            "count": report.patches,
-            "mosaic": mosaic,
-        }
+    """One LMDB environment, ``patches_lmdb/``, of triples."""
 
 
-class Hdf5IOManager(LmdbIOManager):
-    """One HDF5 file, ``patches.h5``."""
+class Hdf5IOManager(PatchStoreIOManager):
+    """One HDF5 file, ``patches.h5``, of triples."""
 
     backend: Backend = "hdf5"
 
 
-class PngFolderIOManager(LmdbIOManager):
-    """A folder of PNG files by class, ``image_patches/``."""
+class PngFolderIOManager(PatchStoreIOManager):
+    """A folder of PNG files by class, ``image_patches/``, of triples."""
 
     backend: Backend = "fs"
-
-
-BACKEND_IO_MANAGERS = {"lmdb": LmdbIOManager, "hdf5": Hdf5IOManager, "fs": PngFolderIOManager}
 
 
 class ModelIOManager(StorageIOManager):

@@ -16,6 +16,7 @@ from pydantic import PrivateAttr
 
 from wsi_assets.errors import SlideError
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.running import start_worker
 from wsi_assets.slides.naming import normalize_id
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class WorkersResource(dg.ConfigurableResource):
         # A server forked before threads start; what tasks import, it has.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        with ProcessPoolExecutor(processes, context, initializer=_one_thread) as executor:
+        with ProcessPoolExecutor(processes, context, initializer=_start_worker) as executor:
             yield executor
 
     def open_cluster(self) -> AbstractContextManager[DaskExecutor | None]:
@@ -142,8 +143,9 @@ class WorkersResource(dg.ConfigurableResource):
         return open_executor(self.scheduler)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     # A process a core is enough; OpenCV would start a thread a core in each.
     import cv2
 
+    start_worker()
     cv2.setNumThreads(1)

@@ -49,6 +49,15 @@ class Settings:
             # Not resolved: a lab's folder may be a link, and its users know it by the link's name.
             return Path(os.path.normpath(home / Path(environ.get(variable) or default).expanduser()))
 
+        # Of the databases of Dagster and MLflow; both take these signs for more than a part of the path.
+        for variable in ("WSI_STORAGE_DIR", "DAGSTER_HOME"):
+            if set("%?") & set(environ.get(variable) or str(home)):
+                raise ConfigError(
+                    "has % or ? in its name, which addresses of databases cannot hold",
+                    path=environ.get(variable) or home,
+                    remedy=f"Choose another folder ({variable})",
+                )
+
         annotations: Path | None = folder("WSI_ANNOTATIONS_DIR", "annotations")
         # Annotations are optional, but a folder the user named and that is not there is a mistake to report.
         if not environ.get("WSI_ANNOTATIONS_DIR") and not annotations.exists():

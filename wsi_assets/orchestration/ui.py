@@ -29,7 +29,7 @@ from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.slides import find_slides
 
 LOCATION = "wsi_assets.definitions"
-STOP_WITHIN_SECONDS = 10
+STOP_WITHIN_SECONDS = 1.5
 ORPHANS_EVERY_SECONDS = 60
 START_WITHIN_SECONDS = 120
 
@@ -43,7 +43,7 @@ SAY: Callable[[str], None] = partial(print, flush=True)
 def serve(
     settings: Settings, host: str, port: int, mlflow_port: int, say: Callable[[str], None] = SAY
 ) -> int:
-    """Serve until interrupted; returns the exit status, 1 if a server stopped by itself.
+    """Serve until interrupted, or a server stops by itself: status 1.
 
     Raises:
         ConfigError: the host cannot be served on, or a port is taken or given twice.
@@ -56,9 +56,6 @@ def serve(
     # Not `logs`: Dagster empties a folder of that name.
     logs = home / "server_logs"
     logs.mkdir(exist_ok=True)
-    # Started in the background, this process and its servers would inherit a SIGINT that is ignored.
-    for interrupt in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(interrupt, signal.default_int_handler)
     servers: dict[str, subprocess.Popen] = {}
     # The records are opened first: servers that all make the databases of a new home break each other's.
     with dg.DagsterInstance.get() as instance:
@@ -77,9 +74,6 @@ def serve(
                 say(line)
             say("Stop with Ctrl-C.")
             return _watch(servers, instance, say)
-        except KeyboardInterrupt:
-            say("Stopping …")
-            return 0
         finally:
             _stop(list(reversed(servers.values())))
 

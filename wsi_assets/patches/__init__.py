@@ -12,14 +12,7 @@ __getattr__, __dir__, __all__ = exports(
     {
         "options": ("Backend", "Codec", "ExtractionOptions"),
         "plan": ("PatchPlan", "SlidePlan", "patch_key", "plan_patches"),
-        "build": (
-            "BuildReport",
-            "ExtractedPatches",
-            "build_store",
-            "extract_patches",
-            "write_patches",
-            "write_store",
-        ),
+        "build": ("StagedStore", "build_store", "staged_store", "write_patches"),
         "store": ("STORE_NAMES", "PatchStore", "open_store"),
         "verify": ("VerifyReport", "verify_store"),
         "mosaic": ("mosaic_png",),

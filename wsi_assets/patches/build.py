@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,97 +24,68 @@ from wsi_assets.patches.backends.base import (
     StoreReader,
     StoreWriter,
     UnusableStoreError,
+    backend_classes,
 )
 from wsi_assets.patches.codecs import encoder
 from wsi_assets.patches.extraction import ExtractTask, fingerprint_now, run_tasks
 from wsi_assets.patches.options import Backend, ExtractionOptions
-from wsi_assets.patches.plan import PatchPlan, patch_key, read_batches
-from wsi_assets.patches.reuse import NOWHERE, ReusablePatches
+from wsi_assets.patches.parts import EncodedPatches, Place
+from wsi_assets.patches.plan import PatchPlan, read_batches
 from wsi_assets.patches.store import open_reader, partial_folder
 from wsi_assets.progress import Progress, silent
 
 _WORTH_A_POOL = 512
 """Patches under which starting processes takes longer than it saves."""
 
-_PARTS = "parts"
-_QUARANTINE = ("key", "slide_id", "y", "x", "reason")
-
 
 @dataclass(frozen=True)
-class ExtractedPatches:
-    """Patches of a plan on their way into a store: new ones wait in part files beside it.
+class StagedStore:
+    """A store that is built, and waits beside its place until :meth:`publish` puts it there.
 
     Attributes:
-        fingerprints: of each slide of the plan; "" for one that does not read.
-        lost: number of a patch in the plan -> why it could not be read.
-        decoded: patches read from slides.
-        seconds: what it took.
-    """
-
-    plan: PatchPlan
-    path: Path
-    backend: Backend
-    fingerprints: list[str]
-    lost: dict[int, str] = field(default_factory=dict)
-    decoded: int = 0
-    seconds: float = 0.0
-
-    @property
-    def labels(self) -> np.ndarray:
-        """uint8 (n,): 1 is tumor, of the patches that could be read."""
-        return np.delete(self.plan.labels, sorted(self.lost))
-
-    @property
-    def patches(self) -> int:
-        """How many patches the store will hold."""
-        return len(self.plan) - len(self.lost)
-
-    @property
-    def reused(self) -> int:
-        """How many of them come from an earlier build."""
-        return self.patches - self.decoded
-
-    @property
-    def quarantined(self) -> list[tuple[str, str, int, int, str]]:
-        """(key, slide id, y, x, reason) of each patch that could not be read."""
-        found = []
-        for row in sorted(self.lost):
-            number, y, x = self.plan.origins[row].tolist()
-            slide_id = self.plan.slides[number].slide_id
-            found.append((patch_key(slide_id, row), slide_id, y, x, self.lost[row]))
-        return found
-
-    @property
-    def digest(self) -> str:
-        """Identity of the store that comes of it: equal ones have equal keys, labels and patches."""
-        return digest(self.plan.digest(self.backend), sorted(self.lost), self.fingerprints)
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build did.
-
-    Attributes:
-        patches, tumor, normal: how many the store holds now.
-        bytes: size of the store on disk.
-        decoded, reused, quarantined: as of :class:`ExtractedPatches`.
+        patches, tumor, normal: how many it holds.
+        decoded, reused: of these, read from slides now, and taken from earlier builds.
+        quarantined: ``key, slide_id, y, x, reason`` of each patch that could not be read.
+        seconds: what building took.
     """
 
     path: Path
     backend: Backend
     patches: int
     tumor: int
-    normal: int
-    bytes: int
-    seconds: float
     decoded: int
-    reused: int
-    quarantined: list[tuple[str, str, int, int, str]]
+    quarantined: list[dict[str, Any]]
+    seconds: float
+
+    @property
+    def normal(self) -> int:
+        return self.patches - self.tumor
+
+    @property
+    def reused(self) -> int:
+        return self.patches - self.decoded
+
+    @property
+    def bytes(self) -> int:
+        """Size of the published store on disk."""
+        return size_of(self.path)
 
     @property
     def patches_per_second(self) -> float:
-        """Patches decoded and stored a second; 0 when none was."""
-        return self.decoded / self.seconds if self.seconds > 0 else 0.0
+        """Patches decoded and stored a second."""
+        return self.decoded / max(self.seconds, 1e-9)
+
+    def publish(self) -> StagedStore:
+        """Put the store in the old one's place; of one that was up to date already there is nothing to do.
+
+        Raises:
+            StoreError: the disk is full or not writable.
+        """
+        with _one_line_errors(self.path):
+            if _staged(self.path).exists():
+                publish(_staged(self.path), self.path)
+            remove(partial_folder(self.path))
+        return self
 
 
 def build_store(
@@ -125,7 +96,7 @@ def build_store(
     executor: Executor | None = None,
     workers: int | None = None,
     progress: Progress = silent,
-) -> BuildReport:
+) -> StagedStore:
     """Build the store of ``plan`` at ``path``, or bring the one there up to date.
 
     Patches whose slide, place, size and encoding are unchanged are copied without reading a slide, whatever
@@ -145,11 +116,12 @@ def build_store(
         StoreError: another process builds this store, the disk is full or not writable, or what lies at
             ``path`` is not a store of ours.
     """
-    extracted = extract_patches(plan, path, backend, executor=executor, workers=workers, progress=progress)
-    return write_store(extracted, progress=progress)
+    with staged_store(plan, path, backend, executor=executor, workers=workers, progress=progress) as staged:
+        return staged.publish()
 
 
-def extract_patches(
+@contextlib.contextmanager
+def staged_store(
     plan: PatchPlan,
     path: str | Path,
     backend: Backend,
@@ -157,63 +129,118 @@ def extract_patches(
     executor: Executor | None = None,
     workers: int | None = None,
     progress: Progress = silent,
-) -> ExtractedPatches:
-    """The first half of :func:`build_store`: read and encode what the store at ``path`` lacks."""
+) -> Iterator[StagedStore]:
+    """As :func:`build_store`, for a caller that publishes; nobody else can build at ``path`` in the block."""
     started = time.perf_counter()
-    fingerprints = [slide.fingerprint or fingerprint_now(slide.path) for slide in plan.slides]
-    lost: dict[int, str] = {}
-    with _building(path) as path:
-        with _reusable(path, backend, plan) as reusable:
-            if _is_current(reusable.old, plan, backend, fingerprints):
-                return ExtractedPatches(plan, path, backend, fingerprints)
-            missing = [
-                np.flatnonzero(reusable.find(mark, slide.coords)[:, 0] == NOWHERE)
-                for slide, mark in zip(plan.slides, fingerprints, strict=True)
-            ]
+    with _owned(path) as path, contextlib.closing(_Build(plan, path, backend, progress)) as build:
+        info, decoded = build.old_info, 0
+        if not build.is_current():
+            decoded = build.extract(executor, workers)
+            info = build.assemble().info
+        counts = {name: info[name] for name in ("patches", "tumor", "quarantined")}
+        yield StagedStore(path, backend, decoded=decoded, seconds=time.perf_counter() - started, **counts)
+
+
+class _Build:
+    """A build in progress; the lock is the caller's."""
+
+    def __init__(self, plan: PatchPlan, path: Path, backend: Backend, progress: Progress):
+        self._plan, self._path, self._backend, self._progress = plan, path, backend, progress
+        self._content = plan.content(backend)
+        self._fingerprints = [slide.fingerprint or fingerprint_now(slide.path) for slide in plan.slides]
+        self._slides = list(zip(plan.slides, self._fingerprints, strict=True))
+        self._lost: dict[int, str] = {}
+        """Number of a patch in the plan -> why it could not be read."""
+        self._old = _open_old(path, backend)
+        self.old_info: dict[str, Any] = {} if self._old is None else self._old.metadata.info
+        self._parts = partial_folder(path) / "parts"
+        self._encoded = EncodedPatches(self._old, self._parts, self._content)
+
+    def is_current(self) -> bool:
+        """Whether the old store is the plan's, and nothing is left to try again."""
+        # An index without fingerprints does not say when a slide changed.
+        return (
+            self.old_info.get("plan_digest") == self._plan.digest(self._backend)
+            and not self.old_info["quarantined"]
+            and [slide["fingerprint"] for slide in self.old_info["slides"]] == self._fingerprints
+        )
+
+    def extract(self, executor: Executor | None, workers: int | None) -> int:
+        """Have all patches that are not at hand in parts; how many were read."""
+        total = len(self._plan)
+        missing = [np.flatnonzero([place is None for place in places]) for places in self._places()]
         count = sum(map(len, missing))
-        workers = workers or plan.options.extraction_workers or len(os.sched_getaffinity(0))
+        workers = workers or self._plan.options.extraction_workers or len(os.sched_getaffinity(0))
         if executor is None and count <= _WORTH_A_POOL:
             workers = 1
-        folder = partial_folder(path) / _PARTS
-        folder.mkdir(parents=True, exist_ok=True)
-        done = len(plan) - count
-        tasks = _tasks(plan, plan.content(backend), fingerprints, missing)
-        for task, result in run_tasks(tasks, folder, executor, workers):
-            lost.update((int(task.rows[number]), reason) for number, reason in result.reasons.items())
+        self._parts.mkdir(parents=True, exist_ok=True)
+        done = total - count
+        for task, reasons in run_tasks(self._tasks(missing), self._parts, executor, workers):
+            self._lost.update((int(task.rows[number]), why) for number, why in reasons.items())
             done += len(task.rows)
-            progress(done, len(plan), "extracting patches")
-    seconds = time.perf_counter() - started
-    return ExtractedPatches(plan, path, backend, fingerprints, lost, count - len(lost), seconds)
+            self._progress(done, total, "extracting patches")
+        self._encoded.find_parts()
+        return count - len(self._lost)
 
+    def assemble(self) -> StoreMetadata:
+        """Put all patches together beside the store's place."""
+        plan, metadata = self._plan, self._metadata()
+        keys, labels, total = list(plan.keys()), plan.labels.tolist(), len(plan)
+        places = list(itertools.chain.from_iterable(self._places()))
+        rows = [row for row in range(total) if row not in self._lost]
+        if self._backend == "lmdb":
+            rows.sort(key=keys.__getitem__)
+        with _writer(self._backend, self._path, total, plan.patch_size) as writer:
+            for done, row in enumerate(rows):
+                self._encoded.put(places[row], writer, row, keys[row], labels[row])
+                if done % 256 == 0:
+                    self._progress(done, total, "storing patches")
+            writer.finish(metadata)
+        self._progress(total, total, "storing patches")
+        return metadata
 
-def write_store(extracted: ExtractedPatches, *, progress: Progress = silent) -> BuildReport:
-    """The second half of :func:`build_store`: assemble the store and put it in the old one's place."""
-    started = time.perf_counter()
-    plan, backend, fingerprints = extracted.plan, extracted.backend, extracted.fingerprints
-    keys, labels = list(plan.keys()), plan.labels.tolist()
-    rows = [row for row in range(len(plan)) if row not in extracted.lost]
-    if backend == "lmdb":
-        rows.sort(key=keys.__getitem__)
-    with _building(extracted.path) as path:
-        with _reusable(path, backend, plan) as reusable:
-            if _is_current(reusable.old, plan, backend, fingerprints):
-                remove(partial_folder(path))
-                return _report(path, reusable.old.metadata.info, extracted.decoded, extracted.seconds)
-            slides = zip(plan.slides, fingerprints, strict=True)
-            places = np.concatenate([reusable.find(mark, slide.coords) for slide, mark in slides])
-            if gone := np.count_nonzero(places[rows, 0] == NOWHERE):
-                raise StoreError(f"{gone} extracted patches are gone", path=path, remedy="Extract them again")
-            metadata = _metadata(extracted)
-            with _writer(backend, path, len(plan), plan.patch_size) as writer:
-                for done, row in enumerate(rows):
-                    reusable.copy(places[row].tolist(), writer, row, keys[row], labels[row])
-                    if done % 256 == 0:
-                        progress(done, len(plan), "storing patches")
-                writer.finish(metadata)
-        _publish(path)
-    progress(len(plan), len(plan), "storing patches")
-    seconds = extracted.seconds + time.perf_counter() - started
-    return _report(path, metadata.info, extracted.decoded, seconds)
+    def close(self) -> None:
+        """Let go of the old store."""
+        if self._old is not None:
+            self._old.close()
+
+    def _places(self) -> Iterator[list[Place]]:
+        """Where the patches of each slide are."""
+        return (self._encoded.find(mark, slide.coords) for slide, mark in self._slides)
+
+    def _tasks(self, missing: list[np.ndarray]) -> Iterator[ExtractTask]:
+        """What is to be read of each slide; one without any missing patch is not opened."""
+        for (slide, mark), wanted in zip(self._slides, missing, strict=True):
+            coords, seen = slide.coords[wanted], os.access(slide.path, os.R_OK)
+            for chosen in read_batches(coords, self._plan.patch_size):
+                rows = wanted[chosen] + slide.first
+                yield ExtractTask(rows, slide.path, seen, mark, coords[chosen], self._content)
+
+    def _metadata(self) -> StoreMetadata:
+        plan, backend = self._plan, self._backend
+        keys, labels, origins = np.array(list(plan.keys()), object), plan.labels, plan.origins
+        readable = np.ones(len(plan), bool)
+        readable[list(self._lost)] = False
+        quarantined = []
+        for row in sorted(self._lost):
+            number, y, x = origins[row].tolist()
+            about = {"slide_id": plan.slides[number].slide_id, "y": y, "x": x, "reason": self._lost[row]}
+            quarantined.append({"key": keys[row], **about})
+        info = {
+            **self._content,
+            **_counts(backend, labels[readable]),
+            "stride": plan.stride,
+            "plan_digest": plan.digest(backend),
+            "digest": digest(plan.digest(backend), sorted(self._lost), self._fingerprints),
+            "slides": [
+                {"slide_id": slide.slide_id, "fingerprint": mark, **slide.scale}
+                for slide, mark in self._slides
+            ],
+            "quarantined": quarantined,
+        }
+        if backend == "hdf5":  # row is count
+            labels, readable = np.where(readable, labels, np.uint8(UNKNOWN_LABEL)), slice(None)
+        return StoreMetadata(info, keys[readable].tolist(), labels[readable], origins[readable])
 
 
 def write_patches(
@@ -221,7 +248,7 @@ def write_patches(
     backend: Backend,
     items: Iterable[tuple[str, np.ndarray, int]],
     options: ExtractionOptions | None = None,
-) -> BuildReport:
+) -> StagedStore:
     """Write a store of patches that are at hand: (key, uint8 (P, P, 3) RGB, label) each.
 
     Raises:
@@ -232,7 +259,7 @@ def write_patches(
     encode = encoder(codec, quality)
     labels: dict[str, int] = {}
     values = hashlib.blake2b(digest_size=16)
-    with _building(path) as path:
+    with _owned(path) as path:
         if (old := _open_old(path, backend)) is not None:
             old.close()
         items = iter(items)
@@ -250,30 +277,36 @@ def write_patches(
                 values.update(value)
                 labels[key] = int(label)
             stored = np.array(list(labels.values()), np.uint8)
-            info = {
-                **_counts(backend, stored),
-                **{"format": FORMAT, "patch_size": size, "codec": codec, "quality": quality},
-                **{"digest": digest(list(labels.items()), values.hexdigest()), "quarantined": []},
-            }
+            about = {"format": FORMAT, "patch_size": size, "codec": codec, "quality": quality}
+            content = digest(list(labels.items()), values.hexdigest())
+            info = {**about, **_counts(backend, stored), "digest": content, "quarantined": []}
             writer.finish(StoreMetadata(info, list(labels), stored, None))
-        _publish(path)
-    return _report(path, info, len(stored), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return StagedStore(path, backend, len(stored), info["tumor"], len(stored), [], seconds).publish()
 
 
 @contextlib.contextmanager
-def _building(path: str | Path) -> Iterator[Path]:
-    """Own the store at ``path``; what befalls the disk or the workers is one line."""
+def _owned(path: str | Path) -> Iterator[Path]:
+    """Hold the lock on building the store at ``path``, and clear away what a killed build half assembled."""
     path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
-    try:
+    with _one_line_errors(path), contextlib.ExitStack() as held:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(path.with_name(f".{path.name}.lock")):
-            recover(path)
-            remove(_staged(path))
-            yield path
-    except BlockingIOError as error:
-        raise StoreError(
-            "is being built by another process", path=path, remedy="Wait for it to end, then run again"
-        ) from error
+        try:
+            held.enter_context(file_lock(path.with_name(f".{path.name}.lock")))
+        except BlockingIOError as error:
+            raise StoreError(
+                "is being built by another process", path=path, remedy="Wait for it to end, then run again"
+            ) from error
+        recover(path)
+        remove(_staged(path))
+        yield path
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """What befalls the disk or the workers is one line."""
+    try:
+        yield
     except BrokenExecutor as error:
         raise StoreError(
             f"a worker process died ({one_line(error) or 'killed'})",
@@ -291,40 +324,6 @@ def _building(path: str | Path) -> Iterator[Path]:
         raise StoreError(fault.fault, path=path, remedy=fault.remedy) from error
 
 
-def _tasks(
-    plan: PatchPlan, content: dict[str, Any], fingerprints: list[str], missing: list[np.ndarray]
-) -> Iterator[ExtractTask]:
-    """What is to be read of each slide; one without any missing patch is not opened."""
-    from wsi_assets.patches.patch_reader import tiles_are_openslides
-
-    for slide, mark, wanted in zip(plan.slides, fingerprints, missing, strict=True):
-        coords = slide.coords[wanted]
-        batches = read_batches(coords, plan.patch_size)
-        # Where a slide is read by several processes, only this one compares its tiles with OpenSlide's.
-        direct = tiles_are_openslides(slide.path, plan.level) if len(batches) > 1 else None
-        for chosen in batches:
-            rows = wanted[chosen] + slide.first
-            yield ExtractTask(rows, slide.path, mark, coords[chosen], content, direct)
-
-
-@contextlib.contextmanager
-def _reusable(path: Path, backend: Backend, plan: PatchPlan) -> Iterator[ReusablePatches]:
-    reusable = ReusablePatches(_open_old(path, backend), partial_folder(path) / _PARTS, plan.content(backend))
-    with contextlib.closing(reusable):
-        yield reusable
-
-
-def _is_current(old: StoreReader | None, plan: PatchPlan, backend: Backend, fingerprints: list[str]) -> bool:
-    """Whether the old store is the plan's, and nothing is left to try again."""
-    info = {} if old is None else old.metadata.info
-    # An index without fingerprints does not say when a slide changed.
-    return (
-        info.get("plan_digest") == plan.digest(backend)
-        and not info["quarantined"]
-        and [slide["fingerprint"] for slide in info["slides"]] == fingerprints
-    )
-
-
 def _open_old(path: Path, backend: Backend) -> StoreReader | None:
     """The store that a build replaces; None if there is none that can be read.
 
@@ -338,39 +337,12 @@ def _open_old(path: Path, backend: Backend) -> StoreReader | None:
     except UnusableStoreError:
         return None
     found = old.metadata.info["backend"]
-    if old.metadata.ours and found == backend:
+    ours = "format" in old.metadata.info
+    if ours and found == backend:
         return old
     old.close()
-    what = f"is a store of another kind ({found})" if old.metadata.ours else "was written by another program"
+    what = f"is a store of another kind ({found})" if ours else "was written by another program"
     raise StoreError(f"{what}, and is not overwritten", path=path, remedy="Move it away, or build elsewhere")
-
-
-def _metadata(extracted: ExtractedPatches) -> StoreMetadata:
-    plan, backend = extracted.plan, extracted.backend
-    keys, labels, origins = list(plan.keys()), plan.labels, plan.origins
-    readable = np.ones(len(plan), bool)
-    readable[list(extracted.lost)] = False
-    info = {
-        **plan.content(backend),
-        **_counts(backend, extracted.labels),
-        "stride": plan.stride,
-        "plan_digest": plan.digest(backend),
-        "digest": extracted.digest,
-        "slides": [
-            {
-                "slide_id": slide.slide_id,
-                "fingerprint": mark,
-                "patches": int(np.count_nonzero(readable[slide.first : slide.first + len(slide)])),
-                **slide.scale,
-            }
-            for slide, mark in zip(plan.slides, extracted.fingerprints, strict=True)
-        ],
-        "quarantined": [dict(zip(_QUARANTINE, row, strict=True)) for row in extracted.quarantined],
-    }
-    if backend == "hdf5":  # row is count
-        return StoreMetadata(info, keys, np.where(readable, labels, UNKNOWN_LABEL).astype(np.uint8), origins)
-    stored = [key for key, kept in zip(keys, readable.tolist(), strict=True) if kept]
-    return StoreMetadata(info, stored, labels[readable], origins[readable])
 
 
 def _counts(backend: Backend, labels: np.ndarray) -> dict[str, Any]:
@@ -382,35 +354,6 @@ def _staged(path: Path) -> Path:
     return partial_folder(path) / path.name
 
 
-@contextlib.contextmanager
-def _writer(backend: Backend, path: Path, count: int | None, patch_size: int) -> Iterator[StoreWriter]:
-    if backend == "lmdb":
-        from wsi_assets.patches.backends.lmdb import LmdbWriter as Writer
-    elif backend == "hdf5":
-        from wsi_assets.patches.backends.hdf5 import Hdf5Writer as Writer
-    else:
-        from wsi_assets.patches.backends.image_folder import ImageFolderWriter as Writer
-    staged = _staged(path)
-    staged.parent.mkdir(exist_ok=True)
-    with contextlib.closing(Writer(staged, count, patch_size)) as writer:
-        yield writer
-
-
-def _publish(path: Path) -> None:
-    publish(_staged(path), path)
-    remove(partial_folder(path))
-
-
-def _report(path: Path, info: dict[str, Any], decoded: int, seconds: float) -> BuildReport:
-    return BuildReport(
-        path=path,
-        backend=info["backend"],
-        patches=info["patches"],
-        tumor=info["tumor"],
-        normal=info["normal"],
-        bytes=size_of(path),
-        seconds=seconds,
-        decoded=decoded,
-        reused=info["patches"] - decoded,
-        quarantined=[tuple(row[name] for name in _QUARANTINE) for row in info["quarantined"]],
-    )
+def _writer(backend: Backend, path: Path, count: int | None, patch_size: int) -> StoreWriter:
+    _staged(path).parent.mkdir(exist_ok=True)
+    return backend_classes(backend)[1](_staged(path), count, patch_size)

@@ -32,16 +32,9 @@ def encoder(codec: str, quality: int | None = None) -> Callable[[np.ndarray], by
         import cv2
 
         png = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-        if hasattr(cv2, "IMWRITE_PNG_FILTER"):
+        if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # OpenCV 4.12
             png += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]
-
-        def encode_png(pixels: np.ndarray) -> bytes:
-            done, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), png)
-            if not done:
-                raise ValueError(f"a patch of shape {pixels.shape} cannot be encoded as PNG")
-            return data.tobytes()
-
-        return encode_png
+        return lambda pixels: cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), png)[1].tobytes()
     if codec == "pixels":
         return lambda pixels: pixels.tobytes()
     raise StoreError(f"unknown codec {codec!r}", remedy="Use jpeg or png")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Executor, Future
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Executor
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,14 @@ class DaskExecutor(Executor):
 
     def __init__(self, client: Any):
         self._client = client
-        self._executor = client.get_executor(pure=False)
-        self.address = client.scheduler.address
+        self.submit = client.get_executor(pure=False).submit
 
     def __str__(self) -> str:
-        threads = self._threads()
-        what = f"{threads} worker threads" if threads else "no workers yet; tasks wait for the first"
-        return f"Dask cluster at {self.address} ({what})"
+        return f"Dask cluster at {self._client.scheduler.address} ({self._threads()} worker threads now)"
 
     def workers(self) -> int:
         """For how many workers to keep tasks ready: as many as there are threads now, 8 at the least."""
         return max(self._threads(), _MIN_WORKERS)
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run ``fn(*args, **kwargs)`` on a worker; everything given and returned must pickle."""
-        return self._executor.submit(fn, *args, **kwargs)
 
     def _threads(self) -> int:
         return sum(self._client.nthreads().values())
@@ -76,20 +69,11 @@ def open_executor(scheduler: str | None) -> Iterator[DaskExecutor | None]:
     try:
         _check_versions(client)
         yield DaskExecutor(client)
-    except KilledWorker as error:
+    except (KilledWorker, ImportError, CancelledError, CommClosedError) as error:
         raise ClusterError(
-            f"{error.allowed_failures + 1} workers in turn died on one task, the last at "
-            f"{error.last_worker.address}",
-            remedy="Give workers more memory or read their logs, then run again; it continues",
-        ) from error
-    except ImportError as error:
-        raise ClusterError(
-            f"a worker cannot load the task ({one_line(error)})", remedy=_ONE_ENVIRONMENT
-        ) from error
-    except (CancelledError, CommClosedError) as error:
-        raise ClusterError(
-            f"the Dask scheduler at {scheduler} was lost, or cancelled the work ({one_line(error)})",
-            remedy="Start it and its workers, then run again; it continues",
+            f"the work on the Dask cluster at {scheduler} was lost ({one_line(error) or type(error)})",
+            remedy="See that it runs, and in its workers' logs that they have this process's environment and "
+            "enough memory, then run again; it continues",
         ) from error
     finally:
         with contextlib.suppress(Exception, CancelledError):  # a scheduler that is gone hears nothing

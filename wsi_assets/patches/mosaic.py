@@ -10,10 +10,8 @@ _GAP = 4
 _TITLE = 28
 
 
-def mosaic_png(
-    store: PatchStore, *, columns: int = 6, rows: int = 4, side: int = 128, seed: int = 42
-) -> bytes:
-    """PNG with a seeded choice of ``rows`` x ``columns`` patches of each class, normal left, tumor right.
+def mosaic_png(store: PatchStore, *, columns: int = 6, rows: int = 4, side: int = 128) -> bytes:
+    """PNG of up to ``rows`` x ``columns`` patches of each class, normal left, tumor right.
 
     Patches are spread evenly over the store, so over slides, and scaled to ``side`` pixels.
     """
@@ -26,7 +24,8 @@ def mosaic_png(
         panel = np.full((height, columns * (side + _GAP) + _GAP, 3), 255, np.uint8)
         text = f"{name}: {len(of_class):,} patches"
         cv2.putText(panel, text, (_GAP, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (40, 40, 40), 1, cv2.LINE_AA)
-        for place, index in enumerate(_spread(of_class, rows * columns, seed)):
+        shown = min(len(of_class), rows * columns)
+        for place, index in enumerate(of_class[np.linspace(0, len(of_class) - 1, shown).astype(int)]):
             patch = cv2.resize(store.get(int(index)), (side, side), interpolation=cv2.INTER_AREA)
             y = _TITLE + place // columns * (side + _GAP)
             x = _GAP + place % columns * (side + _GAP)
@@ -35,11 +34,3 @@ def mosaic_png(
     divider = np.full((panels[0].shape[0], 2, 3), 160, np.uint8)
     picture = np.hstack([panels[0], divider, panels[1]])
     return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-
-
-def _spread(indices: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """One seeded choice from each of ``count`` equal runs."""
-    if len(indices) <= count:
-        return indices
-    random = np.random.default_rng(seed)
-    return np.array([random.choice(run) for run in np.array_split(indices, count)])

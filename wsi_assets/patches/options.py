@@ -43,8 +43,13 @@ class ExtractionOptions(BaseModel):
         0.01,
         ge=0.0,
         le=1.0,
-        description="Largest share of patches that may be unreadable before a check fails.",
+        description="Largest share of patches that may be unreadable before a check fails. Above 0, five "
+        "patches are allowed in any case, or a tenth of a store of less than 50.",
     )
+
+    def allowed_unreadable(self, patches: int) -> int:
+        """How many of so many patches may be unreadable: one damaged tile is no reason to refuse a cohort."""
+        return int(max(self.max_quarantined * patches, min(5, patches / 10) if self.max_quarantined else 0))
 
     def encoding(self, backend: Backend) -> tuple[str, int | None]:
         """Codec, and its JPEG quality if it has one, of the patches in a store of this kind."""

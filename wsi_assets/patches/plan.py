@@ -125,10 +125,16 @@ def plan_patches(
     geometry: set[tuple[int, int, int]] = set()
     first = 0
     for slide_id, entry in check_index(index).items():
-        slide, shape = _slide_plan(slide_id, entry, first, patch_size)
-        slides.append(slide)
-        geometry.add(shape)
-        first += len(slide)
+        try:
+            size = int(entry.get("patch_size") or patch_size or DEFAULT_PATCH_SIZE)
+            geometry.add((int(entry["level"]), size, int(entry.get("stride") or size)))
+            slides.append(_slide_plan(slide_id, entry, first))
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise SlideIndexError(
+                f"the index entry of {slide_id!r:.60} is damaged: {error!r:.200}",
+                remedy="Make the index again",
+            ) from error
+        first += len(slides[-1])
     if len(geometry) > 1:
         raise SlideIndexError(
             "the index mixes levels, patch sizes or strides", remedy="Make it again with one set of options"
@@ -139,72 +145,42 @@ def plan_patches(
             remedy="See why in left_out of slide_index; often a lower level, or a smaller patch_size, helps",
         )
     level, size, stride = geometry.pop()
-    if patch_size is not None and patch_size != size:
+    if not 0 < size <= MAX_PATCH_SIZE or patch_size not in (None, size):
         raise SlideIndexError(
-            f"the index has patches of {size} pixels, not {patch_size}",
+            f"the index has patches of {size} pixels, not {patch_size or f'1 to {MAX_PATCH_SIZE}'}",
             remedy="Give its patch size, or make the index again",
         )
     return PatchPlan(tuple(slides), options, level, size, stride)
 
 
-def _slide_plan(
-    slide_id: str, entry: Mapping[str, Any], first: int, patch_size: int | None
-) -> tuple[SlidePlan, tuple[int, int, int]]:
-    """A slide's plan, and its (level, patch size, stride)."""
-    path = None
-    try:
-        path = str(entry["slide_path"])
-        size = int(entry.get("patch_size") or patch_size or DEFAULT_PATCH_SIZE)
-        rows = np.array(entry["patches"], dtype=np.int64).reshape(-1, 3)
-        if not 0 < size <= MAX_PATCH_SIZE or np.abs(rows).max(initial=0) > _MAX_COORDINATE:
-            raise ValueError("a size or coordinate is out of range")
-        shape = int(entry["level"]), size, int(entry.get("stride") or size)
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise SlideIndexError(
-            f"the index entry of {slide_id!r} is damaged: {error!r}",
-            path=path,
-            remedy="Make the index again",
-        ) from error
+def _slide_plan(slide_id: str, entry: Mapping[str, Any], first: int) -> SlidePlan:
     if slide_id.startswith(("__", ".")) or "/" in slide_id or len(slide_id.encode()) > _MAX_ID_BYTES:
         raise SlideIndexError(
             f"{slide_id!r:.60} cannot name files and keys: too long, with a slash, or beginning with two "
             "underscores or a dot",
-            path=path,
             remedy="Rename the slide",
         )
-    return (
-        SlidePlan(
-            slide_id=slide_id,
-            path=path,
-            fingerprint=entry.get("fingerprint"),
-            first=first,
-            coords=np.ascontiguousarray(rows[:, :2], dtype=np.int32),
-            labels=(rows[:, 2] != 0).astype(np.uint8),
-            scale={name: entry.get(name) for name in ("downsample", "mpp", "magnification")},
-        ),
-        shape,
+    rows = np.array(entry["patches"], dtype=np.int64).reshape(-1, 3)
+    if np.abs(rows).max(initial=0) > _MAX_COORDINATE:
+        raise ValueError("a coordinate is out of range")
+    return SlidePlan(
+        slide_id=slide_id,
+        path=str(entry["slide_path"]),
+        fingerprint=entry.get("fingerprint"),
+        first=first,
+        coords=np.ascontiguousarray(rows[:, :2], dtype=np.int32),
+        labels=(rows[:, 2] != 0).astype(np.uint8),
+        scale={name: entry.get(name) for name in ("downsample", "mpp", "magnification")},
     )
 
 
 def read_batches(coords: np.ndarray, patch_size: int) -> list[np.ndarray]:
-    """Cut patches of one slide into batches: arrays of positions in ``coords``, in file order.
+    """Cut patches of one slide into batches: arrays of positions in ``coords``.
 
-    Patches are gathered over squares aligned to 1,024 pixels, so that batches seldom share a tile, and
-    squares with little tissue are put together.
+    Patches are gathered over squares of 1,024 pixels within larger ones of about a batch, so that batches
+    seldom share a tile.
     """
     per_batch = max(1, BATCH_PIXELS // patch_size**2)
     side = max(1024, round(per_batch**0.5 * patch_size / 1024) * 1024)
-    squares = coords // side
-    order = np.lexsort((coords[:, 1], coords[:, 0], squares[:, 1], squares[:, 0]))
-    borders = np.flatnonzero(np.any(np.diff(squares[order], axis=0), axis=1)) + 1
-    batches: list[np.ndarray] = []
-    batch = order[:0]
-    for square in np.split(order, borders):
-        for start in range(0, len(square), per_batch):
-            piece = square[start : start + per_batch]
-            if len(batch) + len(piece) > per_batch:
-                batches.append(batch)
-                batch = piece
-            else:
-                batch = np.concatenate([batch, piece])
-    return [*batches, batch] if len(batch) else batches
+    order = np.lexsort((*(coords // 1024).T[::-1], *(coords // side).T[::-1]))
+    return [order[first : first + per_batch] for first in range(0, len(order), per_batch)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,21 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import recover
-from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, damaged
+from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, backend_classes, damaged
 from wsi_assets.patches.codecs import decode
+from wsi_assets.patches.options import Backend
+from wsi_assets.slides.closing import Closing
 
 STORE_NAMES = {"lmdb": "patches_lmdb", "hdf5": "patches.h5", "fs": "image_patches"}
 """The name of each kind of store inside a level's folder."""
 
 
-class PatchStore:
+class PatchStore(Closing):
     """A complete store of patches, all of one level and size.
 
     The handle opens its files on first use in each process, is safe to share between threads, and pickles as
-    its path and digest. It never mixes two stores: when a new one takes its place, an open handle goes on
-    with the old one (a PNG folder's raises StoreError, since its files are gone), and one that must open
-    again raises StoreError.
+    its path and digest. When a new store takes the place of the old one, an open handle goes on with the old
+    (a PNG folder's raises StoreError: its files are gone); one that must open again raises StoreError.
     """
 
     def __init__(self, path: str | Path, digest: str | None = None):
@@ -40,10 +41,7 @@ class PatchStore:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the store says of itself: see :class:`wsi_assets.patches.backends.base.StoreMetadata`.
-
-        Always ``backend, patch_size, codec, quarantined``; of a store that another program wrote only these.
-        """
+        """What the store says of itself: see :class:`wsi_assets.patches.backends.base.StoreMetadata`."""
         return self._opened().metadata.info
 
     @property
@@ -57,35 +55,20 @@ class PatchStore:
         return self._opened().metadata.labels
 
     @property
-    def slide_ids(self) -> list[str]:
-        """The slide of each patch; in a store that another program wrote, its key without the count."""
-        metadata = self._opened().metadata
-        if metadata.origins is None:
-            return [key.rpartition("_")[0] for key in metadata.keys]
-        names = [slide["slide_id"] for slide in metadata.info["slides"]]
-        return [names[number] for number in metadata.origins[:, 0].tolist()]
-
-    @property
     def coords(self) -> np.ndarray | None:
-        """int32 (n, 2), (y, x) of each patch's top-left corner in pixels of the store's level.
-
-        None in a store that another program wrote: the index has them.
-        """
+        """int32 (n, 2), (y, x) of each patch in the level's pixels; None if the store does not know."""
         origins = self._opened().metadata.origins
         return None if origins is None else origins[:, 1:]
 
     @property
     def origins(self) -> list[tuple[str, int, int]]:
-        """(slide id, y, x) of each patch.
-
-        Raises:
-            StoreError: the store does not know.
-        """
-        if self.coords is None:
-            raise StoreError(
-                "does not say where its patches lie", path=self.path, remedy="Take that from the index"
-            )
-        return [(name, y, x) for name, (y, x) in zip(self.slide_ids, self.coords.tolist(), strict=True)]
+        """(slide id, y, x) of each patch; StoreError if the store does not know: then the index does."""
+        metadata = self._opened().metadata
+        if metadata.origins is None:
+            what = "does not say where its patches lie"
+            raise StoreError(what, path=self.path, remedy="Take that from the index")
+        names = [slide["slide_id"] for slide in metadata.info["slides"]]
+        return [(names[number], y, x) for number, y, x in metadata.origins.tolist()]
 
     def key_index(self, key: str) -> int:
         """The row of a key's patch; KeyError if the store lacks it.
@@ -134,26 +117,14 @@ class PatchStore:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.get(index)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self.get(index) for index in range(len(self)))
-
     def close(self) -> None:
         """Let go of all files; a later use opens them again."""
         if self._reader is not None and self._process == os.getpid():
             self._reader.close()
         self._reader = None
 
-    def __enter__(self) -> PatchStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __reduce__(self):
         return type(self), (self.path, self._digest)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.path)!r})"
 
     def _opened(self) -> StoreReader:
         reader = self._reader
@@ -168,9 +139,8 @@ class PatchStore:
                 digest = reader.metadata.info.get("digest")
                 if self._digest not in (None, digest):
                     reader.close()
-                    raise StoreError(
-                        "was built anew since this handle was made", path=self.path, remedy="Open it again"
-                    )
+                    what = "was built anew since this handle was made"
+                    raise StoreError(what, path=self.path, remedy="Open it again")
                 self._digest, self._process, self._reader = digest, os.getpid(), reader
             return self._reader
 
@@ -199,14 +169,12 @@ def open_store(path: str | Path) -> PatchStore:
 
 def open_reader(path: Path) -> StoreReader:
     """The store at ``path`` as its kind gives it; use :func:`open_store` to read patches."""
-    kind = _kind_of(path)
-    if kind == "lmdb":
-        from wsi_assets.patches.backends.lmdb import LmdbReader as Reader
-    elif kind == "hdf5":
-        from wsi_assets.patches.backends.hdf5 import Hdf5Reader as Reader
-    else:
-        from wsi_assets.patches.backends.image_folder import ImageFolderReader as Reader
-    return Reader(path)
+    try:
+        kind = _kind_of(path)
+    except OSError as error:
+        what = f"cannot be read ({error.strerror or error})"
+        raise StoreError(what, path=path, remedy="Check its permissions") from error
+    return backend_classes(kind)[0](path)
 
 
 def partial_folder(path: Path) -> Path:
@@ -214,29 +182,24 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _kind_of(path: Path) -> str:
-    try:
-        if not path.exists():
-            recover(path)
-        if path.is_dir():
-            if (path / "data.mdb").is_file():
-                return "lmdb"
-            if any((path / name).exists() for name in ("manifest.json", "normal", "tumor")):
-                return "fs"
-        elif path.exists():
-            with path.open("rb") as stream:
-                start = stream.read(32)
-            if start.startswith(b"\x89HDF\r\n\x1a\n"):
-                return "hdf5"
-            if (0xBEEFC0DE).to_bytes(4, "little") in start:  # an LMDB without a folder of its own
-                return "lmdb"
-        elif partial_folder(path).exists():
-            what, remedy = "is half-built: its build has not finished", "Run the build again; it continues"
-            raise UnusableStoreError(what, path=path, remedy=remedy)
-        else:
-            raise StoreError("does not exist", path=path, remedy="Build the store first")
-    except OSError as error:
-        raise StoreError(
-            f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions"
-        ) from error
+def _kind_of(path: Path) -> Backend:
+    if not path.exists():
+        recover(path)
+    if path.is_dir():
+        if (path / "data.mdb").is_file():
+            return "lmdb"
+        if any((path / name).exists() for name in ("manifest.json", "normal", "tumor")):
+            return "fs"
+    elif path.exists():
+        with path.open("rb") as stream:
+            start = stream.read(32)
+        if start.startswith(b"\x89HDF\r\n\x1a\n"):
+            return "hdf5"
+        if (0xBEEFC0DE).to_bytes(4, "little") in start:  # an LMDB without a folder of its own
+            return "lmdb"
+    elif partial_folder(path).exists():
+        what, remedy = "is half-built: its build has not finished", "Run the build again; it continues"
+        raise UnusableStoreError(what, path=path, remedy=remedy)
+    else:
+        raise StoreError("does not exist", path=path, remedy="Build the store first")
     raise StoreError("is not a patch store", path=path, remedy="Check the path, or build it again")

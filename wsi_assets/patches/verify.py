@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from wsi_assets.errors import SlideError, StoreError
 from wsi_assets.patches.codecs import LOSSLESS, decode, encoder
+from wsi_assets.patches.options import ExtractionOptions
+from wsi_assets.patches.plan import plan_patches
 from wsi_assets.patches.store import PatchStore
 from wsi_assets.progress import Progress, silent
 from wsi_assets.slides import ReferenceReader
@@ -17,6 +20,12 @@ from wsi_assets.slides import ReferenceReader
 JPEG_TOLERANCE = 1.0
 """Mean gray levels by which a JPEG patch may differ from its slide's pixels put through JPEG again: 0 with
 the same libraries, under 1 between versions of them, well above for any other place with tissue."""
+
+UNKNOWN_JPEG_TOLERANCE = 8.0
+"""The same where another program chose the quality, which the store does not say."""
+
+Compare = Callable[[np.ndarray, np.ndarray], tuple[float, bool]]
+"""(stored, slide's) pixels -> mean difference in gray levels, and whether it is more than the codec's."""
 
 
 @dataclass(frozen=True)
@@ -49,85 +58,84 @@ def verify_store(
     within :data:`JPEG_TOLERANCE`, what its codec makes of the slide's pixels.
 
     Args:
-        index: the slide index that the store was made from.
+        index: the slide index that the store was made from. It also says where patches lie if the store does
+            not: one that another program wrote has only keys, which count over the index.
         fraction: share of patches to check, 0 to 1; at least one is checked, 1.0 checks all.
 
     Raises:
-        StoreError: the fraction is out of range, or the store does not say where its patches lie.
+        StoreError: the fraction is out of range, or no key of the store is one of the index's.
     """
     if not 0.0 <= fraction <= 1.0:
         raise StoreError(f"a fraction of {fraction} cannot be checked", remedy="Give one between 0 and 1")
     lost = {row["key"] for row in store.info["quarantined"]}
-    keys, origins = store.keys, store.origins
-    readable = np.array([row for row, key in enumerate(keys) if key not in lost], np.int64)
+    keys, origins = store.keys, _origins(store, index)
+    readable = np.array([row for row in origins if keys[row] not in lost], np.int64)
     total = len(readable)
     count = min(total, max(1, round(total * fraction)))
-    chosen = np.sort(np.random.default_rng(seed).choice(readable, count, replace=False)) if total else []
+    chosen = np.sort(np.random.default_rng(seed).choice(readable, count, replace=False)).tolist()
     problems: list[tuple[str, str]] = [(store.path.name, problem) for problem in store.problems()]
-    worst = 0.0
     by_slide: dict[str, list[int]] = {}
     for row in chosen:
-        by_slide.setdefault(origins[row][0], []).append(int(row))
-    done = 0
+        by_slide.setdefault(origins[row][0], []).append(row)
+    worst, done = 0.0, 0
     for slide_id, rows in by_slide.items():
-        entry = index.get(slide_id)
-        coords = np.array([origins[row][1:] for row in rows], np.int64)
-        for row, difference, problem in _compare(store, entry, rows, coords):
-            worst = max(worst, difference)
+        places = {row: origins[row][1:] for row in rows}
+        for row, difference, problem in _compare(store, index.get(slide_id), places):
+            worst, done = max(worst, difference), done + 1
             if problem:
                 problems.append((keys[row], problem))
-            done += 1
             progress(done, count, "verifying patches")
     return VerifyReport(total, count, worst, problems)
 
 
+def _origins(store: PatchStore, index: Mapping[str, Mapping[str, Any]]) -> dict[int, tuple[str, int, int]]:
+    """Row of a patch in the store -> slide id, y, x."""
+    if store.coords is not None:
+        return dict(enumerate(store.origins))
+    plan, found = plan_patches(index, ExtractionOptions(), patch_size=store.info["patch_size"]), {}
+    for key, (number, y, x) in zip(plan.keys(), plan.origins.tolist(), strict=True):
+        with contextlib.suppress(KeyError):
+            found[store.key_index(key)] = plan.slides[number].slide_id, y, x
+    if not found:
+        raise StoreError(
+            "has no key of this index", path=store.path, remedy="Give the index it was made from"
+        )
+    return found
+
+
 def _compare(
-    store: PatchStore, entry: Mapping[str, Any] | None, rows: list[int], coords: np.ndarray
+    store: PatchStore, entry: Mapping[str, Any] | None, places: dict[int, tuple[int, int]]
 ) -> Iterator[tuple[int, float, str | None]]:
     """(row, mean difference, what is wrong) of some patches of one slide."""
     if entry is None:
-        yield from ((row, 0.0, "its slide is not in the index") for row in rows)
+        yield from ((row, 0.0, "its slide is not in the index") for row in places)
         return
-    again = _round_trip(store.info)
-    unread = dict.fromkeys(rows)
+    compare, size, unread = _comparison(store.info), store.info["patch_size"], set(places)
     try:
         # Another way than the store was read by, whose faults the same way would repeat.
         with ReferenceReader(entry["slide_path"], int(entry["level"])) as reader:
-            size = store.info["patch_size"]
-            for row, (y, x) in zip(rows, coords.tolist(), strict=True):
+            for row, (y, x) in places.items():
+                unread.remove(row)
                 try:
-                    expected = reader.read(y, x, size, size)
-                except SlideError as error:
-                    found = 0.0, error.fault
+                    difference, wrong = compare(store.get(row), reader.read(y, x, size, size))
+                except (SlideError, StoreError) as error:
+                    yield row, 0.0, error.fault
                 else:
-                    found = _difference(store, row, expected, again)
-                del unread[row]
-                yield (row, *found)
+                    fault = f"differs from its slide by {difference:.2f} gray levels"
+                    yield row, difference, fault if wrong else None
     except SlideError as error:
         yield from ((row, 0.0, error.fault) for row in unread)
 
 
-def _difference(
-    store: PatchStore,
-    index: int,
-    expected: np.ndarray,
-    again: Callable[[np.ndarray], np.ndarray] | None,
-) -> tuple[float, str | None]:
-    try:
-        stored = store.get(index)
-    except StoreError as error:
-        return 0.0, error.fault
-    if again is not None and not np.array_equal(stored, expected):
-        expected = again(expected)
-    difference = float(np.abs(stored.astype(np.int16) - expected).mean())
-    if difference > (0.0 if again is None else JPEG_TOLERANCE):
-        return difference, f"differs from its slide by {difference:.2f} gray levels"
-    return difference, None
-
-
-def _round_trip(info: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Encode and decode, to compare a JPEG patch with its source; None if the codec is lossless."""
-    if info["codec"] in LOSSLESS:
-        return None
+def _comparison(info: Mapping[str, Any]) -> Compare:
+    tolerance = JPEG_TOLERANCE if info.get("quality") else UNKNOWN_JPEG_TOLERANCE
+    tolerance = 0.0 if info["codec"] in LOSSLESS else tolerance
     encode = encoder(info["codec"], info.get("quality"))
-    return lambda pixels: decode(encode(pixels), info["patch_size"])
+
+    def compare(stored: np.ndarray, expected: np.ndarray) -> tuple[float, bool]:
+        if tolerance and not np.array_equal(stored, expected):
+            expected = decode(encode(expected), info["patch_size"])
+        difference = float(np.abs(stored.astype(np.int16) - expected).mean())
+        return difference, difference > tolerance
+
+    return compare

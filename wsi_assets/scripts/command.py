@@ -13,6 +13,7 @@ import pydantic
 from wsi_assets.errors import ConfigError, WsiAssetsError, one_line
 from wsi_assets.files import disk_fault
 from wsi_assets.progress import Progress, progress_bars
+from wsi_assets.running import as_command
 
 Options = TypeVar("Options", bound=pydantic.BaseModel)
 
@@ -64,15 +65,14 @@ def make_options(kind: type[Options], **values: Any) -> Options:
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; a fault in the input is one line and status 1."""
-    try:
-        main()
-    except WsiAssetsError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        fault = disk_fault(error, "the output")
-        sys.exit(f"error: {fault if fault is not None else one_line(error)}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to continue")
+    with as_command():
+        try:
+            main()
+        except WsiAssetsError as error:
+            sys.exit(f"error: {error}")
+        except OSError as error:
+            fault = disk_fault(error, "the output")
+            sys.exit(f"error: {fault if fault is not None else one_line(error)}")
 
 
 def bars_on_stderr() -> AbstractContextManager[Progress]:

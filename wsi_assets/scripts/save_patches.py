@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsi_assets.errors import SlideIndexError
-from wsi_assets.index import Index, load_index
+from wsi_assets.index import load_index
 from wsi_assets.patches import ExtractionOptions, build_store, plan_patches
 from wsi_assets.scripts.command import add_options, bars_on_stderr, make_options, parser, run, say, warn
 
@@ -29,26 +28,13 @@ def main(arguments: list[str] | None = None) -> None:
     add_options(args, ExtractionOptions)
     given = vars(args.parse_args(arguments))
     options = make_options(ExtractionOptions, **given)
-    index = _sized(load_index(given["index_file"]), given["patch_size"])
     path = {"fs": given["out_dir"], "lmdb": given["lmdb_path"], "hdf5": given["hdf5_path"]}[given["backend"]]
-    plan = plan_patches(index, options)
+    plan = plan_patches(load_index(given["index_file"]), options, patch_size=given["patch_size"])
     with bars_on_stderr() as progress:
         report = build_store(plan, path.absolute(), given["backend"], progress=progress)
     for row in report.quarantined:
-        warn(f"not stored: {row}")
+        warn(f"not stored: {row['key']}: {row['reason']}")
     say(f"{path}: {report.patches} patches ({report.tumor} tumor), {report.decoded} read from slides")
-
-
-def _sized(index: Index, patch_size: int | None) -> Index:
-    """The index with its patch size in every entry."""
-    sizes = {entry["patch_size"] for entry in index.values() if "patch_size" in entry}
-    if patch_size is not None and sizes - {patch_size}:
-        raise SlideIndexError(
-            f"the index holds patches of {', '.join(map(str, sorted(sizes)))} pixels, not {patch_size}",
-            remedy="Leave out --patch_size, or build the index with it",
-        )
-    size = patch_size or max(sizes, default=256)
-    return {slide_id: {"patch_size": size, **entry} for slide_id, entry in index.items()}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import stat
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.cohort import Cohort
 from wsi_assets.slides.image_files import OTHER_NAMES, SUMS, ImageFiles, passed_over
-from wsi_assets.slides.naming import UNREAD_ANNOTATION_SUFFIXES, annotation_ending, normalize_id
+from wsi_assets.slides.naming import UNREAD_ANNOTATION_SUFFIXES, annotation_ending, normalize_id, slide_id_of
 
 LONGEST_ID = 240
 """Bytes of a slide's id, so that a patch's file, named by id and number, has a name file systems take."""
@@ -192,7 +193,8 @@ def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> 
         return f"it is a pipe, socket or device, no file: {path}. Take it out of the folder"
     text = " ".join(map(str, (path, *annotations)))
     if text.encode(errors="ignore").decode() != text:
-        return f"the name of its file or folder is no text in UTF-8: {path}. Rename it"
+        name = f"the name of its file or folder is no text in {sys.getfilesystemencoding().upper()}"
+        return f"{name}: {path}. Rename it, or set PYTHONUTF8=1"
     if "..." in slide_id or slide_id.startswith("__") or any(ord(letter) < 32 for letter in slide_id):
         return (
             "its id has three full stops, a control character, or two underscores in front, as patch stores' "
@@ -216,14 +218,15 @@ def _annotations(folder: str | Path | None, images: ImageFiles) -> tuple[_Named,
         root = _folder(folder)
         shared = root.resolve() == images.root.resolve()
         slides = {path for _, path in images.slides}
-        for place, _, files in _walk(root):
-            for name in sorted(files):
+        for place, folders, files in _walk(root):
+            # A folder of that name is no annotation, and a slide that should have one no normal slide.
+            for name in sorted([*files, *filter(annotation_ending, folders)]):
                 ending, last = annotation_ending(name), Path(name).suffix.lower()
                 known = last in UNREAD_ANNOTATION_SUFFIXES
                 if ending:
                     notes.append((name[: -len(ending)], place / name))
                 elif known or not (shared or last in SUMS or name in OTHER_NAMES or place / name in slides):
-                    others.append((Path(name).stem, place / name))
+                    others.append((slide_id_of(Path(name).stem), place / name))
     return _by_id(notes), _by_id(others)
 
 

@@ -18,6 +18,7 @@ import openslide
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.dicom import volume_files
 from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
@@ -45,7 +46,7 @@ _ANY_PAGE_IS_A_LEVEL = {"generic-tiff", "aperio"}
 """Formats of which OpenSlide takes any tiled page for a level, a macro or label picture too."""
 
 
-class OpenSlideFile(contextlib.AbstractContextManager):
+class OpenSlideFile(Closing):
     """An open slide.
 
     Attributes:
@@ -154,9 +155,6 @@ class OpenSlideFile(contextlib.AbstractContextManager):
         self._check_jpeg_tiles(level, y, x, height, width)
         number, downsample = self._numbers[level], self.downsamples[level]
         return self._read_by(self._open(), number, downsample, y, x, height, width)
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the file; a later read opens it again."""

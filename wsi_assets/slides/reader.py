@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_assets.errors import SlideError
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.cohort import SlideRow
 from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, may_lack_data, no_data, padding_colors
@@ -49,7 +50,7 @@ def open_slide(
     return SlideReader(path, options, said)
 
 
-class SlideReader(contextlib.AbstractContextManager):
+class SlideReader(Closing):
     """An open slide, a context manager. Use it in the process that opened it: send its path to another.
 
     Attributes:
@@ -142,9 +143,6 @@ class SlideReader(contextlib.AbstractContextManager):
         """
         base = self.levels[0]
         return self.reduced(max(1.0, base.width / max_side, base.height / max_side)).pixels
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the file; a later read opens it again."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
 
 from wsi_assets.errors import SlideError
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.openslide_file import OpenSlideFile, blends
 from wsi_assets.slides.tiff_tiles import open_tiles
 
 _MARGIN = 128
 
 
-class ReferenceReader(contextlib.AbstractContextManager):
+class ReferenceReader(Closing):
     """One level of a slide, a context manager.
 
     Where readers decode tiles themselves, this one asks OpenSlide, or tifffile where OpenSlide would blend
@@ -57,9 +57,6 @@ class ReferenceReader(contextlib.AbstractContextManager):
                 found, _ = self._tiles.read_window(*window)
             pixels[y0 - y : y1 - y, x0 - x : x1 - x] = found[y0 - top :, x0 - left :]
         return pixels
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the slide."""

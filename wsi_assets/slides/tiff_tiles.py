@@ -17,6 +17,7 @@ import numpy as np
 import tifffile
 
 from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
 from wsi_assets.slides.listing import unreadable
 from wsi_assets.slides.openslide_file import OpenSlideFile, Window, damaged_tile, is_whole_start
@@ -37,7 +38,7 @@ _JPEG_2000 = {33003: True, 33005: False}
 """Aperio's two -> whether the components are YCbCr."""
 
 
-class TileLevel(contextlib.AbstractContextManager):
+class TileLevel(Closing):
     """One level of a tiled TIFF, a context manager. Threads may share it; a forked process may not.
 
     Places are (row, column) of tiles; sizes are the level's own pixels.
@@ -119,9 +120,6 @@ class TileLevel(contextlib.AbstractContextManager):
             # Without a marker libraries guess.
             segments = ADOBE + (b"\1" if self._colorspace == "YCBCR" else b"\0") + segments
         return data[:2] + segments if named in (None, self._colorspace) else None
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the file."""

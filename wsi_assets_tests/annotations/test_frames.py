@@ -10,30 +10,16 @@ import pytest
 
 from wsi_assets.annotations import AnnotationOptions, read_annotation
 from wsi_assets.errors import AnnotationError
+from wsi_assets_tests.annotations.files import annotation, feature
 
 BOUNDS = (768, 512, 2048, 2048)
 RING = [[100, 200], [300, 200], [300, 400], [100, 400], [100, 200]]
-XML = (
-    '<A><Annotation Type="Polygon" PartOfGroup="Tumor"><Coordinates>'
-    + "".join(f'<Coordinate X="{x}" Y="{y}"/>' for x, y in RING[:-1])
-    + "</Coordinates></Annotation></A>"
-)
+XML = f"<A>{annotation(RING[:-1])}</A>"
 
 
 def geojson(*rings):
-    return json.dumps(
-        {
-            "type": "FeatureCollection",
-            "features": [
-                {
-                    "type": "Feature",
-                    "geometry": {"type": "Polygon", "coordinates": [ring]},
-                    "properties": {"classification": {"name": "Tumor"}},
-                }
-                for ring in rings
-            ],
-        }
-    )
+    features = [feature("Polygon", [ring], {"name": "Tumor"}) for ring in rings]
+    return json.dumps({"type": "FeatureCollection", "features": features})
 
 
 def corner(path, frame="auto", bounds=BOUNDS):

@@ -38,14 +38,14 @@ _MEMORY = """
 import json, sys
 from pathlib import Path
 from wsi_assets.patches import ExtractionOptions, plan_patches
-from wsi_assets.patches.extraction import ExtractTask, extract_to_part
+from wsi_assets.patches.extraction import ExtractTask, extract
 from wsi_assets.patches.plan import read_batches
 from wsi_assets_tests.benchmarks.rows import peak_memory
 plan = plan_patches(json.load(open(sys.argv[1])), ExtractionOptions())
 (slide,) = plan.slides
 for rows in read_batches(slide.coords, plan.patch_size):
-    task = ExtractTask(rows, slide.path, slide.fingerprint, slide.coords[rows], plan.content("lmdb"))
-    assert not extract_to_part(task, Path(sys.argv[2])).reasons
+    task = ExtractTask(rows, slide.path, True, slide.fingerprint, slide.coords[rows], plan.content("lmdb"))
+    assert not extract(task, Path(sys.argv[2]))[0]
 print(peak_memory() / 2**20)
 """
 

@@ -166,7 +166,7 @@ def _rewritten(content: bytes, rng: random.Random) -> bytes:
 
 def outlines(suffix: str, folder: Path) -> Case:
     """Outlines of a slide, as read, shown on it, stored and laid over its patches."""
-    from wsi_assets.annotations import TumorRegions, audit_table, read_annotation
+    from wsi_assets.annotations import TumorRegions, read_annotation
     from wsi_assets.index import TissueRegions, index_slide, overlay_jpeg
     from wsi_assets.index.options import IndexOptions
 
@@ -183,7 +183,7 @@ def outlines(suffix: str, folder: Path) -> Case:
         regions = read_annotation(path)
         assert regions.geometry.is_valid
         # What is read can be stored and shown: a lone surrogate, which JSON allows, cannot.
-        json.dumps(audit_table(regions.audit), ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(regions.to_plain()["audit"], ensure_ascii=False, allow_nan=False).encode()
         again = TumorRegions.from_plain(pickle.loads(pickle.dumps(regions.to_plain())))
         assert again.geometry.equals(regions.geometry)
         entry = index_slide(tissue, again, 0, IndexOptions(patch_size=64))

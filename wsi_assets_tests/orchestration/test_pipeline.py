@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import dagster as dg
 import pytest
@@ -16,6 +18,7 @@ from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.cli_run import CommandLineRun
 from wsi_assets.orchestration.config import ParameterSet, parse_settings
 from wsi_assets.orchestration.evaluation_metadata import report_context
+from wsi_assets.orchestration.io_managers import PatchStoreIOManager
 from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
@@ -149,6 +152,45 @@ def made(tmp_path_factory):
         assert slides.left_out == {}
         graph.first = (slides, level)
         yield graph
+
+
+BUILDER = """
+import sys
+from wsi_assets.index import load_index
+from wsi_assets.patches import ExtractionOptions, build_store, plan_patches
+build_store(plan_patches(load_index(sys.argv[1]), ExtractionOptions()), sys.argv[2], "lmdb")
+"""
+
+
+def test_while_a_run_extracts_or_stores_patches_no_other_process_builds_the_store(graph, monkeypatch):
+    write_cohort(graph.home)
+    see(graph)
+    slides = graph.slides()
+    graph.make("tissue_regions", "annotation_regions", slides=(slides[0], slides[-1]))
+    assert graph.make(
+        "slide_index", "sampled_index", partition=LEVEL, slide_index=QUICK["slide_index"]
+    ).success
+    index = graph.storage.artefact(ASSETS["sampled_index"], LEVEL)
+    command = [sys.executable, "-c", BUILDER, str(index), str(index.parent / "patches_lmdb")]
+    said = []
+
+    def build_too(*_):
+        said.append(subprocess.run(command, capture_output=True, text=True).stderr.strip().splitlines()[-1:])
+
+    store = PatchStoreIOManager.store
+
+    def watched(self, path, value):
+        build_too()
+        stored = store(self, path, value)
+        build_too()
+        return stored
+
+    monkeypatch.setattr(PatchStoreIOManager, "store", watched)
+    assert graph.make("patch_store", partition=LEVEL).success
+    assert len(said) == 2
+    assert all("is being built by another process" in line for (line,) in said)
+    build_too()
+    assert said[-1] == [], "once it is stored it is nobody's"
 
 
 def again(graph: Graph, *given: str, upto: str = "evaluation", instance: dg.DagsterInstance | None = None):

@@ -57,7 +57,14 @@ def test_an_empty_or_missing_slide_folder_is_a_warning(settings):
 
 @pytest.mark.parametrize(
     "environment",
-    [{"WSI_POLL_SECONDS": "0"}, {"WSI_POLL_SECONDS": "soon"}, {"WSI_TIMEZONE": "Mars/Olympus"}],
+    [
+        {"WSI_POLL_SECONDS": "0"},
+        {"WSI_POLL_SECONDS": "soon"},
+        {"WSI_TIMEZONE": "Mars/Olympus"},
+        {"WSI_STORAGE_DIR": "Müller #1 (50%20 done)"},
+        {"WSI_STORAGE_DIR": "what?is=this"},
+        {"DAGSTER_HOME": "/home/50%20"},
+    ],
 )
 def test_an_impossible_variable_is_one_line(environment, tmp_path):
     with pytest.raises(ConfigError) as caught:

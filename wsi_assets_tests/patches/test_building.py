@@ -22,12 +22,11 @@ from wsi_assets.patches import (
     STORE_NAMES,
     ExtractionOptions,
     build_store,
-    extract_patches,
     open_store,
     plan_patches,
+    staged_store,
     verify_store,
     write_patches,
-    write_store,
 )
 from wsi_assets.patches import build as build_module
 from wsi_assets.slides import fingerprint
@@ -67,21 +66,14 @@ def test_a_store_is_the_same_whether_it_is_built_in_one_step_or_two(entries, bac
     plan = plan_patches(index_of(*entries), ONE)
     one, two = (tmp_path / name / STORE_NAMES[backend] for name in ("one", "two"))
     first = build_store(plan, one, backend)
-    extracted = extract_patches(plan, two, backend)
-    assert (extracted.patches, extracted.decoded, extracted.reused, extracted.quarantined) == (
-        208,
-        208,
-        0,
-        [],
-    )
-    assert not two.exists()
-    second = write_store(extracted)
-    with open_store(two) as store:
-        assert store.info["digest"] == extracted.digest
+    with staged_store(plan, two, backend) as staged:
+        assert (staged.patches, staged.decoded, staged.reused, staged.quarantined) == (208, 208, 0, [])
+        assert not two.exists()
+        second = staged.publish()
     assert contents(one) == contents(two)
     assert (first.decoded, first.patches) == (second.decoded, second.patches) == (208, 208)
     assert only_the_store_is_left(two)
-    again = write_store(extract_patches(plan, two, backend))
+    again = build_store(plan, two, backend)
     assert (again.decoded, again.reused) == (0, 208)
 
 
@@ -121,7 +113,7 @@ def test_an_unreadable_slide_and_a_changed_one_are_quarantined_and_tried_again(c
     store_path = tmp_path / "level_0" / STORE_NAMES[backend]
     report = build_store(plan_patches(index_of(*rows), ONE), store_path, backend)
     assert (report.patches, len(report.quarantined)) == (16, 32)
-    reasons = {slide_id: reason for _, slide_id, _, _, reason in report.quarantined}
+    reasons = {row["slide_id"]: row["reason"] for row in report.quarantined}
     assert "empty" in reasons["normal_001"]
     assert reasons["test_001"] == "changed since it was indexed"
     with open_store(store_path) as store:
@@ -248,19 +240,50 @@ def test_going_back_to_the_store_as_it_was_leaves_nothing_of_a_killed_update(
     assert only_the_store_is_left(path)
 
 
-def test_a_second_build_of_the_same_store_gets_one_line(entries, backend, tmp_path):
-    path = tmp_path / STORE_NAMES[backend]
-    said = []
+OWNER = """
+import json, sys
+from wsi_assets.patches import ExtractionOptions, build, plan_patches, staged_store
 
-    def second(done, total, what):
-        if not said:
-            with pytest.raises(StoreError) as error:
+moments = set()
+
+def at(moment):
+    if moment not in moments:
+        moments.add(moment)
+        print(moment, flush=True)
+        sys.stdin.readline()
+
+publish = build.publish
+
+def watched(*names):
+    at("publishing")
+    publish(*names)
+    at("published")
+
+build.publish = watched
+index, path, backend = json.load(open(sys.argv[1])), *sys.argv[2:]
+plan = plan_patches(index, ExtractionOptions(codec="png", extraction_workers=1))
+with staged_store(plan, path, backend, progress=lambda done, total, what: at(what)) as staged:
+    at("staged")
+    staged.publish()
+"""
+
+
+def test_while_one_process_builds_a_store_another_is_refused_at_every_moment(entries, backend, tmp_path):
+    path, listing = tmp_path / STORE_NAMES[backend], tmp_path / "entries.json"
+    listing.write_text(json.dumps(index_of(*entries)))
+    command = [sys.executable, "-c", OWNER, str(listing), str(path), backend]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    moments = []
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) as owner:
+        for line in owner.stdout:
+            moments.append(line.strip())
+            with pytest.raises(StoreError, match="is being built by another process") as error:
                 build_store(plan_patches(index_of(*entries), ONE), path, backend)
-            said.append(str(error.value))
-
-    build_store(plan_patches(index_of(*entries[2:]), ONE), path, backend, progress=second)
-    assert "is being built by another process" in said[0]
-    assert "\n" not in said[0]
+            assert "\n" not in str(error.value)
+            owner.stdin.write("\n")
+            owner.stdin.flush()
+    assert moments == ["extracting patches", "storing patches", "staged", "publishing", "published"]
+    assert build_store(plan_patches(index_of(*entries), ONE), path, backend).decoded == 0
 
 
 @pytest.fixture
@@ -326,12 +349,12 @@ def test_a_worker_that_dies_is_one_line_and_the_next_build_continues(
 def test_after_a_fault_queued_tasks_are_not_run_out(entries, tmp_path, monkeypatch, small_batches):
     ran = []
 
-    def slow(task):
+    def slow(task, folder):
         time.sleep(0.05)
         ran.append(task)
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("wsi_assets.patches.extraction.extract_values", slow)
+    monkeypatch.setattr("wsi_assets.patches.extraction.extract", slow)
     with ThreadPoolExecutor(2) as executor, pytest.raises(RuntimeError, match="a fault"):
         build_store(
             plan_patches(index_of(*entries), ONE), tmp_path / "s", "lmdb", executor=executor, workers=20
@@ -382,29 +405,3 @@ def test_something_else_in_the_stores_place_is_not_overwritten(entries, tmp_path
     build_store(plan_patches(index_of(*entries[2:]), ONE), tmp_path / "patches.h5", "hdf5")
     with pytest.raises(StoreError, match="another kind"):
         build_store(plan_patches(index_of(*entries), ONE), tmp_path / "patches.h5", "lmdb")
-
-
-def test_progress_ends_at_the_number_of_patches(entries, tmp_path):
-    calls = []
-    build_store(
-        plan_patches(index_of(*entries), ONE),
-        tmp_path / "patches_lmdb",
-        "lmdb",
-        progress=lambda *call: calls.append(call),
-    )
-    for what in ("extracting patches", "storing patches"):
-        done = [call[0] for call in calls if call[2] == what]
-        assert done[-1] == 208
-        assert np.all(np.diff(done) > 0)
-
-
-def test_a_real_slide_of_which_no_patch_reads_leaves_the_others_whole(real_data, tmp_path):
-    slides = real_data / "slides"
-    rows = [
-        entry(slides / "CMU-1-Small-Region.svs", grid(480, 480, 64), 64),
-        entry(slides / "unreadable.svs", [(0, 0, False), (0, 64, True)], 64),
-    ]
-    report = build_store(plan_patches(index_of(*rows), ONE), tmp_path / "patches_lmdb", "lmdb")
-    assert (report.patches, [row[1] for row in report.quarantined]) == (49, ["unreadable"] * 2)
-    with open_store(tmp_path / "patches_lmdb") as store:
-        assert verify_store(store, index_of(*rows), 1.0).ok

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
-import multiprocessing
+import os
 import pickle
 import shutil
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -45,7 +46,10 @@ def built(request, entries, tmp_path_factory):
 
 def test_a_store_holds_exactly_the_slides_pixels_under_the_plans_keys(built, entries):
     with open_store(built) as store:
-        plan = plan_patches(index_of(*entries), LOSSLESS)
+        plan, info = plan_patches(index_of(*entries), LOSSLESS), store.info
+        assert (info["level"], info["patch_size"], info["quarantined"]) == (0, 128, [])
+        assert info["patches"] == info["tumor"] + info["normal"] == len(store)
+        assert [slide["downsample"] for slide in info["slides"]] == [1.0] * 3
         assert store.keys == list(plan.keys())
         assert store.labels.tolist() == plan.labels.tolist()
         assert store.labels.dtype == np.uint8
@@ -63,14 +67,6 @@ def test_a_store_holds_exactly_the_slides_pixels_under_the_plans_keys(built, ent
         assert number == len(store) == len(list(store))
 
 
-def test_a_store_says_what_it_is(built):
-    with open_store(built) as store:
-        info = store.info
-        assert (info["level"], info["patch_size"], info["quarantined"]) == (0, 128, [])
-        assert info["patches"] == info["tumor"] + info["normal"] == len(store)
-        assert [slide["downsample"] for slide in info["slides"]] == [1.0] * 3
-
-
 def test_keys_find_their_patches_and_patches_come_in_the_order_asked_for(built):
     with open_store(built) as store:
         assert store.key_index(store.keys[57]) == 57
@@ -86,30 +82,10 @@ def test_keys_find_their_patches_and_patches_come_in_the_order_asked_for(built):
                 store.get(index)
 
 
-def test_a_handle_is_light_and_opens_where_it_arrives(built):
-    with open_store(built) as store:
-        sent = pickle.dumps(store)
-        assert len(sent) < 500
-        assert np.array_equal(pickle.loads(sent).get(3), store.get(3))
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_an_open_handle_survives_new_processes(built, method):
-    with open_store(built) as store, open_store(built) as other:
-        expected = sums(store, range(20))
-        other.get(0)
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
-            got = list(pool.map(sums, [store, other, store], [range(20)] * 3))
-        assert got == [expected] * 3
-        assert sums(store, range(20)) == expected
-
-
 @pytest.mark.parametrize(
     ("method", "workers"),
     [
-        ("fork", 1),
         ("fork", 4),
-        ("fork", 8),
         ("spawn", 2),
         pytest.param("spawn", 8, marks=pytest.mark.trial),  # each imports torch
     ],
@@ -126,22 +102,6 @@ def test_a_torch_loader_reads_every_patch_right(built, method, workers):
         for patches, indices in loader:
             seen.update(zip(indices.tolist(), patches.sum(dim=(1, 2, 3)).tolist(), strict=True))
         assert [seen[index] for index in range(len(store))] == expected
-
-
-def private_bytes():
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    rows = [line.split() for line in lines if line.startswith(("Private_Dirty", "Anonymous"))]
-    return max(int(row[1]) for row in rows) << 10
-
-
-def test_reading_does_not_grow_in_memory(built):
-    with open_store(built) as store:
-        for _ in range(3):
-            sums(store, range(len(store)))
-        before = private_bytes()
-        for _ in range(8):
-            sums(store, range(len(store)))
-        assert private_bytes() - before < 8 << 20
 
 
 def test_plain_lmdb_and_any_image_library_read_the_lmdb_store(entries, tmp_path):
@@ -207,6 +167,20 @@ def test_a_damaged_store_says_so(built, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_store_that_this_user_may_not_read_is_not_taken_for_damaged(built, monkeypatch):
+    def denied(path, *how, **options):
+        if str(path).startswith(str(built)) or path == "manifest.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *how, **options)
+
+    where = {"patches_lmdb": (Path, "open"), "patches.h5": (h5py, "File"), "image_patches": (os, "open")}
+    opened = getattr(*where[built.name])
+    monkeypatch.setattr(*where[built.name], denied)
+    with pytest.raises(StoreError, match="Permission denied") as error:
+        open_store(built)
+    assert "Delete" not in str(error.value)
+
+
 def test_an_lmdb_that_is_cut_short_anywhere_is_refused_before_it_can_end_the_process(built, tmp_path):
     if built.name != STORE_NAMES["lmdb"]:
         pytest.skip("LMDB's file only")
@@ -230,7 +204,9 @@ def test_two_handles_of_one_store_are_independent(built):
 
 def test_threads_that_first_use_a_handle_open_it_once(built):
     before = len(list(Path("/proc/self/fd").iterdir()))
-    store = pickle.loads(pickle.dumps(PatchStore(built)))
+    sent = pickle.dumps(PatchStore(built))
+    assert len(sent) < 500
+    store = pickle.loads(sent)
     with ThreadPoolExecutor(8) as threads:
         got = list(threads.map(lambda index: store.get(index).sum(), range(64)))
     assert got == sums(store, range(64))

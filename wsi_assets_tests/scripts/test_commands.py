@@ -13,7 +13,9 @@ import pytest
 
 from wsi_assets.index import build_slide_index, load_index, save_index
 from wsi_assets.patches import open_store
+from wsi_assets_tests.annotations.files import SQUARE, annotation, asap
 from wsi_assets_tests.scripts import consumer
+from wsi_assets_tests.slides.made import picture, write_pyramid
 
 SMALL = (
     *("--weights", "none", "--max_epochs", "1", "--batch_size", "16", "--num_workers", "1"),
@@ -170,3 +172,14 @@ def test_the_commands_load_no_orchestrator():
         code = f"import sys, wsi_assets.scripts.{name}; print({{'dagster', 'mlflow'}} & set(sys.modules))"
         loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert loaded.stdout.strip() == "set()"
+
+
+def test_what_is_ignored_of_an_annotation_is_a_warning(tmp_path):
+    for name in ("images", "annotations"):
+        (tmp_path / name).mkdir()
+    write_pyramid(tmp_path / "images/s.tif", [picture(512, 512)])
+    asap(tmp_path / "annotations", [annotation(SQUARE), annotation(SQUARE, "Necrosis")]).rename(
+        tmp_path / "annotations/s.xml"
+    )
+    result = command("build_index", "--level", 0, "--target_level", 0, cwd=tmp_path)
+    assert "Necrosis" in result.stderr

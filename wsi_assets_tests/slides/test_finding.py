@@ -536,3 +536,19 @@ def test_a_hole_that_a_copy_left_and_its_mending_are_seen(tmp_path, size, hole):
             stream.seek(start)
             stream.write(whole[start : start + hole])
         assert fingerprint(path) == before
+
+
+@pytest.mark.parametrize("name", ["a.xml.bak", "a.svs.json.old", "A.GEOJSON.tmp"])
+def test_a_copy_of_an_annotation_under_another_ending_is_not_taken_for_none(images, annotations, name):
+    touch(images, "a.svs")
+    touch(annotations, name)
+    (slide,) = find_slides(images, annotations).slides
+    assert slide.annotation_path == annotations / name
+
+
+def test_a_folder_named_as_an_annotation_is_one_that_cannot_be_read(images, annotations):
+    touch(images, "a.svs")
+    (annotations / "a.xml").mkdir()
+    (slide,) = find_slides(images, annotations).slides
+    with pytest.raises(AnnotationError):
+        read_annotation(slide.annotation_path)

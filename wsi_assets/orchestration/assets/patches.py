@@ -1,6 +1,8 @@
 """The patches themselves, in the store of the user's choice."""
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
@@ -14,6 +16,9 @@ from wsi_assets.orchestration.metadata import progress_to, table, user_errors_as
 from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResource
 from wsi_assets.orchestration.storage import STORE_POINTER, StorageResource
 from wsi_assets.patches.options import Backend, ExtractionOptions
+
+if TYPE_CHECKING:
+    from wsi_assets.patches import StagedStore
 
 GROUP = "3_patches"
 
@@ -36,7 +41,7 @@ class StoreParameters(ExtractionOptions):
 
 PATCH_STORE = Artefact(
     name="patch_store",
-    code_version="4",
+    code_version="5",
     path=f"level_{{level}}/{STORE_POINTER}",
     options=StoreParameters,
     inputs=(SAMPLED_INDEX,),
@@ -63,8 +68,8 @@ def patch_store(
     storage: StorageResource,
     workers: WorkersResource,
     sampled_index: dict[str, Any],
-) -> dg.MaterializeResult:
-    from wsi_assets.patches import STORE_NAMES, extract_patches, plan_patches
+) -> Iterator[dg.MaterializeResult]:
+    from wsi_assets.patches import STORE_NAMES, plan_patches, staged_store
 
     with user_errors_as_failures():
         making = Making(context, storage, PATCH_STORE, config)
@@ -74,30 +79,36 @@ def patch_store(
         with workers.open_cluster() as executor:
             if executor is not None:
                 context.log.info(f"patches are read by the {executor}")
-            extracted = extract_patches(
+            with staged_store(
                 plan,
                 level_folder / STORE_NAMES[options.backend],
                 options.backend,
                 executor=executor,
                 workers=options.extraction_workers or (executor.workers() if executor else None),
                 progress=progress_to(context.log),
-            )
-    quarantine = [dict(zip(QUARANTINE, row, strict=True)) for row in extracted.quarantined]
-    older = [name for kind, name in STORE_NAMES.items() if kind != options.backend]
+            ) as staged:
+                # The IO manager publishes the store before this goes on: until then nobody else can build it.
+                yield _result(making, staged, level_folder)
+
+
+def _result(making: Making, staged: "StagedStore", level_folder: Path) -> dg.MaterializeResult:
+    from wsi_assets.patches import STORE_NAMES
+
+    older = [name for kind, name in STORE_NAMES.items() if kind != staged.backend]
     return making.result(
-        extracted,
+        staged,
         facts={
-            "backend": extracted.backend,
-            "count": extracted.patches,
-            "tumor": int(extracted.labels.sum()),
-            "normal": int(extracted.patches - extracted.labels.sum()),
-            "decoded": extracted.decoded,
-            "reused": extracted.reused,
-            "patches_per_second": round(extracted.decoded / max(extracted.seconds, 1e-9), 1),
-            "quarantined": len(quarantine),
+            "backend": staged.backend,
+            "count": staged.patches,
+            "tumor": staged.tumor,
+            "normal": staged.normal,
+            "decoded": staged.decoded,
+            "reused": staged.reused,
+            "patches_per_second": round(staged.patches_per_second, 1),
+            "quarantined": len(staged.quarantined),
         },
         metadata={
-            "quarantine": table(quarantine[:200], QUARANTINE),
+            "quarantine": table(staged.quarantined[:200], QUARANTINE),
             # Not removed: a store may have taken days. Nothing of the graph reads it any more.
             "older_stores_of_other_backends": [name for name in older if (level_folder / name).exists()],
         },

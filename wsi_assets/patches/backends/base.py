@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from wsi_assets.errors import StoreError
+from wsi_assets.files import disk_fault
+from wsi_assets.patches.options import Backend
+from wsi_assets.slides.closing import Closing
 
-FORMAT = 5
+FORMAT = 6
 """Version of our metadata; a store of another version is built again."""
 
 MAX_PATCH_SIZE = 1 << 14
@@ -20,16 +25,20 @@ MAX_PATCH_SIZE = 1 << 14
 UNKNOWN_LABEL = 255
 """Label of a patch that could not be read (HDF5 keeps its row), or whose class the store does not know."""
 
+ERRORS = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError)
+"""What reading a damaged file can raise."""
+
 
 @dataclass(frozen=True)
 class StoreMetadata:
     """What a store holds, without the patches.
 
     Attributes:
-        info: plain values. Every store: ``backend, patch_size, codec``. A store of ours also ``format, level,
-            stride, max_no_data, quality, plan_digest`` (of what was asked for), ``digest`` (of what it
-            holds: equal ones mean equal keys, labels and patches), ``patches, tumor, normal, slides`` (id,
-            fingerprint, downsample, mpp, magnification, patches of each), ``quarantined``.
+        info: plain values. Every store: ``backend, patch_size, codec, quarantined``. A store of ours also
+            ``format, quality, patches, tumor, normal`` and ``digest`` (of what it holds: equal ones mean
+            equal keys, labels and patches). One that was built from an index also ``level, stride,
+            max_no_data, plan_digest`` (of what was asked for) and ``slides`` (id, fingerprint, downsample,
+            mpp, magnification, patches of each).
         keys: one a patch.
         labels: uint8 (n,), 1 is tumor, 0 normal, :data:`UNKNOWN_LABEL`.
         origins: int32 (n, 3): slide number in ``info["slides"]``, y, x in pixels of the level; None where the
@@ -41,87 +50,125 @@ class StoreMetadata:
     labels: np.ndarray
     origins: np.ndarray | None
 
-    @property
-    def ours(self) -> bool:
-        """Whether this package wrote the store."""
-        return "format" in self.info
+    def to_json(self) -> bytes:
+        """All of it as JSON."""
+        origins = None if self.origins is None else self.origins.tolist()
+        arrays = {"keys": list(self.keys), "labels": self.labels.tolist(), "origins": origins}
+        return json.dumps({"info": self.info, **arrays}, sort_keys=True).encode()
 
-    def check(self, path: Path, *counts: int) -> None:
-        """See that metadata of ours fit each other and the patches counted; the file may be corrupt.
+    @classmethod
+    def from_json(cls, data: bytes) -> StoreMetadata:
+        """The inverse of :meth:`to_json`; a damaged file may say anything: :meth:`check` it."""
+        found = json.loads(data)
+        origins = found["origins"]
+        return cls(
+            dict(found["info"]),
+            list(map(str, found["keys"])),
+            np.array(found["labels"], np.uint8),
+            None if origins is None else np.array(origins, np.int32).reshape(-1, 3),
+        )
+
+    def check(self, path: Path, stored: int) -> StoreMetadata:
+        """See that metadata of ours fit each other and the number of patches stored.
 
         Raises:
             UnusableStoreError: it is of another version, or another program added or removed patches.
-            ValueError, TypeError, KeyError: they do not fit.
+            ValueError, TypeError, KeyError: they do not fit, so the file is corrupt.
         """
         info, count = self.info, len(self.keys)
-        version = info["format"]
-        if isinstance(version, int) and version != FORMAT:
+        if info["format"] != FORMAT:
             raise UnusableStoreError(
-                f"is of format {version}, and this version of wsi-assets writes {FORMAT}",
+                f"is of format {info['format']}, and this version of wsi-assets writes {FORMAT}",
                 path=path,
                 remedy="Build it again: run the level, or materialize its patch_store",
             )
+        if stored != count:
+            raise UnusableStoreError(
+                f"holds {stored} patches and its metadata list {count}: another program changed it",
+                path=path,
+                remedy="Build it again",
+            )
         kinds = {"patch_size": int, "codec": str, "digest": str, "backend": str, "quarantined": list}
-        for name, kind in kinds.items():
-            if type(info.get(name)) is not kind:
-                raise ValueError(f"metadata field {name!r} is missing or has the wrong type")
-        if not 0 < info["patch_size"] <= MAX_PATCH_SIZE:
-            raise ValueError(f"patch size {info['patch_size']}")
-        for found in counts:
-            if found != count:
-                raise UnusableStoreError(
-                    f"holds {found} patches and its metadata list {count}: another program changed it",
-                    path=path,
-                    remedy="Build it again",
-                )
-        if self.labels.dtype.kind not in "iu" or self.labels.shape != (count,):
-            raise ValueError("keys and labels do not fit")
-        if self.origins is not None:
-            if self.origins.dtype.kind not in "iu" or self.origins.shape != (count, 3):
-                raise ValueError("keys and origins do not fit")
-            numbers, slides = self.origins[:, 0], info["slides"]
-            texts = [slide[name] for slide in slides for name in ("slide_id", "fingerprint")]
-            if not all(isinstance(text, str) for text in texts) or any(
-                "mpp" not in slide for slide in slides
-            ):
-                raise ValueError("metadata field 'slides' is damaged")
-            if count and (numbers[0] < 0 or numbers[-1] >= len(slides) or (np.diff(numbers) < 0).any()):
-                raise ValueError("origins do not follow the slides")
+        right = all(type(info.get(name)) is kind for name, kind in kinds.items())
+        right = right and 0 < info["patch_size"] <= MAX_PATCH_SIZE and self.labels.shape == (count,)
+        if right and self.origins is not None:
+            slides, numbers = info["slides"], self.origins[:, 0]
+            names = [slide[name] for slide in slides for name in ("slide_id", "fingerprint")]
+            in_order = (np.diff(numbers, prepend=0, append=len(slides) - 1) >= 0).all()
+            right = len(numbers) == count and in_order and all(isinstance(name, str) for name in names)
+        if not right:
+            raise ValueError("its metadata do not fit each other")
+        return self
 
 
-class StoreReader(Protocol):
-    """A published store, open for reading in this process; threads may share it."""
+class StoreReader(Closing):
+    """A published store, open for reading in this process; threads may share it.
 
-    metadata: StoreMetadata
+    Raises:
+        StoreError: it is damaged, incomplete, or holds no patches.
+    """
 
+    library_errors: tuple[type[Exception], ...] = ()
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.metadata: StoreMetadata = self.open()
+        except StoreError:
+            self.close()
+            raise
+        except (*ERRORS, *self.library_errors) as error:
+            self.close()
+            fault = disk_fault(error, path)
+            if fault is None:
+                raise damaged(path, error) from error
+            raise StoreError(fault.fault, path=path, remedy=fault.remedy) from error
+
+    @abstractmethod
+    def open(self) -> StoreMetadata:
+        """Open the files and say what the store holds."""
+
+    @abstractmethod
     def read(self, row: int) -> bytes | memoryview:
-        """The encoded patch, the caller's own.
-
-        Raises:
-            StoreError: it is gone or does not read.
-        """
+        """The encoded patch, the caller's own; StoreError if it is gone or does not read."""
 
     def problems(self) -> list[str]:
-        """What the library's own checker finds wrong with the file, where it has one; slow."""
-
-    def close(self) -> None:
-        """Let go of all files."""
+        """What the library's own checker finds wrong with the files, where it has one; slow."""
+        return []
 
 
-class StoreWriter(Protocol):
-    """Fills a store at a staging path. Faults of the disk are OSErrors with their errno."""
+class StoreWriter(Closing):
+    """Fills a store at ``path``, for ``count`` patches if that is known. The disk's faults are OSErrors."""
 
+    @abstractmethod
+    def __init__(self, path: Path, count: int | None, patch_size: int): ...
+
+    @abstractmethod
     def write(self, row: int, key: str, label: int, value: bytes | memoryview) -> None:
         """Put one encoded patch; ``row`` is its number in the plan."""
 
     def keep(self, row: int, key: str, label: int, old: StoreReader, old_row: int) -> None:
         """Put a patch of another store of this kind, unchanged."""
+        self.write(row, key, label, old.read(old_row))
 
+    @abstractmethod
     def finish(self, metadata: StoreMetadata) -> None:
-        """Write the metadata and have all bytes on disk."""
+        """Write the metadata and have all bytes on disk; a store without is incomplete."""
 
-    def close(self) -> None:
-        """Let go of all files; without :meth:`finish` the store is incomplete."""
+
+def backend_classes(backend: Backend) -> tuple[type[StoreReader], type[StoreWriter]]:
+    """Reader and writer of a kind of store; its library is imported here."""
+    if backend == "lmdb":
+        from wsi_assets.patches.backends.lmdb import LmdbReader, LmdbWriter
+
+        return LmdbReader, LmdbWriter
+    if backend == "hdf5":
+        from wsi_assets.patches.backends.hdf5 import Hdf5Reader, Hdf5Writer
+
+        return Hdf5Reader, Hdf5Writer
+    from wsi_assets.patches.backends.image_folder import ImageFolderReader, ImageFolderWriter
+
+    return ImageFolderReader, ImageFolderWriter
 
 
 class UnusableStoreError(StoreError):

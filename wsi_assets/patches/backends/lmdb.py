@@ -1,14 +1,9 @@
-"""LMDB: key -> encoded image in the main database; names that begin with ``__`` hold our metadata.
-
-``__info__`` is JSON, ``__keys__`` one key a line in index order, ``__labels__`` uint8 (n,) and
-``__origins__`` little-endian int32 (n, 3) of :class:`StoreMetadata`, as they lie in memory.
-"""
+"""LMDB: key -> encoded image in the main database; ``__info__`` is :class:`StoreMetadata` as JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import threading
@@ -24,69 +19,50 @@ from wsi_assets.patches.backends.base import (
     UNKNOWN_LABEL,
     StoreMetadata,
     StoreReader,
+    StoreWriter,
     damaged,
     foreign_info,
     no_patch_store,
 )
 from wsi_assets.patches.codecs import codec_of, decode
 
-_INFO, _KEYS, _LABELS, _ORIGINS = b"__info__", b"__keys__", b"__labels__", b"__origins__"
+_METADATA = b"__info__"
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FIRST_MAP_SIZE = 1 << 30
 _COMMIT_BYTES = 16 << 20
 
 
-class LmdbReader:
-    """A published environment, a folder or (``subdir=False``) a single file, opened read-only.
+class LmdbReader(StoreReader):
+    """An environment, a folder or (``subdir=False``) a single file.
 
     One that another program wrote has the keys of its main database, in their order and without an image's
     suffix; classes and places of its patches are not known.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._environment: lmdb.Environment | None = _environment(path)
-        try:
-            with self._environment.begin() as view:
-                info = view.get(_INFO)
-                try:
-                    ours = isinstance(json.loads(info or b"0"), dict)
-                except ValueError:
-                    ours = False
-                self._names, self.metadata = self._ours(view) if ours else self._foreign(view)
-        except StoreError:
-            self.close()
-            raise
-        except (lmdb.Error, ValueError, TypeError, KeyError, RecursionError) as error:
-            self.close()
-            raise damaged(path, error) from error
+    library_errors = (lmdb.Error,)
+    _environment: lmdb.Environment | None = None
 
-    def _ours(self, view: lmdb.Transaction) -> tuple[list[bytes], StoreMetadata]:
-        keys = view.get(_KEYS, b"").decode().split("\n")[:-1]
-        origins = view.get(_ORIGINS)
-        metadata = StoreMetadata(
-            info=json.loads(view.get(_INFO)),
-            keys=keys,
-            labels=np.frombuffer(view.get(_LABELS, b""), np.uint8),
-            origins=None if origins is None else np.frombuffer(origins, "<i4").reshape(-1, 3),
-        )
-        metadata.check(self.path, view.stat()["entries"] - 3 - (origins is not None))
-        return [key.encode() for key in keys], metadata
-
-    def _foreign(self, view: lmdb.Transaction) -> tuple[list[bytes], StoreMetadata]:
-        names = [name for name in view.cursor().iternext(values=False) if not name.startswith(b"__")]
-        if not names:
-            raise no_patch_store(self.path, "it has no keys")
-        value = view.get(names[0])
+    def open(self) -> StoreMetadata:
+        self._environment = _environment(self.path)
+        with self._environment.begin() as view:
+            data = view.get(_METADATA)
+            if data is not None:
+                metadata = StoreMetadata.from_json(data).check(self.path, view.stat()["entries"] - 1)
+                self._names = [key.encode() for key in metadata.keys]
+                return metadata
+            self._names = [
+                name for name in view.cursor().iternext(values=False) if not name.startswith(b"__")
+            ]
+            if not self._names:
+                raise no_patch_store(self.path, "it has no keys")
+            value = view.get(self._names[0])
+        names = [name.decode(errors="replace") for name in self._names]
         codec = codec_of(value)
         if codec is None:
-            raise no_patch_store(
-                self.path, f"the value of {names[0][:80].decode(errors='replace')!r} is no PNG or JPEG image"
-            )
-        keys = [_without_suffix(name.decode(errors="replace")) for name in names]
-        labels = np.full(len(keys), UNKNOWN_LABEL, np.uint8)
-        info = foreign_info("lmdb", codec, decode(value).shape[0])
-        return names, StoreMetadata(info, keys, labels, None)
+            raise no_patch_store(self.path, f"the value of {names[0]!r:.80} is no PNG or JPEG image")
+        keys = [str(Path(n).with_suffix("")) if n.lower().endswith(_IMAGE_SUFFIXES) else n for n in names]
+        info = foreign_info("lmdb", codec, len(decode(value)))
+        return StoreMetadata(info, keys, np.full(len(keys), UNKNOWN_LABEL, np.uint8), None)
 
     def read(self, row: int) -> bytes:
         name = self._names[row]
@@ -100,10 +76,8 @@ class LmdbReader:
         return value
 
     def problems(self) -> list[str]:
-        try:
-            from lmdb.verify import VerifyError, verify
-        except ImportError:  # lmdb before 3.0
-            return []
+        from lmdb.verify import VerifyError, verify
+
         try:
             return verify(str(self.path))
         except VerifyError as error:
@@ -114,11 +88,11 @@ class LmdbReader:
             self._environment = None
 
 
-class LmdbWriter:
-    """See :class:`StoreWriter`. Keys given in the order of their bytes make a compact file."""
+class LmdbWriter(StoreWriter):
+    """Keys given in the order of their bytes make a compact file."""
 
     def __init__(self, path: Path, count: int | None, patch_size: int):
-        path.mkdir(parents=True)
+        path.mkdir()
         self._path = path
         with _errors_of_the_disk(path):
             self._environment = lmdb.open(str(path), map_size=_FIRST_MAP_SIZE, lock=False, sync=False)
@@ -126,30 +100,20 @@ class LmdbWriter:
         self._pending_bytes = 0
 
     def write(self, row: int, key: str, label: int, value: bytes) -> None:
-        self._put(key.encode(), value)
-
-    def keep(self, row: int, key: str, label: int, old: StoreReader, old_row: int) -> None:
-        self._put(key.encode(), old.read(old_row))
+        self._pending.append((key.encode(), value))
+        self._pending_bytes += len(value)
+        # Commits are counted in bytes, not in time, so that equal contents make equal files.
+        if self._pending_bytes >= _COMMIT_BYTES:
+            self._commit()
 
     def finish(self, metadata: StoreMetadata) -> None:
-        self._put(_INFO, json.dumps(metadata.info, sort_keys=True).encode())
-        self._put(_KEYS, "".join(f"{key}\n" for key in metadata.keys).encode())
-        self._put(_LABELS, metadata.labels.astype(np.uint8).tobytes())
-        if metadata.origins is not None:
-            self._put(_ORIGINS, metadata.origins.astype("<i4").tobytes())
+        self._pending.append((_METADATA, metadata.to_json()))
         self._commit()
         with _errors_of_the_disk(self._path):
             self._environment.sync(True)
 
     def close(self) -> None:
         self._environment.close()
-
-    def _put(self, name: bytes, value: bytes) -> None:
-        self._pending.append((name, value))
-        self._pending_bytes += len(value)
-        # Commits are counted in bytes, not in time, so that equal contents make equal files.
-        if self._pending_bytes >= _COMMIT_BYTES:
-            self._commit()
 
     def _commit(self) -> None:
         with _errors_of_the_disk(self._path):
@@ -193,7 +157,8 @@ def _environment(path: Path) -> lmdb.Environment:
     options = {"readonly": True, "lock": False, "readahead": False, "max_spare_txns": 64}
     try:
         with _opening:
-            found = data.stat()
+            with data.open("rb") as stream:  # whose errors are clearer than LMDB's
+                found = os.fstat(stream.fileno())
             file = found.st_dev, found.st_ino
             environment = _open_environments.get(file)
             if environment is None:
@@ -206,16 +171,10 @@ def _environment(path: Path) -> lmdb.Environment:
             _open_environments[file] = environment
             return environment
     except lmdb.Error as error:
-        if "already open" in str(error):
-            raise StoreError(
-                "is already open in this process by lmdb.open", path=path, remedy="Close that first"
-            ) from error
-        raise damaged(path, error) from error
-    except ValueError as error:
-        raise damaged(path, error) from error
-    except OSError as error:
+        if "already open" not in str(error):
+            raise
         raise StoreError(
-            f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions"
+            "is already open in this process by lmdb.open", path=path, remedy="Close that first"
         ) from error
 
 
@@ -228,7 +187,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _without_suffix(key: str) -> str:
-    return key[: -len(suffix)] if (suffix := Path(key).suffix).lower() in _IMAGE_SUFFIXES else key

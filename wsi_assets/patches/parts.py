@@ -1,0 +1,141 @@
+"""Encoded patches that need not be read from slides: those of part files, and of the store there is.
+
+A part is the encoded patches of a batch one after another, a JSON trailer that lists them, and its length in
+8 bytes. Parts bring patches from workers to the builder, and are what a killed build leaves to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from wsi_assets.errors import StoreError
+from wsi_assets.files import digest
+from wsi_assets.patches.backends.base import UNKNOWN_LABEL, StoreReader, StoreWriter
+
+_STORE = -1
+
+Place = tuple[int, int] | None
+"""Where an encoded patch is: number of a part, or ``_STORE``, and row in it."""
+
+
+@contextlib.contextmanager
+def new_part(folder: Path) -> Iterator[BinaryIO]:
+    """A stream to write a part to, which gets its name once it is whole."""
+    path = folder / f"{uuid.uuid4().hex}.unfinished"
+    try:
+        with path.open("wb") as stream:
+            yield stream
+        path.rename(path.with_suffix(".part"))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def write_part(
+    stream: BinaryIO,
+    content: dict[str, Any],
+    fingerprint: str,
+    values: Iterable[tuple[tuple[int, int], bytes]],
+) -> None:
+    """Write (y, x) and encoded patch each.
+
+    Args:
+        content: what decides the bytes of a patch besides slide and place (:meth:`PatchPlan.content`).
+        fingerprint: of the slide.
+    """
+    coords, lengths = [], []
+    for place, value in values:
+        stream.write(value)
+        coords.append(place)
+        lengths.append(len(value))
+    about = {"content": digest(content), "fingerprint": fingerprint, "coords": coords, "lengths": lengths}
+    trailer = json.dumps(about).encode()
+    stream.write(trailer + len(trailer).to_bytes(8, "big"))
+
+
+class _Part:
+    """A part file that is whole.
+
+    Raises:
+        ValueError: it is not, as after a power cut.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with path.open("rb") as stream:
+            end = stream.seek(-8, os.SEEK_END)
+            length = int.from_bytes(stream.read(8), "big")
+            stream.seek(end - length)
+            about = json.loads(stream.read(length))
+        self.content, self.fingerprint = about["content"], about["fingerprint"]
+        self.coords, self._lengths = np.array(about["coords"]), np.array(about["lengths"], np.int64)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        if not len(self.coords) or self._lengths.sum() + length != end:
+            raise ValueError("is cut short")
+
+    def read(self, row: int) -> bytes:
+        with self.path.open("rb", buffering=0) as stream:
+            return os.pread(stream.fileno(), int(self._lengths[row]), int(self._starts[row]))
+
+
+class EncodedPatches:
+    """Encoded patches of one content, by slide fingerprint and (y, x).
+
+    Args:
+        old: the store there is, if any.
+        folder: of parts.
+    """
+
+    def __init__(self, old: StoreReader | None, folder: Path, content: dict[str, Any]):
+        self._old, self._folder, self._content = old, folder, digest(content)
+        self._parts: list[_Part] = []
+        # Fingerprint -> rows of y, x, number of the part or _STORE, and row in it.
+        self._known: dict[str, list[np.ndarray]] = defaultdict(list)
+        if old is not None and old.metadata.origins is not None:
+            info, origins = old.metadata.info, old.metadata.origins
+            if all(info.get(name) == value for name, value in content.items()):
+                borders = np.searchsorted(origins[:, 0], np.arange(len(info["slides"]) + 1))
+                for slide, first, end in zip(info["slides"], borders, borders[1:], strict=False):
+                    rows = first + np.flatnonzero(old.metadata.labels[first:end] != UNKNOWN_LABEL)
+                    self._add(slide["fingerprint"], origins[rows, 1:], _STORE, rows)
+        self.find_parts()
+
+    def find_parts(self) -> None:
+        """Take up the parts that were written since; remove unfinished ones and those of another content."""
+        for path in sorted(set(self._folder.glob("*")) - {part.path for part in self._parts}):
+            part = None
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                part = _Part(path)
+            if part is None or part.content != self._content:
+                path.unlink(missing_ok=True)
+                continue
+            self._add(part.fingerprint, part.coords, len(self._parts), np.arange(len(part.coords)))
+            self._parts.append(part)
+
+    def find(self, fingerprint: str, coords: np.ndarray) -> list[Place]:
+        """Where the patches at ``coords`` of a slide are, None of each that is nowhere."""
+        known: dict[tuple[int, int], Place] = {}
+        for rows in self._known.get(fingerprint, ()):
+            known.update(((y, x), (source, row)) for y, x, source, row in rows.tolist())
+        return [known.get((y, x)) for y, x in coords.tolist()]
+
+    def put(self, place: Place, writer: StoreWriter, row: int, key: str, label: int) -> None:
+        """Put the patch at a place that was found into a store."""
+        if place is None:
+            raise StoreError(f"the part file of {key} is gone", path=self._folder, remedy="Run again")
+        source, source_row = place
+        if source == _STORE:
+            writer.keep(row, key, label, self._old, source_row)
+        else:
+            writer.write(row, key, label, self._parts[source].read(source_row))
+
+    def _add(self, fingerprint: str, coords: np.ndarray, source: int, rows: np.ndarray) -> None:
+        self._known[fingerprint].append(np.column_stack([coords, np.full_like(rows, source), rows]))

@@ -1,0 +1,93 @@
+"""How commands begin and end: text for any terminal, and Ctrl-C or SIGTERM end them within seconds.
+
+What is written survives a kill at any moment, so ending needs haste and no care: one line, status 130.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+STATUS = 130
+PATIENCE_SECONDS = 2
+
+_asked = threading.Event()
+_ending = threading.Lock()
+
+
+@contextlib.contextmanager
+def as_command() -> Iterator[None]:
+    """Run a command that either signal ends, and that prints names its terminal cannot show as escapes.
+
+    Both signals raise KeyboardInterrupt, in a step of Dagster its own interruption. Processes of pools are
+    killed at once, and this one too if it has not ended after some seconds: compiled code and threads do not
+    notice a signal.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    os.environ["MPLBACKEND"] = "agg"  # Jupyter leaves a name here that matplotlib refuses elsewhere
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {one: signal.signal(one, _interrupt) for one in signals}
+    received, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
+    # Dagster replaces handlers while it works; this is written to all the same.
+    signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(received,), daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt) or was_asked()):
+            raise
+        _say_once()
+        atexit._run_exitfuncs()  # the rest of the interpreter's own end takes seconds with torch
+        os._exit(STATUS)
+    finally:
+        signal.set_wakeup_fd(-1)
+        wakeup.close()
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def was_asked() -> bool:
+    """Whether this process was asked to stop; whatever fails from then on is no fault."""
+    return _asked.is_set()
+
+
+def start_worker() -> None:
+    """Initializer of a pool's process: its parent alone decides about Ctrl-C, and it ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    # It would wait for tasks for ever: each worker holds the other end of the pipe too.
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _interrupt(*_: object) -> None:
+    _asked.set()
+    raise KeyboardInterrupt
+
+
+def _watch(received: socket.socket) -> None:
+    while number := received.recv(1):
+        if number[0] in (signal.SIGINT, signal.SIGTERM):
+            _asked.set()
+            threading.excepthook = lambda _: None
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            time.sleep(PATIENCE_SECONDS)
+            _say_once()
+            os._exit(STATUS)
+
+
+def _say_once() -> None:
+    if _ending.acquire(blocking=False):
+        # Not sys.stderr, which a progress bar may have taken, as it has hidden the cursor.
+        show_cursor = "\x1b[?25h" if sys.__stderr__.isatty() else ""
+        print(f"{show_cursor}stopped; the same command continues", file=sys.__stderr__, flush=True)
