@@ -1,12 +1,14 @@
-"""What all pictures share: the palette, canvases apart from pyplot, PNG and JPEG bytes, the scale bar.
+"""What all pictures share: palette, canvases apart from pyplot, image bytes, lines over slides, scale bar.
 
 The colors are Okabe and Ito's (jfly.uni-koeln.de/color), which color-blind readers can distinguish.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,9 +16,12 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from shapely import Geometry
 
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 GREY, INK = "#767676", "#222222"
+TUMOR, NORMAL, TISSUE, EXCLUDED = ORANGE, BLUE, GREEN, SKY
+"""What a color means wherever it stands for one of these."""
 
 
 def new_canvas(width: float, height: float, layout: str = "constrained") -> Figure:
@@ -36,11 +41,15 @@ def canvas_png(canvas: Figure, dpi: int = 160) -> bytes:
     return stream.getvalue()
 
 
-def canvas_pixels(canvas: Figure, dpi: int) -> np.ndarray:
-    """A matplotlib figure as uint8 (h, w, 3) RGB."""
-    canvas.set_dpi(dpi)
-    canvas.canvas.draw()
-    return np.array(canvas.canvas.buffer_rgba())[..., :3]
+def canvas_svg(canvas: Figure) -> bytes:
+    """A matplotlib figure as SVG with text as text; equal drawings give equal bytes."""
+    from matplotlib import rc_context
+
+    stream = io.BytesIO()
+    fonts = ["Liberation Sans", "Arial", "Helvetica", "DejaVu Sans"]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "wsi_assets", "font.sans-serif": fonts}):
+        canvas.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
 
 
 def plain_axes(axes: Axes) -> None:
@@ -52,10 +61,11 @@ def plain_axes(axes: Axes) -> None:
 
 
 def png_of(pixels: np.ndarray) -> bytes:
-    """PNG of uint8 (h, w, 3) RGB."""
+    """PNG of uint8 (h, w, 3) RGB or (h, w, 4) RGBA."""
     import cv2
 
-    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+    code = cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
+    return cv2.imencode(".png", cv2.cvtColor(pixels, code))[1].tobytes()
 
 
 def jpeg_of(pixels: np.ndarray, quality: int = 85) -> bytes:
@@ -64,6 +74,73 @@ def jpeg_of(pixels: np.ndarray, quality: int = 85) -> bytes:
 
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     return cv2.imencode(".jpg", pixels[..., ::-1], options)[1].tobytes()
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """An image as an address that holds it; ``kind`` as in image/png."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def rgb(color: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a color like #D55E00."""
+    return tuple(bytes.fromhex(color[1:]))
+
+
+def rings_of(geometry: Geometry, origin: tuple[float, float], downsample: float) -> list[np.ndarray]:
+    """Rings of a polygon, (x, y) at level 0, as OpenCV contours of a picture.
+
+    Args:
+        origin: level-0 (x, y) of the picture's corner.
+        downsample: level-0 pixels per pixel of the picture.
+    """
+    import shapely
+
+    rings = [shapely.get_coordinates(ring) for ring in shapely.get_rings(shapely.get_parts(geometry))]
+    return [np.round((ring - origin) / downsample - 0.5).astype(np.int32)[:, None] for ring in rings]
+
+
+def stroke(picture: np.ndarray, contours: Sequence[np.ndarray], color: str, line: int, casing: bool) -> None:
+    """Draw contours onto uint8 (h, w, 3) RGB; a dark casing shows them on pale and on dark tissue."""
+    import cv2
+
+    if casing:
+        cv2.drawContours(picture, contours, -1, rgb(INK), line + 2, cv2.LINE_AA)
+    # Not antialiased: a line of one pixel keeps its color.
+    cv2.drawContours(picture, contours, -1, rgb(color), line, cv2.LINE_8)
+
+
+def legend(width: int, title: str, colors: Mapping[str, str], bar: tuple[float, str]) -> np.ndarray:
+    """The strip under a picture, (h, width, 3) RGB: title, a swatch for each color, scale bar; wrapped.
+
+    Args:
+        colors: name -> color.
+        bar: length in pixels of the picture, and text.
+    """
+    import cv2
+
+    size = min(max(width / 1000, 0.36), 1.0)
+    high, gap, ink = round(44 * size), round(14 * size), rgb(INK)
+    items = [(0, title, None), *((round(40 * size), name, rgb(color)) for name, color in colors.items())]
+    # OpenCV's letters are ASCII's.
+    items.append((max(round(bar[0]), 1), bar[1].replace("µ", "u"), ink))
+    placed, x, row = [], gap, 0
+    for swatch, text, color in items:
+        wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0] + swatch + 2 * gap
+        if x > gap and x + wide > width:
+            x, row = gap, row + 1
+        placed.append((x, row, swatch, text, color))
+        x += wide + gap
+    strip = np.full(((row + 1) * high + gap, width, 3), 255, np.uint8)
+    for x, row, swatch, text, color in placed:
+        base = row * high + round(high * 0.7)
+        if color is not None:
+            middle = base - round(9 * size)
+            if color != ink:
+                cv2.line(strip, (x, middle), (x + swatch, middle), ink, round(8 * size) + 2)
+            cv2.line(strip, (x, middle), (x + swatch, middle), color, max(round(8 * size) - 1, 2))
+        at = (x + swatch + (gap if swatch else 0), base)
+        cv2.putText(strip, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, ink, 1, cv2.LINE_AA)
+    return strip
 
 
 def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:

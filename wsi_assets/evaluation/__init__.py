@@ -11,9 +11,9 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "options": ("EvaluationOptions",),
-        "bootstrap": ("Metric",),
+        "intervals": ("Metric",),
         "evaluation": ("Evaluation", "SlideEvaluation", "evaluate"),
         "report": ("ReportContext", "write_report"),
-        "comparison": ("compare", "write_comparison"),
+        "comparison": ("read_levels", "write_comparison"),
     },
 )

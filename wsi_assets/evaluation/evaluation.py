@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from wsi_assets.errors import EvaluationError
-from wsi_assets.evaluation.froc import Froc, froc, match
+from wsi_assets.evaluation.froc import Froc, SlideHits, froc, match
 from wsi_assets.evaluation.heatmap import Detection, Heatmap, find_detections, heatmap_of
-from wsi_assets.evaluation.lesions import LesionMap, lesions_of_geometry
+from wsi_assets.evaluation.intervals import FEWEST_PATIENTS
+from wsi_assets.evaluation.lesions import CHALLENGE_MPP, LesionMap, lesions_of_geometry
 from wsi_assets.evaluation.metrics import (
     Calibration,
     PatchMetrics,
     SlideMetrics,
     SlideScore,
     patch_metrics,
+    pooled,
     score_slide,
     slide_metrics,
 )
@@ -30,11 +30,8 @@ from wsi_assets.slides.naming import normalize_id
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
 
-FORMAT = 2
+FORMAT = 3
 """Version of the plain form, as ``metrics.json`` holds it."""
-
-LARGEST_MASK = 100_000_000
-"""Most pixels of a lesion mask; finding its lesions takes about 50 bytes a pixel."""
 
 INCOMPLETE = "its tumor is not completely annotated"
 UNANNOTATED = "it has tumor patches but no annotation was given, so its lesions are unknown"
@@ -45,35 +42,71 @@ NO_DOWNSAMPLE = "its prediction has no downsample, so its patches have no place 
 class SlideEvaluation:
     """What is known of one test slide.
 
-    ``geometry`` is the annotated tumor, shapely (x, y) in level-0 pixels, or None. ``patch`` is None where
-    the annotation is incomplete: its patches are in no metric. ``heatmap`` is None for a slide without
-    patches or without a known downsample.
+    ``geometry`` is the annotated tumor, shapely (x, y) in level-0 pixels, or None. ``heatmap`` is None for a
+    slide without patches or without a known downsample, ``hits`` where ``not_in_froc`` says why.
     """
 
     predictions: SlidePredictions
     geometry: Any
-    incomplete: bool
     score: SlideScore
-    patch: PatchMetrics | None
+    patch: PatchMetrics
     heatmap: Heatmap | None
     detections: tuple[Detection, ...]
+    hits: SlideHits | None
+    not_in_froc: str | None
 
     @property
     def slide_id(self) -> str:
         return self.predictions.slide_id
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether tumor of this slide is not annotated: its patches are then in no metric of the cohort."""
+        return self.not_in_froc == INCOMPLETE
+
+
+@dataclass(frozen=True)
+class PatientSummary:
+    """One patient's slides together. ``lesions`` are those that are not isolated tumor cells."""
+
+    patient: str
+    slides: int
+    tumor_slides: int
+    highest_top_mean: float | None
+    patch: PatchMetrics
+    lesions: int
+    lesions_detected: int
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """``excluded`` of ``total`` slides or patches (``unit``) are not in ``metrics``, and why."""
+
+    metrics: str
+    unit: str
+    excluded: int
+    total: int
+    reason: str
+    slides: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The whole evaluation of one level. ``notes`` are sentences a reader of the metrics must know."""
+    """The whole evaluation of one level.
+
+    ``calibrated`` are the patch metrics of the calibrated probabilities, None without a calibration;
+    ``notes`` are sentences a reader of the metrics must know.
+    """
 
     options: EvaluationOptions
-    validation_threshold: float | None
     calibration: Calibration | None
     patch: PatchMetrics
+    calibrated: PatchMetrics | None
     slide: SlideMetrics
     froc: Froc
     slides: tuple[SlideEvaluation, ...]
+    patients: tuple[PatientSummary, ...]
+    exclusions: tuple[Exclusion, ...]
     notes: tuple[str, ...]
     seconds: float
 
@@ -82,16 +115,16 @@ class Evaluation:
         return {
             "format": FORMAT,
             "options": self.options.model_dump(),
-            "validation_threshold": self.validation_threshold,
-            "calibration": asdict(self.calibration) if self.calibration else None,
+            "calibration": self.calibration and asdict(self.calibration),
             "patch": {
                 "overall": asdict(self.patch),
-                "per_slide": {
-                    slide.slide_id: asdict(slide.patch) if slide.patch else None for slide in self.slides
-                },
+                "calibrated": self.calibrated and asdict(self.calibrated),
+                "per_slide": {one.slide_id: asdict(one.patch) for one in self.slides},
             },
             "slide": asdict(self.slide),
+            "patients": [asdict(one) for one in self.patients],
             "froc": self.froc.to_plain(),
+            "exclusions": [asdict(one) for one in self.exclusions],
             "notes": list(self.notes),
             "seconds": round(self.seconds, 3),
         }
@@ -118,8 +151,7 @@ def evaluate(
         predictions: slide id -> index entry with ``probs``, nan for a patch that could not be read.
         tumor_regions: slide id -> annotation; absent, None or empty for none.
         validation_threshold: the threshold on raw probabilities chosen on validation patches, if one was.
-        calibration: ``{"temperature": ..., "bias": ...}`` of the model: calibrated logit = logit(p) /
-            temperature + bias. Metrics of the calibrated probabilities are then given beside the raw ones.
+        calibration: the model's ``temperature`` and ``shift``; see :class:`Calibration`.
         incomplete_slides: ids of slides whose tumor is not completely annotated (see
             ``wsi_assets.index.incomplete_slides``), in any case. Tumor they do not show would count as false
             positives, so they are left out of FROC and of patch metrics; they still are ranked.
@@ -131,30 +163,27 @@ def evaluate(
     """
     began = time.monotonic()
     options, sizes = options or EvaluationOptions(), sizes or {}
-    settings = {"validation_threshold": validation_threshold, "calibration": Calibration.of(calibration)}
     incomplete = {normalize_id(slide_id) for slide_id in incomplete_slides}
-    read = read_predictions(predictions)
-    slides, hits, left_out = [], [], {}
+    read, slides = read_predictions(predictions), []
     for done, part in enumerate(read, start=1):
-        name, regions = part.slide_id, (tumor_regions or {}).get(part.slide_id)
+        regions = (tumor_regions or {}).get(part.slide_id)
         geometry = None if regions is None or regions.geometry.is_empty else regions.geometry
-        slide = _slide(part, geometry, normalize_id(name) in incomplete, options, settings)
-        slides.append(slide)
-        reason = _not_in_froc(slide)
-        if reason:
-            left_out[name] = reason
-        else:
-            lesions = _lesions(name, geometry, options, sizes.get(name))
-            hits.append(match(name, part.patient, slide.detections, lesions))
+        is_incomplete = normalize_id(part.slide_id) in incomplete
+        slides.append(_slide(part, geometry, is_incomplete, options, sizes.get(part.slide_id)))
         progress(done, len(read), "evaluating slides")
+    curve = calibration and Calibration(calibration["temperature"], calibration["shift"])
+    probs, labels, patients = pooled([one.predictions for one in slides if not one.incomplete])
     return Evaluation(
         options=options,
-        **settings,
-        patch=_pooled([one.predictions for one in slides if not one.incomplete], options, settings),
+        calibration=curve,
+        patch=patch_metrics(probs, labels, patients, options, validation_threshold),
+        calibrated=curve and patch_metrics(curve(probs), labels, patients, options),
         slide=slide_metrics([one.score for one in slides], options),
-        froc=froc(hits, options, left_out),
+        froc=_froc(slides, options, sizes),
         slides=tuple(slides),
-        notes=tuple(_notes(slides, left_out, options)),
+        patients=tuple(_patients(slides, options)),
+        exclusions=tuple(_exclusions(slides)),
+        notes=tuple(_notes(read)),
         seconds=time.monotonic() - began,
     )
 
@@ -164,105 +193,114 @@ def _slide(
     geometry: Any,
     incomplete: bool,
     options: EvaluationOptions,
-    settings: Mapping[str, Any],
+    size: tuple[int, int] | None,
 ) -> SlideEvaluation:
     heatmap = heatmap_of(part)
     found = find_detections(heatmap, options, part.mpp) if heatmap else ()
     is_tumor = geometry is not None or bool((part.is_tumor | part.partial).any())
-    score = score_slide(part, is_tumor, len(found) if part.downsample else None, options)
-    # One slide is one patient: its intervals resample square blocks of its tissue.
-    side = part.stride * options.bootstrap_block
-    block = (part.y // side) * (int(part.x.max(initial=0)) // side + 1) + part.x // side
-    marks = {"partial": part.partial, "unit": "blocks of tissue", **settings}
-    patch = None if incomplete else patch_metrics(part.probs, part.is_tumor, block, options, **marks)
-    return SlideEvaluation(part, geometry, incomplete, score, patch, heatmap, found)
+    not_in_froc = None
+    if incomplete:
+        not_in_froc = INCOMPLETE
+    elif is_tumor and geometry is None:
+        not_in_froc = UNANNOTATED
+    elif part.downsample is None:
+        not_in_froc = NO_DOWNSAMPLE
+    hits = None
+    if not_in_froc is None:
+        hits = match(part.slide_id, part.patient, found, _lesions(geometry, part.mpp, size))
+    return SlideEvaluation(
+        predictions=part,
+        geometry=geometry,
+        score=score_slide(part, is_tumor, len(found) if part.downsample else None, options),
+        patch=patch_metrics(*pooled([part]), options),
+        heatmap=heatmap,
+        detections=found,
+        hits=hits,
+        not_in_froc=not_in_froc,
+    )
 
 
-def _pooled(
-    parts: Sequence[SlidePredictions], options: EvaluationOptions, settings: Mapping[str, Any]
-) -> PatchMetrics:
-    """Metrics of the patches of all ``parts``, with intervals over patients."""
-    _, patient = np.unique([part.patient for part in parts], return_inverse=True)
-
-    def all_of(name: str) -> np.ndarray:
-        return np.concatenate([np.zeros(0, bool), *(getattr(part, name) for part in parts)])
-
-    groups = np.repeat(patient, [len(part.y) for part in parts])
-    probs, is_tumor, partial = all_of("probs"), all_of("is_tumor"), all_of("partial")
-    return patch_metrics(probs, is_tumor, groups, options, partial=partial, **settings)
+def _lesions(geometry: Any, mpp: float | None, size: tuple[int, int] | None) -> LesionMap | None:
+    return None if geometry is None else lesions_of_geometry(geometry, mpp=mpp or CHALLENGE_MPP, size=size)
 
 
-def _not_in_froc(slide: SlideEvaluation) -> str | None:
-    """Why a slide's detections cannot be set against its lesions, None if they can."""
-    if slide.incomplete:
-        return INCOMPLETE
-    if slide.score.is_tumor and slide.geometry is None:
-        return UNANNOTATED
-    return NO_DOWNSAMPLE if slide.predictions.downsample is None else None
+def _froc(
+    slides: Sequence[SlideEvaluation], options: EvaluationOptions, sizes: Mapping[str, tuple[int, int]]
+) -> Froc:
+    used = [one for one in slides if one.hits]
+    known = [one.predictions.mpp for one in used if one.predictions.mpp]
+    official = None
+    if options.official_froc or (known and all(abs(mpp / CHALLENGE_MPP - 1) <= 0.1 for mpp in known)):
+        official = []
+        for one in used:
+            lesions = _lesions(one.geometry, CHALLENGE_MPP, sizes.get(one.slide_id))
+            official.append(match(one.slide_id, one.score.patient, one.detections, lesions))
+    left_out = {one.slide_id: one.not_in_froc for one in slides if one.not_in_froc}
+    return froc([one.hits for one in used], options, left_out, official)
 
 
-def _lesions(
-    slide_id: str, geometry: Any, options: EvaluationOptions, size: tuple[int, int] | None
-) -> LesionMap | None:
-    if geometry is None:
-        return None
-    x0, y0, x1, y1 = geometry.bounds
-    if size is not None:  # what lies outside the slide is cut off
-        x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, size[1]), min(y1, size[0])
-    height, width = (int(max(side, 0) / 2**options.froc_level) for side in (y1 - y0, x1 - x0))
-    if height * width > LARGEST_MASK:
-        raise EvaluationError(
-            f"the lesions of slide {slide_id} span {height} x {width} pixels at froc_level "
-            f"{options.froc_level}, more than fit in memory",
-            remedy="Set froc_level higher: the challenge uses 5",
+def _patients(slides: Sequence[SlideEvaluation], options: EvaluationOptions) -> list[PatientSummary]:
+    rows = []
+    for patient in sorted({one.score.patient for one in slides}):
+        own = [one for one in slides if one.score.patient == patient]
+        best = [hit for one in own if one.hits for hit in one.hits.best.values()]
+        scores = [one.score.top_mean for one in own if one.score.top_mean is not None]
+        rows.append(
+            PatientSummary(
+                patient=patient,
+                slides=len(own),
+                tumor_slides=sum(one.score.is_tumor for one in own),
+                highest_top_mean=max(scores, default=None),
+                patch=patch_metrics(*pooled([one.predictions for one in own if not one.incomplete]), options),
+                lesions=len(best),
+                lesions_detected=sum(hit is not None for hit in best),
+            )
         )
-    return lesions_of_geometry(geometry, mpp=options.froc_mpp, level=options.froc_level, size=size)
+    return rows
 
 
-def _notes(
-    slides: Sequence[SlideEvaluation], left_out: Mapping[str, str], options: EvaluationOptions
-) -> list[str]:
-    """What a reader of the metrics must know first; slides with the same remark share a sentence."""
-    if not slides:
-        return [
-            'There is no test slide (by default, one whose id contains "test"): no metric can be computed.'
-        ]
-    notes, parts = [], [slide.predictions for slide in slides]
-    patients = len({part.patient for part in parts})
-    if patients < 10:
+def _exclusions(slides: Sequence[SlideEvaluation]) -> list[Exclusion]:
+    """What is in which metric: from what no metric has to what one lacks."""
+    rows = []
+    totals = {"slides": len(slides), "patches": sum(len(one.predictions.y) for one in slides)}
+
+    def leave_out(metrics: str, unit: str, reason: str, count: Callable[[SlideEvaluation], int]) -> None:
+        counts = +Counter({one.slide_id: int(count(one)) for one in slides})
+        if counts:
+            rows.append(Exclusion(metrics, unit, counts.total(), totals[unit], reason, tuple(counts)))
+
+    def hidden(one: SlideEvaluation) -> int:
+        return one.incomplete and one.predictions.seen.sum()
+
+    def partial(one: SlideEvaluation) -> int:
+        return 0 if one.incomplete else (one.predictions.seen & one.predictions.partial).sum()
+
+    unread = "they could not be read"
+    leave_out("every metric", "patches", unread, lambda one: (~one.predictions.seen).sum())
+    leave_out("patch metrics", "patches", "tumor of their slide is not completely annotated", hidden)
+    leave_out("patch metrics", "patches", "too little tumor to be of either class", partial)
+    nothing = "none of its patches has a probability"
+    leave_out("slide metrics", "slides", nothing, lambda one: one.score.maximum is None)
+    for why in (INCOMPLETE, UNANNOTATED, NO_DOWNSAMPLE):
+        leave_out("FROC", "slides", why, lambda one, why=why: one.not_in_froc == why)
+    return rows
+
+
+def _notes(parts: Sequence[SlidePredictions]) -> list[str]:
+    """What a reader of the metrics must know first."""
+    if not parts:
+        return ["There is no test slide (see cohort.csv and test_pattern): no metric can be computed."]
+    notes, patients = [], len({part.patient for part in parts})
+    if patients < FEWEST_PATIENTS:
         notes.append(
-            f"The test set holds {patients} patient{'s' if patients > 1 else ''}: "
-            "intervals over so few say little about other patients."
+            f"Too few patients: {patients} in the test set. With fewer than {FEWEST_PATIENTS} no interval is "
+            "given, and no metric says much about other patients."
         )
-    for reason in dict.fromkeys(left_out.values()):
-        named = _named([slide_id for slide_id, why in left_out.items() if why == reason])
-        where = "FROC and of patch metrics" if reason == INCOMPLETE else "FROC"
-        notes.append(f"Left out of {where}, each because {reason}: {named}.")
-    unread = {part.slide_id: int((~part.seen).sum()) for part in parts if not part.seen.all()}
-    if unread:
-        total = sum(unread.values())
-        notes.append(f"{total} patches could not be read and are in no metric: {_named(unread)}.")
     unscaled = [part.slide_id for part in parts if part.downsample and not part.mpp]
     if unscaled:
         notes.append(
-            f"The pixel size is unknown, and {options.froc_mpp} um (froc_mpp) is taken for the smoothing and "
-            f"distance of detections: {_named(unscaled)}."
-        )
-    other = [
-        f"{one.slide_id} ({one.predictions.mpp:.3f} um)"
-        for one in slides
-        if one.geometry is not None and one.predictions.mpp
-        and abs(one.predictions.mpp / options.froc_mpp - 1) > 0.1
-    ]  # fmt: skip
-    if other:
-        notes.append(
-            f"Lesions are measured at {options.froc_mpp} um a pixel, as the challenge does (froc_mpp), on "
-            f"slides of another pixel size: {_named(other)}."
+            f"The pixel size of {len(unscaled)} slides is unknown, and {CHALLENGE_MPP} µm is taken for their "
+            f"lesions and detections (cohort.csv can give it): {', '.join(unscaled[:8])}"
+            + (f" and {len(unscaled) - 8} more." if len(unscaled) > 8 else ".")
         )
     return notes
-
-
-def _named(slide_ids: Collection[str], most: int = 8) -> str:
-    shown = list(slide_ids)[:most]
-    rest = len(slide_ids) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest else "")

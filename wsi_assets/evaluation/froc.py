@@ -1,14 +1,14 @@
-"""FROC: lesion sensitivity against false positives per slide, official and corrected.
+"""FROC: lesion sensitivity against false positives per slide, corrected and official.
 
 The score is the mean sensitivity at 0.25, 0.5, 1, 2, 4 and 8 false positives per slide, over all slides,
 also those without detections. A detection inside a lesion counts once per lesion, at its highest
 probability; inside isolated tumor cells it counts for nothing; anywhere else it is a false positive.
 
-The official score is the challenge script's as it ran under numpy 1, quirks included: the lowest score is
-never used as a threshold, so that a perfect detector whose scores are all equal gets 0.0; scores of lesions
-are kept as float32 and those of false positives as float64; a lesion without a detection has the score 0.0.
-The corrected score uses every score as a threshold, in one precision, and a lesion without a detection has
-no score.
+The corrected score takes the lesions in each slide's own micrometres and uses every score as a threshold, in
+one precision; a lesion without a detection has no score. The official score is the challenge script's as it
+ran under numpy 1, quirks included: every slide has 0.243 um a pixel; the lowest score is never used as a
+threshold, so that a perfect detector whose scores are all equal gets 0.0; scores of lesions are kept as
+float32 and those of false positives as float64; a lesion without a detection has the score 0.0.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from wsi_assets.evaluation.bootstrap import Metric, Resamples
 from wsi_assets.evaluation.heatmap import Detection
+from wsi_assets.evaluation.intervals import Metric, Resamples
 from wsi_assets.evaluation.lesions import LesionMap
 from wsi_assets.evaluation.options import EvaluationOptions
 
 FALSE_POSITIVES_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+NOT_OFFICIAL = (
+    "the CAMELYON16 script is for slides of 0.243 µm a pixel; official_froc=true gives its score all the same"
+)
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,9 @@ class SlideHits:
     """The detections of one slide set against its lesions.
 
     Attributes:
-        false_positives: those in no lesion.
+        false_positives: those in no lesion; those in isolated tumor cells (ITC) count for nothing.
         best: the detection with the highest probability of each lesion that is not ITC; None for none.
         lesions: all lesions of the slide, ITC included; None on a normal slide.
-        in_itc: detections inside isolated tumor cells, which count for nothing.
     """
 
     slide_id: str
@@ -58,16 +60,23 @@ class SlideHits:
     false_positives: tuple[Detection, ...]
     best: dict[int, Detection | None]
     lesions: LesionMap | None
-    in_itc: int
+
+    @property
+    def itc(self) -> int:
+        """Number of lesions that are isolated tumor cells."""
+        return len(self.lesions.lesions) - len(self.best) if self.lesions else 0
 
     @property
     def official_scores(self) -> np.ndarray:
         """(lesions,) float32: highest probability in each lesion, 0.0 for ITC and for missed lesions."""
-        scores = np.zeros(len(self.lesions.lesions) if self.lesions else 0, np.float32)
-        for label, hit in self.best.items():
-            if hit is not None:
-                scores[label - 1] = hit.probability
-        return scores
+        found = np.zeros(self.itc + len(self.best), np.float32)
+        found[: len(self.corrected_scores)] = self.corrected_scores
+        return found
+
+    @property
+    def corrected_scores(self) -> np.ndarray:
+        """Highest probability of each lesion that has a detection and is not ITC."""
+        return np.array([hit.probability for hit in self.best.values() if hit], float)
 
 
 @dataclass(frozen=True)
@@ -79,13 +88,15 @@ class Froc:
 
     official: Metric
     corrected: Metric
-    slides: int
-    lesions: int
-    itc: int
+    official_curve: Curve | None
+    corrected_curve: Curve | None
     hits: tuple[SlideHits, ...]
     left_out: Mapping[str, str]
-    official_curve: Curve | None = None
-    corrected_curve: Curve | None = None
+
+    @property
+    def lesions(self) -> int:
+        """Lesions that count: those that are not isolated tumor cells."""
+        return sum(len(slide.best) for slide in self.hits)
 
     def to_plain(self) -> dict[str, Any]:
         curves = (self.official_curve, self.corrected_curve)
@@ -96,9 +107,9 @@ class Froc:
             "false_positives_per_slide": list(FALSE_POSITIVES_PER_SLIDE),
             "official_sensitivity": official,
             "corrected_sensitivity": corrected,
-            "slides": self.slides,
+            "slides": len(self.hits),
             "lesions": self.lesions,
-            "isolated_tumor_cells": self.itc,
+            "isolated_tumor_cells": sum(slide.itc for slide in self.hits),
             "false_positives": sum(len(slide.false_positives) for slide in self.hits),
             "lesion_table": lesion_table(self.hits),
             "left_out": dict(self.left_out),
@@ -109,113 +120,86 @@ def match(
     slide_id: str, patient: str, detections: Iterable[Detection], lesions: LesionMap | None
 ) -> SlideHits:
     """Set the detections of a slide against its lesions; ``lesions`` is None on a normal slide."""
-    itc = {lesion.label for lesion in lesions.lesions if lesion.itc} if lesions else set()
-    labels = {lesion.label for lesion in lesions.lesions} - itc if lesions else set()
-    best: dict[int, Detection | None] = dict.fromkeys(sorted(labels))
-    false_positives, in_itc = [], 0
+    itc = {lesion.label: lesion.itc for lesion in lesions.lesions} if lesions else {}
+    best: dict[int, Detection | None] = {label: None for label in itc if not itc[label]}
+    false_positives = []
     for detection in detections:
         label = lesions.label_at(detection.x, detection.y) if lesions else 0
         if label == 0:
             false_positives.append(detection)
-        elif label in itc:
-            in_itc += 1
-        elif best[label] is None or detection.probability > best[label].probability:
+        elif label in best and (best[label] is None or detection.probability > best[label].probability):
             best[label] = detection
-    return SlideHits(slide_id, patient, tuple(false_positives), best, lesions, in_itc)
+    return SlideHits(slide_id, patient, tuple(false_positives), best, lesions)
 
 
-def official_curve(
-    false_positives: Sequence[float], lesion_scores: Sequence[float], lesions: int, slides: int
+def froc_curve(
+    false_positives: Sequence[float],
+    lesion_scores: Sequence[float],
+    lesions: int,
+    slides: int,
+    *,
+    official: bool,
 ) -> Curve:
-    """The challenge script's curve.
+    """The curve over every distinct score as a threshold; the official one leaves out the lowest.
 
     Args:
         false_positives: probability of every false positive of all slides.
-        lesion_scores: highest probability in every lesion, ITC and missed ones as 0.0; the script keeps
-            them as float32, which is how :attr:`SlideHits.official_scores` gives them.
+        lesion_scores: ``corrected_scores`` or ``official_scores`` of all slides.
         lesions: number of lesions that are not ITC, at least 1.
         slides: number of slides.
     """
-    return _curve(false_positives, lesion_scores, lesions, slides, first=1)
-
-
-def corrected_curve(
-    false_positives: Sequence[float], lesion_scores: Sequence[float], lesions: int, slides: int
-) -> Curve:
-    """Every distinct score is a threshold.
-
-    Args:
-        lesion_scores: highest probability in every lesion that has a detection and is not ITC.
-    """
-    return _curve(false_positives, lesion_scores, lesions, slides, first=0)
-
-
-def _curve(false_positives, lesion_scores, lesions: int, slides: int, *, first: int) -> Curve:
-    """The curve over the thresholds from the ``first`` lowest score on."""
     fp, tp = np.sort(np.asarray(false_positives, np.float64)), np.sort(np.asarray(lesion_scores))
     # Under numpy 1 a float32 score and a float64 one are ordered as numbers, but an array of float32 scores
     # is compared with a threshold in float32.
-    thresholds = np.unique(np.concatenate([fp, tp.astype(np.float64)]))[first:]
+    thresholds = np.unique(np.concatenate([fp, tp.astype(np.float64)]))[int(official) :]
     above_fp = len(fp) - np.searchsorted(fp, thresholds)
     above_tp = len(tp) - np.searchsorted(tp, thresholds.astype(tp.dtype))
     return Curve(np.append(above_fp, 0) / slides, np.append(above_tp, 0) / lesions)
 
 
 def froc(
-    hits: Sequence[SlideHits], options: EvaluationOptions, left_out: Mapping[str, str] | None = None
+    hits: Sequence[SlideHits],
+    options: EvaluationOptions,
+    left_out: Mapping[str, str] | None = None,
+    official_hits: Sequence[SlideHits] | None = None,
 ) -> Froc:
-    """Both scores of a cohort with 95 % intervals over patients."""
-    lesions = sum(len(slide.best) for slide in hits)
-    itc = sum(len(slide.lesions.lesions) for slide in hits if slide.lesions) - lesions
-    counts = {"slides": len(hits), "lesions": lesions, "itc": itc, "hits": tuple(hits)}
-    counts["left_out"] = dict(left_out or {})
-    if not lesions:
+    """Both scores of a cohort with 95 % intervals over patients.
+
+    Args:
+        hits: with the lesions in each slide's own micrometres.
+        official_hits: with the lesions as the challenge's script measures them; None for no official score.
+    """
+    left_out = dict(left_out or {})
+    corrected, corrected_curve = _score(hits, options, left_out, official=False)
+    official, official_curve = Metric.missing(NOT_OFFICIAL), None
+    if official_hits is not None:
+        official, official_curve = _score(official_hits, options, left_out, official=True)
+    return Froc(official, corrected, official_curve, corrected_curve, tuple(hits), left_out)
+
+
+def _score(
+    hits: Sequence[SlideHits], options: EvaluationOptions, left_out: Mapping[str, str], *, official: bool
+) -> tuple[Metric, Curve | None]:
+    lesions = np.array([len(slide.best) for slide in hits], int)
+    if not lesions.any():
+        itc = sum(slide.itc for slide in hits)
         reason = "no lesion on a test slide" if hits else "no test slide"
         reason += f" other than {itc} of isolated tumor cells, which do not count" if itc else ""
         reason += f" ({len(left_out)} left out)" if left_out else ""
-        return Froc(Metric.missing(reason), Metric.missing(reason), **counts)
-    cohort = _Scores(hits)
-    official, corrected = cohort.curves(np.ones(len(hits), int))
-    patients, group = np.unique([slide.patient for slide in hits], return_inverse=True)
-    resamples = Resamples(len(patients), options.bootstrap_samples, options.seed)
-    drawn = (cohort.curves(times[group].astype(int)) for part in resamples.drawn() for times in part)
-    scores = [[curve.score() if curve else np.nan for curve in curves] for curves in drawn]
-    resampled = np.array(scores).reshape(-1, 2)
-    return Froc(
-        resamples.metric(official.score(), resampled[:, 0]),
-        resamples.metric(corrected.score(), resampled[:, 1]),
-        **counts,
-        official_curve=official,
-        corrected_curve=corrected,
-    )
+        return Metric.missing(reason), None
+    wrong = [np.array([one.probability for one in slide.false_positives]) for slide in hits]
+    found = [slide.official_scores if official else slide.corrected_scores for slide in hits]
 
+    def curve(slides: np.ndarray) -> Curve:
+        pooled = (np.concatenate([scores[i] for i in slides]) for scores in (wrong, found))
+        return froc_curve(*pooled, int(lesions[slides].sum()), len(slides), official=official)
 
-class _Scores:
-    """The scores of a cohort, sorted once, for curves in which each slide is taken any number of times."""
-
-    def __init__(self, hits: Sequence[SlideHits]):
-        found = [[hit for hit in slide.best.values() if hit] for slide in hits]
-        self._lesions = np.array([len(slide.best) for slide in hits])
-        self._fp = _pooled([[one.probability for one in slide.false_positives] for slide in hits], float)
-        self._official = _pooled([slide.official_scores for slide in hits], np.float32)
-        self._found = _pooled([[hit.probability for hit in best] for best in found], float)
-
-    def curves(self, times: np.ndarray) -> tuple[Curve | None, Curve | None]:
-        """Official and corrected curve, each slide taken ``times`` (slides,) times; None without lesion."""
-        lesions, slides = int(self._lesions @ times), int(times.sum())
-        if not lesions:
-            return None, None
-        fp, official, found = (
-            np.repeat(scores, times[slide]) for scores, slide in (self._fp, self._official, self._found)
-        )
-        return official_curve(fp, official, lesions, slides), corrected_curve(fp, found, lesions, slides)
-
-
-def _pooled(per_slide: Sequence[Sequence[float]], dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of all slides, ascending, and the number of the slide of each."""
-    scores = np.concatenate([np.asarray(one, dtype) for one in per_slide])
-    order = np.argsort(scores, kind="stable")
-    return scores[order], np.repeat(np.arange(len(per_slide)), [len(one) for one in per_slide])[order]
+    every = np.arange(len(hits))
+    whole = curve(every)
+    resamples = Resamples([slide.patient for slide in hits], options)
+    drawn = (np.repeat(every, times[resamples.group].astype(int)) for times in resamples.counts)
+    scores = [curve(slides).score() if lesions[slides].any() else np.nan for slides in drawn]
+    return resamples.metric(whole.score(), np.array(scores)), whole
 
 
 def lesion_table(hits: Iterable[SlideHits]) -> list[dict[str, Any]]:
@@ -224,17 +208,7 @@ def lesion_table(hits: Iterable[SlideHits]) -> list[dict[str, Any]]:
     for slide in hits:
         for lesion in slide.lesions.lesions if slide.lesions else ():
             hit = slide.best.get(lesion.label)
-            rows.append(
-                {
-                    "slide": slide.slide_id,
-                    "lesion": lesion.label,
-                    "area": lesion.area,
-                    "major_axis": lesion.major_axis,
-                    "box": list(lesion.box),
-                    "itc": lesion.itc,
-                    "probability": hit.probability if hit else None,
-                    "x": hit.x if hit else None,
-                    "y": hit.y if hit else None,
-                }
-            )
+            row = {"slide": slide.slide_id, "lesion": lesion.label, "length_um": round(lesion.length_um, 1)}
+            row |= {name: getattr(hit, name, None) for name in ("probability", "x", "y")}
+            rows.append(row | {"itc": lesion.itc})
     return rows

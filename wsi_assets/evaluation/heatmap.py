@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wsi_assets.errors import EvaluationError
+from wsi_assets.evaluation.lesions import CHALLENGE_MPP
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import SlidePredictions
 
@@ -43,6 +44,13 @@ class Heatmap:
         """Level-0 x and y of the centers of cells."""
         half = self.cell / 2
         return self.left + cols * self.step + half, self.top + rows * self.step + half
+
+    def cells_at(self, place: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (axis 0) or columns (axis 1) at level-0 y or x (n,), and whether there is one, bool."""
+        place = place - (self.top, self.left)[axis]
+        number, n = np.floor(place / self.step).astype(int), self.probability.shape[axis]
+        inside = (number >= 0) & (number < n) & (place - number * self.step < self.cell)
+        return number.clip(0, n - 1), inside
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -96,9 +104,9 @@ def find_detections(heatmap: Heatmap, options: EvaluationOptions, mpp: float | N
     """The peaks of ``heatmap``, most probable first.
 
     Args:
-        mpp: level-0 pixel size in um; unknown, ``options.froc_mpp`` is assumed.
+        mpp: level-0 pixel size in um; unknown, the challenge's 0.243 is assumed.
     """
-    cell_um = heatmap.step * (mpp or options.froc_mpp)
+    cell_um = heatmap.step * (mpp or CHALLENGE_MPP)
     known = np.isfinite(heatmap.probability)
     smooth = _smoothed(heatmap.probability, known, options.detection_smoothing_um / cell_um)
     radius = options.detection_radius_um / cell_um

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,20 +13,48 @@ BANDS = tuple(i / 10 for i in range(1, 11))
 """Edges of the probability bands of the GeoJSON; below the first nothing is drawn."""
 
 TILE = 256
-MAX_REDUCTION = 64
 
 
 def heatmap_geojson(heatmap: Heatmap | None) -> str:
     """Cells of equal probability band as one locked QuPath annotation a band, (x, y) in level-0 pixels."""
+    from matplotlib import colormaps
+
     features = []
-    if heatmap is not None:
-        with np.errstate(invalid="ignore"):
-            band = np.digitize(heatmap.probability, BANDS[:-1]) * np.isfinite(heatmap.probability)
-        for number in range(1, len(BANDS)):
-            inside = band == number
-            if inside.any():
-                features.append(_feature(heatmap, inside, BANDS[number - 1], BANDS[number]))
+    probability = np.zeros((0, 0)) if heatmap is None else np.nan_to_num(heatmap.probability)
+    band = np.digitize(probability, BANDS[:-1])
+    for number in range(1, len(BANDS)):
+        inside = band == number
+        if not inside.any():
+            continue
+        low, high = BANDS[number - 1 : number + 1]
+        name = f"Tumor probability {low:.1f} to {high:.1f}"
+        color = colormaps["viridis"]((low + high) / 2, bytes=True)[:3]
+        mean = float(probability[inside].mean(dtype=float))
+        properties = {
+            "objectType": "annotation",
+            "name": name,
+            "classification": {"name": name, "color": [int(part) for part in color]},
+            "isLocked": True,
+            "measurements": {"Patches": int(inside.sum()), "Mean probability": mean},
+        }
+        features.append({"type": "Feature", "geometry": _polygons(heatmap, inside), "properties": properties})
     return json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":")) + "\n"
+
+
+def _polygons(heatmap: Heatmap, inside: np.ndarray) -> dict:
+    """GeoJSON geometry of the cells ``inside`` (rows, cols) bool."""
+    import shapely
+
+    # Neighbors in a row are joined first: a union of ten thousand strips is quicker than of a million cells.
+    edges = np.diff(np.pad(inside.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    (rows, starts), stops = np.nonzero(edges == 1), np.nonzero(edges == -1)[1]
+    if heatmap.cell < heatmap.step:  # patches leave gaps
+        rows, starts = np.nonzero(inside)
+        stops = starts + 1
+    x0 = heatmap.left + starts * heatmap.step
+    x1 = heatmap.left + (stops - 1) * heatmap.step + heatmap.cell
+    y0 = heatmap.top + rows * heatmap.step
+    return json.loads(shapely.to_geojson(shapely.union_all(shapely.box(x0, y0, x1, y0 + heatmap.cell))))
 
 
 def write_likelihood_tiff(path: Path, heatmap: Heatmap, size: tuple[int, int], mpp: float | None) -> None:
@@ -42,95 +69,37 @@ def write_likelihood_tiff(path: Path, heatmap: Heatmap, size: tuple[int, int], m
     """
     import tifffile
 
-    scale = _reduction(size, heatmap.cell)
-    image = _paint(heatmap, scale, (size[0] // scale, size[1] // scale))
+    # The largest power of two, within a cell, that ASAP finds again as the ratio of both sides.
+    scale = next(
+        scale
+        for scale in (64, 32, 16, 8, 4, 2, 1)
+        if scale <= max(heatmap.cell, 1) and all(n >= scale and n // (n // scale) == scale for n in size)
+    )
+    row, on_row = heatmap.cells_at((np.arange(size[0] // scale) + 0.5) * scale, axis=0)
+    col, on_col = heatmap.cells_at((np.arange(size[1] // scale) + 0.5) * scale, axis=1)
+    image = np.nan_to_num(heatmap.probability[np.ix_(row, col)]) * (on_row[:, None] & on_col[None, :])
+    levels = [image]
+    while max(levels[-1].shape) > TILE:
+        levels.append(_halved(levels[-1]))
     with tifffile.TiffWriter(path, bigtiff=image.nbytes > 2**31) as writer:
-        first = True
-        while first or max(image.shape) > TILE:
-            if not first:
-                image = _halved(image)
-                scale *= 2
+        for number, pixels in enumerate(levels):
             resolution = {}
             if mpp:
-                resolution = {"resolution": (1e4 / (mpp * scale),) * 2, "resolutionunit": "CENTIMETER"}
+                per_cm = 1e4 / (mpp * scale * 2**number)
+                resolution = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
             writer.write(
-                image,
+                pixels,
                 tile=(TILE, TILE),
                 compression="zlib",
                 photometric="minisblack",
-                subfiletype=0 if first else 1,
+                subfiletype=int(number > 0),
                 metadata=None,
                 **resolution,
             )
-            first = False
-
-
-def _feature(heatmap: Heatmap, inside: np.ndarray, low: float, high: float) -> dict[str, Any]:
-    import shapely
-    from matplotlib import colormaps
-
-    rows, starts, stops = _runs(inside)
-    reach = heatmap.cell - heatmap.step
-    if reach < 0:
-        # Patches leave gaps: every cell is a box of its own.
-        rows, starts = np.nonzero(inside)
-        stops = starts + 1
-    x0 = heatmap.left + starts * heatmap.step
-    x1 = heatmap.left + stops * heatmap.step + reach
-    y0 = heatmap.top + rows * heatmap.step
-    shape = shapely.union_all(shapely.box(x0, y0, x1, y0 + heatmap.cell))
-    red, green, blue, _ = colormaps["viridis"]((low + high) / 2, bytes=True)
-    mean = float(heatmap.probability[inside].mean(dtype=float))
-    name = f"Tumor probability {low:.1f} to {high:.1f}"
-    return {
-        "type": "Feature",
-        "geometry": json.loads(shapely.to_geojson(shape)),
-        "properties": {
-            "objectType": "annotation",
-            "name": name,
-            "classification": {"name": name, "color": [int(red), int(green), int(blue)]},
-            "isLocked": True,
-            "measurements": {"Cells": int(inside.sum()), "Mean probability": mean},
-        },
-    }
-
-
-def _runs(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, first column and column after the last of every horizontal run."""
-    edges = np.diff(np.pad(inside.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    rows, starts = np.nonzero(edges == 1)
-    return rows, starts, np.nonzero(edges == -1)[1]
-
-
-def _reduction(size: tuple[int, int], cell: float) -> int:
-    """The largest power of two, within a cell, that ASAP finds again as the ratio of both sides."""
-    scale = MAX_REDUCTION
-    while scale > 1 and (scale > cell or not all(_found_again(scale, side) for side in size)):
-        scale //= 2
-    return scale
-
-
-def _found_again(scale: int, side: int) -> bool:
-    return side >= scale and side // (side // scale) == scale
-
-
-def _paint(heatmap: Heatmap, scale: int, shape: tuple[int, int]) -> np.ndarray:
-    """The map resampled to ``shape`` (rows, cols) of pixels ``scale`` level-0 pixels wide, float32."""
-    n_rows, n_cols = heatmap.probability.shape
-    row, on_row = _cell_of((np.arange(shape[0]) + 0.5) * scale - heatmap.top, heatmap, n_rows)
-    col, on_col = _cell_of((np.arange(shape[1]) + 0.5) * scale - heatmap.left, heatmap, n_cols)
-    image = np.nan_to_num(heatmap.probability[np.ix_(row, col)])
-    return image * (on_row[:, None] & on_col[None, :])
-
-
-def _cell_of(place: np.ndarray, heatmap: Heatmap, n: int) -> tuple[np.ndarray, np.ndarray]:
-    number = np.floor(place / heatmap.step).astype(int)
-    inside = (number >= 0) & (number < n) & (place - number * heatmap.step < heatmap.cell)
-    return number.clip(0, n - 1), inside
 
 
 def _halved(image: np.ndarray) -> np.ndarray:
-    """Half the size by the larger neighbour, so that a small hot spot shows from afar."""
+    """Half the size by the larger neighbor, so that a small hot spot shows from afar."""
     rows, cols = image.shape
     image = np.pad(image, ((0, rows % 2), (0, cols % 2)))
     return image.reshape(image.shape[0] // 2, 2, image.shape[1] // 2, 2).max(axis=(1, 3))

@@ -1,8 +1,8 @@
-"""Lesions of a slide as the CAMELYON16 challenge counts them.
+"""Lesions of a slide as the CAMELYON16 challenge counts them, in the slide's own micrometres.
 
-A mask of tumor at level 5 is widened by half of 75 um (five tumor cells), its holes are filled, and its
-8-connected components are the lesions; one whose major axis is under 275 um is isolated tumor cells
-(ITC, under 200 um before widening).
+A mask of tumor with pixels of about 8 um is widened by half of 75 um (five tumor cells), its holes are
+filled, and its 8-connected components are the lesions; one whose major axis is under 275 um is isolated
+tumor cells (ITC, under 200 um before widening).
 
 Source: the evaluation of the challenge, B. Ehteshami Bejnordi et al., JAMA 2017;318(22):2199-2210.
 """
@@ -15,17 +15,29 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
+from wsi_assets.errors import EvaluationError
+
 WIDENING_UM = 75.0
 ITC_UM = 275.0
+CHALLENGE_MPP = 0.243
+"""Level-0 pixel size, in um, that the challenge's script takes for every slide."""
+
+CHALLENGE_LEVEL = 5
+LARGEST_MASK = 100_000_000
+"""Most pixels of a lesion mask; finding its lesions takes about 50 bytes a pixel."""
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One component; ``area`` and ``major_axis`` in mask pixels, ``box`` = (row0, col0, row1, col1)."""
+    """One component; ``area`` and ``major_axis`` in mask pixels, ``box`` = (row0, col0, row1, col1).
+
+    ``length_um`` is the major axis without the widening: isolated tumor cells are under 200 um.
+    """
 
     label: int
     area: int
     major_axis: float
+    length_um: float
     box: tuple[int, int, int, int]
     itc: bool
 
@@ -52,52 +64,70 @@ class LesionMap:
         return int(self.labels[row, col]) if 0 <= row < rows and 0 <= col < cols else 0
 
 
-def lesions_of_mask(
-    mask: np.ndarray, *, mpp: float, level: int, origin: tuple[int, int] = (0, 0)
-) -> LesionMap:
-    """Lesions of a bool mask (rows, cols) of tumor at ``level`` (a power of two below level 0).
+def mask_scale(mpp: float) -> int:
+    """The power of two by which a mask is smaller than level 0: its pixels are nearest to 7.8 um, as the
+    challenge's."""
+    return 2 ** max(0, round(CHALLENGE_LEVEL + math.log2(CHALLENGE_MPP / mpp)))
+
+
+def lesions_of_mask(mask: np.ndarray, mpp: float, origin: tuple[int, int] = (0, 0)) -> LesionMap:
+    """Lesions of a bool mask (rows, cols) of tumor, smaller than level 0 by ``mask_scale``.
 
     Args:
         mpp: level-0 pixel size in um.
         origin: (row, col) of the mask's first pixel, where it is a window of the slide's mask. A window holds
-            :func:`margin` around the tumor, or ends where the slide ends.
+            the widening around the tumor, or ends where the slide ends.
     """
     from scipy.ndimage import binary_fill_holes, distance_transform_edt, find_objects, label
 
-    mask = np.asarray(mask, bool)
+    mask, scale = np.asarray(mask, bool), mask_scale(mpp)
     if not mask.any():
-        return LesionMap(np.zeros(mask.shape, np.int32), origin, 2**level, ())
-    near = distance_transform_edt(~mask) < WIDENING_UM / (mpp * 2**level * 2)
+        return LesionMap(np.zeros(mask.shape, np.int32), origin, scale, ())
+    near = distance_transform_edt(~mask) < WIDENING_UM / (mpp * scale * 2)
     labels, _ = label(binary_fill_holes(near), structure=np.ones((3, 3), int))
     lesions = []
     for number, (rows, cols) in enumerate(find_objects(labels), start=1):
         inside = labels[rows, cols] == number
         axis = major_axis(inside)
         top, left = origin[0] + rows.start, origin[1] + cols.start
-        box = (top, left, top + inside.shape[0], left + inside.shape[1])
-        lesions.append(Lesion(number, int(inside.sum()), axis, box, axis < ITC_UM / (mpp * 2**level)))
-    return LesionMap(labels.astype(np.int32), origin, 2**level, tuple(lesions))
+        lesions.append(
+            Lesion(
+                label=number,
+                area=int(inside.sum()),
+                major_axis=axis,
+                length_um=max(axis * mpp * scale - WIDENING_UM, 0.0),
+                box=(top, left, top + inside.shape[0], left + inside.shape[1]),
+                itc=axis < ITC_UM / (mpp * scale),
+            )
+        )
+    return LesionMap(labels.astype(np.int32), origin, scale, tuple(lesions))
 
 
-def lesions_of_geometry(
-    geometry, *, mpp: float, level: int, size: tuple[int, int] | None = None
-) -> LesionMap:
+def lesions_of_geometry(geometry, mpp: float, size: tuple[int, int] | None = None) -> LesionMap:
     """Lesions of annotated tumor.
 
     Args:
         geometry: shapely Polygon or MultiPolygon, (x, y) in level-0 pixels, valid.
         mpp: level-0 pixel size in um.
         size: (height, width) of level 0, None if unknown; widening stops at the slide's edge.
+
+    Raises:
+        EvaluationError: the mask would not fit in memory.
     """
-    scale = 2**level
-    pad = margin(mpp, level)
+    scale = mask_scale(mpp)
+    reach = math.ceil(WIDENING_UM / (mpp * scale * 2)) + 1
     x0, y0, x1, y1 = (edge / scale for edge in geometry.bounds)
-    top, left = max(math.floor(y0) - pad, 0), max(math.floor(x0) - pad, 0)
-    bottom, right = math.ceil(y1) + pad, math.ceil(x1) + pad
+    top, left = max(math.floor(y0) - reach, 0), max(math.floor(x0) - reach, 0)
+    bottom, right = math.ceil(y1) + reach, math.ceil(x1) + reach
     if size is not None:
         bottom, right = min(bottom, math.ceil(size[0] / scale)), min(right, math.ceil(size[1] / scale))
-    mask = corner_mask(geometry, scale, (top, left), (max(bottom - top, 0), max(right - left, 0)))
-    return lesions_of_mask(mask, mpp=mpp, level=level, origin=(top, left))
+    rows, cols = max(bottom - top, 0), max(right - left, 0)
+    if rows * cols > LARGEST_MASK:
+        raise EvaluationError(
+            f"lesions span {rows * scale} x {cols * scale} pixels of {mpp} um, more than a slide is large",
+            remedy="Correct the slide's mpp in cohort.csv, or its annotation",
+        )
+    return lesions_of_mask(corner_mask(geometry, scale, (top, left), (rows, cols)), mpp, (top, left))
 
 
 def corner_mask(geometry, scale: int, origin: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
@@ -125,11 +155,6 @@ def corner_mask(geometry, scale: int, origin: tuple[int, int], shape: tuple[int,
     col = np.clip(np.ceil(x), 0, cols).astype(int)
     crossings = np.bincount(row * (cols + 1) + col, minlength=rows * (cols + 1)).reshape(rows, cols + 1)
     return np.cumsum(crossings[:, :cols], axis=1) % 2 == 1
-
-
-def margin(mpp: float, level: int) -> int:
-    """Mask pixels around tumor that widening can reach, and one more."""
-    return math.ceil(WIDENING_UM / (mpp * 2**level * 2)) + 1
 
 
 def major_axis(mask: np.ndarray) -> float:

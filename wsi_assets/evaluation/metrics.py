@@ -8,47 +8,30 @@ carry on a slide of thousands.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from wsi_assets.errors import EvaluationError
-from wsi_assets.evaluation.bootstrap import Metric, Resamples, ranking
+from wsi_assets.evaluation.intervals import Metric, Resamples, ranking
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import SlidePredictions
+
+CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated logit = logit(p) / temperature + bias."""
+    """Calibrated logit = logit(p) / temperature + shift."""
 
     temperature: float
-    bias: float
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any] | None) -> Calibration | None:
-        """Read ``{"temperature": ..., "bias": ...}``; ``shift`` and ``prior_shift`` are other names of bias.
-
-        Raises:
-            EvaluationError: the two are not finite numbers, or the temperature is not positive.
-        """
-        if plain is None:
-            return None
-        try:
-            temperature = float(plain["temperature"])
-            (bias,) = (float(plain[name]) for name in ("bias", "shift", "prior_shift") if name in plain)
-        except (KeyError, TypeError, ValueError) as error:
-            raise EvaluationError(f"a calibration is a temperature and a bias, not {plain!r:.80}") from error
-        if not (0 < temperature < math.inf and math.isfinite(bias)):
-            raise EvaluationError(f"a calibration cannot have temperature {temperature} and bias {bias}")
-        return cls(temperature, bias)
+    shift: float
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
         """Calibrated probabilities (n,); 0 and 1 are taken as 1e-7 and 1 - 1e-7, float32's steps."""
-        p = np.clip(probs, 1e-7, 1 - 1e-7)
-        return 1 / (1 + np.exp(-(np.log(p / (1 - p)) / self.temperature + self.bias)))
+        from scipy.special import expit, logit
+
+        return expit(logit(np.clip(probs, 1e-7, 1 - 1e-7)) / self.temperature + self.shift)
 
 
 @dataclass(frozen=True)
@@ -67,182 +50,110 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Patches whose probability lies in [low, high), the last bin in [low, high]."""
+    """One of the bins that hold equal numbers of patches."""
 
-    low: float
-    high: float
     patches: int
     mean_probability: float
     tumor_fraction: float
 
 
 @dataclass(frozen=True)
-class ProbabilityMetrics:
-    """What depends on the probabilities themselves, beyond their order.
+class PatchMetrics:
+    """Metrics of a set of patches.
 
-    The calibration error is the gap |mean probability - tumor fraction| of the bins, weighted by size, over
-    bins of equal width and over bins of equal numbers of patches; empty bins are not listed.
-    """
-
-    brier: Metric
-    calibration_error: Metric
-    calibration_error_equal_mass: Metric
-    calibration: tuple[CalibrationBin, ...]
-    calibration_equal_mass: tuple[CalibrationBin, ...]
-    at_default: OperatingPoint | None
-    at_validation: OperatingPoint | None
-
-
-@dataclass(frozen=True)
-class PartialPatches:
-    """Patches with too little tumor to be of either class: their number, and how the model sees them."""
-
-    patches: int
-    mean_probability: float | None
-    predicted_tumor: float | None
-
-
-@dataclass(frozen=True)
-class PatchMetrics(ProbabilityMetrics):
-    """Metrics of a set of patches, partial ones apart. ``unit`` names what the intervals resample.
-
-    ``quarantined`` counts the patches that could not be read; ``calibrated`` is None without a calibration.
+    The calibration error is the mean gap |mean probability - tumor fraction| of the bins, weighted by size.
+    Operating points are None without patches, ``at_validation`` also without a threshold chosen on
+    validation patches.
     """
 
     patches: int
     tumor: int
     normal: int
-    quarantined: int
-    partial: PartialPatches
-    unit: str
-    groups: int
+    patients: int
     roc_auc: Metric
     average_precision: Metric
-    validation_reason: str | None
-    calibrated: ProbabilityMetrics | None
+    brier: Metric
+    calibration_error: Metric
+    calibration: tuple[CalibrationBin, ...]
+    at_default: OperatingPoint | None
+    at_validation: OperatingPoint | None
+
+
+def pooled(slides: Sequence[SlidePredictions]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probability, label and patient of all patches of either class of ``slides``, each (n,)."""
+    parts = [(one.probs[one.counted], one.is_tumor[one.counted], one.patient) for one in slides]
+    probs = np.concatenate([np.zeros(0), *(part[0] for part in parts)])
+    labels = np.concatenate([np.zeros(0, bool), *(part[1] for part in parts)])
+    return probs, labels, np.repeat([part[2] for part in parts], [len(part[0]) for part in parts])
 
 
 def patch_metrics(
     probs: np.ndarray,
     labels: np.ndarray,
-    groups: np.ndarray,
+    patients: Sequence,
     options: EvaluationOptions,
-    *,
-    partial: np.ndarray | None = None,
-    unit: str = "patients",
     validation_threshold: float | None = None,
-    calibration: Calibration | None = None,
 ) -> PatchMetrics:
     """Every patch-level metric of one set of patches.
 
     Args:
-        probs: (n,) tumor probabilities in [0, 1]; nan marks a patch that could not be read.
+        probs: (n,) tumor probabilities in [0, 1].
         labels: (n,) bool, True for tumor.
-        groups: (n,) integers; patches of one group are resampled together.
-        partial: (n,) bool, True for patches that are neither class; None for none.
-        unit: what a group is, in the plural.
+        patients: (n,) whose patch it is; patches of one patient are resampled together.
         validation_threshold: the threshold chosen on validation patches, None if none was.
-        calibration: of the model; the metrics of the calibrated probabilities are then given too.
     """
-    probs, labels, groups = np.asarray(probs, float), np.asarray(labels, bool), np.asarray(groups)
-    partial = np.zeros(len(probs), bool) if partial is None else partial
-    seen = ~np.isnan(probs)
-    between = probs[seen & partial]
-    kept = seen & ~partial
-    probs, labels = probs[kept], labels[kept]
-    names, groups = np.unique(groups[kept], return_inverse=True)
-    resamples = Resamples(len(names), options.bootstrap_samples, options.seed, unit)
-    raw = _probability_metrics(probs, labels, groups, resamples, options, validation_threshold)
-    auc, precision = ranking(probs, labels, groups, resamples, "patch")
-    reason = "no threshold was chosen on validation patches" if validation_threshold is None else "no patch"
+    probs, labels = np.asarray(probs, float), np.asarray(labels, bool)
+    resamples = Resamples(patients, options)
+    auc, precision = ranking(probs, labels, resamples, "patch")
+    bins, error = _calibration(probs, labels, resamples)
     return PatchMetrics(
-        **vars(raw),
         patches=len(probs),
         tumor=int(labels.sum()),
         normal=int((~labels).sum()),
-        quarantined=int((~seen).sum()),
-        partial=PartialPatches(
-            patches=len(between),
-            mean_probability=float(between.mean()) if len(between) else None,
-            predicted_tumor=float((between >= options.prediction_threshold).mean()) if len(between) else None,
-        ),
-        unit=unit,
-        groups=len(names),
+        patients=resamples.patients,
         roc_auc=auc,
         average_precision=precision,
-        validation_reason=None if raw.at_validation else reason,
-        calibrated=_probability_metrics(calibration(probs), labels, groups, resamples, options, None)
-        if calibration
-        else None,
+        brier=resamples.mean((probs - labels) ** 2, np.ones(len(probs), bool), "no patch"),
+        calibration_error=error,
+        calibration=bins,
+        at_default=_operating_point(probs, labels, resamples, options.prediction_threshold),
+        at_validation=_operating_point(probs, labels, resamples, validation_threshold),
     )
 
 
-def _probability_metrics(
-    probs, labels, groups, resamples: Resamples, options: EvaluationOptions, validation_threshold
-) -> ProbabilityMetrics:
-    """All of them are ratios of sums over patches, so they are summed per group and then over resamples."""
-    if not len(probs):
-        none = Metric.missing("no patch")
-        return ProbabilityMetrics(none, none, none, (), (), None, None)
+def _operating_point(
+    probs: np.ndarray, labels: np.ndarray, resamples: Resamples, threshold: float | None
+) -> OperatingPoint | None:
+    if threshold is None or not len(probs):
+        return None
+    from sklearn.metrics import confusion_matrix
 
-    def per_group(weights: np.ndarray) -> np.ndarray:
-        return np.bincount(groups, weights=weights, minlength=resamples.n_groups)
-
-    shares = np.arange(options.calibration_bins + 1) / options.calibration_bins
-    width = _calibration_curve(probs, labels, shares)
-    mass = _calibration_curve(probs, labels, np.unique(np.quantile(probs, shares)))
-    sums = {"patches": per_group(np.ones(len(probs))), "squares": per_group((probs - labels) ** 2)}
-    for name, (bins, of_patch) in (("width", width), ("mass", mass)):
-        sums |= {(name, i): per_group((probs - labels) * (of_patch == i)) for i in range(len(bins))}
-    thresholds = (options.prediction_threshold, validation_threshold)
-    for threshold in thresholds:
-        if threshold is not None:
-            predicted = probs >= threshold
-            sums["TP", threshold] = per_group(predicted & labels)
-            sums["FP", threshold] = per_group(predicted & ~labels)
-            sums["TN", threshold] = per_group(~predicted & ~labels)
-            sums["FN", threshold] = per_group(~predicted & labels)
-    # The draws are long to make where groups are many, so everything is summed in one go.
-    totals = resamples.totals(sums)
-
-    def error(name: str) -> Metric:
-        gaps = sum(np.abs(total) for key, total in totals.items() if key[0] == name)
-        return resamples.ratio(gaps, totals["patches"], "no patch")
-
-    return ProbabilityMetrics(
-        resamples.ratio(totals["squares"], totals["patches"], "no patch"),
-        error("width"),
-        error("mass"),
-        width[0],
-        mass[0],
-        *(None if threshold is None else _point(totals, threshold, resamples) for threshold in thresholds),
-    )
-
-
-def _point(totals: dict, threshold: float, resamples: Resamples) -> OperatingPoint:
-    tp, fp, tn, fn = (totals[kind, threshold] for kind in ("TP", "FP", "TN", "FN"))
+    predicted = probs >= threshold
+    (tn, fp), (fn, tp) = confusion_matrix(labels, predicted, labels=[False, True]).tolist()
     return OperatingPoint(
-        float(threshold),
-        *(int(count[0]) for count in (tp, fp, tn, fn)),
-        sensitivity=resamples.ratio(tp, tp + fn, "no tumor patch"),
-        specificity=resamples.ratio(tn, tn + fp, "no normal patch"),
-        precision=resamples.ratio(tp, tp + fp, "no patch is predicted tumor"),
+        *(float(threshold), tp, fp, tn, fn),
+        sensitivity=resamples.mean(predicted, labels, "no tumor patch"),
+        specificity=resamples.mean(~predicted, ~labels, "no normal patch"),
+        precision=resamples.mean(labels, predicted, "no patch is predicted tumor"),
     )
 
 
-def _calibration_curve(
-    probs: np.ndarray, labels: np.ndarray, edges: np.ndarray
-) -> tuple[tuple[CalibrationBin, ...], np.ndarray]:
-    """The bins between ``edges`` that hold patches, and the number of the bin of each patch (n,)."""
-    edges = edges if len(edges) > 1 else np.repeat(edges, 2)
-    used, of_patch = np.unique(np.searchsorted(edges[1:-1], probs, side="right"), return_inverse=True)
-    size = np.bincount(of_patch)
-    mean, tumor = np.bincount(of_patch, probs) / size, np.bincount(of_patch, labels) / size
-    bins = (
-        CalibrationBin(float(edges[i]), float(edges[i + 1]), int(n), float(p), float(share))
-        for i, n, p, share in zip(used, size, mean, tumor, strict=True)
+def _calibration(
+    probs: np.ndarray, labels: np.ndarray, resamples: Resamples
+) -> tuple[tuple[CalibrationBin, ...], Metric]:
+    """The bins, equal probabilities in one, and the calibration error."""
+    if not len(probs):
+        return (), Metric.missing("no patch")
+    edges = np.unique(np.quantile(probs, np.linspace(0, 1, CALIBRATION_BINS + 1)))
+    number = np.searchsorted(edges[1:-1], probs, side="right")
+    inside = [number == one for one in np.unique(number)]
+    bins = tuple(
+        CalibrationBin(int(one.sum()), float(probs[one].mean()), float(labels[one].mean())) for one in inside
     )
-    return tuple(bins), of_patch
+    gaps = np.stack([resamples.sums((probs - labels) * one) for one in inside], axis=1)
+    resampled = np.abs(resamples.counts @ gaps).sum(1)
+    resampled /= resamples.counts @ resamples.sums(np.ones(len(probs)))
+    return bins, resamples.metric(float(np.abs(gaps.sum(0)).sum() / len(probs)), resampled)
 
 
 @dataclass(frozen=True)
@@ -265,13 +176,17 @@ class SlideScore:
 
 @dataclass(frozen=True)
 class SlideMetrics:
-    """``ranking``: by ``top_mean``, then ``maximum``, most suspicious first; slides without scores last."""
+    """``ranking``: by ``top_mean``, then ``maximum``, most suspicious first; slides without scores last.
+
+    ``average_precision`` is of ``top_mean``.
+    """
 
     slides: int
     tumor_slides: int
     patients: int
     auc_maximum: Metric
     auc_top_mean: Metric
+    average_precision: Metric
     ranking: tuple[SlideScore, ...]
 
 
@@ -300,10 +215,9 @@ def slide_metrics(scores: Sequence[SlideScore], options: EvaluationOptions) -> S
     ranked = sorted(scores, key=lambda one: (one.maximum is None, -(one.top_mean or 0), -(one.maximum or 0)))
     scored = [one for one in scores if one.maximum is not None]
     labels = np.array([one.is_tumor for one in scored], bool)
-    patients, group = np.unique([one.patient for one in scored], return_inverse=True)
-    resamples = Resamples(len(patients), options.bootstrap_samples, options.seed)
-    maximum, top_mean = (
-        ranking(np.array([getattr(one, name) for one in scored]), labels, group, resamples, "test slide")[0]
+    resamples = Resamples([one.patient for one in scored], options)
+    (maximum, _), (top_mean, precision) = (
+        ranking(np.array([getattr(one, name) for one in scored]), labels, resamples, "test slide")
         for name in ("maximum", "top_mean")
     )
     return SlideMetrics(
@@ -312,5 +226,6 @@ def slide_metrics(scores: Sequence[SlideScore], options: EvaluationOptions) -> S
         patients=len({one.patient for one in scores}),
         auc_maximum=maximum,
         auc_top_mean=top_mean,
+        average_precision=precision,
         ranking=tuple(ranked),
     )

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class EvaluationOptions(BaseModel):
     """How predictions become metrics, detections and pictures.
 
-    The defaults of the lesion settings are the CAMELYON16 challenge's; the detection settings follow the
-    probability maps of NCRF (non-maximum suppression within 12 pixels of level 6, 187 um).
+    The detection settings follow the probability maps of NCRF (non-maximum suppression within 12 pixels of
+    level 6, 187 um).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -20,19 +20,10 @@ class EvaluationOptions(BaseModel):
     bootstrap_samples: int = Field(
         1000,
         ge=0,
-        le=100_000,
-        description="Resamples behind every 95 % interval; 0 leaves the intervals out.",
-    )
-    bootstrap_block: int = Field(
-        4,
-        ge=1,
         le=10_000,
-        description="Side, in patches, of the square blocks resampled for the interval of a single slide.",
+        description="Resamples of the patients behind every 95 % interval; 0 leaves the intervals out.",
     )
     seed: int = Field(42, ge=0, description="Seed of everything drawn at random.")
-    calibration_bins: int = Field(
-        10, ge=2, le=100, description="Probability bins of the calibration curves and errors."
-    )
     slide_top_fraction: float = Field(
         0.01,
         gt=0,
@@ -46,25 +37,21 @@ class EvaluationOptions(BaseModel):
         30.0,
         ge=0,
         le=10_000,
-        description="Standard deviation, in um, of the Gaussian that smooths the heatmap; 0 is none.",
+        description="Standard deviation, in µm, of the Gaussian that smooths the heatmap; 0 is none.",
     )
     detection_radius_um: float = Field(
         187.0,
         ge=0,
         le=10_000,
-        description="Distance, in um, within which a higher peak suppresses a lower one.",
+        description="Distance, in µm, within which a higher peak suppresses a lower one.",
     )
-    froc_mpp: float = Field(
-        0.243,
-        ge=0.05,
-        le=20,
-        description="Level-0 pixel size, in um, of the lesion definitions, and of slides without one.",
-    )
-    froc_level: int = Field(
-        5, ge=0, le=9, description="Power of two by which the lesion mask is smaller than level 0."
+    official_froc: bool = Field(
+        False,
+        description="Give the CAMELYON16 script's FROC score, which takes 0.243 µm a pixel, for any cohort; "
+        "otherwise only where the slides are within 10 % of that.",
     )
     heatmap_side: int = Field(
-        900, ge=200, le=4000, description="Longest side, in pixels, of the slide's picture under a heatmap."
+        1200, ge=200, le=4000, description="Longest side, in pixels, of the slide's picture under a heatmap."
     )
     worst_patches: int = Field(
         12, ge=0, le=200, description="Worst false positives, and worst false negatives, shown in the report."

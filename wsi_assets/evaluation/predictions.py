@@ -11,12 +11,8 @@ import numpy as np
 from wsi_assets.errors import EvaluationError
 from wsi_assets.index.slide_index import partial_tumor
 
-NEEDED = ("slide_path", "label", "level", "patches", "probs")
-
 Predictions = Mapping[str, Mapping[str, Any]]
 """Slide id -> index entry with ``probs`` (n,); a nan there is a patch that could not be read."""
-
-_AGAIN = "Make test_predictions again"
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,11 @@ class SlidePredictions:
         """(n,) bool: the patches that have a probability."""
         return ~np.isnan(self.probs)
 
+    @property
+    def counted(self) -> np.ndarray:
+        """(n,) bool: those of them that are of either class."""
+        return self.seen & ~self.partial
+
 
 def read_predictions(predictions: Predictions) -> list[SlidePredictions]:
     """The slides, sorted by id. The keys of the specification and ``probs`` are enough.
@@ -58,29 +59,22 @@ def read_predictions(predictions: Predictions) -> list[SlidePredictions]:
         EvaluationError: these are not predictions by slide id, an entry lacks a key, or its probabilities do
             not fit its patches or are no probabilities.
     """
-    if not isinstance(predictions, Mapping):
-        raise EvaluationError(
-            f"predictions are a dict of slide ids, not a {type(predictions).__name__}", remedy=_AGAIN
-        )
-    return [_read_entry(str(slide_id), predictions[slide_id]) for slide_id in sorted(predictions)]
+    slides = []
+    try:
+        for slide_id in sorted(predictions):
+            slides.append(_read_entry(slide_id, predictions[slide_id]))
+    except (LookupError, TypeError, ValueError) as error:
+        where = f"slide {slide_id}" if isinstance(predictions, Mapping) else "not a dict of slides"
+        reason = f"predictions are damaged: {where}: {error!r:.200}"
+        raise EvaluationError(reason, remedy="Make test_predictions again") from error
+    return slides
 
 
 def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
-    missing = [name for name in NEEDED if name not in entry]
-    if missing:
-        raise EvaluationError(f"the prediction of slide {slide_id} lacks {', '.join(missing)}", remedy=_AGAIN)
-    try:
-        patches = np.asarray(entry["patches"], dtype=np.int64).reshape(-1, 3)
-        probs = np.asarray(entry["probs"], dtype=np.float64).reshape(-1)
-        partial = partial_tumor(entry)
-    except (TypeError, ValueError) as error:
-        raise EvaluationError(f"slide {slide_id} has damaged patches ({error})", remedy=_AGAIN) from error
-    if len(patches) != len(probs):
-        raise EvaluationError(
-            f"slide {slide_id} has {len(patches)} patches and {len(probs)} probabilities", remedy=_AGAIN
-        )
-    if ((probs < 0) | (probs > 1)).any():
-        raise EvaluationError(f"slide {slide_id} has a probability outside 0 to 1", remedy=_AGAIN)
+    patches = np.asarray(entry["patches"], dtype=np.int64).reshape(-1, 3)
+    probs = np.asarray(entry["probs"], dtype=np.float64).reshape(-1)
+    if len(patches) != len(probs) or ((probs < 0) | (probs > 1)).any():
+        raise ValueError(f"{len(probs)} probabilities of 0 to 1 for {len(patches)} patches are wanted")
     stride = int(entry.get("stride") or _grid_step(patches))
     downsample, mpp = entry.get("downsample"), entry.get("mpp")
     return SlidePredictions(
@@ -91,7 +85,7 @@ def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
         y=patches[:, 0],
         x=patches[:, 1],
         is_tumor=patches[:, 2].astype(bool),
-        partial=partial,
+        partial=partial_tumor(entry),
         probs=probs,
         patch_size=int(entry.get("patch_size") or stride),
         stride=stride,

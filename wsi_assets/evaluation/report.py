@@ -2,7 +2,7 @@
 
     report.html                          one file, no network
     metrics.json                         every metric, and what the level is
-    plots/*.png                          the charts
+    plots/*.svg                          the charts
     heatmaps/<slide>.png                 the heatmap over the slide
     heatmaps/<slide>.geojson             the same for QuPath
     heatmaps/<slide>_likelihood_map.tif  the same for ASAP, where the slide opens
@@ -13,27 +13,29 @@ Heatmap and detection files are missing for a slide whose downsample is unknown.
 
 from __future__ import annotations
 
-import base64
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wsi_assets.drawing import jpeg_of, png_of, shrunk
+from wsi_assets.drawing import data_uri, jpeg_of, png_of, shrunk
 from wsi_assets.errors import SlideError
-from wsi_assets.evaluation import plots
-from wsi_assets.evaluation.evaluation import NO_DOWNSAMPLE, Evaluation, SlideEvaluation
+from wsi_assets.evaluation import charts, pictures
+from wsi_assets.evaluation.evaluation import Evaluation, SlideEvaluation
 from wsi_assets.evaluation.heatmap import detections_csv
 from wsi_assets.evaluation.heatmap_files import heatmap_geojson, write_likelihood_tiff
 from wsi_assets.files import write_json
 from wsi_assets.progress import Progress, silent
 
-THUMBNAIL_SIDE = 220
-PATCH_SIDE = 160
+THUMBNAIL_SIDE, PICTURE_SIDE = 160, 800
+CONTEXT = 3
+"""Side of a worst patch's picture, in patches."""
+
 NOT_AVAILABLE = "not available"
 
 
@@ -42,8 +44,9 @@ class ReportContext:
     """What is known of a level beside its evaluation. Whatever is None is shown as not available.
 
     Attributes:
-        title: what the report is of, e.g. the cohort's name.
-        level, magnification: the partition, and its effective magnification.
+        cohort: where the slides come from.
+        level, magnification, patch_size: the partition, its effective magnification, pixels of its patches.
+        model: what it is, as rows of name and value.
         counts: rows of the index: one a slide, any columns.
         split: rows of the training and validation split, any columns.
         split_notes: sentences about the split, e.g. that it had to be by slide.
@@ -57,12 +60,13 @@ class ReportContext:
         config: setting -> value.
         seconds: step -> seconds it took.
         mlflow_url: where the training run is.
-        created: when, as text; None is now.
     """
 
-    title: str = "Tumor detection"
+    cohort: str | None = None
     level: int | None = None
     magnification: float | None = None
+    patch_size: int | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
     counts: Sequence[Mapping[str, Any]] | None = None
     split: Sequence[Mapping[str, Any]] | None = None
     split_notes: Sequence[str] = ()
@@ -75,14 +79,13 @@ class ReportContext:
     config: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     mlflow_url: str | None = None
-    created: str | None = None
 
 
 @dataclass
 class WorstPatch:
     """``y``, ``x``: top-left corner in pixels of the level; ``y0``, ``x0``: center at level 0, if known.
 
-    ``picture`` is a data URI, None while it is not read or cannot be.
+    ``picture`` is None while it is not read or cannot be.
     """
 
     slide_id: str
@@ -91,7 +94,7 @@ class WorstPatch:
     y0: int | None
     x0: int | None
     probability: float
-    picture: str | None = None
+    picture: pictures.Scene | None = None
 
 
 def write_report(
@@ -116,10 +119,9 @@ def write_report(
     for folder in ("plots", "heatmaps", "detections"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     context = context or ReportContext()
-    created = context.created or datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    charts = _charts(evaluation, context)
-    for name, picture in charts.items():
-        (out / "plots" / f"{name}.png").write_bytes(picture)
+    drawn = charts.report_charts(evaluation, context.epochs)
+    for name, picture in drawn.items():
+        (out / "plots" / f"{name}.svg").write_bytes(picture)
     false_positives, false_negatives = worst_patches(evaluation)
     pages = {}
     for done, slide in enumerate(evaluation.slides, start=1):
@@ -127,8 +129,9 @@ def write_report(
         pages[slide.slide_id] = _slide_page(slide, evaluation, worst, out, open_slide)
         progress(done, len(evaluation.slides), "drawing slides")
     metrics = evaluation.to_plain()
-    known = ("title", "level", "magnification", "mlflow_url", "seconds")
+    known = ("cohort", "level", "magnification", "patch_size", "model", "mlflow_url", "seconds")
     metrics["context"] = {name: getattr(context, name) for name in known}
+    created = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     metrics["context"] |= {"created": created, "left_out": dict(context.left_out or {})}
     write_json(out / "metrics.json", metrics)
     html = render(
@@ -136,10 +139,10 @@ def write_report(
         evaluation=evaluation,
         context=context,
         created=created,
-        charts={name: data_uri(picture, "png") for name, picture in charts.items()},
+        version=version("wsi-assets"),
+        charts={name: data_uri(picture, "svg+xml") for name, picture in drawn.items()},
         pages=pages,
-        false_positives=false_positives,
-        false_negatives=false_negatives,
+        worst={"False positives": false_positives, "False negatives": false_negatives},
         froc_plain=metrics["froc"],
     )
     path = out / "report.html"
@@ -153,12 +156,11 @@ def worst_patches(evaluation: Evaluation) -> tuple[list[WorstPatch], list[WorstP
     Partial patches and slides whose annotation is incomplete give none.
     """
     threshold, most = evaluation.options.prediction_threshold, evaluation.options.worst_patches
-    false_positives: list[WorstPatch] = []
-    false_negatives: list[WorstPatch] = []
+    false_positives, false_negatives = [], []
     for slide in evaluation.slides:
         part = slide.predictions
         if not slide.incomplete:
-            wrong = ~part.is_tumor & ~part.partial & (part.probs >= threshold)
+            wrong = part.counted & ~part.is_tumor & (part.probs >= threshold)
             false_positives += _surest(slide, wrong, -part.probs, most)
             false_negatives += _surest(slide, part.is_tumor & (part.probs < threshold), part.probs, most)
     false_positives.sort(key=lambda patch: (-patch.probability, patch.slide_id, patch.y, patch.x))
@@ -172,34 +174,9 @@ def _surest(slide: SlideEvaluation, wrong: np.ndarray, order: np.ndarray, most: 
     def center(corner: int) -> int | None:
         return round((corner + part.patch_size / 2) * part.downsample) if part.downsample else None
 
-    places = (
-        (int(part.y[i]), int(part.x[i]), i) for i in which[np.argsort(order[which], kind="stable")[:most]]
-    )
-    return [
-        WorstPatch(slide.slide_id, y, x, center(y), center(x), float(part.probs[i])) for y, x, i in places
-    ]
-
-
-def _charts(evaluation: Evaluation, context: ReportContext) -> dict[str, bytes]:
-    charts, patch = {}, evaluation.patch
-    if context.epochs:
-        charts["training"] = plots.training_png(context.epochs)
-    if patch.patches:
-        parts = [slide.predictions for slide in evaluation.slides if not slide.incomplete]
-        used = [part.seen & ~part.partial for part in parts]
-        probs = np.concatenate([part.probs[kept] for part, kept in zip(parts, used, strict=True)])
-        labels = np.concatenate([part.is_tumor[kept] for part, kept in zip(parts, used, strict=True)])
-        points = (patch.at_default, patch.at_validation)
-        marked = list({point.threshold: point for point in points if point}.values())
-        if patch.roc_auc.value is not None:
-            charts["roc"] = plots.roc_and_precision_png(labels, probs, marked)
-        curves = {"equal width": patch.calibration, "equal numbers": patch.calibration_equal_mass}
-        if patch.calibrated:
-            curves["equal numbers, calibrated"] = patch.calibrated.calibration_equal_mass
-        charts["calibration"] = plots.calibration_png(curves, labels, probs)
-    if evaluation.froc.corrected.value is not None:
-        charts["froc"] = plots.froc_png(evaluation.froc)
-    return charts
+    first = which[np.argsort(order[which], kind="stable")[:most]]
+    places = ((int(part.y[i]), int(part.x[i]), float(part.probs[i])) for i in first)
+    return [WorstPatch(slide.slide_id, y, x, center(y), center(x), prob) for y, x, prob in places]
 
 
 def _slide_page(
@@ -210,37 +187,43 @@ def _slide_page(
     open_slide: Callable[[str], Any],
 ) -> dict[str, Any]:
     """What the report shows of a slide; its files are written, its ``worst`` patches get their pictures."""
-    name, part = slide.slide_id, slide.predictions
+    name, part, options = slide.slide_id, slide.predictions, evaluation.options
+    heatmaps = out / "heatmaps"
     if part.downsample:
         (out / "detections" / f"{name}.csv").write_text(detections_csv(slide.detections), encoding="utf-8")
-        (out / "heatmaps" / f"{name}.geojson").write_text(heatmap_geojson(slide.heatmap), encoding="utf-8")
+        (heatmaps / f"{name}.geojson").write_text(heatmap_geojson(slide.heatmap), encoding="utf-8")
+    crops, reason = [], None
     with ExitStack() as stack:
-        reader, reason = None, None
         try:
             reader = stack.enter_context(open_slide(part.slide_path))
+            view = pictures.view_of(slide, reader, options.heatmap_side)
         except SlideError as error:
-            reason = str(error)
-        view = plots.view_of(slide, reader, evaluation.options.heatmap_side, reason)
+            reader, reason = None, str(error)
+            view = pictures.view_of(slide, None, options.heatmap_side)
         if reader is not None and slide.heatmap is not None:
             size = reader.levels[0].height, reader.levels[0].width
-            write_likelihood_tiff(
-                out / "heatmaps" / f"{name}_likelihood_map.tif", slide.heatmap, size, part.mpp
-            )
-        for patch in worst if reader is not None else ():
-            try:
-                region = reader.read_region(part.level, patch.y, patch.x, part.patch_size, part.patch_size)
-                patch.picture = data_uri(jpeg_of(shrunk(region.pixels, PATCH_SIDE)), "jpeg")
-            except SlideError as error:
-                reason = str(error)
-    shown = {"annotation": plots.annotation_picture(slide, view)}
+            write_likelihood_tiff(heatmaps / f"{name}_likelihood_map.tif", slide.heatmap, size, part.mpp)
+        try:
+            for caption, center, side in pictures.crops_of(slide):
+                shown = pictures.crop(reader, view, center, side)
+                crops.append((caption, pictures.scene(shown, slide)))
+            for patch in worst if part.downsample else ():
+                side = part.patch_size * part.downsample
+                shown = pictures.crop(reader, view, (patch.x0, patch.y0), CONTEXT * side)
+                square = patch.x0 - side / 2, patch.y0 - side / 2, side
+                patch.picture = pictures.scene(shown, slide, square)
+        except SlideError as error:
+            reason = str(error)
+    page = {"slide": slide, "reason": reason, "crops": crops, "scene": pictures.scene(view, slide)}
+    if slide.heatmap is not None:
+        page["heat"] = data_uri(pictures.heat_png(slide.heatmap), "png")
+        page["extent"] = pictures.heat_extent(slide.heatmap)
     if part.downsample:
-        shown["overlay"] = plots.overlay_picture(slide, view, evaluation.options.prediction_threshold)
-        (out / "heatmaps" / f"{name}.png").write_bytes(png_of(shown["overlay"]))
+        drawn = pictures.heatmap_picture(slide, view, PICTURE_SIDE, options.prediction_threshold)
+        (heatmaps / f"{name}.png").write_bytes(png_of(drawn))
     if view.pixels is not None:
-        shown["thumbnail"] = shrunk(view.pixels, THUMBNAIL_SIDE)
-    page: dict[str, Any] = {key: data_uri(jpeg_of(pixels), "jpeg") for key, pixels in shown.items()}
-    no_heatmap = None if part.downsample else NO_DOWNSAMPLE
-    return page | {"slide": slide, "reason": view.reason or reason, "no_heatmap": no_heatmap}
+        page["thumbnail"] = data_uri(jpeg_of(shrunk(view.pixels, THUMBNAIL_SIDE)), "jpeg")
+    return page
 
 
 def render(template: str, **values: Any) -> str:
@@ -256,20 +239,23 @@ def render(template: str, **values: Any) -> str:
     )
     env.filters.update(number=_number, count=_count, duration=_duration, cell=_cell, heading=_heading)
     # A metric, or its plain form from ``metrics.json``, as its plain form.
-    env.globals.update(plain=lambda metric: asdict(metric) if is_dataclass(metric) else metric)
+    env.globals.update(
+        plain=lambda metric: asdict(metric) if is_dataclass(metric) else metric,
+        viridis=pictures.viridis_gradient,
+    )
     return env.get_template(template).render(**values)
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:
     return NOT_AVAILABLE if value is None else f"{value:.{digits}f}"
 
 
-def _count(value: float | None) -> str:
-    return NOT_AVAILABLE if value is None else f"{value:,.0f}"
+def _count(value: float | None, unit: str = "") -> str:
+    """A whole number with separators; with ``unit``, in the plural where it is not one."""
+    if value is None:
+        return NOT_AVAILABLE
+    plural = "" if value == 1 else "es" if unit.endswith("ch") else "s"
+    return f"{value:,.0f} {unit}{plural}" if unit else f"{value:,.0f}"
 
 
 def _duration(seconds: float | None) -> str:

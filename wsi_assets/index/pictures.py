@@ -1,18 +1,26 @@
-"""Pictures of a slide's tissue and annotations, and of how many patches each slide of a level gives.
-
-Colors are Okabe and Ito's (jfly.uni-koeln.de/color), which color-blind readers tell apart;
-each line has a casing so that it shows on pale and on dark tissue.
-"""
+"""Pictures of a slide's tissue and annotations, and of how many patches each slide of a level gives."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import shapely
 
-from wsi_assets.drawing import ORANGE, SKY, canvas_png, jpeg_of, new_canvas, scale_bar, shrunk
+from wsi_assets.drawing import (
+    EXCLUDED,
+    NORMAL,
+    TISSUE,
+    TUMOR,
+    canvas_png,
+    jpeg_of,
+    legend,
+    new_canvas,
+    rings_of,
+    scale_bar,
+    shrunk,
+    stroke,
+)
 from wsi_assets.index.sampling import slide_table
 
 if TYPE_CHECKING:
@@ -22,9 +30,7 @@ if TYPE_CHECKING:
     from wsi_assets.index.slide_index import Index
     from wsi_assets.index.tissue import TissueRegions
 
-COLORS = {"tissue": (0, 158, 115), "tumor": (240, 228, 66), "excluded": (86, 180, 233)}
-"""RGB of each line."""
-_INK = (40, 40, 40)
+COLORS = {"tissue": TISSUE, "tumor": TUMOR, "excluded": EXCLUDED}
 
 
 def overlay_jpeg(
@@ -67,19 +73,16 @@ def overlay(
     warp = np.array([[zoom, 0, (zoom - 1) / 2], [0, zoom, (zoom - 1) / 2]])
     mask = cv2.warpAffine(tissue.mask.astype(np.uint8) * 255, warp, (width, height), flags=cv2.INTER_LINEAR)
     contours, _ = cv2.findContours((mask > 127).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    _stroke(picture, contours, COLORS["tissue"], line, casing=False)
-    shown = [("tissue", True)]
+    stroke(picture, contours, COLORS["tissue"], line, casing=False)
+    drawn = ["tissue"]
     if tumor is not None:
         for name, geometry in (("excluded", tumor.excluded), ("tumor", tumor.geometry)):
-            _stroke(picture, _rings(geometry, downsample), COLORS[name], line, casing=True)
-            shown.insert(1, (name, not geometry.is_empty))
-    else:
-        shown.append(("no annotation", False))
+            stroke(picture, rings_of(geometry, (0, 0), downsample), COLORS[name], line + 1, casing=True)
+            drawn += [] if geometry.is_empty else [name]
     share = f"{tissue.slide_id}   tissue {tissue.tissue_share:.1%}"
     length, text = scale_bar(base.width, tissue.scale.mpp, 0.2)
-    # OpenCV's letters are ASCII's.
-    bar = max(round(length / downsample), 1), text.replace("µ", "u")
-    return np.vstack([picture, _legend(width, share, [name for name, there in shown if there], bar)])
+    colors = {name: COLORS[name] for name in drawn}
+    return np.vstack([picture, legend(width, share, colors, (length / downsample, text))])
 
 
 def counts_png(index: Index, sampled: Index | None = None) -> bytes:
@@ -100,7 +103,7 @@ def counts_png(index: Index, sampled: Index | None = None) -> bytes:
     edges = np.ravel([places - 0.5, places + 0.5], order="F")
     for ax, (title, table) in zip(axes, panels, strict=True):
         left = np.zeros(len(rows))
-        for kind, color in (("tumor", ORANGE), ("normal", SKY), ("partial", "#999999")):
+        for kind, color in (("tumor", TUMOR), ("normal", NORMAL), ("partial", "#999999")):
             values = np.array([table[row["slide"]][kind] if row["slide"] in table else 0 for row in rows])
             if kind == "partial" and not values.any():
                 continue
@@ -125,51 +128,3 @@ def counts_png(index: Index, sampled: Index | None = None) -> bytes:
     if not named:
         axes[0].set_ylabel(f"{len(rows):,} slides, most patches first", fontsize=8)
     return canvas_png(canvas, dpi=90)
-
-
-def _rings(geometry: shapely.Geometry, downsample: float) -> list[NDArray[np.int32]]:
-    """Rings as contours of the picture."""
-    rings = shapely.get_rings(shapely.get_parts(geometry))
-    points = (shapely.get_coordinates(ring) / downsample - 0.5 for ring in rings)
-    return [np.round(ring).astype(np.int32).reshape(-1, 1, 2) for ring in points]
-
-
-def _stroke(
-    picture: NDArray[np.uint8], contours: Any, color: tuple[int, int, int], line: int, casing: bool
-) -> None:
-    import cv2
-
-    if casing:
-        cv2.drawContours(picture, contours, -1, _INK, line + 2, cv2.LINE_AA)
-    # Not antialiased: a line of one pixel keeps its color.
-    cv2.drawContours(picture, contours, -1, color, line, cv2.LINE_8)
-
-
-def _legend(width: int, title: str, names: list[str], bar: tuple[int, str]) -> NDArray[np.uint8]:
-    """The strip under a picture: title, a swatch for each kind of line, the scale bar; wrapped to width."""
-    import cv2
-
-    size = min(max(width / 1000, 0.36), 1.0)
-    high = round(44 * size)
-    items: list[tuple[int, str, tuple[int, int, int] | None]] = [(0, title, None)]
-    items += [(round(40 * size), name, COLORS[name]) for name in names]
-    items.append((bar[0], bar[1], _INK))
-    gap = round(14 * size)
-    placed, x, row = [], gap, 0
-    for swatch, text, color in items:
-        wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0] + swatch + 2 * gap
-        if x > gap and x + wide > width:
-            x, row = gap, row + 1
-        placed.append((x, row, swatch, text, color))
-        x += wide + gap
-    strip = np.full(((row + 1) * high + gap, width, 3), 255, np.uint8)
-    for x, row, swatch, text, color in placed:
-        base = row * high + round(high * 0.7)
-        if color is not None:
-            middle = base - round(9 * size)
-            if color != _INK:
-                cv2.line(strip, (x, middle), (x + swatch, middle), _INK, round(8 * size) + 2)
-            cv2.line(strip, (x, middle), (x + swatch, middle), color, max(round(8 * size) - 1, 2))
-        at = (x + swatch + (gap if swatch else 0), base)
-        cv2.putText(strip, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, _INK, 1, cv2.LINE_AA)
-    return strip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_assets.drawing import BLUE, GREY, ORANGE, canvas_png, new_canvas, plain_axes, png_of
+from wsi_assets.drawing import BLUE, GREEN, GREY, canvas_png, new_canvas, plain_axes, png_of
 from wsi_assets.learning.records import EpochRecord
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ def curves_png(epochs: Sequence[EpochRecord], *, width: int = 900) -> bytes:
     auc = [np.nan if record.val_auc is None else record.val_auc for record in epochs]
     style = {"marker": "o", "markersize": 3.5, "linewidth": 1.6}
     for axes, name in ((loss, "loss"), (accuracy, "acc")):
-        for part, label, color in (("train", "train", BLUE), ("val", "validation", ORANGE)):
+        for part, label, color in (("train", "train", BLUE), ("val", "validation", GREEN)):
             values = [getattr(record, f"{part}_{name}") for record in epochs]
             axes.plot(x, values, color=color, label=label, **style)
-    accuracy.plot(x, auc, color=ORANGE, linestyle=":", label="validation AUC", linewidth=1.6)
+    accuracy.plot(x, auc, color=GREEN, linestyle=":", label="validation AUC", linewidth=1.6)
     accuracy.set_ylim(-0.02, 1.02)
     lr.plot(x, [record.lr for record in epochs], color=BLUE, **style)
     lr.set_ylim(bottom=0)

@@ -55,8 +55,13 @@ def report_context(storage: StorageResource, level: str) -> ReportContext:
     sampled = read_plain_pickle(storage.artefact(above["sampled_index"], level))
     counts = slide_table(sampled)
     magnifications = {row["magnification"] for row in counts}
-    split = model_card(storage.artefact(above["trained_model"], level) / "best.pt").get("split") or {}
+    card = model_card(storage.artefact(above["trained_model"], level) / "best.pt")
+    split = card.get("split") or {}
+    folders = {"/".join(Path(entry["slide_path"]).parts[-3:-1]) for entry in sampled.values()}
     return ReportContext(
+        cohort=f"{', '.join(sorted(folders))} ({len(counts):,} slides)",
+        model=_model(card),
+        patch_size=card.get("patch_size"),
         level=int(level),
         magnification=magnifications.pop() if len(magnifications) == 1 else None,
         counts=counts,
@@ -75,6 +80,18 @@ def report_context(storage: StorageResource, level: str) -> ReportContext:
         seconds={name: said["seconds"] for name, said in facts.items() if "seconds" in said},
         mlflow_url=_page(storage.mlflow_run(level)),
     )
+
+
+def _model(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader must know of the model."""
+    provenance = card.get("provenance") or {}
+    known = {
+        "network": (card.get("model") or {}).get("name"),
+        "weights": (card.get("parameters") or {}).get("weights"),
+        "epoch": card.get("epoch"),
+        **(provenance.get("versions") or {}),
+    }
+    return {name: value for name, value in known.items() if value is not None and name != "wsi-assets"}
 
 
 def headline(outcome: Evaluation) -> dict[str, Metric]:

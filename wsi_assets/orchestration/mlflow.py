@@ -177,20 +177,32 @@ class MlflowResource(dg.ConfigurableResource):
         else:
             write_json(note, {"run_id": run.run_id, "uri": self.uri, "page": run.url})
 
-    def add_metrics(self, level: str, values: Mapping[str, float | None], warn: Warn) -> None:
-        """Add what was measured after a training to the run of the level's model, if it has one."""
+    def add_evaluation(
+        self, level: str, values: Mapping[str, float | None], report: Path, warn: Warn
+    ) -> str | None:
+        """Add test metrics and the folder ``report`` to the run of the level's model, if it has one.
+
+        ASAP's heatmaps stay in the storage. Returns the address of the page there.
+        """
         known = {name: float(value) for name, value in values.items() if value is not None}
         try:
             noted = json.loads(self.storage.mlflow_run(level).read_text(encoding="utf-8"))
-            run_id = noted["run_id"] if noted["uri"] == self.uri else None
+            run_id, page = noted["run_id"], noted["page"]
+            if noted["uri"] != self.uri:
+                return None
         except (OSError, ValueError, KeyError, TypeError):
-            return
-        if run_id is None:
-            return
+            return None
         try:
-            self.client().log_metrics(known, run_id=run_id)
+            mlflow = self.client()
+            mlflow.log_metrics(known, run_id=run_id)
+            for file in sorted(report.rglob("*")):
+                if file.is_file() and file.suffix != ".tif":
+                    place = Path("report") / file.relative_to(report).parent
+                    mlflow.log_artifact(str(file), place.as_posix(), run_id=run_id)
         except Exception as error:  # as above
-            warn(f"MLflow does not take the test metrics ({one_line(error)[:300]}); this goes on")
+            warn(f"MLflow does not take the evaluation ({one_line(error)[:300]}); this goes on")
+            return None
+        return f"{page}/artifacts/report/report.html"
 
 
 def log_outcome(

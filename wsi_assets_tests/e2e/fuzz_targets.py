@@ -480,48 +480,6 @@ def tables(folder: Path) -> Case:
     return case
 
 
-def metrics(folder: Path) -> Case:
-    """``metrics.json`` of a level, compared with another's."""
-    from wsi_assets.evaluation.comparison import METRICS, compare, read_metrics, write_comparison
-    from wsi_assets.evaluation.evaluation import FORMAT
-
-    whole: dict[str, Any] = {
-        "format": FORMAT,
-        "context": {
-            "level": 1,
-            "magnification": 20.0,
-            "created": "now",
-            "seconds": {"a": 1.0},
-            "left_out": {},
-        },
-        "patch": {"overall": {"patches": 9, "tumor": 3}},
-        "slide": {"slides": 3, "tumor_slides": 1, "patients": 2},
-        "froc": {"lesions": 2},
-    }
-    for _, place in METRICS.values():
-        at = whole
-        for name in place[:-1]:
-            at = at.setdefault(name, {})
-        at[place[-1]] = {"value": 0.5, "low": 0.4, "high": 0.6, "reason": None}
-    compare([whole, whole])
-
-    def case(rng: random.Random, folder: Path) -> None:
-        path = folder / "metrics.json"
-        if rng.random() < 0.7:
-            content = json.dumps(exchanged(whole, rng), default=repr).encode()
-        else:
-            content = damaged(json.dumps(whole).encode(), rng)
-        if rng.random() < 0.03:
-            content = b"[" * 100_000
-        path.write_bytes(content)
-        rows = compare([read_metrics(path), whole])
-        json.dumps(rows)
-        if rng.random() < 0.02:
-            write_comparison([read_metrics(path), whole], folder / "comparison")
-
-    return case
-
-
 def bad_parser(folder: Path) -> Case:
     """A parser with every fault that is looked for, to see that the look finds them."""
     import ctypes
@@ -565,5 +523,4 @@ TARGETS = {
     "fs": partial(stores, "fs"),
     "configuration": configuration,
     "tables": tables,
-    "metrics": metrics,
 }

@@ -26,7 +26,7 @@ CASES = 300
 TRIALS = 10_000
 PARSERS = (
     *("slides", "xml", "geojson", "pickles", "checkpoints", "lmdb", "hdf5", "fs"),
-    *("configuration", "tables", "metrics"),
+    *("configuration", "tables"),
 )
 
 

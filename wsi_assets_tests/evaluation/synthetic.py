@@ -8,12 +8,27 @@ from typing import Any
 import numpy as np
 import shapely
 
+from wsi_assets.slides import Region
+from wsi_assets_tests.index.fakes import ArraySlide
+
 
 @dataclass(frozen=True)
 class Regions:
     """All that an evaluation uses of annotated regions."""
 
     geometry: Any
+
+
+class PictureSlide(ArraySlide):
+    """A slide of an array that is also read in windows; what lies beyond its edge is white."""
+
+    def read_region(self, level: int, y: int, x: int, height: int, width: int) -> Region:
+        inside = self.pixels[:: 2**level, :: 2**level]
+        pixels = np.full((height, width, 3), 255, np.uint8)
+        rows, cols = np.arange(y, y + height), np.arange(x, x + width)
+        on_rows, on_cols = ((at >= 0) & (at < n) for at, n in zip((rows, cols), inside.shape, strict=False))
+        pixels[np.ix_(on_rows, on_cols)] = inside[np.ix_(rows[on_rows], cols[on_cols])]
+        return Region(pixels, np.zeros((height, width), bool))
 
 
 def entry(slide_id: str, patches, probs, **changed) -> dict[str, Any]:

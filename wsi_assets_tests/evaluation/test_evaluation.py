@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -21,16 +18,15 @@ from wsi_assets.evaluation import (
     EvaluationOptions,
     Metric,
     ReportContext,
-    compare,
     evaluate,
+    read_levels,
     write_comparison,
     write_report,
 )
-from wsi_assets.evaluation.comparison import read_levels, read_metrics
-from wsi_assets.evaluation.plots import view_of
+from wsi_assets.evaluation.pictures import view_of
 from wsi_assets.evaluation.report import worst_patches
 from wsi_assets.files import write_json
-from wsi_assets_tests.evaluation.synthetic import cohort, entry, grid_entry, square
+from wsi_assets_tests.evaluation.synthetic import PictureSlide, cohort, entry, grid_entry, square
 
 FAST = EvaluationOptions(bootstrap_samples=30, worst_patches=4, heatmap_side=200)
 
@@ -38,13 +34,7 @@ FAST = EvaluationOptions(bootstrap_samples=30, worst_patches=4, heatmap_side=200
 @contextmanager
 def pink_slide(path):
     """A reader of a 3,072 x 3,072 slide without a file."""
-    yield SimpleNamespace(
-        levels=[SimpleNamespace(index=0, width=3072, height=3072, downsample=1.0)],
-        thumbnail=lambda side: np.full((side, side, 3), (230, 180, 210), np.uint8),
-        read_region=lambda level, y, x, height, width: SimpleNamespace(
-            pixels=np.full((height, width, 3), (200, 120, 180), np.uint8)
-        ),
-    )
+    yield PictureSlide(path, np.full((3072, 3072, 3), (230, 180, 210), np.uint8))
 
 
 def no_slide(path):
@@ -68,12 +58,12 @@ def test_a_good_model_on_a_small_cohort():
     entries, regions = cohort()
     result = evaluate(entries, tumor_regions=regions, options=FAST, validation_threshold=0.45)
     assert result.patch.roc_auc.value > 0.9
-    assert result.patch.groups == 3
+    assert result.patch.patients == 3
     assert result.slide.auc_top_mean.value == 1.0
     assert [row.is_tumor for row in result.slide.ranking] == [True, True, False, False]
     assert result.froc.lesions == 2
     assert result.patch.at_validation.threshold == 0.45
-    assert any("3 patients" in note for note in result.notes)
+    assert any("few patients: 3" in note for note in result.notes)
 
 
 def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
@@ -86,19 +76,9 @@ def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
         plain = grid_entry("test_1", probability, **shape)
         outcome = evaluate({"test_1": plain}, tumor_regions={"test_1": square(512, 512, 1024)}, options=FAST)
         view = view_of(outcome.slides[0], None, 100)
-        seen.append((outcome.slides[0].detections, view.box, view.mpp, outcome.notes))
+        seen.append((outcome.slides[0].detections, view.box, outcome.notes))
     assert seen[0] == seen[1]
     assert len(seen[0][0]) > 1
-
-
-def test_slide_scores_are_the_maximum_and_the_mean_of_the_top_share():
-    probs = np.linspace(0, 0.99, 100).reshape(10, 10)
-    options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=0.05)
-    (row,) = evaluate(
-        {"test_1": grid_entry("test_1", probs)}, tumor_regions={}, options=options
-    ).slide.ranking
-    assert row.maximum == pytest.approx(0.99)
-    assert row.top_mean == pytest.approx(np.mean([0.99, 0.98, 0.97, 0.96, 0.95]))
 
 
 @pytest.mark.parametrize(("share", "patches"), [(0.07, 7), (0.071, 8), (0.001, 1), (1.0, 100)])
@@ -107,19 +87,7 @@ def test_a_share_of_the_patches_is_rounded_up_but_a_whole_number_is_kept(share, 
     options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=share)
     plain = {"test_1": grid_entry("test_1", probs.reshape(10, 10))}
     (row,) = evaluate(plain, tumor_regions={}, options=options).slide.ranking
-    assert row.top_mean == pytest.approx(np.mean(probs[-patches:]))
-
-
-@pytest.mark.parametrize(("block", "blocks"), [(4, 6), (8, 2), (1, 96)])
-def test_the_interval_of_one_slide_is_over_square_blocks_of_its_tissue(block, blocks):
-    plain = grid_entry("test_1", np.full((8, 12), 0.2), stride=128)
-    outcome = evaluate(
-        {"test_1": plain},
-        tumor_regions={},
-        options=EvaluationOptions(bootstrap_samples=10, bootstrap_block=block),
-    )
-    metrics = outcome.slides[0].patch
-    assert (metrics.unit, metrics.groups) == ("blocks of tissue", blocks)
+    assert (row.maximum, row.top_mean) == (1.0, pytest.approx(np.mean(probs[-patches:])))
 
 
 def no_tumor():
@@ -183,7 +151,6 @@ def test_without_tumor_no_metric_about_tumor_has_a_value():
         result.patch.average_precision,
         result.patch.at_default.sensitivity,
         result.slide.auc_maximum,
-        result.froc.official,
         result.froc.corrected,
     ):
         assert metric.value is None
@@ -195,7 +162,7 @@ def test_no_test_slide_is_said_plainly():
     result = evaluate({}, tumor_regions={}, options=FAST)
     assert "no test slide" in result.notes[0]
     assert result.patch.roc_auc == Metric.missing("no patch")
-    assert result.froc.official.reason == "no test slide"
+    assert result.froc.corrected.reason == "no test slide"
 
 
 def test_a_tumor_slide_without_an_annotation_is_ranked_but_in_no_froc():
@@ -205,7 +172,7 @@ def test_a_tumor_slide_without_an_annotation_is_ranked_but_in_no_froc():
     assert [row.is_tumor for row in result.slide.ranking] == [True, True, False, False]
     assert result.patch == whole.patch
     assert list(result.froc.left_out) == ["test_001_node_1"]
-    assert (result.froc.slides, result.froc.lesions) == (3, 1)
+    assert (len(result.froc.hits), result.froc.lesions) == (3, 1)
 
 
 def spec_only(entries):
@@ -242,7 +209,10 @@ def test_an_incompletely_annotated_slide_is_ranked_but_in_no_patch_metric_and_no
     assert result.patch == alone.patch
     assert result.froc.corrected == alone.froc.corrected
     assert result.slide.slides == 4
-    assert any("test_002" in note for note in result.notes)
+    left_out = {(row.metrics, row.unit): row for row in result.exclusions}
+    assert left_out["FROC", "slides"].slides == ("test_002",)
+    patches = left_out["patch metrics", "patches"]
+    assert (patches.excluded, patches.total) == (144, 576)
     assert not any(patch.slide_id == "test_002" for patch in worst_patches(result)[0])
     page = write_report(result, tmp_path, open_slide=pink_slide).read_text(encoding="utf-8")
     assert "not completely annotated" in page
@@ -254,35 +224,26 @@ def test_patches_of_neither_class_are_counted_apart():
     by_area = evaluate({"test_1": {**plain, "config": {"label_rule": "fraction"}}}, options=FAST)
     assert (by_area.patch.tumor, by_area.patch.normal) == (1, 1)
     assert by_area.patch.at_default.false_positives == 0
-    assert by_area.patch.partial.patches == 2
-    assert by_area.patch.partial.mean_probability == pytest.approx(0.5)
-    assert by_area.patch.partial.predicted_tumor == 0.5
+    neither = next(row for row in by_area.exclusions if row.metrics == "patch metrics")
+    assert (neither.excluded, neither.total) == (2, 4)
     assert worst_patches(by_area) == ([], [])
     any_tumor = evaluate({"test_1": {**plain, "config": {"label_rule": "any"}}}, options=FAST)
-    assert any_tumor.patch.partial.patches == 0
     assert any_tumor.patch.normal == 3
 
 
 def test_calibrated_metrics_stand_beside_the_raw_ones(tmp_path):
     entries, regions = cohort()
-    calibration = {"temperature": 1.7, "bias": -0.4}
+    calibration = {"temperature": 1.7, "shift": -0.4}
     result = evaluate(entries, tumor_regions=regions, options=FAST, calibration=calibration)
     patch = result.patch
     raw = np.concatenate([one["probs"] for one in entries.values()])
     labels = np.concatenate([[tumor for *_, tumor in one["patches"]] for one in entries.values()])
     calibrated = 1 / (1 + np.exp(-(np.log(raw / (1 - raw)) / 1.7 - 0.4)))
-    assert patch.calibrated.brier.value == pytest.approx(np.mean((calibrated - labels) ** 2))
+    assert result.calibrated.brier.value == pytest.approx(np.mean((calibrated - labels) ** 2))
     assert patch.brier.value == pytest.approx(np.mean((raw - labels) ** 2))
-    assert patch.calibrated.at_default.true_positives == ((calibrated >= 0.5) & labels).sum()
-    same = evaluate(
-        entries, tumor_regions=regions, options=FAST, calibration={"temperature": 1, "prior_shift": 0}
-    )
-    assert same.patch.calibrated.brier.value == pytest.approx(patch.brier.value)
+    assert result.calibrated.at_default.true_positives == ((calibrated >= 0.5) & labels).sum()
     page = write_report(result, tmp_path, open_slide=no_slide).read_text(encoding="utf-8")
     assert "Calibrated" in page
-    for wrong in ({"temperature": 0, "bias": 0}, {"temperature": 1}, {"bias": 1}, 3):
-        with pytest.raises(EvaluationError):
-            evaluate(entries, calibration=wrong)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +254,7 @@ def test_calibrated_metrics_stand_beside_the_raw_ones(tmp_path):
         {"probs": ["high"] * 144},
         {"patches": [(0, 0)]},
         {"stride": 100},
+        {"label": None, "patches": None},
         {"tumor_fraction": [0.5, 0.1], "config": {"label_rule": "fraction"}},
     ],
 )
@@ -301,40 +263,40 @@ def test_damaged_predictions_are_refused_in_one_line(change):
     with pytest.raises(EvaluationError) as caught:
         evaluate({"test_002": {**entries["test_002"], **change}}, tumor_regions=regions)
     assert "\n" not in str(caught.value)
+    bare = {key: value for key, value in entries["test_002"].items() if key not in change}
+    for wrong in ({"test_002": {**bare, "probs": []}}, list(entries.values())):
+        with pytest.raises(EvaluationError):
+            evaluate(wrong, tumor_regions=regions)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("detection_smoothing_um", 1e12),
-        ("detection_radius_um", 1e12),
-        ("froc_mpp", 1e-6),
-        ("froc_mpp", 1e6),
-        ("bootstrap_block", 10**18),
-        ("bootstrap_samples", 10**9),
-        ("heatmap_side", 10**6),
-    ],
+    ("mpp", "asked", "given"), [(0.226, False, True), (0.5, False, False), (0.5, True, True)]
 )
-def test_a_setting_no_slide_can_bear_is_refused_before_anything_runs(name, value):
-    with pytest.raises(ValueError, match=name):
-        EvaluationOptions(**{name: value})
-
-
-def test_a_lesion_mask_beyond_memory_is_refused_in_one_line():
+def test_the_official_froc_is_for_the_challenges_pixels_or_asked_for(mpp, asked, given):
     entries, regions = cohort()
-    regions["test_001_node_1"] = square(0, 0, 40_000)
-    options = EvaluationOptions(bootstrap_samples=0, froc_level=1)
-    with pytest.raises(EvaluationError) as caught:
-        evaluate(entries, tumor_regions=regions, options=options)
-    assert "\n" not in str(caught.value)
+    entries = {name: {**one, "mpp": mpp} for name, one in entries.items()}
+    options = FAST.model_copy(update={"official_froc": asked})
+    result = evaluate(entries, tumor_regions=regions, options=options).froc
+    assert (result.official.value is not None) == given
+    assert result.corrected.value is not None
+    lengths = [hits.lesions.lesions[0].length_um for hits in result.hits if hits.lesions]
+    # A square of 6 patches, in the micrometres of its scanner.
+    assert lengths == pytest.approx([6 * 256 * mpp * 4 / 12**0.5] * 2, rel=0.1)
 
 
-def test_what_is_no_prediction_is_refused():
+def test_a_patient_is_a_row_with_all_its_slides():
     entries, regions = cohort()
-    bare = {key: value for key, value in entries["test_002"].items() if key != "probs"}
-    for wrong in ({"test_002": bare}, list(entries.values())):
-        with pytest.raises(EvaluationError):
-            evaluate(wrong, tumor_regions=regions)
+    result = evaluate(entries, tumor_regions=regions, options=FAST)
+    first, _, last = result.patients
+    assert (first.patient, first.slides, first.tumor_slides) == ("test_001", 2, 1)
+    assert (first.patch.tumor, first.patch.normal) == (36, 252)
+    assert (first.lesions, first.lesions_detected) == (1, 1)
+    assert (last.lesions, last.patch.at_default.sensitivity.value, last.patch.roc_auc.value) == (
+        0,
+        None,
+        None,
+    )
+    assert sum(row.patch.tumor for row in result.patients) == result.patch.tumor
 
 
 def test_the_worst_patches_are_the_surest_mistakes_with_their_level_0_centres():
@@ -353,7 +315,7 @@ def test_the_worst_patches_are_the_surest_mistakes_with_their_level_0_centres():
 def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
     entries, regions = cohort()
     context = ReportContext(
-        title="A <b>cohort</b>",
+        cohort="A <b>cohort</b>",
         level=4,
         magnification=2.5,
         counts=[{"slide": "tumor_001", "patches": 1234, "tumor": 56}],
@@ -377,9 +339,11 @@ def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
     )
     result = evaluate(entries, tumor_regions=regions, options=FAST)
     page = write_report(result, tmp_path, context, open_slide=pink_slide).read_text(encoding="utf-8")
-    assert not re.search(r"""(?:src|href)=["'](?!data:|#|http://localhost:5000)""", page)
-    assert "<script" not in page
-    assert "A &lt;b&gt;cohort&lt;/b&gt;, level 4" in page
+    assert not re.search(
+        r"""(?:src|href)=["'](?!data:|#|http://localhost:5000|metrics.json|heatmaps/)""", page
+    )
+    assert "<script src" not in page
+    assert "A &lt;b&gt;cohort&lt;/b&gt;" in page
     for seen in (
         "1,234",
         "too few patients",
@@ -394,8 +358,9 @@ def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
     assert [(float(p), int(x), int(y)) for p, x, y in rows] == [
         (found.probability, found.x, found.y) for found in result.slides[2].detections
     ]
-    picture = cv2.imread(str(tmp_path / "heatmaps" / "test_002.png"))
-    assert picture.std() > 5
+    assert cv2.imread(str(tmp_path / "heatmaps" / "test_002.png")).std() > 5
+    assert "research use only" in page.lower()
+    assert page.count('<svg class="scene"') >= 2 * len(entries) + 2  # a pair a slide, a crop a lesion
 
 
 def test_what_is_not_known_is_said_to_be_not_available(tmp_path):
@@ -418,41 +383,37 @@ def test_the_same_predictions_give_the_same_metrics():
 
 
 def test_levels_stand_side_by_side_with_their_intervals(tmp_path):
-    written = []
-    for level, seed in ((4, 1), (2, 0)):
-        entries, regions = cohort(seed)
+    files, results = {}, {}
+    for level, seed in ((4, 1), (2, 0), (None, None)):
+        entries, regions = cohort(seed) if level else no_tumor()
         entries = dict(list(entries.items())[:2])
-        context = ReportContext(level=level, magnification=40 / 2**level, seconds={"a": 60.0, "b": 5.0})
-        result = evaluate(entries, tumor_regions=regions, options=FAST)
-        write_report(result, tmp_path / str(level), context, open_slide=no_slide)
-        written.append(read_metrics(tmp_path / str(level) / "metrics.json"))
-    bare, regions = no_tumor()
-    write_report(evaluate(bare, tumor_regions=regions, options=FAST), tmp_path / "bare", open_slide=no_slide)
-    written.append(read_metrics(tmp_path / "bare" / "metrics.json"))
-    rows = compare(written)
-    assert [row["level"] for row in rows] == [2, 4, None]
-    assert [row["magnification"] for row in rows] == [10.0, 2.5, None]
-    assert rows[0]["seconds"] == 65.0
-    assert rows[1]["metrics"]["patch_auc"] == written[0]["patch"]["overall"]["roc_auc"]
-    assert rows[2]["metrics"]["froc_official"]["value"] is None
-    page = write_comparison(written, tmp_path / "all").read_text(encoding="utf-8")
-    assert "2.5×" in page
-    assert "no lesion on a test slide" in page
-    assert "not evaluated on the same number" in page
+        context = ReportContext(
+            level=level, magnification=level and 40 / 2**level, seconds={"a": 60.0, "b": 5.0}
+        )
+        results[level] = evaluate(entries, tumor_regions=regions, options=FAST)
+        write_report(results[level], tmp_path / str(level), context, open_slide=no_slide)
+        files[str(level)] = tmp_path / str(level) / "metrics.json"
+    write_json(tmp_path / "old.json", {"format": 0})
+    (tmp_path / "half.json").write_text("{half")
+    bad = {name: tmp_path / f"{name}.json" for name in ("old", "half", "gone")}
+    rows, left_out = read_levels({**files, **bad})
+    assert list(left_out) == list(bad)
+    assert [(row["level"], row["magnification"], row["seconds"]) for row in rows] == [
+        (2, 10.0, 65.0),
+        (4, 2.5, 65.0),
+        (None, None, 65.0),
+    ]
+    assert rows[1]["metrics"]["patch_auc"]["value"] == results[4].patch.roc_auc.value
+    assert rows[2]["metrics"]["froc_corrected"]["value"] is None
+    page = write_comparison(rows, tmp_path / "all").read_text(encoding="utf-8")
+    for seen in ("2.5×", "no lesion on a test slide", "not evaluated on the same number", "level_4/report"):
+        assert seen in page
     assert cv2.imread(str(tmp_path / "all" / "comparison.png")) is not None
-    assert "No level has been evaluated" in write_comparison([], tmp_path / "none").read_text(
-        encoding="utf-8"
-    )
-
-
-def test_metrics_that_are_none_are_refused(tmp_path):
+    page = write_comparison([], tmp_path / "none").read_text(encoding="utf-8")
+    assert "No level has been evaluated" in page
+    assert read_levels({}) == ([], {})
     with pytest.raises(EvaluationError):
-        read_metrics(tmp_path / "metrics.json")
-    (tmp_path / "metrics.json").write_text("{half")
-    with pytest.raises(EvaluationError):
-        read_metrics(tmp_path / "metrics.json")
-    with pytest.raises(EvaluationError):
-        compare([{"format": 99}])
+        read_levels(bad)
 
 
 def test_an_annotation_far_off_its_slide_costs_no_evaluation():
@@ -463,45 +424,11 @@ def test_an_annotation_far_off_its_slide_costs_no_evaluation():
     assert evaluate(entries, tumor_regions=regions, options=FAST, sizes=sizes).froc.lesions == 2
 
 
-def test_a_level_whose_metrics_are_none_is_left_out_and_the_others_are_compared(tmp_path):
-    entries, regions = cohort()
-    whole = evaluate(entries, tumor_regions=regions, options=FAST).to_plain()
-    write_json(tmp_path / "good.json", whole)
-    write_json(tmp_path / "old.json", {"format": 0})
-    metrics, left_out = read_levels({"2": tmp_path / "old.json", "3": tmp_path / "good.json"})
-    assert [one["format"] for one in metrics] == [whole["format"]]
-    assert list(left_out) == ["2"]
-    with pytest.raises(EvaluationError):
-        read_levels({"2": tmp_path / "old.json"})
-    assert read_levels({}) == ([], {})
-
-
 def test_a_metric_is_never_nan_and_never_silent():
     with pytest.raises(ValueError, match="finite"):
         Metric(float("nan"), reason="x")
     with pytest.raises(ValueError, match="says why"):
         Metric(None)
-
-
-def test_options_load_without_any_heavy_library():
-    code = (
-        "import sys; from wsi_assets.evaluation.options import EvaluationOptions; "
-        "print([m for m in ('numpy', 'cv2', 'matplotlib', 'scipy', 'shapely') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_evaluating_loads_no_picture_library_and_touches_no_global_canvas(tmp_path):
-    code = (
-        "import sys; import wsi_assets.evaluation.report; "
-        "assert 'matplotlib' not in sys.modules and 'cv2' not in sys.modules; "
-        "from wsi_assets.evaluation import *; "
-        f"write_report(evaluate(dict()), {str(tmp_path)!r}); "
-        "print('matplotlib.pyplot' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def test_the_real_cohort_is_reported_with_its_pixels(real_data, tmp_path):
@@ -522,3 +449,12 @@ def test_the_real_cohort_is_reported_with_its_pixels(real_data, tmp_path):
     assert "could not be read" not in page
     assert (tmp_path / "heatmaps" / "test_073_node_1_likelihood_map.tif").is_file()
     assert [row.is_tumor for row in result.slide.ranking] == [True, False]
+
+
+def test_an_unreadable_patch_is_in_no_metric_and_is_counted():
+    patches = [(0, 0, False), (0, 256, True), (0, 512, False), (0, 768, True)]
+    whole = evaluate({"test_1": entry("test_1", patches[:3], [0.2, 0.8, 0.6])}, options=FAST)
+    holed = evaluate({"test_1": entry("test_1", patches, [0.2, 0.8, 0.6, float("nan")])}, options=FAST)
+    assert holed.patch == whole.patch
+    (unread,) = (row for row in holed.exclusions if row.metrics == "every metric")
+    assert (unread.excluded, unread.total, unread.slides) == (1, 4, ("test_1",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,17 +12,17 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsi_assets.errors import EvaluationError
 from wsi_assets.evaluation.froc import (
     Curve,
     SlideHits,
-    _Scores,
-    corrected_curve,
     froc,
+    froc_curve,
     lesion_table,
     match,
-    official_curve,
 )
 from wsi_assets.evaluation.heatmap import Detection
+from wsi_assets.evaluation.intervals import Resamples
 from wsi_assets.evaluation.lesions import (
     Lesion,
     LesionMap,
@@ -33,7 +34,6 @@ from wsi_assets.evaluation.lesions import (
 from wsi_assets.evaluation.options import EvaluationOptions
 
 QUICK = EvaluationOptions(bootstrap_samples=0)
-CHALLENGE = {"mpp": 0.243, "level": 5}
 
 
 def naive_lesions(mask: np.ndarray):
@@ -92,7 +92,9 @@ def along(points, rate):
 def test_published_unit_case(real_data):
     for case in json.loads((real_data / "expected.json").read_text())["froc_unit_cases"]:
         numbers = (case["fp_probs"], case["tp_probs"], case["num_targets"], case["num_images"])
-        assert official_curve(*numbers).score() == pytest.approx(case["mean_sensitivity"], abs=1e-8)
+        assert froc_curve(*numbers, official=True).score() == pytest.approx(
+            case["mean_sensitivity"], abs=1e-8
+        )
 
 
 def test_lesions_of_a_real_annotation(real_data):
@@ -100,7 +102,7 @@ def test_lesions_of_a_real_annotation(real_data):
 
     expected = json.loads((real_data / "expected.json").read_text())["froc_tumor_001"]
     regions = read_annotation(real_data / "annotations" / "tumor_001.xml")
-    lesions = lesions_of_geometry(regions.geometry, **CHALLENGE).lesions
+    lesions = lesions_of_geometry(regions.geometry, mpp=0.243).lesions
     assert len(lesions) == expected["n_labels"]
     assert [lesion.label for lesion in lesions if lesion.itc] == expected["itc_labels"]
     # The official mask was drawn from the same polygons by another program: areas agree to 0.3 %.
@@ -145,7 +147,7 @@ def test_lesions_are_widened_filled_and_joined_at_corners(seed):
         mask[r + h // 4 : r + h // 2, c + w // 4 : c + w // 2] = False
     if not mask.any():
         return
-    found = lesions_of_mask(mask, **CHALLENGE)
+    found = lesions_of_mask(mask, 0.243)
     parts = naive_lesions(mask)
     assert len(found.lesions) == len(parts)
     for lesion, part in zip(found.lesions, parts, strict=True):
@@ -165,30 +167,29 @@ def test_the_major_axis_of_a_disc_is_its_diameter():
 def test_two_lesions_closer_than_75_um_are_one():
     apart = lesions_of_geometry(
         shapely.MultiPolygon([shapely.box(1000, 1000, 3000, 3000), shapely.box(3400, 1000, 5000, 3000)]),
-        **CHALLENGE,
+        mpp=0.243,
     )
     near = lesions_of_geometry(
         shapely.MultiPolygon([shapely.box(1000, 1000, 3000, 3000), shapely.box(3200, 1000, 5000, 3000)]),
-        **CHALLENGE,
+        mpp=0.243,
     )
     assert (len(apart.lesions), len(near.lesions)) == (2, 1)
 
 
 def test_a_small_lesion_is_itc_and_counts_for_nothing():
     # 400 px are 97 um; with 37.5 um on each side 172 um, under 275.
-    lesions = lesions_of_geometry(shapely.box(1024, 1024, 1424, 1424), **CHALLENGE)
+    lesions = lesions_of_geometry(shapely.box(1024, 1024, 1424, 1424), mpp=0.243)
     assert [lesion.itc for lesion in lesions.lesions] == [True]
     hits = match("test_001", "test_001", [Detection(0.9, 1200, 1200), Detection(0.4, 9000, 9000)], lesions)
-    assert hits.in_itc == 1
     assert [found.probability for found in hits.false_positives] == [0.4]
-    result = froc([hits], QUICK)
+    result = froc([hits], QUICK, official_hits=[hits])
     assert result.official.value is None
     assert "isolated tumor cells" in result.official.reason
     assert lesion_table([hits])[0]["probability"] is None
 
 
 def test_a_lesion_counts_once_at_its_highest_probability():
-    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), **CHALLENGE)
+    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), mpp=0.243)
     found = [Detection(p, 2000, 2000) for p in (0.3, 0.8, 0.5)]
     hits = match("test_001", "test_001", found, lesions)
     assert hits.false_positives == ()
@@ -197,15 +198,15 @@ def test_a_lesion_counts_once_at_its_highest_probability():
 
 
 def test_a_perfect_detector_with_equal_scores_gets_nothing_officially_and_all_when_corrected():
-    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), **CHALLENGE)
+    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), mpp=0.243)
     hits = [match(f"test_{i}", f"p{i}", [Detection(0.75, 2000, 2000)], lesions) for i in range(3)]
-    result = froc(hits, EvaluationOptions(bootstrap_samples=30))
-    assert result.official.value == 0.0
-    assert (result.corrected.value, result.corrected.low, result.corrected.high) == (1.0, 1.0, 1.0)
+    result = froc(hits, QUICK, official_hits=hits)
+    assert (result.official.value, result.corrected.value) == (0.0, 1.0)
+    assert froc(hits, QUICK).official.value is None
 
 
 def test_slides_without_detections_count():
-    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), **CHALLENGE)
+    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), mpp=0.243)
     tumor = match("test_1", "a", [Detection(0.5, 2000, 2000)], lesions)
     normal = match("test_2", "b", [Detection(0.7, 100, 100), Detection(0.6, 900, 900)], None)
     silent = [match(f"test_{i}", f"c{i}", [], None) for i in range(3, 9)]
@@ -227,12 +228,13 @@ probability = st.floats(0.01, 1, allow_nan=False).map(lambda p: float(np.float32
 def test_both_scores_follow_the_definition(false_positives, lesion_scores, slides):
     # Scores that float32 holds exactly, so that the quirk of mixed precision is out of the way.
     lesions = len(lesion_scores)
-    official = official_curve(false_positives, np.array(lesion_scores, np.float32), lesions, slides)
+    scores = np.array(lesion_scores, np.float32)
+    official = froc_curve(false_positives, scores, lesions, slides, official=True)
     assert official.score() == pytest.approx(
         naive_score(false_positives, lesion_scores, lesions, slides, official=True), abs=1e-12
     )
     found = [score for score in lesion_scores if score > 0]
-    corrected = corrected_curve(false_positives, found, lesions, slides)
+    corrected = froc_curve(false_positives, found, lesions, slides, official=False)
     assert corrected.score() == pytest.approx(
         naive_score(false_positives, found, lesions, slides, official=False), abs=1e-12
     )
@@ -242,47 +244,46 @@ def test_both_scores_follow_the_definition(false_positives, lesion_scores, slide
 
 def test_the_script_tells_equal_scores_of_two_precisions_apart():
     # 0.8 as float32 is a little more than 0.8: the script finds a threshold between the two.
-    same = official_curve([0.8, 0.6], [1, 1, 0, 0, 0.8, 0.8, 0], 4, 2).score()
-    mixed = official_curve([0.8, 0.6], np.array([1, 1, 0, 0, 0.8, 0.8, 0], np.float32), 4, 2).score()
+    found = [1, 1, 0, 0, 0.8, 0.8, 0]
+    same = froc_curve([0.8, 0.6], found, 4, 2, official=True).score()
+    mixed = froc_curve([0.8, 0.6], np.array(found, np.float32), 4, 2, official=True).score()
     assert (same, mixed) == (pytest.approx(23 / 24), 1.0)
 
 
 def slide_hits(false_positives, best, itc) -> SlideHits:
     """A slide with a lesion for each of ``best`` (None: not found), and ``itc`` of isolated tumor cells."""
     count = len(best) + itc
-    lesions = tuple(Lesion(i, 9, 9.0, (0, 0, 3, 3), i > len(best)) for i in range(1, count + 1))
+    lesions = tuple(Lesion(i, 9, 9.0, 0.0, (0, 0, 3, 3), i > len(best)) for i in range(1, count + 1))
     seen = {i: None if p is None else Detection(p, 0, 0) for i, p in enumerate(best, start=1)}
     wrong = tuple(Detection(p, 0, 0) for p in false_positives)
     window = LesionMap(np.zeros((0, 0), np.int32), (0, 0), 32, lesions) if lesions else None
-    return SlideHits("test_001", "test_001", wrong, seen, window, 0)
-
-
-def written_out(slides, times) -> list[SlideHits]:
-    return [slide for slide, n in zip(slides, times, strict=True) for _ in range(n)]
+    return SlideHits("test_001", "test_001", wrong, seen, window)
 
 
 def cohorts(score):
-    """Slides with few or no detections, found and missed lesions and ITC, and how often each is taken."""
+    """Slides with few or no detections, found and missed lesions and ITC."""
     found = st.one_of(score, st.none())
     slide = st.builds(slide_hits, st.lists(score, max_size=8), st.lists(found, max_size=3), st.integers(0, 1))
-    return st.lists(st.tuples(slide, st.integers(0, 3)), min_size=1, max_size=6)
+    return st.lists(slide, min_size=1, max_size=6)
 
 
-# Few values, so that scores are often equal; many values, so that they are often not.
-exact = st.one_of(st.sampled_from([0.25, 0.5, 0.75, 1.0]), probability)
-
-
-@given(cohorts(exact))
-@settings(max_examples=100, deadline=None)
-def test_a_resample_scores_as_its_slides_written_out(cohort):
-    slides, times = zip(*cohort, strict=True)
-    taken = written_out(slides, times)
-    curves = _Scores(slides).curves(np.array(times))
-    if not any(slide.best for slide in taken):
-        assert curves == (None, None)
-        return
-    alone = froc(taken, QUICK)
-    assert [curve.score() for curve in curves] == [alone.official.value, alone.corrected.value]
+def test_an_interval_is_of_slides_drawn_by_patient():
+    generator = np.random.default_rng(0)
+    slides = [
+        replace(slide_hits(generator.random(3), [generator.random(), None][: n % 3], 0), patient=f"p{n // 2}")
+        for n in range(24)
+    ]
+    options = EvaluationOptions(bootstrap_samples=20)
+    found = froc(slides, options, official_hits=slides)
+    drawn = Resamples([slide.patient for slide in slides], options)
+    cohorts = [
+        [slide for slide, group in zip(slides, drawn.group, strict=True) for _ in range(int(times[group]))]
+        for times in drawn.counts
+    ]
+    alone = [froc(taken, QUICK, official_hits=taken) for taken in cohorts]
+    for name in ("official", "corrected"):
+        metric, scores = getattr(found, name), [getattr(one, name).value for one in alone]
+        assert (metric.low, metric.high) == pytest.approx(tuple(np.percentile(scores, [2.5, 97.5])))
 
 
 # 0.8 as float32 is a little more than 0.8, and the float64 numbers next to it round to it.
@@ -304,14 +305,28 @@ def the_script(slides: list[SlideHits]) -> float:
 
 @given(cohorts(mixed))
 @settings(max_examples=200, deadline=None)
-def test_the_official_score_is_the_script_s_under_numpy_1(cohort):
-    slides = [slide for slide, _ in cohort]
+def test_the_official_score_is_the_script_s_under_numpy_1(slides):
     if any(slide.best for slide in slides):
-        assert froc(slides, QUICK).official.value == the_script(slides)
+        assert froc(slides, QUICK, official_hits=slides).official.value == the_script(slides)
 
 
 def test_nothing_found_is_a_true_zero():
-    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), **CHALLENGE)
-    result = froc([match("test_1", "a", [], lesions)], QUICK)
-    assert result.official.value == 0.0
-    assert result.corrected.value == 0.0
+    lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), mpp=0.243)
+    hits = [match("test_1", "a", [], lesions)]
+    result = froc(hits, QUICK, official_hits=hits)
+    assert (result.official.value, result.corrected.value) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("mpp", [0.12, 0.226, 0.243, 0.5, 1.0, 7.776])
+@pytest.mark.parametrize(("side_um", "itc"), [(130, True), (185, False)])
+def test_a_lesion_is_measured_in_the_micrometres_of_its_slide(mpp, side_um, itc):
+    # The major axis of a square is 4 / sqrt(12) of its side: 150 and 214 um.
+    side = side_um / mpp
+    (lesion,) = lesions_of_geometry(shapely.box(1000, 1000, 1000 + side, 1000 + side), mpp=mpp).lesions
+    assert lesion.length_um == pytest.approx(side_um * 4 / math.sqrt(12), abs=25)
+    assert lesion.itc == itc
+
+
+def test_a_lesion_larger_than_a_slide_is_refused():
+    with pytest.raises(EvaluationError):
+        lesions_of_geometry(shapely.box(0, 0, 40_000, 40_000), mpp=8.0)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
+from wsi_assets.drawing import TUMOR, rgb
 from wsi_assets.evaluation import EvaluationOptions, evaluate
-from wsi_assets.evaluation.plots import BAR_STRIP, DPI, annotation_picture, overlay_picture, view_of
-from wsi_assets_tests.evaluation.synthetic import grid_entry, square
-from wsi_assets_tests.index.fakes import ArraySlide
+from wsi_assets.evaluation.pictures import crop, heat_png, heatmap_picture, scene, view_of
+from wsi_assets_tests.evaluation.synthetic import PictureSlide, grid_entry, square
 
 X, Y, SIDE = 900, 320, 128
 """A dark square on the slide, which is also the tumor and one patch."""
+
+PIXELS = np.full((1200, 1600, 3), (230, 180, 210), np.uint8)
+PIXELS[Y : Y + SIDE, X : X + SIDE] = (60, 20, 90)
+OPTIONS = EvaluationOptions(bootstrap_samples=0, detection_smoothing_um=0)
 
 ON_TUMOR = pytest.approx((X, Y, X + SIDE, Y + SIDE), abs=12)
 """To within the width of a line."""
@@ -20,16 +25,13 @@ ON_TUMOR = pytest.approx((X, Y, X + SIDE, Y + SIDE), abs=12)
 @pytest.fixture(scope="module")
 def shown():
     """An evaluated slide of 1,600 x 1,200 pixels with patches on a part of it, and its view."""
-    pixels = np.full((1200, 1600, 3), (230, 180, 210), np.uint8)
-    pixels[Y : Y + SIDE, X : X + SIDE] = (60, 20, 90)
     probability = np.zeros((4, 7))
     probability[1, 4] = 1.0
     plain = grid_entry("test_1", probability, patch_size=SIDE, stride=SIDE)
     plain["patches"] = [(y + Y - SIDE, x + X - 4 * SIDE, t) for y, x, t in plain["patches"]]
-    options = EvaluationOptions(bootstrap_samples=0, detection_smoothing_um=0)
-    outcome = evaluate({"test_1": plain}, tumor_regions={"test_1": square(X, Y, SIDE)}, options=options)
+    outcome = evaluate({"test_1": plain}, tumor_regions={"test_1": square(X, Y, SIDE)}, options=OPTIONS)
     slide = outcome.slides[0]
-    return slide, view_of(slide, ArraySlide("/nowhere/test_1.tif", pixels), 800)
+    return slide, view_of(slide, PictureSlide("/nowhere/test_1.tif", PIXELS), 800)
 
 
 def place(found, view, height, width):
@@ -49,19 +51,37 @@ def test_a_view_is_a_part_of_the_slide_and_knows_which(shown):
     assert view.box[2] - view.box[0] < 1200
 
 
-def test_the_annotation_lies_on_the_tumor(shown):
-    picture = annotation_picture(*shown)
-    white = picture.min(axis=2) > 250
-    white[int(picture.shape[0] * 0.8) :] = False  # the scale bar's plate
-    assert place(white, shown[1], *picture.shape[:2]) == ON_TUMOR
-
-
-def test_the_heatmap_and_its_detection_lie_on_the_tumor(shown):
+def test_annotation_heatmap_and_detection_lie_on_the_tumor(shown):
     slide, view = shown
-    picture = overlay_picture(slide, view, threshold=0.5).astype(int)
-    high = picture.shape[0] - round(BAR_STRIP * DPI)
-    picture = picture[:high]
+    picture = heatmap_picture(slide, view, 780, threshold=0.5).astype(int)
+    picture = picture[: round(780 * (view.box[3] - view.box[1]) / (view.box[2] - view.box[0]))]
+    line = np.abs(picture - rgb(TUMOR)).max(axis=2) == 0
     yellow = (picture[..., 0] > 150) & (picture[..., 1] > 150) & (picture[..., 2] < 110)
-    assert place(yellow, view, *picture.shape[:2]) == ON_TUMOR
+    for found in (line, yellow):
+        assert place(found, view, *picture.shape[:2]) == ON_TUMOR
     (detection,) = slide.detections
     assert (detection.x, detection.y) == (X + SIDE // 2, Y + SIDE // 2)
+
+
+def test_a_page_draws_the_same_in_level_0_pixels(shown):
+    slide, view = shown
+    drawn = scene(view, slide)
+    corners = np.array([point.split(",") for point in drawn.annotation.strip("MZ").split()], float)
+    assert (*corners.min(0), *corners.max(0)) == (X, Y, X + SIDE, Y + SIDE)
+    (detection,) = drawn.detections
+    assert (detection.x, detection.y) == (X + SIDE // 2, Y + SIDE // 2)
+    cells = cv2.imdecode(np.frombuffer(heat_png(slide.heatmap), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert cells.shape == (4, 7, 4)
+    assert cells[1, 4].tolist() == [36, 231, 253, 255]  # viridis at 1 as BGR
+
+
+@pytest.mark.parametrize("side", [SIDE, 700])
+def test_a_crop_shows_its_place_also_over_the_slides_edge(shown, side):
+    _, view = shown
+    reader = PictureSlide("/nowhere/test_1.tif", PIXELS)
+    for center in ((X + SIDE / 2, Y + SIDE / 2), (X + SIDE, Y)):
+        cropped = crop(reader, view, center, side)
+        dark = cropped.pixels.max(axis=2) < 150
+        x0, y0, x1, y1 = cropped.box
+        wanted = max(X, x0), max(Y, y0), min(X + SIDE, x1), min(Y + SIDE, y1)
+        assert place(dark, cropped, *dark.shape) == pytest.approx(wanted, abs=4)

@@ -11,9 +11,10 @@ import pytest
 from shapely import MultiPolygon, box
 
 from wsi_assets.annotations import TumorRegions, read_annotation
+from wsi_assets.drawing import INK, NORMAL, TUMOR, rgb, scale_bar
 from wsi_assets.index import TissueOptions, counts_png, find_tissue, overlay_jpeg, sample_index
 from wsi_assets.index.options import SamplingOptions
-from wsi_assets.index.pictures import COLORS, overlay, scale_bar
+from wsi_assets.index.pictures import COLORS, overlay
 from wsi_assets.slides import open_slide
 from wsi_assets_tests.index.fakes import ArraySlide, index_of
 
@@ -25,8 +26,8 @@ def slide():
     return ArraySlide("/slides/a.tif", pixels.clip(0, 254).astype(np.uint8))
 
 
-def near(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-    return np.abs(picture.astype(int) - color).max(axis=2) < 30
+def near(picture: np.ndarray, color: str) -> np.ndarray:
+    return np.abs(picture.astype(int) - rgb(color)).max(axis=2) < 30
 
 
 def test_each_annotation_is_drawn_in_its_own_color_at_its_own_place(slide):
@@ -85,7 +86,7 @@ def test_bars_cover_as_much_as_there_are_patches_with_names_and_without(slides):
     rng = np.random.default_rng(1)
     index = index_of(*((f"slide_{i:03d}", *map(int, rng.integers(1, 60, 2))) for i in range(slides)))
     picture = cv2.imdecode(np.frombuffer(counts_png(index), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    tumor, normal = (near(picture, color).sum() for color in ((213, 94, 0), (86, 180, 233)))
+    tumor, normal = (near(picture, color).sum() for color in (TUMOR, NORMAL))
     found = sum(patch[2] for entry in index.values() for patch in entry["patches"])
     there = sum(len(entry["patches"]) for entry in index.values())
     assert tumor / (tumor + normal) == pytest.approx(found / there, abs=0.02)
@@ -101,7 +102,7 @@ def test_a_scale_bar_is_round_and_fits(width, mpp, length, text):
 
 def test_the_scale_bar_is_as_long_in_the_picture_as_it_says(slide):
     picture = overlay(find_tissue(slide, TissueOptions(), "f"), max_side=800)
-    ink = near(picture[600:], (40, 40, 40))
+    ink = near(picture[600:], INK)
     # 1,600 pixels of 0.25 um: 50 um are 200 pixels, and half of that in the picture; the bar has round ends.
     runs = [len(run) for row in ink for run in "".join("#" if one else " " for one in row).split()]
     assert max(runs) == pytest.approx(100, abs=12)

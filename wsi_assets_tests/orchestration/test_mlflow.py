@@ -25,12 +25,20 @@ def nowhere(tmp_path):
     return MlflowResource(storage_dir=str(tmp_path / "storage"), tracking_uri=f"http://127.0.0.1:{port}")
 
 
-def test_parameters_metrics_by_epoch_and_what_follows_are_in_one_run(resource):
+def report(folder):
+    (folder / "pages" / "heatmaps").mkdir(parents=True)
+    for name in ("report.html", "heatmaps/test_1.geojson", "heatmaps/test_1_likelihood_map.tif"):
+        (folder / "pages" / name).write_text(name)
+    return folder / "pages"
+
+
+def test_parameters_metrics_by_epoch_and_what_follows_are_in_one_run(resource, tmp_path):
     warnings: list[str] = []
     with resource.training_run("4", {"lr": 0.1}, {"dagster_run_id": "abc"}, warnings.append) as run:
         run.metrics({"val_loss": 0.5, "val_auc": None, "lr": float("nan")}, step=1)
         run.metrics({"val_loss": 0.25}, step=2)
-    resource.add_metrics("4", {"test_roc_auc": 0.9, "test_froc": None}, warnings.append)
+    page = report(tmp_path)
+    address = resource.add_evaluation("4", {"test_roc_auc": 0.9, "test_froc": None}, page, warnings.append)
     client = resource.client().MlflowClient()
     found = client.get_run(run.run_id)
     assert warnings == []
@@ -44,6 +52,13 @@ def test_parameters_metrics_by_epoch_and_what_follows_are_in_one_run(resource):
     assert [point.value for point in client.get_metric_history(run.run_id, "val_loss")] == [0.5, 0.25]
     assert run.url.startswith("http://lab:5001/")
     assert run.run_id in run.url
+    assert address == f"{run.url}/artifacts/report/report.html"
+    logged = [
+        one.path
+        for folder in ("report", "report/heatmaps")
+        for one in client.list_artifacts(run.run_id, folder)
+    ]
+    assert logged == ["report/heatmaps", "report/report.html", "report/heatmaps/test_1.geojson"]
 
 
 def test_a_training_that_fails_ends_its_run_as_failed(resource):
@@ -68,9 +83,10 @@ def test_a_level_without_a_model_cannot_be_logged(resource):
         log_finished(resource, "4", print)
 
 
-def test_metrics_of_a_model_that_was_not_logged_go_nowhere(resource):
-    resource.add_metrics("4", {"test_roc_auc": 0.9}, pytest.fail)
+def test_metrics_of_a_model_that_was_not_logged_go_nowhere(resource, tmp_path):
+    page = report(tmp_path)
+    assert resource.add_evaluation("4", {"test_roc_auc": 0.9}, page, pytest.fail) is None
     path = resource.storage.mlflow_run("4")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"run_id": "x", "uri": "http://elsewhere", "page": None}))
-    resource.add_metrics("4", {"test_roc_auc": 0.9}, pytest.fail)
+    assert resource.add_evaluation("4", {"test_roc_auc": 0.9}, page, pytest.fail) is None

@@ -32,7 +32,7 @@ GROUP = "5_evaluation"
 
 EVALUATION = Artefact(
     name="evaluation",
-    code_version="4",
+    code_version="5",
     path="level_{level}/report",
     options=EvaluationOptions,
     inputs=(TEST_PREDICTIONS, TRAINED_MODEL),
@@ -42,7 +42,7 @@ EVALUATION = Artefact(
 
 LEVEL_COMPARISON = Artefact(
     name="level_comparison",
-    code_version="2",
+    code_version="3",
     path="level_comparison",
     inputs=(EVALUATION,),
     main_file="comparison.html",
@@ -93,12 +93,14 @@ def evaluation(
         write_report(outcome, pages, context=about, progress=progress)
     metrics = headline(outcome)
     values = {name: metric.value for name, metric in metrics.items()}
-    mlflow.add_metrics(level, {f"test_{name}": value for name, value in values.items()}, context.log.warning)
+    measured = {f"test_{name}": value for name, value in values.items()}
+    address = mlflow.add_evaluation(level, measured, pages, context.log.warning)
     return making.result(
         pages,
         facts={name: rounded(value) for name, value in values.items() if value is not None},
         metadata={
             **heatmap_pictures(outcome, pages),
+            **({"report": dg.MetadataValue.url(address)} if address else {}),
             "metrics": table(metric_rows(metrics)),
             "confusion": table(confusion_rows(outcome)),
             "slides": table([asdict(score) for score in outcome.slide.ranking]),
@@ -117,24 +119,22 @@ def evaluation(
 def level_comparison(
     context: dg.AssetExecutionContext, storage: StorageResource, evaluation: dict[str, Path]
 ) -> dg.MaterializeResult:
-    from wsi_assets.evaluation import compare, write_comparison
-    from wsi_assets.evaluation.comparison import comparison_png, read_levels
+    from wsi_assets.evaluation import read_levels, write_comparison
 
     with user_errors_as_failures():
         inputs = {level: storage.version(EVALUATION, level) for level in evaluation}
         making = Making(context, storage, LEVEL_COMPARISON, inputs=inputs)
         files = {level: pages / "metrics.json" for level, pages in evaluation.items()}
-        metrics, left_out = read_levels(files)
-        rows = compare(metrics)
+        rows, left_out = read_levels(files)
         pages = _empty(storage.root / "level_comparison_in_progress")
-        write_comparison(metrics, pages)
+        chart = write_comparison(rows, pages).with_name("comparison.png")
     shown = [{"level": row["level"], **{k: f["value"] for k, f in row["metrics"].items()}} for row in rows]
     return making.result(
         pages,
         facts={"left_out": left_out},
         metadata={
             "levels": table(shown),
-            **({"picture": picture(comparison_png(rows), "metrics by level")} if rows else {}),
+            **({"picture": picture(chart.read_bytes(), "metrics by level")} if rows else {}),
         },
     )
 
