@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wsi_assets.errors import ModelError, StoreError
 from wsi_assets.index.slide_index import check_index, classes
-from wsi_assets.index.split import patients, sides_of
+from wsi_assets.index.split import patients, split_slides
 from wsi_assets.learning.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> 
     Raises:
         ModelError: a class has fewer than two patches outside test slides.
     """
-    sides = sides_of(index, options.val_size, options.seed)
+    sides = split_slides(index, options.val_size, options.seed)
     side = np.array([sides[name] for name in table.slide_ids], object)[table.slides]
     parts = {name: np.flatnonzero(table.usable & (side == name)) for name in ("train", "validation", "test")}
     rest = np.sort(np.concatenate([parts["train"], parts["validation"]]))

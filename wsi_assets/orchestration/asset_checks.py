@@ -17,7 +17,7 @@ import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError
 from wsi_assets.files import read_plain_pickle
-from wsi_assets.index.curate import CURATION, curate
+from wsi_assets.index.curation import CURATION, curate
 from wsi_assets.orchestration.artefact import Artefact, slide_artefacts
 from wsi_assets.orchestration.assets.evaluation import EVALUATION
 from wsi_assets.orchestration.assets.index import SAMPLED_INDEX, SLIDE_INDEX
