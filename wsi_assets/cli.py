@@ -141,14 +141,15 @@ def demo(home: Path) -> None:
 
 @main.command()
 @folders
-def doctor(settings: Settings) -> None:
+@click.option("--write-cohort", is_flag=True, help="Write a first cohort.csv into the images folder.")
+def doctor(settings: Settings, write_cohort: bool) -> None:
     """Examine every slide: does it open, how large is it, what is known of its scale, what is wrong.
 
     Exit status: 1 if any slide has a problem.
     """
     from wsi_assets.console import examine_slides
 
-    sys.exit(examine_slides(settings))
+    sys.exit(examine_slides(settings, write_cohort))
 
 
 @main.command()

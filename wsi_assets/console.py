@@ -119,35 +119,40 @@ def run_demo(home: Path) -> int:
     return status
 
 
-def examine_slides(settings: Settings) -> int:
+def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
     """Print one row a slide and a line for each problem; returns 1 if there is any."""
-    from wsi_assets.index.doctor import examine, misnamed
-    from wsi_assets.slides import find_slides
+    from wsi_assets.index.doctor import examine, place
+    from wsi_assets.slides import cohort as tables
+    from wsi_assets.slides import find_slides, read_cohort
 
-    listing = find_slides(settings.images_dir, settings.annotations_dir)
+    cohort = read_cohort(settings.images_dir)
+    listing = find_slides(settings.images_dir, settings.annotations_dir, cohort)
     rows = []
     with progress_bars(console) as bars:
         for done, slide in enumerate(listing.slides):
             bars(done, len(listing.slides), "examining slides")
-            rows.append(examine(slide))
+            rows.append(examine(slide, cohort.row(slide.slide_id)))
         bars(len(listing.slides), len(listing.slides), "examining slides")
-    doubted = misnamed(listing.slides, listing.notices)
-    for row in rows:
-        for notice in doubted.get(row.slide_id, []):
-            row.problems.append(f"{notice}; did you mean {row.slide_id}? Then rename it")
+    place(rows, cohort)
     _print_health(rows)
+    unknown = cohort.unknown([*listing.left_out, *(row.slide_id for row in rows)])
     for row in rows:
         for problem in row.problems:
             _say(f"problem: {row.slide_id}: {problem}", "red")
+    for line in unknown:
+        _say(f"problem: {line}", "red")
     for name, reason in listing.left_out.items():
         _say(f"left out: {name}: {reason}", "red")
-    explained = {notice for notices in doubted.values() for notice in notices}
-    _print_notices(notice for notice in listing.notices if notice not in explained)
+    _print_notices(listing.notices)
     faulty = sum(bool(row.problems) for row in rows) + len(listing.left_out)
     console.print(
         f"{len(rows)} slides, {faulty} with a problem" if rows else f"no slides in {settings.images_dir}"
     )
-    return FAILED if faulty or not rows else OK
+    if write_cohort:
+        path = settings.images_dir / tables.COHORT_FILE
+        tables.write_cohort(path, {row.slide_id: (row.patient or row.slide_id, row.side) for row in rows})
+        _say(f"cohort: {path}: fill in what names do not say; an empty cell says nothing")
+    return FAILED if faulty or unknown or not rows else OK
 
 
 def retire_and_report(settings: Settings, slide_id: str) -> int:
@@ -218,8 +223,9 @@ def _print_health(rows: Sequence[SlideHealth]) -> None:
     from wsi_assets.index.doctor import COLUMNS, LEAST_FIRST
 
     page = _page()
+    filled = [column for column in COLUMNS if any(cell for row in rows for cell in row.cells([column]))]
     for dropped in range(len(LEAST_FIRST) + 1):
-        columns = [column for column in COLUMNS if column not in LEAST_FIRST[:dropped]]
+        columns = [column for column in filled if column not in LEAST_FIRST[:dropped]]
         table = Table(box=SIMPLE_HEAD)
         for column in columns:
             # What does not fit even so is folded, never cut: an id without its end is nobody's.
@@ -248,14 +254,15 @@ def _print_notices(notices: Iterable[str]) -> None:
 
 
 def _print_level(outcome: LevelOutcome, storage: Path) -> None:
-    from wsi_assets.orchestration.artefact import level_chain
+    from wsi_assets.orchestration.artefact import all_artefacts, level_chain
     from wsi_assets.orchestration.storage import StorageResource
 
     table = Table(title=f"level {outcome.level} ({outcome.seconds:.0f} s)", title_justify="left")
     for column in ("asset", "status", "result", "path"):
         table.add_column(column, overflow="fold")
     resource, level = StorageResource(storage_dir=str(storage)), str(outcome.level)
-    for artefact in level_chain():
+    asked = [one for one in all_artefacts() if one.optional and one.name in outcome.records]
+    for artefact in (*level_chain(), *asked):
         record = outcome.records.get(artefact.name)
         made = "made" if artefact.name in outcome.made else "up to date"
         is_shown = record is not None and artefact.name in (*outcome.made, *outcome.up_to_date)

@@ -69,17 +69,25 @@ def test_a_file_has_every_column_and_a_line_a_slide(mixed, capsys, monkeypatch):
         assert all(fact in line for fact in facts)
 
 
-def test_an_annotation_whose_name_is_nearly_a_slide_s_is_a_problem_of_that_slide(home, capsys):
+def test_an_annotation_whose_name_is_nearly_a_slide_s_leaves_it_out(home, capsys):
     other = home / "annotations/CMU-1_Small-Region.xml"
     other.write_text("<ASAP_Annotations/>")
     assert console.examine_slides(Settings.from_environment({}, home=home)) == console.FAILED
-    said = capsys.readouterr().out
     assert (
-        f"problem: CMU-1-Small-Region: annotation without a slide: {other}; "
-        "did you mean CMU-1-Small-Region?" in said
+        f"left out: CMU-1-Small-Region: it has no annotation of its own name, and this may be it: {other}"
+        in (capsys.readouterr().out)
     )
-    assert "note:" not in said
-    assert "1 slides, 1 with a problem" in said
+
+
+def test_doctor_shows_what_the_cohort_says_and_writes_a_first_table(home, capsys):
+    settings = Settings.from_environment({}, home=home)
+    assert console.examine_slides(settings, write_cohort=True) == console.OK
+    table = home / "images/cohort.csv"
+    assert table.read_text().splitlines()[1] == "CMU-1-Small-Region,CMU-1-Small-Region,,,,"
+    table.write_text("slide,patient,split,mpp\nCMU-1-Small-Region.svs,P7,test,0.25\nother,P8,,\n")
+    assert console.examine_slides(settings) == console.FAILED
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("P7", "test", "0.25", f"problem: {table} names a slide"))
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ DEMO_PARAMETERS: dict[str, int | float | str] = {
     "max_epochs": 3,
     "aug_factor": 1,
     "ohem_ratio": 2,
+    "tta": False,
 }
 """What differs from the defaults so that a network from random weights learns the cohort on two cores within
 a minute: a few hundred patches need small batches to give it enough steps, and patches with a sliver of tumor

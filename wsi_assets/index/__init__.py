@@ -13,10 +13,8 @@ __getattr__, __dir__, __all__ = exports(
         "options": ("IndexOptions", "SamplingOptions", "TissueOptions"),
         "tissue": ("TissueRegions", "find_tissue"),
         "patch_grid": ("grid",),
-        "coverage": ("cell_areas",),
-        "curation": ("Finding",),
+        "coverage": ("cell_areas", "tumor_fractions"),
         "pictures": ("counts_png", "overlay_jpeg"),
-        "labels": ("tumor_fractions",),
         "build": ("FolderIndex", "build_indices", "build_slide_index"),
         "entries": ("LevelIndex", "index_level", "index_slide"),
         "slide_index": (

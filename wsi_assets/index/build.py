@@ -18,7 +18,7 @@ from wsi_assets.index.slide_index import Index
 from wsi_assets.index.slide_regions import SlideOptions, read_tissue, read_tumor
 from wsi_assets.index.tissue import TissueRegions
 from wsi_assets.progress import Progress, silent
-from wsi_assets.slides import ScaleOptions, SlideFile, find_slides
+from wsi_assets.slides import Cohort, ScaleOptions, SlideFile, find_slides, read_cohort
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,25 @@ def build_indices(
     annotation: AnnotationOptions | None = None,
     options: IndexOptions | None = None,
     scale: ScaleOptions | None = None,
+    cohort: Cohort | None = None,
     progress: Progress = silent,
 ) -> FolderIndex:
     """Index the slides of a folder at several levels; every slide is opened once, on all cores.
 
     A slide or annotation that cannot be read costs that slide only.
 
+    Args:
+        cohort: what is said of single slides; None reads ``cohort.csv`` of the images folder, if it is there.
+
     Raises:
         SlideError: a folder is missing or cannot be read.
+        ConfigError: the cohort's table is damaged, or puts a patient on two sides.
     """
     # Absolute, so that the index can be used from any folder.
+    images_dir = Path(images_dir).absolute()
+    said = read_cohort(images_dir) if cohort is None else cohort
     listing = find_slides(
-        Path(images_dir).absolute(), None if annotations_dir is None else Path(annotations_dir).absolute()
+        images_dir, None if annotations_dir is None else Path(annotations_dir).absolute(), said
     )
     left_out = dict(listing.left_out)
     how = SlideOptions(
@@ -108,9 +115,11 @@ def build_indices(
     read: list[tuple[dict[str, Any], TumorRegions | None, Path | None]] = []
 
     def read_one(slide: SlideFile) -> tuple | WsiAssetsError:
+        row = said.row(slide.slide_id)
         try:
-            plain = read_tissue(slide.slide_id, slide.path, how)
-            return plain, read_tumor(slide.annotation_path, annotation, plain), slide.annotation_path
+            plain = read_tissue(slide.slide_id, slide.path, how, row)
+            tumor = read_tumor(slide.annotation_path, annotation, plain, row)
+            return plain, tumor, None if tumor is None else slide.annotation_path
         except WsiAssetsError as error:
             return error
 
@@ -123,7 +132,8 @@ def build_indices(
             else:
                 read.append(found)
             progress(done, len(listing.slides), "reading slides")
-    said = [
+    notices = [*listing.notices, *said.unknown([*left_out, *(slide.slide_id for slide in listing.slides)])]
+    notices += [
         f"{plain['slide_id']}: {line}"
         for plain, regions, _ in read
         for line in (*plain["notices"], *(regions.notices if regions else ()))
@@ -133,8 +143,8 @@ def build_indices(
     for done, level in enumerate(target_levels, start=1):
         try:
             unpacked = ((TissueRegions.from_plain(plain), *rest) for plain, *rest in read)
-            levels[level] = index_level(unpacked, level, options or IndexOptions())
+            levels[level] = index_level(unpacked, level, options or IndexOptions(), said)
         except SlideIndexError as error:
             missing[level] = str(error)
         progress(done, len(target_levels), "indexing levels")
-    return FolderIndex(levels, missing, dict(sorted(left_out.items())), (*listing.notices, *said))
+    return FolderIndex(levels, missing, dict(sorted(left_out.items())), tuple(notices))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from wsi_assets.errors import WsiAssetsError
-from wsi_assets.index.slide_regions import SlideOptions, read_tissue, read_tumor
+from wsi_assets.index.options import TissueOptions
+from wsi_assets.index.slide_regions import read_tumor
+from wsi_assets.slides.naming import is_test_slide
 
 if TYPE_CHECKING:
-    from wsi_assets.slides import SlideFile
+    from wsi_assets.slides import Cohort, SlideFile, SlideRow
 
 COLUMNS = {
     "slide": "slide_id",
+    "patient": "patient",
+    "split": "side",
     "format": "format",
     "size (px)": "size",
     "levels": "levels",
@@ -27,11 +29,8 @@ COLUMNS = {
 }
 """Heading -> what of :class:`SlideHealth` stands below it."""
 
-LEAST_FIRST = ("downsamples", "format", "tissue", "mpp", "mag. (from)", "size (px)")
+LEAST_FIRST = ("downsamples", "format", "tissue", "mpp", "size (px)", "mag. (from)", "split", "patient")
 """Columns in the order in which a narrow terminal goes without them."""
-
-_ALIKE = 0.7
-"""Similarity from which two names are one with a slip of the pen."""
 
 
 @dataclass
@@ -39,6 +38,8 @@ class SlideHealth:
     """One row of the ``doctor`` table, text as shown, and what is wrong with the slide, a line each."""
 
     slide_id: str
+    patient: str = ""
+    side: str = ""
     format: str = "does not open"
     size: str = ""
     levels: str = ""
@@ -53,13 +54,14 @@ class SlideHealth:
         return [getattr(self, COLUMNS[column]) for column in columns]
 
 
-def examine(slide: SlideFile) -> SlideHealth:
+def examine(slide: SlideFile, said: SlideRow) -> SlideHealth:
     """Open a slide, read its tissue and its annotation; every fault becomes a line, none is raised."""
+    from wsi_assets.index.tissue import find_tissue
     from wsi_assets.slides import open_slide
 
-    health, tissue = SlideHealth(slide.slide_id), None
+    health, tissue = SlideHealth(slide.slide_id), {"bounds": None, "slide_path": slide.path}
     try:
-        with open_slide(slide.path) as reader:
+        with open_slide(slide.path, said=said) as reader:
             health.problems.extend(reader.notices)
             first, scale = reader.levels[0], reader.scale
             health.format = reader.vendor
@@ -69,7 +71,7 @@ def examine(slide: SlideFile) -> SlideHealth:
             health.downsamples = _downsamples([level.downsample for level in reader.levels])
             health.magnification = f"{scale.base_magnification:g} ({scale.magnification_source})"
             health.mpp = "unknown" if scale.mpp is None else f"{scale.mpp:.4g}"
-        tissue = read_tissue(slide.slide_id, slide.path, SlideOptions())
+            tissue = find_tissue(reader, TissueOptions(), "").to_plain()
         health.tissue = f"{tissue['tissue_share']:.1%}"
         if not tissue["tissue_share"]:
             health.problems.append("no tissue found")
@@ -78,39 +80,27 @@ def examine(slide: SlideFile) -> SlideHealth:
             health.format += ", does not read"
         health.problems.append(f"{error.fault}. {error.remedy or ''}".strip())
     try:
-        if regions := read_tumor(slide.annotation_path, None, tissue):
+        if regions := read_tumor(slide.annotation_path, None, tissue, said):
             health.annotation = str(len(regions.audit))
             health.problems.extend(regions.notices)
     except WsiAssetsError as error:
-        health.annotation = "damaged"
+        health.annotation = "damaged" if slide.annotation_path else "missing"
         health.problems.append(str(error))
     return health
 
 
-def misnamed(slides: Iterable[SlideFile], notices: Iterable[str]) -> dict[str, list[str]]:
-    """Notices of annotations without a slide, by the slide without an annotation that is likely meant.
+def place(rows: Iterable[SlideHealth], cohort: Cohort) -> None:
+    """Say of each slide its side, and its patient unless the slide is one, by the cohort's table or its name.
 
-    A name that differs in its numbers is another slide's: annotations of a whole cohort beside some of its
-    slides are no mistake.
+    Raises:
+        ConfigError: the table puts a patient on two sides.
     """
-    from wsi_assets.slides import normalize_id, slide_id_of
-    from wsi_assets.slides.listing import WITHOUT_SLIDE
-
-    without = {
-        normalize_id(slide.slide_id): slide.slide_id for slide in slides if slide.annotation_path is None
-    }
-    found: dict[str, list[str]] = {}
-    for notice in notices:
-        if notice.startswith(WITHOUT_SLIDE):
-            name = normalize_id(slide_id_of(notice.removeprefix(WITHOUT_SLIDE)))
-            alike = [slide_id for slide_id in without if _numbers(slide_id) == _numbers(name)]
-            for close in difflib.get_close_matches(name, alike, n=1, cutoff=_ALIKE):
-                found.setdefault(without[close], []).append(notice)
-    return found
-
-
-def _numbers(name: str) -> list[int]:
-    return [int(number) for number in re.findall(r"[0-9]+", name)]
+    rows = list(rows)
+    patients = cohort.patients(row.slide_id for row in rows)
+    sides = cohort.sides(patients)
+    for row in rows:
+        row.patient = patients[row.slide_id] if patients[row.slide_id] != row.slide_id else ""
+        row.side = sides.get(row.slide_id) or ("test" if is_test_slide(row.slide_id) else "")
 
 
 def _downsamples(downsamples: list[float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsi_assets.errors import SlideIndexError
-from wsi_assets.index.labels import is_tumor, to_level, tumor_fractions
+from wsi_assets.index.coverage import is_tumor, to_level, tumor_fractions
 from wsi_assets.index.patch_grid import mask_fractions, starts
 from wsi_assets.index.slide_index import Entry, Index
-from wsi_assets.slides import patient_of, patients_of
+from wsi_assets.slides import Cohort, patient_of
 
 if TYPE_CHECKING:
     import shapely
@@ -107,8 +106,12 @@ def index_level(
     slides: Iterable[tuple[TissueRegions, TumorRegions | None, str | Path | None]],
     level: int,
     options: IndexOptions,
+    cohort: Cohort | None = None,
 ) -> LevelIndex:
     """Index every slide that has the level; the others are named, with the reason.
+
+    An entry's ``split`` is there only where ``cohort`` names the side of the slide or of its patient, and
+    ``cohort_label`` where it says one.
 
     Args:
         slides: (tissue, tumor regions or None, annotation path or None) of each slide; consumed once, so a
@@ -116,7 +119,9 @@ def index_level(
 
     Raises:
         SlideIndexError: there are slides and none of them has the level, or there is no slide.
+        ConfigError: the cohort puts a patient on two sides.
     """
+    cohort = cohort or Cohort()
     entries: Index = {}
     left_out: dict[str, str] = {}
     empty: dict[str, str] = {}
@@ -140,19 +145,11 @@ def index_level(
             remedy="Choose a level that exists" if left_out else "Add slides, or see why none could be read",
         )
     index = dict(sorted(entries.items()))
-    patients = patients_of(index, options.patient_pattern)
+    patients = cohort.patients(index, options.patient_pattern)
+    sides = cohort.sides(patients)
     for slide_id, entry in index.items():
-        entry["label"] = patients[slide_id]
-    if options.magnification_tolerance is not None:
-        # The lower of two middle values, so that the yardstick is a magnification that some slide has.
-        usual = statistics.median_low(entry["magnification"] for entry in index.values())
-        for slide_id, entry in index.items():
-            if abs(entry["magnification"] / usual - 1) > options.magnification_tolerance:
-                empty.pop(slide_id, None)
-                left_out[slide_id] = (
-                    f"its magnification is {entry['magnification']:.4g}, the level's median {usual:.4g}"
-                )
-        index = {slide_id: entry for slide_id, entry in index.items() if slide_id not in left_out}
+        said = {"split": sides.get(slide_id), "cohort_label": cohort.row(slide_id).label}
+        entry |= {"label": patients[slide_id], **{key: value for key, value in said.items() if value}}
     return LevelIndex(index, dict(sorted(left_out.items())), dict(sorted(empty.items())))
 
 

@@ -1,14 +1,12 @@
 """Separate tissue from glass in one coarse RGB image.
 
-The feature is *chroma*, the spread ``max(R, G, B) - min(R, G, B)`` after the glass was
-balanced to neutral: stains are colored; glass, coverslip edges, grey or black padding and black registration
-crosses are not, at any brightness. (Saturation divides by brightness and so turns the noise of
-dark pixels into color.) Otsu's threshold is taken on the square root of chroma, which keeps a few strongly
-stained spots from pulling it above pale tissue. It is then held between two bounds: Otsu always splits, also
-a slide that is glass only (the lower bound then finds no tissue in noise) or tissue only (the upper one then
-finds no glass). No-data and one-colored frames are not in the histogram. Where a scanner clips its glass
-to pure white, all of the glass is left out with them, and Otsu would split pale tissue from dark: with hardly
-any glass in the histogram the threshold is at most the bounds' middle.
+The feature is *chroma*, the spread ``max(R, G, B) - min(R, G, B)`` after the glass was balanced to neutral:
+stains are colored; glass, coverslip edges, padding and registration crosses are not, at any brightness.
+Otsu's threshold is taken on the square root of chroma, which keeps a few strongly stained spots from pulling
+it above pale tissue, and held between two bounds: Otsu always splits, also a slide that is glass only or
+tissue only. No-data and one-colored frames are not in the histogram. Where a scanner clips its glass to pure
+white, all of the glass is left out with them, and Otsu would split pale tissue from dark: with hardly any
+glass in the histogram the threshold is at most the bounds' middle.
 """
 
 from __future__ import annotations
@@ -48,26 +46,21 @@ def tissue_mask(
     Returns:
         The mask (h, w), and the chroma threshold, None if no pixel holds data.
     """
-    no_data = unscanned(pixels, no_data)
+    no_data = no_data | (pixels.min(axis=2) == 255) | (pixels.max(axis=2) == 0) | _frame(pixels)
     if no_data.all():
         return no_data & False, None
     balanced = _balance(_smooth(pixels, no_data), no_data)
     brightest = balanced.max(axis=2)
     chroma = brightest - balanced.min(axis=2)
     chroma[(brightest < BLACK[0]) & (chroma < BLACK[1] * brightest)] = 0
-    threshold = _threshold(chroma[~no_data])
+    data, (low, high) = chroma[~no_data], CHROMA_BOUNDS
+    if np.mean(data < low) < LEAST_GLASS:
+        high = (low * high) ** 0.5
+    threshold = float(np.clip(otsu(np.sqrt(data)) ** 2, low, high))
     mask = (chroma >= threshold) & ~no_data
     pen = _pen(balanced) if options.reject_pen else np.zeros_like(mask)
     mask = _tidy(mask & ~pen, options.fill_holes)
     return mask & ~pen & ~no_data, threshold
-
-
-def _threshold(chroma: NDArray[np.floating]) -> float:
-    """Of the chroma (n,) of the pixels with data."""
-    low, high = CHROMA_BOUNDS
-    if np.mean(chroma < low) < LEAST_GLASS:
-        high = (low * high) ** 0.5
-    return float(np.clip(otsu(np.sqrt(chroma)) ** 2, low, high))
 
 
 def otsu(values: NDArray[np.floating], bins: int = 512) -> float:
@@ -88,11 +81,6 @@ def otsu(values: NDArray[np.floating], bins: int = 512) -> float:
     between = np.nan_to_num(between, nan=0.0, posinf=0.0)
     best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
     return float(edges[1:-1][best].mean())
-
-
-def unscanned(pixels: NDArray[np.uint8], no_data: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Add to ``no_data`` what is pure black, pure white or a frame of one color: (h, w)."""
-    return no_data | (pixels.min(axis=2) == 255) | (pixels.max(axis=2) == 0) | _frame(pixels)
 
 
 def _smooth(pixels: NDArray[np.uint8], no_data: NDArray[np.bool_]) -> NDArray[np.float32]:

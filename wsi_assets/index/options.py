@@ -84,11 +84,6 @@ class IndexOptions(BaseModel):
         default=DEFAULT_TEST_PATTERN,
         description="Regular expression found, in any case, in the ids of test slides and of no others.",
     )
-    magnification_tolerance: float | None = Field(
-        default=None,
-        gt=0.0,
-        description="Leave out slides whose magnification is off the level's median by more than this share.",
-    )
 
 
 class SamplingOptions(BaseModel):

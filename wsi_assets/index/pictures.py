@@ -18,9 +18,9 @@ from wsi_assets.drawing import (
     new_canvas,
     rings_of,
     scale_bar,
+    shrunk,
     stroke,
 )
-from wsi_assets.errors import SlideError
 from wsi_assets.index.sampling import slide_table
 
 if TYPE_CHECKING:
@@ -29,50 +29,42 @@ if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index.slide_index import Index
     from wsi_assets.index.tissue import TissueRegions
-    from wsi_assets.slides import SlideReader
 
 COLORS = {"tissue": TISSUE, "tumor": TUMOR, "excluded": EXCLUDED}
 
 
 def overlay_jpeg(
-    reader: SlideReader,
     tissue: TissueRegions,
     tumor: TumorRegions | None = None,
     *,
     max_side: int = 720,
-    max_bytes: int = 60_000,
+    max_bytes: int | None = 60_000,
 ) -> bytes:
-    """A slide with its tissue and annotations as a JPEG of at most ``max_bytes``, for an event log.
-
-    Args:
-        max_side: longest side of the slide's picture, pixels; less if the bytes demand it.
-    """
+    """:func:`overlay` as a JPEG; less than ``max_side`` if ``max_bytes``, for an event log, demand it."""
     import cv2
 
-    picture = overlay(reader, tissue, tumor, max_side=max_side)
-    while True:
-        for quality in (88, 80, 70, 60):
-            data = jpeg_of(picture, quality)
-            if len(data) <= max_bytes:
-                return data
-        if max(picture.shape) <= 120:
-            return data
-        picture = cv2.resize(picture, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
+    picture = overlay(tissue, tumor, max_side=max_side)
+    data = jpeg_of(picture)
+    while max_bytes and len(data) > max_bytes and max(picture.shape) > 120:
+        scale = min(0.95, 1.1 * math.sqrt(max_bytes / len(data)))
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        data = jpeg_of(picture, 70)
+    return data
 
 
 def overlay(
-    reader: SlideReader, tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
+    tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
 ) -> NDArray[np.uint8]:
-    """Draw the borders of tissue, tumor and excluded areas, a legend and a scale bar: (h, w, 3) RGB."""
+    """Draw the borders of tissue, tumor and excluded areas on the slide's picture: (h, w, 3) RGB.
+
+    With a legend and a scale bar below. ``max_side``: of the slide's picture, in pixels, as far as
+    ``tissue`` holds it.
+    """
     import cv2
 
     base = tissue.levels[0]
-    try:
-        picture = np.ascontiguousarray(reader.thumbnail(max_side))
-    except SlideError:
-        # A damaged tile costs the picture its background, and not the slide its annotation.
-        scale = max(1.0, base.width / max_side, base.height / max_side)
-        picture = np.full((math.ceil(base.height / scale), math.ceil(base.width / scale), 3), 255, np.uint8)
+    whole = cv2.imdecode(np.frombuffer(tissue.picture, np.uint8), cv2.IMREAD_COLOR_RGB)
+    picture = np.ascontiguousarray(shrunk(whole, max_side))
     height, width = picture.shape[:2]
     downsample = max(base.height / height, base.width / width)
     line = max(1, round(max(height, width) / 600))

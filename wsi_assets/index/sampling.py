@@ -16,7 +16,7 @@ import numpy as np
 
 from wsi_assets.errors import ConfigError, SlideIndexError
 from wsi_assets.index.slide_index import PER_PATCH, Entry, Index, check_index, classes, is_test
-from wsi_assets.index.split import Side, sides_of
+from wsi_assets.index.split import split_slides
 from wsi_assets.slides import normalize_id, slide_id_of
 
 if TYPE_CHECKING:
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
 def sample_index(index: Index, options: SamplingOptions) -> Index:
     """Choose patches: the same slides with the chosen patches only, in the same order.
 
-    The split comes first, unless the index has one, and each entry's ``split`` says on which side it is; with
-    ``val_size`` None no entry says so. Test slides and validation slides keep every patch. Training slides
-    keep every patch that holds tumor, and together ``normal_per_tumor`` normal patches for each tumor patch,
-    spread equally over the slides: one that has fewer than its share gives all it has, and the others give
-    more. Incompletely annotated slides give no normal patch. A cohort without any tumor patch keeps all its
-    normal patches, up to ``max_normal_per_slide``.
+    The split (:func:`split_slides`) comes first, and each entry's ``split`` says on which side it is; with
+    ``val_size`` None nothing is split. Test slides and validation slides keep every patch. Training slides
+    keep every patch that holds tumor, and together ``normal_per_tumor`` normal patches for each tumor patch
+    (all of them in a cohort without tumor), spread equally over the slides as far as each has them.
+    Incompletely annotated slides give no normal patch.
 
     Raises:
         ConfigError: the list of incompletely annotated slides cannot be read.
@@ -44,11 +43,10 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
     check_index(index)
     incomplete = incomplete_slides(options.incomplete_slides)
     try:
-        sides: dict[str, Side]
         if options.val_size is None:
             sides = {name: "test" if is_test(name, entry) else "train" for name, entry in index.items()}
         else:
-            sides = sides_of(index, options.val_size, options.seed)
+            sides = split_slides(index, options.val_size, options.seed)
         quotas = normal_quotas(index, options, incomplete, sides)
         return {
             slide_id: {
@@ -63,7 +61,7 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
 
 
 def normal_quotas(
-    index: Index, options: SamplingOptions, incomplete: Collection[str], sides: Mapping[str, Side]
+    index: Index, options: SamplingOptions, incomplete: Collection[str], sides: Mapping[str, str]
 ) -> dict[str, int]:
     """How many normal patches each slide that is not a test slide gives: slide id -> number."""
     tumor, all_of, available = 0, {}, {}
@@ -139,8 +137,7 @@ def incomplete_slides(source: str | Path | None) -> frozenset[str]:
 def unknown_incomplete(index: Index, options: SamplingOptions) -> list[str]:
     """Normalized ids in the user's own list of incompletely annotated slides that are no slide of the index.
 
-    Such an id may be mistyped, and the slide that was meant then gives normal patches. The list that comes
-    with the package is of a whole challenge, of which a cohort may hold any part, so it is not compared.
+    The list that comes with the package is of a whole challenge, of which a cohort may hold any part.
 
     Raises:
         ConfigError: the list cannot be read.

@@ -49,13 +49,8 @@ def check_index(index: Any) -> Index:
     """Return ``index`` if it is one.
 
     Raises:
-        SlideIndexError: it is something else, such as the list of an older version.
+        SlideIndexError: it is something else.
     """
-    if isinstance(index, list):
-        raise SlideIndexError(
-            "is a list of slides, as another version wrote it; an index is a dict by slide id",
-            remedy="Make the index again: materialize slide_index and sampled_index, or run build_index",
-        )
     if not isinstance(index, Mapping):
         raise SlideIndexError(f"is a {type(index).__name__} and no index", remedy="Make the index again")
     for slide_id, entry in index.items():
@@ -70,7 +65,9 @@ def check_index(index: Any) -> Index:
 
 
 def is_test(slide_id: str, entry: Mapping[str, Any]) -> bool:
-    """Whether a slide is kept for testing, by the ``test_pattern`` that its index was made with."""
+    """Whether a slide is kept for testing: by its ``split``, else by the ``test_pattern`` of its index."""
+    if entry.get("split"):
+        return entry["split"] == "test"
     return is_test_slide(slide_id, entry.get("config", {}).get("test_pattern", DEFAULT_TEST_PATTERN))
 
 

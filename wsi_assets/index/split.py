@@ -7,16 +7,15 @@ what is chosen on them holds at the prevalence of whole slides.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index.slide_index import Entry, Index, classes, is_test
+from wsi_assets.slides.cohort import Side
 from wsi_assets.slides.naming import normalize_id, patients_of
-
-Side = Literal["train", "validation", "test"]
 
 LEAST_VALIDATING = 30
 """Tumor and normal patches that the validation patients shall hold; more patients are taken until they do."""
@@ -28,7 +27,8 @@ DRAWS = 64
 def split_slides(index: Index, val_size: float, seed: int) -> dict[str, Side]:
     """The side of each slide: slide id -> ``train``, ``validation`` or ``test``.
 
-    Patients with and without tumor are drawn apart; of each kind ``val_size`` (rounded, at least one where
+    What the entries say comes first: a slide they put on validation validates, and no others then. Else
+    patients with and without tumor are drawn apart; of each kind ``val_size`` (rounded, at least one where
     there are two) validate. Both sides shall hold both classes, and validation ``LEAST_VALIDATING`` patches
     of each, for which more patients are taken. If no choice of patients gives both sides both classes,
     slides are drawn instead, and if that fails too every slide trains.
@@ -37,20 +37,17 @@ def split_slides(index: Index, val_size: float, seed: int) -> dict[str, Side]:
     nearly all others as it was.
     """
     sides: dict[str, Side] = {
-        name: "test" if is_test(name, entry) else "train" for name, entry in index.items()
+        name: "test" if is_test(name, entry) else entry.get("split") or "train"
+        for name, entry in index.items()
     }
+    if "validation" in sides.values():
+        return sides
     rest = {name: entry for name, entry in index.items() if sides[name] == "train"}
     for group_of in (patients(rest), {name: name for name in rest}):
         chosen = _validating(_counts(rest, group_of), val_size, seed)
         if chosen:
             return sides | {name: "validation" for name in rest if group_of[name] in chosen}
     return sides
-
-
-def sides_of(index: Index, val_size: float, seed: int) -> dict[str, Side]:
-    """The ``split`` that all entries carry, or else :func:`split_slides`."""
-    carried = {name: entry["split"] for name, entry in index.items() if entry.get("split")}
-    return carried if len(carried) == len(index) else split_slides(index, val_size, seed)
 
 
 def fold_slides(index: Index, folds: int, seed: int) -> dict[str, int]:
@@ -72,7 +69,11 @@ def fold_slides(index: Index, folds: int, seed: int) -> dict[str, int]:
     tumor = [bool(classes(entry)[0].any()) for entry in rest.values()]
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
     names, fold_of = list(rest), {}
-    for fold, (_, held_out) in enumerate(splitter.split(names, tumor, [groups[name] for name in names])):
+    with warnings.catch_warnings():
+        # With fewer tumor slides than folds some folds have none, and no metrics; the summary shows it.
+        warnings.simplefilter("ignore", UserWarning)
+        parts = list(splitter.split(names, tumor, [groups[name] for name in names]))
+    for fold, (_, held_out) in enumerate(parts):
         fold_of |= {names[i]: fold for i in held_out}
     return fold_of
 

@@ -5,12 +5,14 @@ How tissue is separated from glass is in :mod:`masking`.
 
 from __future__ import annotations
 
+import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsi_assets.drawing import jpeg_of, shrunk
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index.masking import tissue_mask
 from wsi_assets.slides import Level, Scale
@@ -31,6 +33,8 @@ MOST_MASK_PIXELS = 1 << 29
 level 5 has half."""
 THUMBNAIL_SIDE = 32
 """Side of the tiny picture by which slides are compared, pixels."""
+PICTURE_SIDE = 2400
+"""Most pixels of the long side of the picture kept of a slide."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,11 @@ class TissueRegions:
 
     ``mask`` is (rows, cols) bool; its pixel (r, c) covers the level-0 square from (r, c) to (r + 1, c + 1)
     times ``work_downsample``, as (y, x). ``threshold`` is in grey levels of chroma, 0 to 255; None if the
-    slide holds no data. ``tissue_share`` is tissue over data pixels, ``data_share`` data over all pixels,
-    both 0 to 1. ``thumbnail`` is the slide as RGB bytes, ``THUMBNAIL_SIDE`` pixels each way,
-    white where there is no tissue; by it the same slide under two names is found. ``bounds`` is (x, y, width,
-    height) of the scanned area in level-0 pixels, None if that is the whole slide; ``notices`` are lines on
-    what was assumed or ignored of the slide. ``config`` holds the options used.
+    slide holds no data. ``tissue_share`` is tissue over data pixels, 0 to 1. ``thumbnail`` is the slide as
+    RGB bytes, ``THUMBNAIL_SIDE`` pixels each way, white where there is no tissue; by it the same slide under
+    two names is found. ``picture`` is the whole slide as a JPEG, its long side up to ``PICTURE_SIDE`` pixels.
+    ``bounds`` is (x, y, width, height) of the scanned area in level-0 pixels, None if that is the whole
+    slide; ``notices`` are lines on what was assumed or ignored of it. ``config`` holds the options used.
     """
 
     slide_id: str
@@ -56,8 +60,8 @@ class TissueRegions:
     levels: tuple[Level, ...]
     scale: Scale
     tissue_share: float
-    data_share: float = 1.0
     thumbnail: bytes = b""
+    picture: bytes = b""
     bounds: tuple[int, int, int, int] | None = None
     notices: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
@@ -65,30 +69,9 @@ class TissueRegions:
     def to_plain(self) -> dict[str, Any]:
         """The same as plain types; the mask as compressed bits."""
         return {
-            "slide_id": self.slide_id,
-            "slide_path": self.slide_path,
-            "fingerprint": self.fingerprint,
-            "work_level": self.work_level,
-            "work_downsample": self.work_downsample,
+            **asdict(self),
             "mask_shape": [int(side) for side in self.mask.shape],
             "mask": zlib.compress(np.packbits(self.mask).tobytes()),
-            "threshold": self.threshold,
-            "levels": [
-                {"index": v.index, "width": v.width, "height": v.height, "downsample": v.downsample}
-                for v in self.levels
-            ],
-            "scale": {
-                "base_magnification": self.scale.base_magnification,
-                "magnification_source": self.scale.magnification_source,
-                "mpp": self.scale.mpp,
-                "mpp_source": self.scale.mpp_source,
-            },
-            "tissue_share": self.tissue_share,
-            "data_share": self.data_share,
-            "thumbnail": self.thumbnail,
-            "bounds": None if self.bounds is None else list(self.bounds),
-            "notices": list(self.notices),
-            "config": dict(self.config),
         }
 
     @classmethod
@@ -109,8 +92,6 @@ class TissueRegions:
             fields["mask"] = np.unpackbits(bits, count=rows * cols).reshape(rows, cols).astype(bool)
             fields["levels"] = tuple(Level(**level) for level in plain["levels"])
             fields["scale"] = Scale(**plain["scale"])
-            fields["bounds"] = None if plain["bounds"] is None else tuple(map(int, plain["bounds"]))
-            fields["notices"] = tuple(plain["notices"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise SlideIndexError(
@@ -119,27 +100,10 @@ class TissueRegions:
 
 
 def work_level_for(height: int, width: int, options: TissueOptions) -> int:
-    """The coarsest level up to ``work_level`` whose mask has ``min_work_pixels`` on its long side.
-
-    Args:
-        height, width: of level 0, pixels.
-    """
-    level = options.work_level
-    while level > 0 and max(height, width) / 2**level < options.min_work_pixels:
-        level -= 1
-    return level
-
-
-def least_work_level(height: int, width: int) -> int:
-    """The finest level whose mask has no more than ``MOST_MASK_PIXELS``.
-
-    Args:
-        height, width: of level 0, pixels.
-    """
-    level = 0
-    while -(-height // 2**level) * -(-width // 2**level) > MOST_MASK_PIXELS:
-        level += 1
-    return level
+    """The coarsest level up to ``work_level`` whose mask has ``min_work_pixels`` on its long side, of a level
+    0 of ``height`` x ``width`` pixels."""
+    finest = math.floor(math.log2(max(max(height, width) / options.min_work_pixels, 1)))
+    return min(options.work_level, finest)
 
 
 def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -> TissueRegions:
@@ -149,6 +113,8 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         SlideError: the slide does not read.
         SlideIndexError: the working level is too fine for a slide of this size, or for the memory there is.
     """
+    import cv2
+
     from wsi_assets.slides import reduce_mean
 
     base = reader.levels[0]
@@ -156,15 +122,17 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
     rows, columns = (-(-side // 2**level) for side in (base.height, base.width))
     fault = f"work_level {level} makes a tissue mask of {columns} x {rows} pixels"
     if rows * columns > MOST_MASK_PIXELS:
+        coarser = math.ceil(math.log(rows * columns / MOST_MASK_PIXELS, 4))
         raise SlideIndexError(
             f"{fault}, more than {MOST_MASK_PIXELS}",
             path=reader.path,
-            remedy=f"Set work_level to {least_work_level(base.height, base.width)} or more",
+            remedy=f"Set work_level to {level + coarser} or more",
         )
     finer = min(level, FINER)
     try:
         region = reader.reduced(float(2 ** (level - finer)))
         pixels, no_data = reduce_mean(region.pixels, region.no_data, 2**finer)
+        picture = jpeg_of(shrunk(region.pixels, PICTURE_SIDE))
         pixels[no_data] = 255
         mask, threshold = tissue_mask(pixels, no_data, options)
     except MemoryError as error:
@@ -174,6 +142,7 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
             remedy=f"Set work_level to {level + 1} or more",
         ) from error
     data = int(mask.size - np.count_nonzero(no_data))
+    shown = np.where(mask[..., None], pixels, 255).astype(np.uint8)
     return TissueRegions(
         slide_id=reader.slide_id,
         slide_path=str(reader.path),
@@ -185,16 +154,9 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
         levels=tuple(reader.levels),
         scale=reader.scale,
         tissue_share=float(np.count_nonzero(mask) / data) if data else 0.0,
-        data_share=float(data / mask.size) if mask.size else 0.0,
-        thumbnail=_thumbnail(pixels, mask),
+        thumbnail=cv2.resize(shown, (THUMBNAIL_SIDE,) * 2, interpolation=cv2.INTER_AREA).tobytes(),
+        picture=picture,
         bounds=reader.bounds,
         notices=reader.notices,
         config=options.model_dump(),
     )
-
-
-def _thumbnail(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> bytes:
-    import cv2
-
-    shown = np.where(mask[..., None], pixels, 255).astype(np.uint8)
-    return cv2.resize(shown, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA).tobytes()

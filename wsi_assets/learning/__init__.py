@@ -10,9 +10,9 @@ from wsi_assets.lazy import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "records": ("EpochRecord", "TrainingResult", "TrainingWarning"),
+        "records": ("EpochRecord", "TrainingResult"),
         "checkpoints": ("LoadedModel", "load_model"),
-        "options": ("PredictionOptions", "TrainingOptions"),
+        "options": ("CrossValidationOptions", "PredictionOptions", "TrainingOptions"),
         "pictures": ("augmentation_mosaic_png", "confusion_png", "curves_png"),
         "training": ("train",),
         "prediction": ("predict",),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,10 @@ PROBS = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model, on the CPU in evaluation mode, and what is known of it.
+    """A trained model, on the CPU in evaluation mode.
 
     Attributes:
-        architecture: how the network is built and fed.
-        card: all of ``best.json``; empty for a bare state dict.
+        architecture: how the network is built and fed; card: all of ``best.json``.
     """
 
     path: Path
@@ -51,53 +49,45 @@ class LoadedModel:
     card: dict[str, Any]
 
     @property
-    def patch_size(self) -> int | None:
-        """Pixels, of the patches it was trained on; None where not known."""
-        return self.card.get("patch_size")
+    def patch_size(self) -> int:
+        """Pixels, of the patches it was trained on."""
+        return self.card["patch_size"]
 
     def classifier(self) -> PatchClassifier:
         """The model from pixels to probabilities in one module."""
-        return PatchClassifier(self.model, self.architecture)
+        return PatchClassifier(self.model, self.architecture, tta=self.card.get("tta", False))
 
 
-def load_model(path: str | Path, *, model_name: str | None = None) -> LoadedModel:
+def load_model(path: str | Path) -> LoadedModel:
     """Load ``best.pt`` (or the folder it is in), or a checkpoint beside it.
 
-    Args:
-        model_name: network of a state dict that has no ``best.json`` beside it, e.g. ``resnet50``.
-
     Raises:
-        ModelError: missing, damaged, would run code on loading, not of the network that ``best.json`` names,
-            or without ``best.json`` and ``model_name``.
+        ModelError: missing, damaged, would run code on loading, or not of the network that ``best.json``
+            beside it names.
     """
     path = Path(path)
     path = path / BEST_NAME if path.is_dir() else path
-    state = read_state_dict(path)
-    card = read_card(path, needed=model_name is None)
+    state, card = read_state_dict(path), read_card(path)
     try:
-        described = {"name": model_name} if model_name else card["model"]
-        normalization = {key: tuple(value) for key, value in card.get("normalization", {}).items()}
-        architecture = Architecture(**described, **normalization, input_size=card.get("input_size"))
+        normalization = {key: tuple(value) for key, value in card["normalization"].items()}
+        architecture = Architecture(**card["model"], **normalization, input_size=card["input_size"])
         model = create(architecture.name, architecture.args)
         model.load_state_dict(state)
-        if card:
-            check_size(model, architecture, card["patch_size"])
+        check_size(model, architecture, card["patch_size"])
         model = model.to(memory_format=torch.channels_last).eval()
         return LoadedModel(path, model, architecture, card)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         reason = one_line(error)[:120]
         raise ModelError(
-            f"is not of the network that {CARD_NAME} or model_name names ({type(error).__name__}: {reason})",
+            f"is not of the network that {CARD_NAME} names ({type(error).__name__}: {reason})",
             path=path,
             remedy=f"Put the {CARD_NAME} of the same training beside it",
         ) from error
 
 
-def read_card(path: Path, *, needed: bool) -> dict[str, Any]:
-    """The ``best.json`` beside a file of weights; empty if there is none and none is needed."""
+def read_card(path: Path) -> dict[str, Any]:
+    """The ``best.json`` beside a file of weights."""
     card_path = path.parent / CARD_NAME
-    if not needed and not card_path.is_file():
-        return {}
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))
         if not isinstance(card, dict) or not isinstance(card.get("model"), dict):
@@ -105,9 +95,9 @@ def read_card(path: Path, *, needed: bool) -> dict[str, Any]:
         return card
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
-            f"says not which network the weights are of ({one_line(error)[:120]})",
+            f"does not say which network the weights are of ({one_line(error)[:120]})",
             path=card_path,
-            remedy="Restore it, or name the network of bare weights, e.g. model_name=resnet50",
+            remedy="Restore it, or train again",
         ) from error
 
 
@@ -137,18 +127,12 @@ def save_weights(path: Path, value: dict[str, Any]) -> None:
         torch.save(value, staged)
 
 
-def written_epochs(folder: Path) -> tuple[Path, ...]:
-    """Existing ``ckpt_epoch_N.pt``, by epoch."""
-    found = {path: re.fullmatch(r"ckpt_epoch_(\d+)\.pt", path.name) for path in folder.glob("*.pt")}
-    return tuple(sorted((path for path, match in found.items() if match), key=lambda p: int(found[p][1])))
-
-
 def load_resume(folder: Path, run_digest: str) -> dict[str, Any] | None:
     """The state of this very run, if there is a readable one; checkpoints of other runs are removed."""
     with contextlib.suppress(ModelError, KeyError, TypeError):
         state = load_plain(folder / RESUME_NAME)
         if state["run_digest"] == run_digest:
             return state
-    for path in (*written_epochs(folder), folder / RESUME_NAME):
+    for path in (*folder.glob("ckpt_epoch_*.pt"), folder / RESUME_NAME):
         path.unlink(missing_ok=True)
     return None

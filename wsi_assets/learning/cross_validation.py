@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsi_assets.files import write_json
+from wsi_assets.errors import WsiAssetsError
+from wsi_assets.files import digest, read_plain_pickle, write_json, write_plain_pickle
 from wsi_assets.index.slide_index import classes, save_index
 from wsi_assets.index.split import fold_slides, split_slides
 from wsi_assets.learning.options import PredictionOptions, TrainingOptions
 from wsi_assets.learning.prediction import predict
-from wsi_assets.learning.scores import confusion, roc_auc
 from wsi_assets.learning.training import train
+from wsi_assets.learning.validation import confusion, roc_auc
 from wsi_assets.progress import Progress, silent
 
 if TYPE_CHECKING:
     from wsi_assets.index import Index
     from wsi_assets.patches import PatchStore
 
-PREDICTIONS_NAME, SUMMARY_NAME = "out_of_fold.pkl", "cross_validation.json"
+PREDICTIONS_NAME, SUMMARY_NAME = "out_of_fold.pkl", "folds.json"
 METRICS = ("roc_auc", "average_precision", "sensitivity", "specificity")
 
 
@@ -36,31 +37,27 @@ def cross_validate(
     """Train ``folds`` models into ``folder/fold_K`` and predict each fold with the model without it.
 
     Folds hold whole patients, and tumor slides are spread evenly over them. Each training splits off its own
-    validation patients.
+    validation patients. Cut off, it goes on in the fold it was in.
 
     Returns:
         What ``out_of_fold.pkl`` in ``folder`` holds, the entries of all slides that are not test slides with
-        ``probs``, ``preds`` and ``fold``, and what ``cross_validation.json`` holds: ``folds`` (for each
-        ``fold``, ``slides`` and :func:`metrics`, on its patches as sampled), ``mean`` and ``spread`` of the
-        metrics over folds that have both classes (standard deviation, n - 1).
+        ``probs``, ``preds`` and ``fold``, and what ``folds.json`` holds: ``folds`` (for each ``fold``,
+        ``slides`` and :func:`metrics`, on its patches as sampled), ``mean`` and ``spread`` of the metrics
+        over folds that have both classes (standard deviation, n - 1).
 
     Raises:
         SlideIndexError: there are fewer patients than folds.
         ModelError, ConfigError, StoreError: as for :func:`wsi_assets.learning.train`.
     """
-    folder = Path(folder)
+    folder, predicted, rows = Path(folder), {}, []
     fold_of = fold_slides(index, folds, options.seed)
-    settings = PredictionOptions(
-        prediction_batch_size=options.batch_size, num_workers=options.num_workers, device=options.device
-    )
-    predicted, rows = {}, []
     for fold in range(folds):
         held_out = [name for name, number in fold_of.items() if number == fold]
-        rest = {name: entry for name, entry in index.items() if name not in held_out}
-        sides = dict.fromkeys(held_out, "test") | split_slides(rest, options.val_size, options.seed)
-        part = {name: {**entry, "split": sides[name]} for name, entry in index.items()}
-        result = train(store, part, options, folder / f"fold_{fold}", progress=progress)
-        found = predict(store, index, result.best_path, settings, slides=held_out, progress=progress)
+
+        def in_fold(done: int, total: int, what: str, fold: int = fold) -> None:
+            progress(done, total, f"fold {fold + 1} of {folds}, {what}")
+
+        found = _predicted_fold(store, index, options, folder / f"fold_{fold}", held_out, in_fold)
         predicted |= {name: {**entry, "fold": fold} for name, entry in found.items()}
         rows.append({"fold": fold, "slides": held_out, **metrics(found)})
     values = {name: [row[name] for row in rows if row[name] is not None] for name in METRICS}
@@ -70,6 +67,37 @@ def cross_validate(
     save_index(folder / PREDICTIONS_NAME, predictions)
     write_json(folder / SUMMARY_NAME, summary)
     return predictions, summary
+
+
+def _predicted_fold(
+    store: PatchStore,
+    index: Index,
+    options: TrainingOptions,
+    folder: Path,
+    held_out: list[str],
+    progress: Progress,
+) -> Index:
+    """The entries held out with ``probs`` and ``preds``; those of an earlier try where nothing changed."""
+    sizes = {name: len(entry["patches"]) for name, entry in index.items()}
+    recipe = digest(held_out, sizes, store.info.get("digest"), options.model_dump())
+    path = folder / "predictions.pkl"
+    if path.is_file():
+        try:
+            kept = read_plain_pickle(path)
+            if kept["recipe"] == recipe:
+                return kept["predictions"]
+        except (WsiAssetsError, KeyError, TypeError):
+            pass  # damaged: the fold is made again
+    rest = {name: entry for name, entry in index.items() if name not in held_out}
+    sides = dict.fromkeys(held_out, "test") | split_slides(rest, options.val_size, options.seed)
+    part = {name: {**entry, "split": sides[name]} for name, entry in index.items()}
+    result = train(store, part, options, folder, progress=progress)
+    settings = PredictionOptions(
+        prediction_batch_size=options.batch_size, num_workers=options.num_workers, device=options.device
+    )
+    found = predict(store, index, result.best_path, settings, slides=held_out, progress=progress)
+    write_plain_pickle(path, {"recipe": recipe, "predictions": found})
+    return found
 
 
 def metrics(predictions: Index) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wsi_assets.errors import ModelError, StoreError
 from wsi_assets.index.slide_index import check_index, classes
-from wsi_assets.index.split import patients, sides_of
+from wsi_assets.index.split import patients, split_slides
 from wsi_assets.learning.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _check_origin(
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a :class:`PatchTable` that train and that validate.
+    """Rows of a :class:`PatchTable` that train and that validate, both of both classes.
 
     Attributes:
         train, validation: ascending and disjoint.
@@ -122,62 +122,54 @@ class Split:
 def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> Split:
     """The split that the index's entries carry, or else one by patient from ``val_size`` and ``seed``.
 
-    Where no choice of slides gave both sides both classes, a stratified share of the patches validates.
+    Where no choice of slides gave both sides both classes, ``val_size`` of each class's patches validates.
 
     Raises:
         ModelError: a class has fewer than two patches outside test slides.
     """
-    sides = sides_of(index, options.val_size, options.seed)
+    sides = split_slides(index, options.val_size, options.seed)
     side = np.array([sides[name] for name in table.slide_ids], object)[table.slides]
     parts = {name: np.flatnonzero(table.usable & (side == name)) for name in ("train", "validation", "test")}
     rest = np.sort(np.concatenate([parts["train"], parts["validation"]]))
-    counts = np.bincount(table.labels[rest], minlength=2)
-    if counts.min() < 2:
+    normal, tumor = np.bincount(table.labels[rest], minlength=2)
+    if min(normal, tumor) < 2:
         raise ModelError(
-            f"{counts[1]} tumor and {counts[0]} normal patches outside test slides cannot be split",
-            remedy="Add annotated slides, or slides with normal tissue",
+            f"nothing can be learned from {tumor} tumor and {normal} normal patches outside test slides",
+            remedy="Add slides that are not test slides, with annotated tumor and with normal tissue",
         )
     names = patients(index)
     by_side = {name: {names[slide] for slide in sides if sides[slide] == name} for name in parts}
     unit = "slide" if by_side["train"] & by_side["validation"] else "patient"
     if not all(len(np.unique(table.labels[parts[name]])) == 2 for name in ("train", "validation")):
-        from sklearn.model_selection import train_test_split
-
-        unit = "patch"
-        parts["train"], parts["validation"] = train_test_split(
-            rest,
-            test_size=max(2, round(options.val_size * len(rest))),
-            stratify=table.labels[rest],
-            random_state=options.seed % 2**32,
-        )
+        unit, rng = "patch", np.random.default_rng([options.seed, 4])
+        of_class = [rng.permutation(rest[table.labels[rest] == label]) for label in (0, 1)]
+        held = [rows[: max(1, round(options.val_size * len(rows)))] for rows in of_class]
+        parts["validation"] = np.sort(np.concatenate(held))
+        parts["train"] = np.setdiff1d(rest, parts["validation"])
     shared = by_side["test"] & (by_side["train"] | by_side["validation"])
     rows = tuple(row for name, part in parts.items() for row in _rows(table, names, name, part))
-    return Split(np.sort(parts["train"]), np.sort(parts["validation"]), unit, rows, tuple(sorted(shared)))
+    return Split(parts["train"], parts["validation"], unit, rows, tuple(sorted(shared)))
 
 
 def _rows(table: PatchTable, names: dict[str, str], side: str, part: np.ndarray) -> list[dict]:
     """A row for each patient of one side."""
-    slides: dict[str, list[int]] = {}
+    rows: dict[str, dict] = {}
     for number in np.unique(table.slides[part]).tolist():
-        slides.setdefault(names[table.slide_ids[number]], []).append(number)
-    rows = []
-    for patient, numbers in sorted(slides.items()):
-        labels = table.labels[part[np.isin(table.slides[part], numbers)]]
-        rows.append(
-            {
-                "patient": patient,
-                "slides": ", ".join(table.slide_ids[number] for number in numbers),
-                "side": side,
-                "tumor": int((labels == 1).sum()),
-                "normal": int((labels == 0).sum()),
-            }
+        slide_id = table.slide_ids[number]
+        normal, tumor = np.bincount(table.labels[part[table.slides[part] == number]], minlength=2).tolist()
+        row = rows.setdefault(
+            names[slide_id],
+            {"patient": names[slide_id], "slides": "", "side": side, "tumor": 0, "normal": 0},
         )
-    return rows
+        row["slides"] += f"{', ' if row['slides'] else ''}{slide_id}"
+        row["tumor"] += tumor
+        row["normal"] += normal
+    return [rows[patient] for patient in sorted(rows)]
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Patches of one epoch or one batch.
+class Batch:
+    """Patches of one training step.
 
     Attributes:
         rows: (n,) of the table; a tumor patch's row comes once for each of its copies.
@@ -188,37 +180,27 @@ class Draw:
     plain: np.ndarray
 
 
-def epoch_draw(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, epoch: int) -> Draw:
+def epoch_batches(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, epoch: int) -> list[Batch]:
     """What one epoch shows: every training patch, tumor patches with ``aug_factor`` augmented copies more.
 
     The first copy of a tumor patch is left as it is, and so is the same share of the normal patches:
-    otherwise augmentation would tell the classes apart.
+    otherwise augmentation would tell the classes apart. Order and choice are drawn from (seed, epoch). Sizes
+    differ by one at most, and none is 1, which would have no batch statistics; for that a batch may hold one
+    patch more than ``batch_size``.
     """
-    if not options.use_augmentation:
-        return Draw(train, np.ones(len(train), bool))
-    copies = np.where(labels[train] == 1, options.aug_factor + 1, 1)
+    copies = np.ones(len(train), np.int64)
+    if options.use_augmentation:
+        copies[labels[train] == 1] += options.aug_factor
     rows = np.repeat(train, copies)
-    first = np.zeros(len(rows), bool)
-    first[np.cumsum(copies) - copies] = True
-    lucky = np.random.default_rng([options.seed, epoch, 1]).random(len(rows)) < 1 / (options.aug_factor + 1)
-    return Draw(rows, first & ((labels[rows] == 1) | lucky))
-
-
-def shuffled_batches(draw: Draw, batch_size: int, *, seed: int, epoch: int) -> list[Draw]:
-    """Batches of one epoch in an order drawn from (seed, epoch).
-
-    Sizes differ by one at most, and none is 1, which would have no batch statistics; for that a batch may
-    hold one patch more than ``batch_size``.
-    """
-    order = np.random.default_rng([seed, epoch]).permutation(len(draw.rows))
-    count = max(1, min(-(-len(order) // batch_size), len(order) // 2))
-    return [Draw(draw.rows[part], draw.plain[part]) for part in np.array_split(order, count)]
-
-
-def epoch_batches(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, epoch: int) -> list[Draw]:
-    """The shuffled batches of an epoch's :func:`epoch_draw`."""
-    draw = epoch_draw(train, labels, options, epoch)
-    return shuffled_batches(draw, options.batch_size, seed=options.seed, epoch=epoch)
+    plain = np.ones(len(rows), bool)
+    if options.use_augmentation:
+        first = np.zeros(len(rows), bool)
+        first[np.cumsum(copies) - copies] = True
+        chance = np.random.default_rng([options.seed, epoch, 1]).random(len(rows))
+        plain = first & ((labels[rows] == 1) | (chance < 1 / (options.aug_factor + 1)))
+    order = np.random.default_rng([options.seed, epoch]).permutation(len(rows))
+    count = max(1, min(-(-len(order) // options.batch_size), len(order) // 2))
+    return [Batch(rows[part], plain[part]) for part in np.array_split(order, count)]
 
 
 def ordered_batches(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -1,17 +1,24 @@
-"""How much each strategy against class imbalance acts on a training, and warnings where one cannot."""
+"""The strategies against class imbalance: weights, focal loss, hard example mining, and how much each acts.
+
+The fourth, augmented copies of tumor patches, is ``data.epoch_batches``.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
 
-from wsi_assets.learning.data import Draw, Split
-from wsi_assets.learning.losses import class_weights, kept_normals
+from wsi_assets.learning.data import Batch, Split
 from wsi_assets.learning.options import TrainingOptions
-from wsi_assets.learning.records import IDLE, TrainingWarning
 
+IDLE = "_cannot_act"
+"""End of the codes of warnings that a strategy is switched on and changes nothing."""
 LEAST_ACTING = 0.02
 """Share of normal patches left out below which mining changes nothing, and of a weight from 1."""
 FEW_VALIDATING = 20
@@ -42,7 +49,7 @@ class Imbalance:
         return 1 - self.kept_normal / self.seen_normal
 
 
-def measure_imbalance(batches: Sequence[Draw], labels: np.ndarray, options: TrainingOptions) -> Imbalance:
+def measure_imbalance(batches: Sequence[Batch], labels: np.ndarray, options: TrainingOptions) -> Imbalance:
     """Count the batches of one epoch."""
     tumor = [int(labels[batch.rows].sum()) for batch in batches]
     sizes = [len(batch.rows) for batch in batches]
@@ -57,49 +64,96 @@ def measure_imbalance(batches: Sequence[Draw], labels: np.ndarray, options: Trai
     return Imbalance(normal, sum(tumor), kept, weights)
 
 
-def training_warnings(
-    options: TrainingOptions, imbalance: Imbalance, split: Split, labels: np.ndarray
-) -> tuple[TrainingWarning, ...]:
-    """What the user of a finished training should know."""
-    ratio = imbalance.seen_normal / imbalance.seen_tumor
-    normal, tumor = np.bincount(labels[split.validation], minlength=2).tolist()
+def class_weights(normal: int, tumor: int) -> tuple[float, float]:
+    """Weights N / (2 N_c) of (normal, tumor): the mean weight of a patch is 1 (King and Zeng 2001).
+
+    Give the counts of what is back-propagated: tumor patches with copies, normal ones that mining keeps.
+    """
+    total = normal + tumor
+    return total / (2 * normal), total / (2 * tumor)
+
+
+def patch_losses(
+    logits: Tensor, labels: Tensor, *, gamma: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """Focal loss of each patch (Lin et al. 2017): ``-w_t (1 - p_t)^gamma log(p_t)``, (n,) float32.
+
+    With ``gamma`` 0 it is the (weighted) cross-entropy.
+
+    Args:
+        logits: (n, 2), any float type; labels: (n,) int64.
+        weights: (2,) weight of each class, or None for equal weights.
+    """
+    log_p = functional.log_softmax(logits.float(), dim=1).gather(1, labels[:, None]).squeeze(1)
+    losses = -log_p
+    if gamma > 0:
+        # 1 - p from expm1: near p = 1 the difference would lose every digit, and with gamma < 1 its
+        # gradient would be infinite at exactly 0.
+        losses = losses * (-torch.expm1(log_p)).clamp_min(1e-12) ** gamma
+    return losses if weights is None else losses * weights[labels]
+
+
+def kept_normals(count: int, tumor: int, *, ratio: float, tumor_share: float) -> int:
+    """How many normal patches mining keeps in a batch of ``count`` patches: ``ceil(ratio * tumor)``.
+
+    A batch without tumor patches is treated as one with as many as an average batch has, at least one, so
+    that it neither teaches nothing nor outweighs others.
+    """
+    keep = math.ceil(ratio * (tumor or max(1.0, tumor_share * count)))
+    return min(keep, count - tumor)
+
+
+def hard_example_mask(losses: Tensor, labels: Tensor, keep: int) -> Tensor:
+    """(n,) bool: all tumor patches and the ``keep`` normal ones of the highest loss, the earlier of equals.
+
+    Online hard example mining (Shrivastava et al. 2016) as used for imbalanced detection (Liu et al. 2016).
+    """
+    mask = labels == 1
+    hardness = losses.detach().masked_fill(mask, -torch.inf)
+    mask[torch.argsort(hardness, descending=True, stable=True)[:keep]] = True
+    return mask
+
+
+def training_warnings(options: TrainingOptions, imbalance: Imbalance, split: Split) -> dict[str, str]:
+    """What the user of a finished training should know: code -> one sentence."""
+    ratio, weight = imbalance.seen_normal / imbalance.seen_tumor, imbalance.weights[0]
+    validating = [
+        sum(row[c] for row in split.rows if row["side"] == "validation") for c in ("tumor", "normal")
+    ]
     mining_acts = options.use_ohem and imbalance.mined >= LEAST_ACTING
-    possible = {
-        f"hard_example_mining{IDLE}": (
-            options.use_ohem and not mining_acts,
+    warnings = {}
+    if options.use_ohem and not mining_acts:
+        warnings[f"hard_example_mining{IDLE}"] = (
             f"Hard example mining leaves out {imbalance.mined:.1%} of the normal patches: training sees "
             f"{ratio:.1f} for each tumor patch and copy, and it keeps {options.ohem_ratio:g}. Raise "
-            "normal_per_tumor, or lower aug_factor or ohem_ratio",
-        ),
-        # Weights of 1 are right where mining has made the classes equal.
-        f"class_weights{IDLE}": (
-            options.use_class_weights and not mining_acts and abs(imbalance.weights[0] - 1) < LEAST_ACTING,
+            "normal_per_tumor, or lower aug_factor or ohem_ratio"
+        )
+    # Weights of 1 are right where mining has made the classes equal.
+    if options.use_class_weights and not mining_acts and abs(weight - 1) < LEAST_ACTING:
+        warnings[f"class_weights{IDLE}"] = (
             "Class weights are 1: as many normal as tumor patches are back-propagated. Raise "
-            "normal_per_tumor or ohem_ratio",
-        ),
-        f"focal_loss{IDLE}": (
-            options.use_focal_loss and options.focal_gamma == 0,
-            "Focal loss with focal_gamma 0 is cross-entropy",
-        ),
-        "tumor_is_the_majority": (
-            imbalance.tumor_share > 0.5,
+            "normal_per_tumor or ohem_ratio"
+        )
+    if options.use_focal_loss and options.focal_gamma == 0:
+        warnings[f"focal_loss{IDLE}"] = "Focal loss with focal_gamma 0 is cross-entropy"
+    if imbalance.tumor_share > 0.5:
+        warnings["tumor_is_the_majority"] = (
             f"{imbalance.tumor_share:.0%} of the patches that training sees are tumor patches and their "
-            "copies. Raise normal_per_tumor or lower aug_factor",
-        ),
-        "few_validation_patches": (
-            min(normal, tumor) < FEW_VALIDATING,
-            f"Only {tumor} tumor and {normal} normal patches validate: the best epoch and the threshold are "
-            "chosen on little. Add slides, or raise val_size",
-        ),
-        f"split_by_{split.unit}": (
-            split.unit != "patient",
+            "copies. Raise normal_per_tumor or lower aug_factor"
+        )
+    if min(validating) < FEW_VALIDATING:
+        warnings["few_validation_patches"] = (
+            f"Only {validating[0]} tumor and {validating[1]} normal patches validate: the best epoch and the "
+            "threshold are chosen on little. Add slides, or raise val_size"
+        )
+    if split.unit != "patient":
+        warnings[f"split_by_{split.unit}"] = (
             f"Too few patients to split by patient, so {split.unit}s were split: validation looks better "
-            "than it would on a new patient",
-        ),
-        "patients_in_test_and_training": (
-            bool(split.shared),
+            "than it would on a new patient"
+        )
+    if split.shared:
+        warnings["patients_in_test_and_training"] = (
             f"{len(split.shared)} patients have test slides and others ({', '.join(split.shared[:5])}): the "
-            "test looks better than it would on a new patient",
-        ),
-    }
-    return tuple(TrainingWarning(code, text) for code, (holds, text) in possible.items() if holds)
+            "test looks better than it would on a new patient"
+        )
+    return warnings

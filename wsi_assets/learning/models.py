@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from wsi_assets.errors import ModelError, one_line
 from wsi_assets.index.options import LARGEST_PATCH
-from wsi_assets.learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
+from wsi_assets.learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, dihedral, normalize
 
 CLASSES = ("normal", "tumor")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -53,15 +53,25 @@ class Architecture:
 
 
 class PatchClassifier(nn.Module):
-    """From RGB patches (n, size, size, 3), 0 to 255, to probabilities (n, 2) of (normal, tumor)."""
+    """From RGB patches (n, size, size, 3), 0 to 255, to probabilities (n, 2) of (normal, tumor).
 
-    def __init__(self, model: nn.Module, architecture: Architecture):
+    Args:
+        tta: average over the eight flips and quarter turns of each patch (test-time augmentation).
+    """
+
+    def __init__(self, model: nn.Module, architecture: Architecture, *, tta: bool = False):
         super().__init__()
         self.model = model
         self.architecture = architecture
+        self.tta = tta
 
     def forward(self, patches: Tensor) -> Tensor:
-        return self.model(self.architecture.inputs(patches)).float().softmax(dim=1)
+        views = [patches]
+        if self.tta:
+            codes = (torch.full((len(patches),), code) for code in range(8))
+            views = [dihedral(patches, code) for code in codes]
+        inputs = map(self.architecture.inputs, views)
+        return torch.stack([self.model(view).float().softmax(dim=1) for view in inputs]).mean(dim=0)
 
 
 def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[nn.Module, Architecture]:
@@ -69,7 +79,6 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
 
     Args:
         name: of timm; a folder given as ``weights`` names its network itself.
-        patch_size: edge of a patch in pixels.
         weights: ``none`` (random, from torch's global generator), ``imagenet``, the path of a state dict, in
             timm's or torchvision's names and with any classifier, or a model folder of timm.
 

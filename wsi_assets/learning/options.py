@@ -76,6 +76,11 @@ class TrainingOptions(BaseModel):
         lt=1,
         description="Specificity on the validation patches at which the model's threshold is chosen.",
     )
+    tta: bool = Field(
+        True,
+        description="The finished model averages each probability over the eight flips and quarter turns of "
+        "the patch: a little better, and eight times the work in prediction.",
+    )
     save_interval: int = Field(5, ge=1, description="Epochs between two checkpoints ckpt_epoch_N.pt.")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of every random choice.")
     precision: _PRECISION = Field(
@@ -91,6 +96,19 @@ class TrainingOptions(BaseModel):
         return self
 
 
+class CrossValidationOptions(BaseModel):
+    """How a training is cross-validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folds: int = Field(
+        5,
+        ge=2,
+        description="Groups of patients, stratified by tumor; each is predicted by a model that is trained "
+        "on the others with the parameters of the level's model.",
+    )
+
+
 class PredictionOptions(BaseModel):
     """How test slides are predicted."""
 
@@ -104,9 +122,6 @@ class PredictionOptions(BaseModel):
         "float32",
         description="Arithmetic of prediction; with float32 the batch size changes no more than the last "
         "digits of a probability.",
-    )
-    tta: bool = Field(
-        False, description="Average each probability over the eight flips and quarter turns of the patch."
     )
     num_workers: int = Field(4, ge=0, description=_WORKERS)
     device: str = Field("auto", min_length=1, description=_DEVICE)

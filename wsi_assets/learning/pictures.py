@@ -18,38 +18,32 @@ GAP = 4
 """White pixels between the patches of a mosaic."""
 
 
-def curves_png(epochs: Sequence[EpochRecord], *, width: int = 900) -> bytes:
-    """Loss, accuracy with AUC, and learning rate over the epochs, ``width`` pixels; the best is marked."""
-    from matplotlib.ticker import MaxNLocator
-
-    canvas = new_canvas(width / DPI, width / DPI / 2.9)
-    loss, accuracy, lr = canvas.subplots(1, 3)
+def curves_png(epochs: Sequence[EpochRecord]) -> bytes:
+    """Loss, accuracy with AUC, and learning rate over the epochs, 900 pixels wide; the best is marked."""
+    canvas = new_canvas(9, 3.1)
     x = [record.epoch for record in epochs]
-    auc = [np.nan if record.val_auc is None else record.val_auc for record in epochs]
-    style = {"marker": "o", "markersize": 3.5, "linewidth": 1.6}
-    for axes, name in ((loss, "loss"), (accuracy, "acc")):
-        for part, label, color in (("train", "train", BLUE), ("val", "validation", GREEN)):
-            values = [getattr(record, f"{part}_{name}") for record in epochs]
-            axes.plot(x, values, color=color, label=label, **style)
-    accuracy.plot(x, auc, color=GREEN, linestyle=":", label="validation AUC", linewidth=1.6)
-    accuracy.set_ylim(-0.02, 1.02)
-    lr.plot(x, [record.lr for record in epochs], color=BLUE, **style)
-    lr.set_ylim(bottom=0)
-    best = [record.epoch for record in epochs if record.is_best][-1:]
-    for axes, title in ((loss, "Loss"), (accuracy, "Accuracy"), (lr, "Learning rate")):
+    best = [record.epoch for record in epochs if record.is_best][-1]
+    lines = {
+        "Loss": {"train_loss": BLUE, "val_loss": GREEN},
+        "Accuracy": {"train_acc": BLUE, "val_acc": GREEN, "val_auc": GREY},
+        "Learning rate": {"lr": BLUE},
+    }
+    for axes, (title, colors) in zip(canvas.subplots(1, 3), lines.items(), strict=True):
+        for name, color in colors.items():
+            values = [getattr(record, name) for record in epochs]
+            axes.plot(x, values, "o-", color=color, label=name, markersize=3.5, linewidth=1.6)
+        axes.axvline(best, color=GREY, linewidth=1, linestyle="--", label="best")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=7.5, frameon=False)
         plain_axes(axes)
-        if axes is not lr:
-            for epoch in best:
-                axes.axvline(epoch, color=GREY, linewidth=1, linestyle="--", label="best")
-            axes.legend(fontsize=7.5, frameon=False)
     return canvas_png(canvas, DPI)
 
 
-def confusion_png(confusion: Sequence[int], *, title: str = "Validation patches") -> bytes:
-    """A two by two confusion matrix from (true normal, false tumor, false normal, true tumor)."""
+def confusion_png(confusion: Sequence[int]) -> bytes:
+    """The validation patches as a matrix from (true normal, false tumor, false normal, true tumor)."""
     counts = np.asarray(confusion).reshape(2, 2)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     canvas = new_canvas(3.6, 3.4)
@@ -62,7 +56,7 @@ def confusion_png(confusion: Sequence[int], *, title: str = "Validation patches"
     axes.set_yticks([0, 1], ["normal", "tumor"], rotation=90, va="center")
     axes.set_xlabel("predicted")
     axes.set_ylabel("annotated")
-    axes.set_title(title, fontsize=10)
+    axes.set_title("Validation patches", fontsize=10)
     return canvas_png(canvas, DPI)
 
 
@@ -88,8 +82,6 @@ def augmentation_mosaic_png(
         changed = augment(repeated, draw_transforms(copies, seed=seed, epoch=1, batch=number))
         tiles = [original, *changed.round().to(torch.uint8).numpy()]
         tiles = [cv2.resize(tile, (side, side), interpolation=cv2.INTER_AREA) for tile in tiles]
-        # The stored patch stands apart from its copies.
         padded = [np.pad(tile, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for tile in tiles]
-        padded[0] = np.pad(padded[0], ((0, 0), (0, 2 * GAP), (0, 0)), constant_values=255)
         rows.append(np.hstack(padded))
     return png_of(np.vstack(rows))

@@ -11,7 +11,6 @@ import torch
 
 from wsi_assets.errors import ModelError
 from wsi_assets.index.slide_index import is_test
-from wsi_assets.learning.augmentation import dihedral
 from wsi_assets.learning.checkpoints import LoadedModel, load_model
 from wsi_assets.learning.data import BatchReader, locate, ordered_batches
 from wsi_assets.learning.devices import autocast, in_use, resolve_device, resolve_precision
@@ -102,9 +101,7 @@ def patch_probabilities(
         in_use(device, "prediction_batch_size"),
         BatchReader(store, workers=options.num_workers, pin=device.type == "cuda") as reader,
     ):
-        return tumor_probabilities(
-            classifier, reader, positions, size, device, precision, tta=options.tta, progress=progress
-        )
+        return tumor_probabilities(classifier, reader, positions, size, device, precision, progress)
 
 
 @torch.inference_mode()
@@ -115,8 +112,6 @@ def tumor_probabilities(
     batch_size: int,
     device: torch.device,
     precision: str,
-    *,
-    tta: bool = False,
     progress: Progress = silent,
 ) -> np.ndarray:
     """Tumor probability of the patches at ``positions``, (n,) float64, by a classifier on ``device``."""
@@ -124,11 +119,8 @@ def tumor_probabilities(
     parts, done = [], 0
     for patches in reader.read(ordered_batches(positions, batch_size)):
         patches = patches.to(device, non_blocking=True)
-        views = [patches]
-        if tta:
-            views = [dihedral(patches, torch.full((len(patches),), code)) for code in range(8)]
         with autocast(device, precision):
-            parts.append(torch.stack([classifier(view)[:, 1] for view in views]).mean(dim=0))
+            parts.append(classifier(patches)[:, 1])
         done += len(patches)
         progress(done, len(positions), "predicting patches")
     return torch.cat(parts).double().cpu().numpy() if parts else np.empty(0)

@@ -1,10 +1,10 @@
-"""What a training returns: a record for each epoch, warnings, and the result. Plain values."""
+"""What a training returns: a record for each epoch, and the result. Plain values."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,6 @@ from wsi_assets.learning.data import Split
 
 CSV_NAME = "epoch_losses.csv"
 CSV_HEADER = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc")
-IDLE = "_cannot_act"
-"""End of the codes of warnings that a strategy against imbalance changes nothing."""
-
-
-@dataclass(frozen=True)
-class TrainingWarning:
-    """Something a user should know: ``code``, e.g. ``few_validation_patches``, and one sentence."""
-
-    code: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -31,12 +21,11 @@ class EpochRecord:
 
     Losses are cross-entropy averaged over each class and then over the classes, so trainings of any options
     compare by them. ``train_loss`` is gathered while the model learns, on patches as augmented; ``val_loss``
-    is of patches as they are, after the best temperature and shift (``scores.validation_loss``).
+    is of patches as they are, after the best temperature and shift (``validation.validation_loss``).
 
     Attributes:
         epoch: from 1.
         objective: mean of what was back-propagated (class weights, focal loss, hard examples).
-        val_auc: area under the ROC curve; None if the validation patches are of one class.
         lr: learning rate of the last step (of the classifier, where the body has a lower one).
         images_per_second: training patches a second, validation and writing not counted.
         waiting: share of the training time in which the model waited for patches, 0 to 1.
@@ -51,16 +40,13 @@ class EpochRecord:
     val_loss: float
     val_acc: float
     objective: float
-    val_auc: float | None
+    val_auc: float
     lr: float
     images_per_second: float
     waiting: float
     seconds: float
     is_best: bool
     confusion: tuple[int, int, int, int]
-
-    def to_plain(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -71,45 +57,31 @@ class TrainingResult:
         best_path: ``checkpoints/best.pt``, the weights of the lowest validation loss.
         card: what ``best.json`` beside it says.
         csv_path: ``epoch_losses.csv``.
-        checkpoints: ``ckpt_epoch_N.pt``, by epoch.
         resumed_from: the epoch after which this run continued, or None.
         device: e.g. ``cpu`` or ``cuda:0``; precision: ``float32`` or ``bfloat16``, as used.
+        warnings: what a user should know: code, e.g. ``few_validation_patches``, -> one sentence.
     """
 
     best_path: Path
     card: dict[str, Any]
     csv_path: Path
-    checkpoints: tuple[Path, ...]
     epochs: tuple[EpochRecord, ...]
     resumed_from: int | None
     split: Split
     device: str
     precision: str
-    warnings: tuple[TrainingWarning, ...]
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch of ``best_path``, from 1."""
-        return max(record.epoch for record in self.epochs if record.is_best)
+    warnings: dict[str, str]
 
     @property
     def best(self) -> EpochRecord:
-        return self.epochs[self.best_epoch - 1]
-
-    @property
-    def stopped_early(self) -> bool:
-        return len(self.epochs) < self.card["parameters"]["max_epochs"]
+        """The epoch of ``best_path``."""
+        return [record for record in self.epochs if record.is_best][-1]
 
     @property
     def counts(self) -> dict[str, int]:
         """Patches as ``train_tumor``, ``train_normal`` (distinct), ``seen_tumor``, ``seen_normal`` (an epoch,
         with copies), ``kept_normal`` (of those, after mining), ``val_tumor``, ``val_normal``."""
         return self.card["counts"]
-
-    @property
-    def class_weights(self) -> tuple[float, float]:
-        """Of (normal, tumor); (1, 1) when switched off."""
-        return tuple(self.card["class_weights"])
 
     @property
     def majority_share(self) -> float:
@@ -123,12 +95,7 @@ class TrainingResult:
         true_normal, false_tumor, false_normal, true_tumor = self.best.confusion
         sensitivity = true_tumor / (true_tumor + false_normal)
         specificity = true_normal / (true_normal + false_tumor)
-        return (self.best.val_auc or 0) > 0.5 and sensitivity + specificity > 1
-
-    @property
-    def idle_strategies(self) -> tuple[TrainingWarning, ...]:
-        """Warnings of strategies against imbalance that are switched on and change nothing."""
-        return tuple(warning for warning in self.warnings if warning.code.endswith(IDLE))
+        return self.best.val_auc > 0.5 and sensitivity + specificity > 1
 
 
 def write_csv(path: Path, epochs: Iterable[EpochRecord]) -> None:

@@ -18,24 +18,31 @@ from torch.optim.swa_utils import update_bn
 from wsi_assets.errors import ModelError
 from wsi_assets.files import digest, write_json
 from wsi_assets.learning import checkpoints as files
-from wsi_assets.learning import devices, scores
+from wsi_assets.learning import devices
 from wsi_assets.learning.augmentation import Transforms, augment, draw_transforms
 from wsi_assets.learning.data import (
+    Batch,
     BatchReader,
-    Draw,
     PatchTable,
     Split,
     epoch_batches,
     locate,
     split_patches,
 )
-from wsi_assets.learning.imbalance import Imbalance, measure_imbalance, training_warnings
-from wsi_assets.learning.losses import hard_example_mask, kept_normals, patch_losses
+from wsi_assets.learning.imbalance import (
+    Imbalance,
+    hard_example_mask,
+    kept_normals,
+    measure_imbalance,
+    patch_losses,
+    training_warnings,
+)
 from wsi_assets.learning.models import Architecture, PatchClassifier, build_model, head_of, weights_digest
 from wsi_assets.learning.options import TrainingOptions
 from wsi_assets.learning.prediction import tumor_probabilities
-from wsi_assets.learning.records import CSV_NAME, EpochRecord, TrainingResult, TrainingWarning, write_csv
+from wsi_assets.learning.records import CSV_NAME, EpochRecord, TrainingResult, write_csv
 from wsi_assets.learning.schedule import Schedule
+from wsi_assets.learning.validation import Validation
 from wsi_assets.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -46,8 +53,6 @@ PRETRAINED_RATE = 0.1
 """Share of ``lr`` at which a pretrained body learns."""
 BATCH_NORM_PATCHES = 2048
 """Training patches from which batch-norm statistics are computed before a validation."""
-MOST_VALIDATED = 20_000
-"""Patches of a class that are validated each epoch; of more, a seeded choice stands for all."""
 _INCIDENTAL = {"num_workers", "save_interval", "device"}
 """Options that change neither weights nor CSV, so a run may be resumed with others."""
 
@@ -107,13 +112,31 @@ def train(
             probabilities = tumor_probabilities(
                 classifier, reader, validation.positions, options.batch_size, device, learner.precision
             )
-            record = validation.record(trained, probabilities, run.schedule, started)
+            if not np.isfinite([*probabilities, trained["objective"], trained["train_loss"]]).all():
+                raise ModelError(
+                    f"training diverged in epoch {epoch}: its loss is not a number any more",
+                    remedy="Lower lr, or use precision=float32",
+                )
+            scores = validation.scores(probabilities)
+            is_best = scores["val_loss"] < run.schedule.best_loss
+            seconds = time.perf_counter() - started
+            record = EpochRecord(epoch=epoch, **trained, **scores, seconds=seconds, is_best=is_best)
             run.history.append(record)
             write_csv(csv_path, run.history)
-            run.end_epoch(record, validation.choose(probabilities, options) if record.is_best else {})
+            run.end_epoch(
+                record, validation.choose(probabilities, options.val_specificity) if is_best else {}
+            )
             if on_epoch is not None:
                 on_epoch(record)
-    return run.result(csv_path, split, training_warnings(options, imbalance, split, table.labels))
+        if options.tta:
+            # As the finished model predicts; epoch by epoch it would cost eight validations.
+            learner.model.load_state_dict(run.best)
+            classifier.tta = True
+            probabilities = tumor_probabilities(
+                classifier, reader, validation.positions, options.batch_size, device, learner.precision
+            )
+            run.choose_again(validation.choose(probabilities, options.val_specificity))
+    return run.result(csv_path, split, training_warnings(options, imbalance, split))
 
 
 @dataclass
@@ -170,7 +193,7 @@ def train_epoch(
     learner: Learner,
     reader: BatchReader,
     table: PatchTable,
-    batches: Sequence[Draw],
+    batches: Sequence[Batch],
     schedule: Schedule,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -243,66 +266,6 @@ def update_batch_norm(learner: Learner, reader: BatchReader, positions: np.ndarr
         update_bn((learner.inputs(patches) for patches in stream), learner.model)
 
 
-@dataclass(frozen=True)
-class Validation:
-    """The patches that validate, at the prevalence of their slides.
-
-    Attributes:
-        positions: (n,) in the store; truth: (n,) 1 for tumor.
-        weights: (n,) how many patches each stands for.
-    """
-
-    positions: np.ndarray
-    truth: np.ndarray
-    weights: np.ndarray
-
-    @classmethod
-    def of(cls, split: Split, table: PatchTable, seed: int) -> Validation:
-        rng = np.random.default_rng([seed, 3])
-        rows, weights = [], []
-        for label in (0, 1):
-            found = split.validation[table.labels[split.validation] == label]
-            chosen = np.sort(rng.permutation(found)[:MOST_VALIDATED])
-            rows.append(chosen)
-            weights.append(np.full(len(chosen), len(found) / len(chosen)))
-        together = np.concatenate(rows)
-        return cls(table.positions[together], table.labels[together], np.concatenate(weights))
-
-    def record(
-        self, trained: dict[str, Any], probabilities: np.ndarray, schedule: Schedule, started: float
-    ) -> EpochRecord:
-        """The epoch's record.
-
-        Raises:
-            ModelError: a loss is not a number any more.
-        """
-        epoch = schedule.epoch + 1
-        if not np.isfinite([*probabilities, trained["objective"], trained["train_loss"]]).all():
-            raise ModelError(
-                f"training diverged in epoch {epoch}: its loss is not a number any more",
-                remedy="Lower lr, or use precision=float32",
-            )
-        loss = scores.validation_loss(self.truth, probabilities)
-        return EpochRecord(
-            epoch=epoch,
-            **trained,
-            val_loss=loss,
-            val_acc=float(np.average((probabilities >= 0.5) == self.truth, weights=self.weights)),
-            val_auc=scores.roc_auc(self.truth, probabilities),
-            seconds=time.perf_counter() - started,
-            is_best=loss < schedule.best_loss,
-            confusion=scores.confusion(self.truth, probabilities),
-        )
-
-    def choose(self, probabilities: np.ndarray, options: TrainingOptions) -> dict[str, Any]:
-        """Threshold and calibration for ``best.json``."""
-        threshold = scores.threshold_at(self.truth, probabilities, options.val_specificity)
-        return {
-            "thresholds": {"preds": 0.5, "validation": threshold},
-            "calibration": scores.fit_calibration(self.truth, probabilities, self.weights),
-        }
-
-
 class _Run:
     """What of a training changes from epoch to epoch, and its files in ``checkpoints``."""
 
@@ -335,6 +298,11 @@ class _Run:
         }
         files.save_weights(self.checkpoints / files.RESUME_NAME, plain)
 
+    def choose_again(self, chosen: dict[str, Any]) -> None:
+        """Write what was ``chosen`` on validation with the probabilities of the finished model."""
+        card = files.read_card(self.checkpoints / files.BEST_NAME)
+        write_json(self.checkpoints / files.CARD_NAME, {**card, **chosen})
+
     def resume(self) -> None:
         """Go on where a training of the same digest was cut off, if there is one."""
         state = files.load_resume(self.checkpoints, self.facts["provenance"]["run_digest"])
@@ -346,14 +314,13 @@ class _Run:
         self.history = [EpochRecord(**plain) for plain in state["history"]]
         self.best, self.resumed_from = state["best"], len(self.history)
 
-    def result(self, csv_path: Path, split: Split, warnings: tuple[TrainingWarning, ...]) -> TrainingResult:
+    def result(self, csv_path: Path, split: Split, warnings: dict[str, str]) -> TrainingResult:
         """What the finished training left; nothing is left to resume."""
         (self.checkpoints / files.RESUME_NAME).unlink(missing_ok=True)
         return TrainingResult(
             best_path=self.checkpoints / files.BEST_NAME,
-            card=files.read_card(self.checkpoints / files.BEST_NAME, needed=True),
+            card=files.read_card(self.checkpoints / files.BEST_NAME),
             csv_path=csv_path,
-            checkpoints=files.written_epochs(self.checkpoints),
             epochs=tuple(self.history),
             resumed_from=self.resumed_from,
             split=split,
@@ -399,6 +366,7 @@ def _facts(
             "kept_normal": imbalance.kept_normal,
         },
         "class_weights": list(imbalance.weights),
+        "tta": options.tta,
         "parameters": options.model_dump(),
         "provenance": {
             "data_digest": data_digest,

@@ -40,6 +40,7 @@ class Artefact:
         main_file: the file without which the folder at ``path`` is nothing; None where ``path`` is a file.
         without_effect: parameters that change how fast or on what it is made, or what is checked.
         may_name_a_file: parameters whose value may be a file: what the file holds counts, not where it lies.
+        optional: it is made only when asked for by name, and what it is an input of is also made without it.
         reproducible: the same recipe gives the same bytes. A model trained twice is not the same model.
         must_pass: names of its checks that must have passed before anything is made from it.
         shown: facts that the command line prints.
@@ -55,6 +56,7 @@ class Artefact:
     main_file: str | None = None
     without_effect: frozenset[str] = frozenset()
     may_name_a_file: frozenset[str] = frozenset()
+    optional: bool = False
     reproducible: bool = True
     must_pass: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
@@ -106,5 +108,5 @@ def slide_artefacts() -> tuple[Artefact, ...]:
 
 
 def level_chain() -> tuple[Artefact, ...]:
-    """The assets of a level, in the order in which they are made."""
-    return tuple(artefact for artefact in all_artefacts() if artefact.by_level)
+    """The assets that every level has, in the order in which they are made."""
+    return tuple(artefact for artefact in all_artefacts() if artefact.by_level and not artefact.optional)

@@ -16,7 +16,7 @@ import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError
 from wsi_assets.files import read_plain_pickle
-from wsi_assets.index.curate import curate
+from wsi_assets.index.curation import curate
 from wsi_assets.orchestration.artefact import Artefact, slide_artefacts
 from wsi_assets.orchestration.assets.evaluation import EVALUATION
 from wsi_assets.orchestration.assets.index import SAMPLED_INDEX, SLIDE_INDEX
@@ -290,7 +290,11 @@ def up_to_date(artefact: Artefact, level: Level) -> Result:
     """Made with the parameters of parameters.yaml from what there is now; says what differs."""
     storage = level.storage
     parameters = options_of(artefact, level.level, storage.parameters.read()).model_dump(mode="json")
-    above = {one.name: level.record(one).version for one in artefact.inputs if one.by_level}
+    above = {
+        one.name: storage.version(one, level.level) if one.optional else level.record(one).version
+        for one in artefact.inputs
+        if one.by_level
+    }
     usable: dict[str, list[str]] = {}
     if artefact.gathers_slides:
         usable, _ = usable_slides(storage, level.folder, level.instance)

@@ -11,7 +11,7 @@ import dagster as dg
 
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.asset_checks import ALL_CHECKS
-from wsi_assets.orchestration.assets import evaluation, index, learning, patches, slides
+from wsi_assets.orchestration.assets import cross_validation, evaluation, index, learning, patches, slides
 from wsi_assets.orchestration.automation import build_automation_sensors, follow_index
 from wsi_assets.orchestration.io_managers import (
     ModelIOManager,
@@ -26,7 +26,7 @@ from wsi_assets.orchestration.sensors import build_slide_folder_sensor
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
 
-MODULES = (slides, index, patches, learning, evaluation)
+MODULES = (slides, index, patches, learning, cross_validation, evaluation)
 """The modules of assets, in the order in which they are made."""
 
 ARTEFACTS: tuple[Artefact, ...] = tuple(
@@ -40,8 +40,8 @@ ARTEFACTS: tuple[Artefact, ...] = tuple(
 """Every asset's description, in the order in which they are made."""
 
 
-LEVEL_PIPELINE, SLIDE_REGIONS, COMPARE_LEVELS = "level_pipeline", "slide_regions", "compare_levels"
-LEVEL_CHECKS = "level_checks"
+LEVEL_PIPELINE, CROSS_VALIDATED_LEVEL = "level_pipeline", "cross_validated_level"
+SLIDE_REGIONS, COMPARE_LEVELS, LEVEL_CHECKS = "slide_regions", "compare_levels", "level_checks"
 
 STEP_PROCESSES = dg.multiprocess_executor.configured(
     {"start_method": {"forkserver": {"preload_modules": ["wsi_assets.definitions"]}}}
@@ -99,6 +99,7 @@ def _jobs() -> list:
     def made(wanted: Callable[[Artefact], bool]) -> dg.AssetSelection:
         return dg.AssetSelection.assets(*(one.key for one in ARTEFACTS if wanted(one)))
 
+    crossed = cross_validation.CROSS_VALIDATION
     return [
         dg.define_asset_job(
             SLIDE_REGIONS,
@@ -107,8 +108,13 @@ def _jobs() -> list:
         ),
         dg.define_asset_job(
             LEVEL_PIPELINE,
-            made(lambda one: one.by_level),
+            made(lambda one: one.by_level and not one.optional),
             description="One level from index to evaluation. Add a level in the dialog, or choose levels.",
+        ),
+        dg.define_asset_job(
+            CROSS_VALIDATED_LEVEL,
+            made(lambda one: one in (index.SLIDE_INDEX, *crossed.inputs, crossed)),
+            description="One level from index to cross-validation.",
         ),
         dg.define_asset_job(
             COMPARE_LEVELS,

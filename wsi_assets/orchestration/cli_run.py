@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from wsi_assets.errors import ConfigError, EvaluationError, SlideError, one_line
-from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_chain, slide_artefacts
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts, slide_artefacts
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate_checks_of
-from wsi_assets.orchestration.build import COMPARE_LEVELS, LEVEL_PIPELINE, SLIDE_REGIONS, build_definitions
+from wsi_assets.orchestration.build import (
+    COMPARE_LEVELS,
+    CROSS_VALIDATED_LEVEL,
+    LEVEL_PIPELINE,
+    SLIDE_REGIONS,
+    build_definitions,
+)
 from wsi_assets.orchestration.config import ParameterSet
 from wsi_assets.orchestration.instance import LOCATION
 from wsi_assets.orchestration.level_plan import stale_artefacts, stale_slides, usable_slides
@@ -158,7 +164,8 @@ class CommandLineRun:
         self._evaluate_open_checks([artefact for artefact in chain if artefact.name not in stale], key)
         if stale:
             self._keep([artefact for artefact in chain if artefact.name in stale], key)
-            result = self._execute(LEVEL_PIPELINE, stale, partition_key=key)
+            job = CROSS_VALIDATED_LEVEL if chain[-1].optional else LEVEL_PIPELINE
+            result = self._execute(job, stale, partition_key=key)
             outcome.made = [e.asset_key.to_user_string() for e in result.get_asset_materialization_events()]
             outcome.failure = None if result.success else failure_of(result)
         outcome.records = {
@@ -285,11 +292,15 @@ class CommandLineRun:
 
 def chain_upto(upto: str) -> tuple[Artefact, ...]:
     """The assets that make a level up to ``upto``, in order."""
-    chain = level_chain()
-    names = [artefact.name for artefact in chain]
+    assets = [artefact for artefact in all_artefacts() if artefact.by_level]
+    names = [artefact.name for artefact in assets]
     if upto not in names:
         raise ConfigError(f"there is no level asset {upto!r}", remedy=f"Choose one of {', '.join(names)}")
-    return chain[: names.index(upto) + 1]
+    return tuple(
+        artefact
+        for artefact in assets[: names.index(upto) + 1]
+        if not artefact.optional or artefact.name == upto
+    )
 
 
 def stretches(order: Sequence[str], wanted: Collection[str], at_most: int) -> Iterator[list[str]]:

@@ -12,7 +12,7 @@ import dagster as dg
 
 from wsi_assets.errors import ModelError
 from wsi_assets.files import read_plain_pickle
-from wsi_assets.orchestration.artefact import level_chain, slide_artefacts
+from wsi_assets.orchestration.artefact import all_artefacts, level_chain, slide_artefacts
 from wsi_assets.orchestration.metadata import picture
 from wsi_assets.orchestration.storage import StorageResource, store_named_by
 
@@ -68,6 +68,7 @@ def report_context(storage: StorageResource, level: str) -> ReportContext:
         split=[{name: row[name] for name in SPLIT_COLUMNS} for row in split.get("rows", [])],
         split_notes=tuple(facts["trained_model"].get("warnings", {}).values()),
         warnings=tuple(storage.failed_checks(above.values(), level)),
+        cross_validation=_cross_validation(storage, level),
         epochs=_epochs(storage.level_folder(level) / "epoch_losses.csv"),
         left_out=facts["slide_index"].get("left_out"),
         quarantined=_quarantined(storage.artefact(above["patch_store"], level)),
@@ -150,6 +151,17 @@ def _epochs(path: Path) -> list[dict[str, float]] | None:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     except (OSError, ValueError):
         return None
+
+
+def _cross_validation(storage: StorageResource, level: str) -> dict[str, Any] | None:
+    """Folds, mean and spread, if they are of the model in use."""
+    named = {artefact.name: artefact for artefact in all_artefacts()}
+    record = storage.record(named["cross_validation"], level)
+    model = storage.version(named["trained_model"], level)
+    if record is None or record.inputs.get("trained_model") != model:
+        return None
+    path = storage.artefact(named["cross_validation"], level) / "folds.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _quarantined(pointer: Path) -> list[dict[str, Any]]:

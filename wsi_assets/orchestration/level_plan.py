@@ -47,11 +47,13 @@ def stale_artefacts(
     model it has to, as that is another one when it is trained again. ``usable`` is of :func:`usable_slides`.
     """
     stale: dict[str, str] = {}
-    versions: dict[str, str | None] = {}
+    optional = {one for artefact in chain for one in artefact.inputs if one.optional}
+    versions = {one.name: storage.version(one, level) for one in optional}
     for artefact in chain:
         used = options_of(artefact, level, *parameters).model_dump(mode="json")
         inputs = inputs_of_level(artefact, usable, versions)
-        again = [one.name for one in artefact.inputs if one.by_level and versions.get(one.name) is None]
+        needed = [one.name for one in artefact.inputs if one.by_level and not one.optional]
+        again = [name for name in needed if versions.get(name) is None]
         why = storage.why_out_of_date(artefact, level, used, inputs)
         if again and (why is None or why.endswith("changed")):
             why = f"{again[-1]} is made again"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from wsi_assets.errors import SlideError
-from wsi_assets.orchestration.artefact import Artefact, level_chain, slide_artefacts
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts, slide_artefacts
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.storage import Record, StorageResource
 
@@ -180,7 +180,7 @@ def news_of_levels(
     levels: list[str] = []
     events: list[dg.AssetMaterialization] = []
     for level in () if instance.get_dynamic_partitions(LEVELS.name) else storage.levels():
-        records = [(artefact, storage.record(artefact, level)) for artefact in level_chain()]
+        records = [(one, storage.record(one, level)) for one in all_artefacts() if one.by_level]
         found = [_found(storage, artefact, record) for artefact, record in records if record]
         events += found
         levels += [level] if found else []

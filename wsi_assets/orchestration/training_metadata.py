@@ -30,10 +30,9 @@ def epoch_line(record: EpochRecord, of: int) -> str:
 
 def epoch_metrics(record: EpochRecord) -> dict[str, float]:
     """The numbers of one epoch that could be computed, by name."""
-    plain = record.to_plain()
     return {
         name: float(value)
-        for name, value in plain.items()
+        for name, value in vars(record).items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "epoch"
     }
 
@@ -52,19 +51,21 @@ def training_pictures(
 
 def training_facts(result: TrainingResult) -> dict[str, Any]:
     """Small plain figures of a training: what the checks and the report read."""
+    from wsi_assets.learning.imbalance import IDLE
+
     best = result.best
     return {
         "epochs": len(result.epochs),
-        "best_epoch": result.best_epoch,
+        "best_epoch": best.epoch,
         "val_loss": float(f"{best.val_loss:.6g}"),
         "val_acc": float(f"{best.val_acc:.6g}"),
         "val_auc": best.val_auc,
         "majority_share": result.majority_share,
         "better_than_majority": result.better_than_majority,
-        "stopped_early": result.stopped_early,
+        "stopped_early": len(result.epochs) < result.card["parameters"]["max_epochs"],
         "counts": dict(result.counts),
-        "warnings": {warning.code: warning.message for warning in result.warnings},
-        "idle_strategies": [warning.message for warning in result.idle_strategies],
+        "warnings": result.warnings,
+        "idle_strategies": [text for code, text in result.warnings.items() if code.endswith(IDLE)],
         "device": f"{result.device}, {result.precision}",
     }
 
@@ -72,6 +73,7 @@ def training_facts(result: TrainingResult) -> dict[str, Any]:
 def training_metadata(result: TrainingResult, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     """What only Dagster shows beside the trained model."""
     metrics = {name: rounded(value) for name, value in epoch_metrics(result.best).items()}
+    metrics["seconds"] = rounded(sum(record.seconds for record in result.epochs))
     rows = [{"epoch": record.epoch, **epoch_metrics(record)} for record in result.epochs]
     return {
         **metrics,

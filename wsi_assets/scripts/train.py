@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
             on_epoch=_say_epoch,
         )
         predictions = predict(store, index, result.best_path, prediction, progress=progress)
-    for warning in result.warnings:
-        warn(warning.message)
+    for warning in result.warnings.values():
+        warn(warning)
     save_index(given["test_index"], predictions)
     say(f"{result.best_path}: epoch {result.best.epoch}, validation loss {result.best.val_loss:.4f}")
     if predictions:

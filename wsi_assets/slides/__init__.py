@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = exports(
         ),
         "listing": ("SlideFile", "SlideListing", "find_slides"),
         "fingerprints": ("fingerprint", "signature"),
+        "cohort": ("Cohort", "SlideRow", "read_cohort", "write_cohort"),
         "options": ("ScaleOptions",),
         "scale": ("Level", "Scale", "true_downsamples"),
         "reader": ("Region", "SlideReader", "open_slide"),

@@ -24,10 +24,9 @@ def fingerprint(path: str | Path) -> str:
     """32 hex digits that stay while the content stays, whatever the file's time or name.
 
     A file up to 64 MiB is read whole. Of a larger one: its size, its first and last 256 KiB (where TIFF keeps
-    its directories with the length of every tile), and 4 KiB of every 128 KiB between. So a copy cut short, a
-    slide scanned or coded again, and a hole of 128 KiB with its mending are seen; bytes changed in place
-    between the samples are not. That is 3 % of the bytes: 0.06 s a GB in memory, 0.2 s from a solid-state
-    disk, from a turning disk nearly as long as reading it. A slide of several files counts with all of them.
+    the length of every tile), and 4 KiB of every 128 KiB between, 0.06 to 0.2 s a GB. So a copy cut short, a
+    slide coded again, and a hole of 128 KiB with its mending are seen; bytes changed in place between the
+    samples are not. A slide of several files counts with all of them.
 
     Raises:
         SlideError: the file is missing or does not read.

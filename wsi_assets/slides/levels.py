@@ -38,12 +38,8 @@ def true_levels(
     """Numbers of those of the pictures that are levels of the first, and a line on each that is none.
 
     A level is the first picture over one downsample, has no name of another picture, and if its page has a
-    resolution of its own that fits.
-
-    Args:
-        sizes: of the pictures as OpenSlide numbers them, the full resolution first.
-        tile_of: number -> size of its tiles.
-        pages: the pages of the file.
+    resolution of its own that fits. ``sizes`` are as OpenSlide numbers the pictures; ``tile_of`` gives the
+    size of a picture's tiles.
     """
     by_size = {size_of(page): page for page in reversed(pages)}
     (width, height), pads = sizes[0], True

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
 import stat
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_assets.errors import SlideError, one_line
+from wsi_assets.slides.cohort import Cohort
 from wsi_assets.slides.image_files import OTHER_NAMES, SUMS, ImageFiles, passed_over
 from wsi_assets.slides.naming import UNREAD_ANNOTATION_SUFFIXES, annotation_ending, normalize_id, slide_id_of
-
-WITHOUT_SLIDE = "annotation without a slide: "
-"""How the notice of such an annotation begins; its path follows."""
 
 LONGEST_ID = 240
 """Bytes of a slide's id, so that a patch's file, named by id and number, has a name file systems take."""
 
 _NEARLY = re.compile(r"[ ._-]*(masks?|annotations?|annos?|labels?|rois?|gt|tumou?rs?|regions?|geojson)$")
 """What tools append to a slide's name when they name its annotation."""
+_ALIKE = 0.7
+"""Similarity from which two names of the same numbers are one with a slip of the pen."""
 
 _Named = dict[str, list[tuple[str, Path]]]
 """Normalized name -> (name, file) of each file of that name."""
@@ -55,7 +56,9 @@ class SlideListing:
     notices: tuple[str, ...]
 
 
-def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = None) -> SlideListing:
+def find_slides(
+    images_dir: str | Path, annotations_dir: str | Path | None = None, cohort: Cohort | None = None
+) -> SlideListing:
     """List slides under ``images_dir`` and, by equal id without regard to case or to how accents
     are coded, their annotations.
 
@@ -65,6 +68,9 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
     name (``a.svs.geojson``), or without its ``.ome``. A file that is named as an annotation and is of another
     format is one here, for whoever reads it to refuse: a slide whose annotation cannot be read or is not
     surely its own is no normal slide.
+
+    A slide without annotation, beside an annotation without slide whose name is nearly its own, is left out
+    too, unless ``cohort`` says that it is normal.
 
     What cannot be kept apart, kept under its id or read is left out. What costs no slide is a notice:
     annotations without a slide, or beside their slides where ``annotations_dir`` is another folder; files
@@ -76,10 +82,10 @@ def find_slides(images_dir: str | Path, annotations_dir: str | Path | None = Non
     images = ImageFiles(_folder(images_dir))
     for place, folders, files in _walk(images.root):
         images.add(place, folders, files)
-    return _matched(images, *_annotations(annotations_dir, images))
+    return _matched(images, *_annotations(annotations_dir, images), cohort or Cohort())
 
 
-def _matched(images: ImageFiles, notes: _Named, others: _Named) -> SlideListing:
+def _matched(images: ImageFiles, notes: _Named, others: _Named, cohort: Cohort) -> SlideListing:
     """Give every slide its annotation: a file of its name that is read, or else one of another format."""
     left_out, notices, slides = dict(images.left_out), [], []
     found = _by_id(images.slides)
@@ -89,24 +95,27 @@ def _matched(images: ImageFiles, notes: _Named, others: _Named) -> SlideListing:
             notices.append(f"not used, for a slide of this id is there: {path}")
         else:
             left_out[slide_id] = f"it {reason}: {path}"
-    names = {key: {key} | (_other_names(paths[0][1]) - found.keys()) for key, paths in found.items()}
+    names = {}
+    for key, ((_, path), *_) in found.items():
+        # A slide's annotation may go by its whole file name, too, if that is no other slide's id.
+        others_too = {normalize_id(path.name), normalize_id(path.name.split(".ome.")[0])}
+        names[key] = {key} | (others_too - found.keys())
     used = {key: _pop(notes, names[key]) or _pop(others, names[key]) for key in found}
-    nearly = {_NEARLY.sub("", key): (files, key, files[key]) for files in (others, notes) for key in files}
+    nearly = _by_near_name(notes, others)
     for key, named in found.items():
         slide_id, paths = named[0][0], [path for _, path in named]
         why = _why_left_out(slide_id, paths, used[key])
-        doubtful = names[key] & nearly.keys() if not why and not used[key] else set()
-        for files, other, ((_, path), *_) in map(nearly.__getitem__, doubtful):
-            files.pop(other, None)
-            why = (
+        if not why and not used[key] and cohort.row(slide_id).label != "normal":
+            path = next(filter(None, (nearly(name) for name in names[key])), None)
+            why = path and (
                 f"it has no annotation of its own name, and this may be it: {path}. Name it {slide_id}"
-                f"{annotation_ending(path.name) or '.geojson'}, or move it if the slide is normal"
+                f"{annotation_ending(path.name) or '.geojson'}, or say in cohort.csv that the slide is normal"
             )
         if why:
             left_out[slide_id] = why
         else:
             slides.append(SlideFile(slide_id, paths[0], next(iter(used[key]), None)))
-    notices += [f"{WITHOUT_SLIDE}{path}" for named in notes.values() for _, path in named]
+    notices += [f"annotation without a slide: {path}" for named in notes.values() for _, path in named]
     notices += images.notices({normalize_id(slide.slide_id) for slide in slides if not slide.annotation_path})
     notices += passed_over([path for named in others.values() for _, path in named], "no annotations")
     return SlideListing(
@@ -114,6 +123,29 @@ def _matched(images: ImageFiles, notes: _Named, others: _Named) -> SlideListing:
         left_out={_printable(name): _printable(why) for name, why in sorted(left_out.items())},
         notices=tuple(sorted(map(_printable, notices))),
     )
+
+
+def _by_near_name(notes: _Named, others: _Named) -> Callable[[str], Path | None]:
+    """A function: normalized name of a slide -> a file without slide that may be its annotation, or None.
+
+    That has the name with what tools append to it, or is an annotation whose name has the same numbers and is
+    alike: one of other numbers is another slide's.
+    """
+    stems = {_NEARLY.sub("", key): files[key][0][1] for files in (others, notes) for key in files}
+    by_numbers = defaultdict(list)
+    for key in notes:
+        by_numbers[_numbers(key)].append(key)
+
+    def nearly(name: str) -> Path | None:
+        alike = by_numbers.get(_numbers(name), []) if _numbers(name) else []
+        close = difflib.get_close_matches(name, alike, n=1, cutoff=_ALIKE)
+        return notes[close[0]][0][1] if close else stems.get(name)
+
+    return nearly
+
+
+def _numbers(name: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"[0-9]+", name)))
 
 
 def stat_or_none(path: Path) -> os.stat_result | None:
@@ -196,11 +228,6 @@ def _annotations(folder: str | Path | None, images: ImageFiles) -> tuple[_Named,
                 elif known or not (shared or last in SUMS or name in OTHER_NAMES or place / name in slides):
                     others.append((slide_id_of(Path(name).stem), place / name))
     return _by_id(notes), _by_id(others)
-
-
-def _other_names(path: Path) -> set[str]:
-    """Normalized names besides its id by which a slide's annotation may go, if no other slide's id."""
-    return {normalize_id(path.name), normalize_id(path.name.split(".ome.")[0])}
 
 
 def _by_id(files: Iterable[tuple[str, Path]]) -> _Named:

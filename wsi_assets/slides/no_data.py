@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,8 +15,10 @@ Odd, so that OpenCV's opening does not shift."""
 MARGIN = SIDE - 1
 """Pixels around a window that decide about it."""
 
-Read = Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray]]
-"""(y, x, height, width) of a window inside level 0 -> uint8 (h, w, 3), and bool (h, w), where written."""
+Window = tuple[np.ndarray, np.ndarray]
+"""uint8 (h, w, 3) RGB, and bool (h, w), where there are pixels; white elsewhere."""
+Read = Callable[[int, int, int, int], Window]
+"""(y, x, height, width) of a window inside level 0 -> it."""
 
 _WHITE, _BLACK = 254, 1
 _ALONG = 32
@@ -42,15 +44,40 @@ def no_data(
         paddings: RGB colors that the slide's border is padded with.
     """
     found = (~present).astype(np.uint8)
-    ranges = [((_WHITE,) * 3, (255,) * 3), ((0,) * 3, (_BLACK,) * 3)]
-    ranges += [(tuple(max(0, c - 1) for c in rgb), tuple(min(255, c + 1) for c in rgb)) for rgb in paddings]
-    for low, high in ranges:
+    for low, high in _ranges(paddings):
         flat = cv2.inRange(rgb, low, high)
         if flat.any():
             framed = cv2.copyMakeBorder(flat, SIDE, SIDE, SIDE, SIDE, cv2.BORDER_REFLECT)
             opened = cv2.morphologyEx(framed, cv2.MORPH_OPEN, np.ones((SIDE, SIDE), np.uint8))
             found |= opened[SIDE:-SIDE, SIDE:-SIDE]
     return found > 0
+
+
+def may_lack_data(
+    rgb: np.ndarray, present: np.ndarray, paddings: Iterable[tuple[int, int, int]] = ()
+) -> bool:
+    """Whether :func:`no_data`, whatever the surroundings are, may find any in this window."""
+    if not present.all():
+        return True
+    # A square holds one of every SIDE-th pixel each way, or reaches over the border.
+    grid = rgb[::SIDE, ::SIDE].reshape(-1, 3)
+    tested = np.concatenate([grid, rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])[None]
+    for span in _ranges(paddings):
+        if cv2.inRange(tested, *span).any():
+            flat = cv2.copyMakeBorder(cv2.inRange(rgb, *span), *[MARGIN] * 4, cv2.BORDER_CONSTANT, value=255)
+            centers = cv2.erode(flat, np.ones((SIDE, SIDE), np.uint8))
+            if centers[MARGIN // 2 : -MARGIN // 2, MARGIN // 2 : -MARGIN // 2].any():
+                return True
+    return False
+
+
+def _ranges(paddings: Iterable[tuple[int, int, int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The lowest and the highest RGB of each color of no-data."""
+    return [
+        ((_WHITE,) * 3, (255,) * 3),
+        ((0,) * 3, (_BLACK,) * 3),
+        *((tuple(max(0, c - 1) for c in rgb), tuple(min(255, c + 1) for c in rgb)) for rgb in paddings),
+    ]
 
 
 def padding_colors(read: Read, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
@@ -66,78 +93,56 @@ def padding_colors(read: Read, height: int, width: int) -> tuple[tuple[int, int,
     """
     if min(height, width) < 4 * _ALONG:
         return ()
-    sides = (
-        _Side(read, turned, far, *((height, width) if turned else (width, height)))
-        for turned in (False, True)
-        for far in (True, False)
-    )
-    return tuple(sorted({color for side in sides if (color := _padding_of(side)) is not None}))
+    found = set()
+    for turned, far in itertools.product((False, True), repeat=2):
+        depth, length = (height, width) if turned else (width, height)
+
+        def window(start: int, along: int, deep: int, *, turned=turned, far=far, depth=depth) -> Window:
+            """A window ``deep`` pixels inwards from ``start`` on, as seen from the side."""
+            start = depth - start - deep if far else start
+            return read(*((start, along, deep, _ALONG) if turned else (along, start, _ALONG, deep)))
+
+        color = _border_color(window, length)
+        if color is not None and _is_framed(window, depth, length, color):
+            found.add(tuple(map(int, color)))
+    return tuple(sorted(found))
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One side of the slide, seen as if it were the left one: ``depth`` inwards, ``along`` the border."""
-
-    read: Read
-    turned: bool
-    far: bool
-    depth: int
-    length: int
-
-    def window(self, depth: int, along: int, deep: int) -> tuple[np.ndarray, np.ndarray]:
-        start = self.depth - depth - deep if self.far else depth
-        return self.read(*((start, along, deep, _ALONG) if self.turned else (along, start, _ALONG, deep)))
-
-
-def _padding_of(side: _Side) -> tuple[int, int, int] | None:
+def _border_color(window: Callable[..., Window], length: int) -> np.ndarray | None:
+    """The one color of a side's outermost pixels, if it is none that is no-data anyway."""
     color, seen = None, 0
-    for along in np.linspace(0, side.length - _ALONG, _WINDOWS).astype(int).tolist():
-        pixels, written = side.window(0, along, SIDE)
-        if not written.any():
-            continue
-        seen += 1
-        if color is None:
-            color = np.median(pixels[written], axis=0).astype(int)
-        if not _is_flat(pixels, written, color):
-            return None
+    for along in np.linspace(0, length - _ALONG, _WINDOWS).astype(int).tolist():
+        pixels, written = window(0, along, SIDE)
+        if written.any():
+            seen += 1
+            color = np.median(pixels[written], axis=0).astype(int) if color is None else color
+            if not _is_flat(pixels, written, color):
+                return None
     if color is None or seen < _WINDOWS / 3 or color.min() >= _WHITE or color.max() <= _BLACK:
         return None
-    red, green, blue = map(int, color)
-    return (red, green, blue) if _is_framed(side, color) else None
+    return color
 
 
-def _is_framed(side: _Side, color: np.ndarray) -> bool:
+def _is_framed(window: Callable[..., Window], depth: int, length: int, color: np.ndarray) -> bool:
     """Whether most lines from the border inwards leave the color at one depth, and for glass."""
     found, glass = [], 0
-    for along in np.linspace(side.length * 0.2, side.length * 0.8 - _ALONG, _LINES).astype(int).tolist():
-        depth = _first_other(side, along, color)
-        if depth is None:
+    for along in np.linspace(length * 0.2, length * 0.8 - _ALONG, _LINES).astype(int).tolist():
+        # How far the color reaches: doubled, then halved, to within a square.
+        flat, other = 0, SIDE
+        while _is_flat(*window(min(other, depth - SIDE), along, SIDE), color) and other < depth:
+            flat, other = other, other * 2
+        if other >= depth:
             continue
-        found.append(depth)
-        inside, _ = side.window(min(depth + SIDE, side.depth - _ALONG), along, _ALONG)
-        typical = np.median(inside.reshape(-1, 3).astype(int), axis=0)
+        while other - flat > SIDE:
+            middle = (other + flat) // 2
+            is_flat = _is_flat(*window(middle, along, SIDE), color)
+            flat, other = (middle, other) if is_flat else (flat, middle)
+        found.append(other)
+        typical = np.median(window(min(other + SIDE, depth - _ALONG), along, _ALONG)[0], axis=(0, 1))
         clear = typical.min() >= _GLASS_LIGHTNESS and np.ptp(typical) <= _GLASS_CHROMA
         glass += bool(clear or typical.max() <= _BLACK)
-    if len(found) < _LINES * 0.6:
-        return False
-    straight = np.abs(np.array(found) - np.median(found)) <= _STRAIGHT
-    return straight.mean() >= 0.6 and glass >= len(found) / 2
-
-
-def _first_other(side: _Side, along: int, color: np.ndarray) -> int | None:
-    """Depth at which a line inwards is no longer of the color, to within ``SIDE``; None if it always is."""
-    flat, step = 0, SIDE
-    while _is_flat(*side.window(probe := min(flat + step, side.depth - SIDE), along, SIDE), color):
-        if probe == side.depth - SIDE:
-            return None
-        flat, step = probe, step * 2
-    while probe - flat > SIDE:
-        middle = (probe + flat) // 2
-        if _is_flat(*side.window(middle, along, SIDE), color):
-            flat = middle
-        else:
-            probe = middle
-    return probe
+    straight = np.abs(np.array(found) - np.median(found or [0])) <= _STRAIGHT
+    return len(found) >= _LINES * 0.6 and straight.mean() >= 0.6 and glass >= len(found) / 2
 
 
 def _is_flat(pixels: np.ndarray, written: np.ndarray, color: np.ndarray) -> bool:

@@ -24,6 +24,7 @@ from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
 from wsi_assets.slides.levels import Size, is_sound, odd_picture, reductions_to, size_of, true_levels
 from wsi_assets.slides.listing import stat_or_none, unreadable
+from wsi_assets.slides.no_data import Window
 from wsi_assets.slides.tile_grid import tiles_over
 
 # Each damaged tag would be a line of its own; what comes of the damage is one error of ours.
@@ -43,9 +44,6 @@ _MOST_AT_ONCE = 4096 - _MAX_BACK
 """OpenSlide reads 4096 pixels at a time, and begins the next at a level-0 pixel that it rounds."""
 _ANY_PAGE_IS_A_LEVEL = {"generic-tiff", "aperio"}
 """Formats of which OpenSlide takes any tiled page for a level, a macro or label picture too."""
-
-Window = tuple[np.ndarray, np.ndarray]
-"""uint8 (h, w, 3) RGB, and bool (h, w), where there are pixels; white elsewhere."""
 
 
 class OpenSlideFile(Closing):
@@ -133,13 +131,12 @@ class OpenSlideFile(Closing):
 
         OpenSlide places a window by level-0 coordinates over its own downsample and blends neighbors where
         that quotient is not whole. So the window is read from the nearest place above and left of it where
-        it is, and cropped. A DICOM level that has too few such places is opened as a slide of its own, where
-        every place is whole. Of such a level of another format (TIFF has its tiles) the window is put
-        together from blocks at fixed places, so that at least a pixel does not depend on the window.
+        it is, and cropped. A DICOM level with too few such places is opened as a slide of its own. Of such a
+        level of another format (TIFF has its tiles) the window is put together from blocks at fixed places,
+        so that at least a pixel does not depend on the window.
 
         Raises:
-            SlideError: the read fails. The handle, which OpenSlide then refuses to use, is opened again by
-                the next read, so that one bad place does not take the slide with it.
+            SlideError: the read fails; the next one opens the slide again.
         """
         downsample = self.downsamples[level]
         if not blends(downsample, max(self.sizes[level])):
@@ -295,8 +292,7 @@ def whole_start(position: int, downsample: float) -> tuple[int, int]:
     """(level pixel at or before ``position``, level-0 pixel) whose quotient by ``downsample`` is that pixel.
 
     "Is" to 1/512 pixel: the compositor under OpenSlide counts in 1/256. Where no place within 256 pixels is
-    that good (a downsample like 2.00001), the best of them; the read is blended by ``0.5 / downsample``
-    pixels at most.
+    that good (a downsample like 2.00001), the best of them.
     """
     best = (1.0, 0, 0)
     for start in range(position, max(-1, position - _MAX_BACK), -1):

@@ -16,10 +16,3 @@ class ScaleOptions(BaseModel):
         le=200.0,
         description="Magnification of level 0 of a slide whose file tells neither objective power nor mpp.",
     )
-    scale_table: str | None = Field(
-        default=None,
-        description=(
-            "CSV file with columns slide_id, base_mag, mpp (um per level-0 pixel) that overrides single "
-            "slides; an empty cell overrides nothing."
-        ),
-    )

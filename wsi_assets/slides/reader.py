@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.slides.closing import Closing
+from wsi_assets.slides.cohort import SlideRow
 from wsi_assets.slides.naming import slide_id_of
-from wsi_assets.slides.no_data import MARGIN, no_data, padding_colors
+from wsi_assets.slides.no_data import MARGIN, may_lack_data, no_data, padding_colors
 from wsi_assets.slides.openslide_file import OpenSlideFile, Window
 from wsi_assets.slides.options import ScaleOptions
-from wsi_assets.slides.reduce import area_mean, cell_edges, source_range
+from wsi_assets.slides.reduce import area_mean
 from wsi_assets.slides.scale import Level, Scale, content_size, scale_of, true_downsamples
 from wsi_assets.slides.tiff_tiles import TileLevel, open_tiles
+from wsi_assets.slides.tile_grid import everywhere
 
 _DEFAULT = ScaleOptions()
 _BLOCK = 1024
@@ -33,14 +36,18 @@ class Region:
     no_data: np.ndarray
 
 
-def open_slide(path: str | Path, options: ScaleOptions = _DEFAULT) -> SlideReader:
+def open_slide(
+    path: str | Path, options: ScaleOptions = _DEFAULT, said: SlideRow | None = None
+) -> SlideReader:
     """Open a slide: a file OpenSlide knows, or a folder of one DICOM slide.
+
+    Args:
+        said: what the cohort's table says of the slide.
 
     Raises:
         SlideError: it is missing, empty or no slide.
-        ConfigError: the table of scales is damaged.
     """
-    return SlideReader(path, options)
+    return SlideReader(path, options, said)
 
 
 class SlideReader(Closing):
@@ -48,13 +55,12 @@ class SlideReader(Closing):
 
     Attributes:
         path, slide_id, vendor: which slide this is, and OpenSlide's name for its format.
-        levels: the :class:`Level` s, the full resolution first.
-        scale: magnification and mpp of level 0, with their sources.
+        levels, scale: the full resolution first; magnification and mpp of level 0, with their sources.
         bounds: (x, y, width, height) of the scanned area in level-0 pixels; None if that is the whole slide.
         notices: a line on each thing of the file that was assumed, contradicted or left out.
     """
 
-    def __init__(self, path: str | Path, options: ScaleOptions = _DEFAULT):
+    def __init__(self, path: str | Path, options: ScaleOptions = _DEFAULT, said: SlideRow | None = None):
         self.path = Path(path)
         self.slide_id = slide_id_of(self.path)
         self._file = OpenSlideFile(self.path)
@@ -65,11 +71,7 @@ class SlideReader(Closing):
             Level(index, *content_size(sizes[0], size, downsample), downsample)
             for index, (size, downsample) in enumerate(zip(sizes, downsamples, strict=True))
         )
-        try:
-            self.scale: Scale = scale_of(self.slide_id, self._file.properties, options)
-        except BaseException:
-            self._file.close()
-            raise
+        self.scale: Scale = scale_of(self._file.properties, options.base_mag, said)
         self.bounds: tuple[int, int, int, int] | None = self._file.bounds
         self.notices: tuple[str, ...] = (*self.scale.notices, *self._file.notices)
         self._tiles: dict[int, TileLevel | None] = {}
@@ -101,8 +103,9 @@ class SlideReader(Closing):
     def reduced(self, downsample: float) -> Region:
         """The whole slide, area-averaged to ceil(height / downsample) x ceil(width / downsample) of level 0.
 
-        Read block by block from the coarsest level that resolves it, so memory stays bounded by the result.
-        No-data takes no part in the average; a pixel is no-data where most of its area is.
+        Read block by block from the coarsest level that resolves it, so memory stays bounded by the result;
+        blocks begin at whole pixels of that level, as near as can be. No-data takes no part in the average;
+        a pixel is no-data where most of its area is.
 
         Raises:
             SlideError: the slide does not read.
@@ -118,17 +121,18 @@ class SlideReader(Closing):
         step = downsample / level.downsample
         base = self.levels[0]
         height, width = math.ceil(base.height / downsample), math.ceil(base.width / downsample)
-        pixels = np.empty((height, width, 3), np.uint8)
-        missing = np.empty((height, width), bool)
-        block = max(1, int(_BLOCK / step))
+        pixels, missing = np.full((height, width, 3), 255, np.uint8), np.ones((height, width), bool)
+        tiles = self._tiles_of(level.index)
+        most = max(1, int((tiles.side if tiles else _BLOCK) / step))
+        block = min(range(most, most // 2, -1), key=lambda cells: abs(cells * step - round(cells * step)))
         for top, left in _in_bands(height, width, block):
             bottom, right = min(height, top + block), min(width, left + block)
-            rows = cell_edges(top, bottom, step, level.height)
-            cols = cell_edges(left, right, step, level.width)
-            (y0, y1), (x0, x1) = source_range(rows, level.height), source_range(cols, level.width)
-            region = self.read_region(level.index, y0, x0, y1 - y0, x1 - x0)
-            window = (slice(top, bottom), slice(left, right))
-            pixels[window], missing[window] = area_mean(region.pixels, region.no_data, rows - y0, cols - x0)
+            y0, x0, y1, x1 = (round(edge * step) for edge in (top, left, bottom, right))
+            if y0 < level.height and x0 < level.width:
+                inside = self._read_inside(level, y0, min(y1, level.height), x0, min(x1, level.width))
+                cells = (bottom - top, right - left)
+                window = (slice(top, bottom), slice(left, right))
+                pixels[window], missing[window] = area_mean(*inside, cells, (y1 - y0, x1 - x0))
         return Region(pixels, missing)
 
     def thumbnail(self, max_side: int) -> np.ndarray:
@@ -152,8 +156,15 @@ class SlideReader(Closing):
     def _read_inside(self, level: Level, top: int, bottom: int, left: int, right: int) -> Window:
         """Pixels and no-data of a window inside a level, decided from the window and what lies around it."""
         if self._paddings is None:
-            # At the first read, not at opening: many only ask a slide for its levels.
-            self._paddings = self._find_paddings()
+            # At the first read, not at opening: many only ask a slide for its levels. A damaged border is no
+            # reason to refuse the rest; a read that needs it will fail by itself.
+            self._paddings = ()
+            with contextlib.suppress(SlideError):
+                base = self.levels[0]
+                self._paddings = padding_colors(partial(self._read_window, 0), base.height, base.width)
+        pixels, present = self._read_window(level.index, top, left, bottom - top, right - left)
+        if not may_lack_data(pixels, present, self._paddings):
+            return pixels, everywhere(False, *present.shape)
         y0, y1 = max(0, top - MARGIN), min(level.height, bottom + MARGIN)
         x0, x1 = max(0, left - MARGIN), min(level.width, right + MARGIN)
         pixels, present = self._read_window(level.index, y0, x0, y1 - y0, x1 - x0)
@@ -161,20 +172,15 @@ class SlideReader(Closing):
         return pixels[inner], no_data(pixels, present, self._paddings)[inner]
 
     def _read_window(self, level: int, y: int, x: int, height: int, width: int) -> Window:
-        if level not in self._tiles:
-            self._tiles[level] = open_tiles(self.path, level, self._file)
-        tiles = self._tiles[level]
+        tiles = self._tiles_of(level)
         if tiles is None:
             return self._file.read(level, y, x, height, width)
         return tiles.read_window(y, x, height, width)
 
-    def _find_paddings(self) -> tuple[tuple[int, int, int], ...]:
-        base = self.levels[0]
-        try:
-            return padding_colors(partial(self._read_window, 0), base.height, base.width)
-        except SlideError:
-            # A damaged border is no reason to refuse the rest; a read that needs it will fail by itself.
-            return ()
+    def _tiles_of(self, level: int) -> TileLevel | None:
+        if level not in self._tiles:
+            self._tiles[level] = open_tiles(self.path, level, self._file)
+        return self._tiles[level]
 
 
 def _in_bands(height: int, width: int, block: int) -> Iterator[tuple[int, int]]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wsi_assets.errors import ConfigError, one_line
-from wsi_assets.slides.listing import stat_or_none
-from wsi_assets.slides.naming import normalize_id, slide_id_of
-from wsi_assets.slides.options import ScaleOptions
+if TYPE_CHECKING:
+    from wsi_assets.slides.cohort import SlideRow
 
 MPP_RANGE = (0.05, 20.0)
 """A level-0 pixel outside these um is a writer's default (1000, 352.8), not a measurement."""
@@ -36,8 +32,8 @@ _MIN_UNIT = 64
 
 @dataclass(frozen=True)
 class Level:
-    """One level: ``width`` and ``height`` of its content in its own pixels (padding beyond level 0 is not
-    counted), and its true ``downsample``: level-0 pixels a pixel."""
+    """One level: size of its content in its own pixels, without padding beyond level 0, and how many level-0
+    pixels its pixels are wide."""
 
     index: int
     width: int
@@ -49,8 +45,8 @@ class Level:
 class Scale:
     """The magnification and pixel size of level 0, each with its source.
 
-    ``magnification_source`` is "table", "objective", "mpp" or "base_mag". ``mpp`` is um per level-0 pixel;
-    ``mpp_source`` is "table", "file", None when the file says nothing, or a phrase that begins "refused".
+    ``magnification_source`` is "cohort", "objective", "mpp" or "base_mag". ``mpp`` is um per level-0 pixel;
+    ``mpp_source`` is "cohort", "file", None when the file says nothing, or a phrase that begins "refused".
     ``notices``: a line on each thing that was assumed, contradicted or not believed.
     """
 
@@ -71,14 +67,11 @@ def true_downsamples(level_sizes: Sequence[tuple[int, int]], reported: Sequence[
     OpenSlide reports the mean of the width's and the height's ratio, which is wrong where a writer pads each
     level up to whole tiles. The rule, in this order:
 
-    1. **Padded file** (:func:`_padded_run`): powers of two. (3072, 7168), (1536, 3584), (1024, 2048) is
-       1, 2, 4, not 1, 2, 3.25.
-    2. **Near a power of two**: a level within 0.1 % of 2^k whose sides are those of level 0 over 2^k to
-       within one pixel has 2^k. So has a level with a side under 32 px, however far off: there the rounding
-       of that side makes the ratio worthless ((4, 3) of 2048 x 1792 says 554.67; it is 512).
-    3. **Otherwise the exact ratio**: 4.0058 of (368, 172) in (1472, 690) stays, at most half a pixel of that
-       level off at its far edge. Where the mean of the two ratios misses the long side of a narrow level: 2^k
-       if that fits both sides to within a pixel, else the longer side's ratio.
+    1. **Padded file**: powers of two. (3072, 7168), (1536, 3584), (1024, 2048) is 1, 2, 4, not 1, 2, 3.25.
+    2. **Near a power of two**: a level within 0.1 % of 2^k, or with a side under 32 px, where rounding makes
+       the ratio worthless, has 2^k if its sides are those of level 0 over 2^k to within one pixel.
+    3. **Otherwise the exact ratio**: 4.0058 of (368, 172) in (1472, 690) stays. Where the mean of the two
+       ratios misses the long side of a narrow level: 2^k if that fits, else the longer side's ratio.
 
     A format that knows its scale reports ratios that its sizes do not give (Philips, MIRAX); those are kept,
     or rounded to the 2^k they are within 0.1 % of.
@@ -110,29 +103,26 @@ def content_size(base: tuple[int, int], stored: tuple[int, int], downsample: flo
     return width, height
 
 
-def scale_of(slide_id: str, properties: Mapping[str, str], options: ScaleOptions) -> Scale:
-    """Scale of a slide from OpenSlide's properties, the options and their table.
+def scale_of(properties: Mapping[str, str], base_mag: float, said: SlideRow | None = None) -> Scale:
+    """Scale of a slide from OpenSlide's properties and what the cohort's table says of it.
 
     Magnification: the table's; else the file's objective power, unless its mpp, which is measured, says
     clearly another; else from mpp (:func:`magnification_from_mpp`); else ``base_mag``, with a notice.
 
     mpp: the table's; else the file's, by OpenSlide, by the OME-XML of an OME-TIFF, or by a TIFF's resolution
     in inches; what is no size of a square pixel on a slide is not believed, and a notice.
-
-    Raises:
-        ConfigError: the table is missing or damaged.
     """
-    row = _table_of(options.scale_table).get(normalize_id(slide_id), {}) if options.scale_table else {}
     ome = _ome(properties)
-    mpp, mpp_source, notices = row.get("mpp"), "table", []
-    if mpp is None:
+    mpp, mpp_source, notices = said and said.mpp, "cohort", []
+    corrected = mpp is not None
+    if not corrected:
         mpp, mpp_source, notices = _mpp_of_file(properties, ome)
+    if said and said.base_mag:
+        return Scale(said.base_mag, "cohort", mpp, mpp_source, tuple(notices))
     objective = _number(properties.get("openslide.objective-power")) or ome.get("objective")
-    if "base_mag" in row:
-        return Scale(row["base_mag"], "table", mpp, mpp_source, tuple(notices))
     # A table that corrects mpp says the file is wrong about its scale, the objective included.
-    if objective is not None and 1 <= objective <= 200 and "mpp" not in row:
-        if mpp is None or 1 / _AGREE <= 10 / mpp / objective <= _AGREE:
+    if objective is not None and 1 <= objective <= 200 and not corrected:
+        if mpp is None or agree(mpp, objective):
             return Scale(objective, "objective", mpp, mpp_source, tuple(notices))
         notices.append(
             f"the file says {objective:g}x and {mpp:.6g} um a pixel, which is "
@@ -141,10 +131,15 @@ def scale_of(slide_id: str, properties: Mapping[str, str], options: ScaleOptions
     if mpp is not None:
         return Scale(magnification_from_mpp(mpp), "mpp", mpp, mpp_source, tuple(notices))
     notices.append(
-        f"the file says no magnification: {options.base_mag:g}x is assumed. Give base_mag or mpp of the "
-        "slide in a table if it is another"
+        f"the file says no magnification: {base_mag:g}x is assumed. Give base_mag or mpp of the slide in "
+        "cohort.csv if it is another"
     )
-    return Scale(options.base_mag, "base_mag", None, mpp_source, tuple(notices))
+    return Scale(base_mag, "base_mag", None, mpp_source, tuple(notices))
+
+
+def agree(mpp: float, magnification: float) -> bool:
+    """Whether a pixel size and a magnification can be of one slide: scanners differ by up to 1.4."""
+    return 1 / _AGREE <= 10 / mpp / magnification <= _AGREE
 
 
 def magnification_from_mpp(mpp: float) -> float:
@@ -152,59 +147,6 @@ def magnification_from_mpp(mpp: float) -> float:
     exact = 10.0 / mpp
     standard = min(STANDARD_MAGNIFICATIONS, key=lambda value: abs(math.log(value / exact)))
     return standard if abs(standard / exact - 1) <= 0.15 else round(exact, 3)
-
-
-def read_scale_table(path: str | Path) -> dict[str, dict[str, float]]:
-    """Normalized slide id -> {"base_mag", "mpp"}, only what a row fills in.
-
-    The header is read without regard to case; a slide may be named by its file.
-
-    Raises:
-        ConfigError: the file is missing or damaged, or would correct nothing.
-    """
-
-    def refused(fault: str) -> ConfigError:
-        remedy = "Write a CSV with the columns slide_id, base_mag, mpp; an empty cell overrides nothing"
-        return ConfigError(f"scale_table {fault}", path=path, remedy=remedy)
-
-    bounds = {"base_mag": (1.0, 200.0), "mpp": MPP_RANGE}
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames or ()]
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise refused(f"cannot be read ({one_line(error)})") from error
-    # A scale under a name of its own would not be seen; columns of other things are nobody's concern.
-    ours = [name for name in names if any(word in name for word in ("slide_id", "mag", "mpp"))]
-    if len({*ours}) < len(ours) or {*ours} - {"slide_id", *bounds} or "slide_id" not in ours or len(ours) < 2:
-        raise refused(f"has the columns {', '.join(names)!r:.200}")
-    table: dict[str, dict[str, float]] = {}
-    for line, row in enumerate(rows, start=2):
-        slide_id = normalize_id(slide_id_of((row.get("slide_id") or "").strip()))
-        if not slide_id or slide_id in table or None in row:
-            raise refused(f"has no slide_id, one that stands above, or extra cells in line {line}")
-        table[slide_id] = {}
-        for name, (low, high) in bounds.items():
-            if text := (row.get(name) or "").strip():
-                value = _number(text)
-                if value is None or not low <= value <= high:
-                    raise refused(
-                        f"has {name} {text!r:.60} in line {line}, not a number from {low:g} to {high:g}"
-                    )
-                table[slide_id][name] = value
-    return table
-
-
-def _table_of(path: str) -> dict[str, dict[str, float]]:
-    """The scale table, read again only when the file has changed: every slide of a cohort asks for it."""
-    found = stat_or_none(Path(path))
-    return _read_once(path, found and (found.st_mtime_ns, found.st_size))
-
-
-@lru_cache(maxsize=4)
-def _read_once(path: str, state: tuple[int, int] | None) -> dict[str, dict[str, float]]:
-    return read_scale_table(path)
 
 
 def _mpp_of_file(
@@ -265,10 +207,8 @@ def _number(text: str | None) -> float | None:
 def _padded_run(sizes: list[tuple[int, int]]) -> list[float] | None:
     """The powers of two of a pyramid padded to whole units, or None if padding is not what it shows.
 
-    Every level's sides are multiples of one unit (at least 64 px), an ascending run of powers of two explains
-    every level as "content divided, then padded up to the unit", and rounding alone does not explain them. If
-    several powers fit a level (it is one unit wide), the run's own step is kept, else the smallest. A pyramid
-    whose sides shrink alike by one constant step (1, 3, 9) is no padded one.
+    An ascending run of powers explains every level as "content divided, then padded up to the unit", and
+    neither rounding alone nor one constant step (1, 3, 9) does.
     """
     base, *rest = sizes
     unit = math.gcd(*(side for size in rest for side in size)) if rest else 0
@@ -286,6 +226,7 @@ def _padded_run(sizes: list[tuple[int, int]]) -> list[float] | None:
         fits = [power for power in powers if power > run[-1] and _is_padding(base, size, power, unit)]
         if not fits:
             return None
+        # Several fit a level of one unit: the run's own step is kept, else the smallest.
         expected = run[-1] * (run[-1] / run[-2] if len(run) > 1 else 2.0)
         run.append(expected if expected in fits else fits[0])
     return None if all(map(_is_rounding, [base] * len(run), sizes, run)) else run

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
 from wsi_assets.slides.listing import unreadable
 from wsi_assets.slides.openslide_file import OpenSlideFile, Window, damaged_tile, is_whole_start
-from wsi_assets.slides.tile_grid import tiles_over
+from wsi_assets.slides.tile_grid import everywhere, tiles_over
 
 _CACHE_BYTES = 48 << 20
+_BLOCK = 512
 _COMPARED = 128
 """Side of the part of a tile that is compared: decoders differ in every block or in none, and OpenSlide takes
 four times as long to compose a whole tile of 512 pixels."""
@@ -47,6 +48,8 @@ class TileLevel(Closing):
         width, height: size of the level.
         tile_height, tile_width: size of every tile. Those at the far edges reach over the level.
         rows, cols: number of tiles.
+        side: of blocks of whole tiles that are cheap to read at a time.
+        by_tifffile: whether tifffile decodes JPEG tiles too, which checks less.
     """
 
     def __init__(self, index: int, page: tifffile.TiffPage, slide: OpenSlideFile, *, owns_slide: bool):
@@ -54,8 +57,11 @@ class TileLevel(Closing):
         self.width, self.height = slide.sizes[index]
         self.tile_height, self.tile_width = page.tilelength, page.tilewidth
         self.rows, self.cols = -(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth)
+        longest = max(page.tilelength, page.tilewidth)
+        self.side = longest * max(1, _BLOCK // longest)
         self._offsets, self._lengths = page.dataoffsets, page.databytecounts
         self._page, self._tables = page, page.jpegtables
+        self.by_tifffile = False
         self._is_jpeg = page.compression == _JPEG
         self._colorspace = _COLORSPACES.get(page.photometric)
         self._slide, self._owns_slide, self._lock = slide, owns_slide, threading.Lock()
@@ -78,18 +84,20 @@ class TileLevel(Closing):
         if data is None:
             return None
         try:
-            return self._decode_jpeg(row, col, data) if self._is_jpeg else self._decode(row, col, data)
+            direct = self._is_jpeg and not self.by_tifffile
+            return self._decode_jpeg(row, col, data) if direct else self._decode(row, col, data)
         except Exception as error:  # the codecs' error types differ between their versions
             fault = error.fault if isinstance(error, SlideError) else one_line(error)
             raise damaged_tile(self.path, self.index, row, col, fault) from error
 
-    def read_tiles(self, places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray | None]]:
-        """(row, column, tile or None) of each place once, in file order; errors as of :meth:`read_tile`."""
-        for row, col in self.in_file_order(places):
-            yield row, col, self.read_tile(row, col)
-
     def read_window(self, y: int, x: int, height: int, width: int) -> Window:
-        """A window inside the level; errors as of :meth:`read_tile`."""
+        """A window inside the level, perhaps a view of a kept tile; errors as of :meth:`read_tile`."""
+        row, top = divmod(y, self.tile_height)
+        col, left = divmod(x, self.tile_width)
+        if top + height <= self.tile_height and left + width <= self.tile_width:
+            tile = self._kept_tile(row, col)
+            if tile is not None:
+                return tile[top : top + height, left : left + width], everywhere(True, height, width)
         pixels, present = np.full((height, width, 3), 255, np.uint8), np.zeros((height, width), bool)
         for row, col, target, source in tiles_over(y, x, height, width, self.tile_height, self.tile_width):
             tile = self._kept_tile(row, col)
@@ -117,6 +125,7 @@ class TileLevel(Closing):
         """Let go of the file."""
         self._kept_tile.cache_clear()
         self._file.close()
+        self._page.parent.filehandle.close()
         if self._owns_slide:
             self._slide.close()
 
@@ -170,9 +179,13 @@ class TileLevel(Closing):
         """A tile of another compression than JPEG, by tifffile; OpenSlide's colors of Aperio's YCbCr."""
         if self._page.compression in _JPEG_2000 and data.endswith(bytes(16)) and _END not in data[-64:]:
             raise ValueError("it has no end")
-        pixels = np.asarray(self._page.decode(data, self._number(row, col))[0])[0]
+        if self._is_jpeg:  # tifffile then looks into the file too
+            self._page.parent.filehandle.open()
+        found = self._page.decode(data, self._number(row, col), jpegtables=self._tables)[0]
+        pixels = np.asarray(found)[0]
+        ycbcr = _JPEG_2000.get(self._page.compression, False)  # which no decoder knows of
         tile = np.zeros((self.tile_height, self.tile_width, 3), np.uint8)
-        tile[: pixels.shape[0], : pixels.shape[1]] = rgb_of(pixels) if is_ycbcr(self._page) else pixels
+        tile[: pixels.shape[0], : pixels.shape[1]] = _rgb_of(pixels) if ycbcr else pixels
         return tile
 
     def _read_bytes(self, row: int, col: int) -> bytes | None:
@@ -252,12 +265,7 @@ def is_plain(page: tifffile.TiffPage, vendor: str) -> bool:
     )
 
 
-def is_ycbcr(page: tifffile.TiffPage) -> bool:
-    """Whether a page's JPEG 2000 data holds YCbCr, which no decoder knows of."""
-    return _JPEG_2000.get(page.compression, False)
-
-
-def rgb_of(ycbcr: np.ndarray) -> np.ndarray:
+def _rgb_of(ycbcr: np.ndarray) -> np.ndarray:
     """RGB of YCbCr by OpenSlide's rounding, uint8 (h, w, 3)."""
     y, cb, cr = (ycbcr[..., i].astype(np.int32) - (128 if i else 0) for i in range(3))
     green = np.rint(-0.34414 * 65536 * cb) + np.rint(-0.71414 * 65536 * cr) + 32768

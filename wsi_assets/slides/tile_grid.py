@@ -1,8 +1,11 @@
-"""Which tiles of a grid a window touches, and what of each."""
+"""Windows over a grid of tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
 
 Part = tuple[slice, slice]
 """(rows, columns) of an array."""
@@ -23,3 +26,11 @@ def tiles_over(
                 (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)),
                 (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)),
             )
+
+
+@lru_cache(maxsize=32)
+def everywhere(value: bool, height: int, width: int) -> np.ndarray:
+    """A constant bool (h, w), shared and read-only: making one takes as long as shrinking a picture."""
+    result = np.full((height, width), value)
+    result.flags.writeable = False
+    return result

@@ -174,7 +174,7 @@ def product(
         "seconds": time.perf_counter() - started,
         "steps": len(result.epochs) * -(-seen // options.batch_size),
         "mined": 1 - result.counts["kept_normal"] / result.counts["seen_normal"],
-        "best_epoch": result.best_epoch,
+        "best_epoch": result.best.epoch,
         "val_loss": [record.val_loss for record in result.epochs],
     }
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from wsi_assets.learning.augmentation import draw_transforms, normalize
-from wsi_assets.learning.data import BatchReader, Draw, PatchTable, shuffled_batches
+from wsi_assets.learning.data import Batch, BatchReader, PatchTable
 from wsi_assets.learning.devices import autocast, in_use, resolve_device
 from wsi_assets.learning.imbalance import Imbalance
 from wsi_assets.learning.models import Architecture, PatchClassifier, build_model
@@ -95,8 +95,7 @@ def training(store, options: TrainingOptions, device: torch.device, steps: int, 
     learner = make_learner(store.info["patch_size"], Imbalance(1, 1, 1, (1.2, 0.8)), options, device)
     model = learner.model
     order = np.random.default_rng(0).integers(0, count, options.batch_size * steps)
-    draw = Draw(order, np.zeros(len(order), bool))
-    batches = shuffled_batches(draw, options.batch_size, seed=0, epoch=0)
+    batches = [Batch(rows, np.zeros(len(rows), bool)) for rows in np.split(order, steps)]
     first = store.get_many(batches[0].rows)
     ready = normalize(torch.from_numpy(first).to(device)).clone()
     targets = torch.from_numpy(labels[batches[0].rows]).to(device)

@@ -169,10 +169,7 @@ def outlines(suffix: str, folder: Path) -> Case:
     from wsi_assets.annotations import TumorRegions, read_annotation
     from wsi_assets.index import TissueRegions, index_slide, overlay_jpeg
     from wsi_assets.index.options import IndexOptions
-    from wsi_assets.slides import open_slide
-    from wsi_assets_tests.slides.made import picture, write_pyramid
 
-    slide = write_pyramid(folder / "slide.tif", [picture(512, 384, seed=4)], mpp=0.25)
     tissue = TissueRegions.from_plain(_artefacts()["tissue"])
     whole = _outline_file(suffix, folder).read_bytes()
 
@@ -192,8 +189,7 @@ def outlines(suffix: str, folder: Path) -> Case:
         entry = index_slide(tissue, again, 0, IndexOptions(patch_size=64))
         assert all(0 <= share <= 1 for share in entry["tumor_fraction"])
         if rng.random() < 0.1:
-            with open_slide(slide) as opened:
-                assert overlay_jpeg(opened, tissue, regions)
+            assert overlay_jpeg(tissue, regions)
 
     return case
 
@@ -224,6 +220,7 @@ def _artefacts() -> dict[str, Any]:
     import numpy as np
 
     from wsi_assets.annotations import read_annotation
+    from wsi_assets.drawing import jpeg_of
     from wsi_assets.index import TissueRegions, index_slide
     from wsi_assets.index.options import IndexOptions
     from wsi_assets.slides import Level, Scale
@@ -233,6 +230,7 @@ def _artefacts() -> dict[str, Any]:
     tissue = TissueRegions(
         *("s_1", "/images/s_1.tif", "f" * 32, 5, 32.0, mask, 12.0),
         *((Level(0, 384, 512, 1.0), Level(1, 192, 256, 2.0)), Scale(40.0, "base_mag", 0.25, "file"), 0.7),
+        picture=jpeg_of(np.full((128, 96, 3), 240, np.uint8)),
     )
     outline = read_annotation(REAL_DATA / "slides" / "downsample_4_0058.xml")
     entry = index_slide(tissue, None, 0, IndexOptions(patch_size=64))
@@ -440,11 +438,11 @@ def configuration(folder: Path) -> Case:
 
 
 def tables(folder: Path) -> Case:
-    """The scale table and the list of incompletely outlined slides."""
+    """The cohort's table and the list of incompletely outlined slides."""
     from wsi_assets.index.sampling import incomplete_slides
-    from wsi_assets.slides.scale import read_scale_table
+    from wsi_assets.slides import read_cohort
 
-    table = b'slide_id,base_mag,mpp\ntumor_001,40,0.25\nnormal_002,,0.5\n"a,b",20,\n'
+    table = b'slide_id,patient,split,base_mag,mpp\ntumor_001,p,test,40,0.25\nnormal_002,,,,0.5\n"a,b",,,20,\n'
     names = b"# not fully outlined\ntumor_010\nTumor_018  # edges\n\ntumor_020\n"
     bits = [
         b'"',
@@ -472,8 +470,8 @@ def tables(folder: Path) -> Case:
             content = damaged(content, rng)
         path.write_bytes(head + content)
         try:
-            for row in read_scale_table(path).values():
-                assert all(math.isfinite(value) for value in row.values())
+            for row in read_cohort(folder, path).rows.values():
+                assert all(math.isfinite(value) for value in (row.base_mag or 1, row.mpp or 1))
         except ConfigError:
             incomplete_slides(path)
             raise

@@ -1,47 +1,12 @@
-"""What the doctor says of names and levels, without opening a slide."""
+"""What the doctor says of slides."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from wsi_assets.index.doctor import _downsamples, misnamed
-from wsi_assets.slides import SlideFile
-
-
-def doubted(annotation: str, *slides: str, annotated: tuple[str, ...] = ()) -> list[str]:
-    """The slides that an annotation without a slide is likely meant for."""
-    files = [SlideFile(s, Path(s), Path(f"{s}.xml") if s in annotated else None) for s in slides]
-    return list(misnamed(files, [f"annotation without a slide: /a/{annotation}"]))
-
-
-@pytest.mark.parametrize(
-    "annotation",
-    [
-        "tumor_064_node1.xml",
-        "Tumor_064_node_1.xml",
-        "Tumor-64-node-1.geojson",
-        "tumor_064_node_1.tif.geojson",
-    ],
-)
-def test_a_slip_of_the_pen_in_the_name_of_an_annotation_is_noticed(annotation):
-    slides = ("tumor_064_node_1", "tumor_064_node_2", "normal_001")
-    assert doubted(annotation, *slides) == ["tumor_064_node_1"]
-
-
-@pytest.mark.parametrize("annotation", ["tumor_065_node_1.xml", "tumor_064_node_3.xml", "normal_064.xml"])
-def test_the_annotation_of_a_slide_that_is_not_here_is_no_mistake(annotation):
-    assert doubted(annotation, "tumor_064_node_1", "tumor_064_node_2", "tumor_064") == []
-
-
-def test_a_slide_that_has_its_annotation_wants_no_other():
-    assert doubted("tumor_064_node1.xml", "tumor_064_node_1", annotated=("tumor_064_node_1",)) == []
-
-
-def test_other_notices_are_not_taken_for_annotations():
-    slides = [SlideFile("a_1", Path("a_1.tif"), None)]
-    assert misnamed(slides, ["1 annotation lies beside its slide and is not used: /a/a1.xml"]) == {}
+from wsi_assets.errors import ConfigError
+from wsi_assets.index.doctor import SlideHealth, _downsamples, examine, place
+from wsi_assets.slides import Cohort, SlideFile, SlideRow
 
 
 @pytest.mark.parametrize(
@@ -55,3 +20,24 @@ def test_other_notices_are_not_taken_for_annotations():
 )
 def test_many_downsamples_are_shown_by_their_ends(downsamples, shown):
     assert _downsamples(downsamples) == shown
+
+
+def test_a_slides_patient_and_side_are_the_cohorts_or_else_its_names():
+    rows = [SlideHealth(name) for name in ("test_1", "patient_2_node_1", "patient_2_node_2", "S21")]
+    place(rows, Cohort(rows={"s21": SlideRow("P9", "test"), "patient_2_node_2": SlideRow(split="train")}))
+    assert [(row.patient, row.side) for row in rows] == [
+        ("", "test"),
+        ("patient_2", "train"),
+        ("patient_2", "train"),
+        ("P9", "test"),
+    ]
+    with pytest.raises(ConfigError, match="two sides"):
+        place(rows, Cohort(rows={"s21": SlideRow("test_1", "train"), "test_1": SlideRow(split="test")}))
+
+
+@pytest.mark.parametrize(("label", "problems"), [(None, 0), ("normal", 0), ("tumor", 1)])
+def test_a_slide_without_annotation_that_is_said_to_be_tumor_is_a_problem(real_data, label, problems):
+    path = real_data / "slides/CMU-1-Small-Region.svs"
+    health = examine(SlideFile("a", path, None), SlideRow(label=label, base_mag=40.0, mpp=0.25))
+    assert (health.magnification, health.mpp) == ("40 (cohort)", "0.25")
+    assert len(health.problems) == problems

@@ -15,7 +15,7 @@ from shapely import MultiPolygon
 from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index import IndexOptions, TissueOptions, entries, find_tissue, index_level, index_slide
-from wsi_assets.index.labels import tumor_fractions
+from wsi_assets.index.coverage import tumor_fractions
 from wsi_assets.index.patch_grid import mask_fractions, starts
 from wsi_assets.slides import Level, open_slide
 from wsi_assets_tests.index.fakes import tissue_of, tumor_box
@@ -214,17 +214,6 @@ def test_a_slide_without_patches_stays_in_the_index_with_a_reason():
     assert "no patch reaches 20% tissue" in index.empty["speck"]
     assert "no data" in index.empty["black"]
     assert "smaller than a patch" in index.empty["tiny"]
-
-
-def test_slides_of_another_magnification_are_left_out_where_the_user_says_so():
-    slides = [
-        (tissue_of(name, FULL, base=base), None, None)
-        for name, base in (("a", 40.0), ("b", 41.0), ("c", 20.0))
-    ]
-    assert index_level(slides, 0, IndexOptions()).left_out == {}
-    index = index_level(slides, 0, IndexOptions(magnification_tolerance=0.1))
-    assert index.left_out == {"c": "its magnification is 20, the level's median 40"}
-    assert len(index.index) == 2
 
 
 def test_entries_are_sorted_by_slide_whatever_order_slides_come_in():

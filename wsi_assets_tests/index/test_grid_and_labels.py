@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_assets.annotations import read_annotation
-from wsi_assets.index.coverage import cell_areas
-from wsi_assets.index.labels import is_tumor, tumor_fractions
+from wsi_assets.index.coverage import cell_areas, is_tumor, tumor_fractions
 from wsi_assets.index.patch_grid import grid, mask_fractions, starts
 
 sides = st.integers(0, 90)

@@ -13,7 +13,6 @@ from wsi_assets.index import (
     SamplingOptions,
     counts,
     incomplete_slides,
-    is_test,
     load_index,
     partial_tumor,
     sample_index,
@@ -33,13 +32,6 @@ def cohort(sizes, prefix="slide"):
     return index_of(*((f"{prefix}_{i:02d}", *size) for i, size in enumerate(sizes)))
 
 
-def training(index):
-    """The index with every slide but test slides on the side of training."""
-    return {
-        name: {**entry, "split": "test" if is_test(name, entry) else "train"} for name, entry in index.items()
-    }
-
-
 def chosen(index):
     return {(slide_id, y, x) for slide_id, e in index.items() for y, x, t in e["patches"] if not t}
 
@@ -47,8 +39,8 @@ def chosen(index):
 @settings(max_examples=60, deadline=None)
 @given(sizes=cohorts, ratio=ratios, cap=st.none() | st.integers(0, 40), seed=st.integers(0, 5))
 def test_all_tumor_and_the_asked_number_of_normal_patches_are_kept(sizes, ratio, cap, seed):
-    options = SamplingOptions(normal_per_tumor=ratio, max_normal_per_slide=cap, seed=seed)
-    index = training(cohort(sizes))
+    options = SamplingOptions(normal_per_tumor=ratio, max_normal_per_slide=cap, seed=seed, val_size=None)
+    index = cohort(sizes)
     before, after = counts(index), counts(sample_index(index, options))
     assert after["tumor"] == before["tumor"]
     limits = [normal if cap is None else min(normal, cap) for _, normal in sizes]
@@ -84,13 +76,14 @@ def test_a_new_slide_moves_only_the_margin(tmp_path_factory, sizes, new, name, r
     listed = tmp_path_factory.getbasetemp() / "incomplete.txt"
     listed.write_text("slide_00\na_new\n")
     options = SamplingOptions(
+        val_size=None,
         normal_per_tumor=ratio,
         max_normal_per_slide=cap,
         incomplete_slides=str(listed) if incomplete else None,
     )
     index = cohort(sizes)
-    old = chosen(sample_index(training(index), options))
-    after = sample_index(training(dict(sorted([*index.items(), (name, entry_of(name, *new))]))), options)
+    old = chosen(sample_index(index, options))
+    after = sample_index(dict(sorted([*index.items(), (name, entry_of(name, *new))])), options)
     kept = {patch for patch in chosen(after) if patch[0] != name}
     # The old slides' choice only grows or only shrinks: nothing is exchanged, whatever the totals do.
     assert kept <= old or old <= kept

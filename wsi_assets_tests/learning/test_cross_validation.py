@@ -3,15 +3,16 @@ import json
 import numpy as np
 import pytest
 
+from wsi_assets.errors import SlideIndexError
 from wsi_assets.index import load_index
 from wsi_assets.learning import cross_validate
-from wsi_assets_tests.learning.fakes import cohort, index_of, quick
+from wsi_assets_tests.learning.made import cohort, quick
 
 
 def test_every_slide_is_predicted_once_by_a_model_that_saw_none_of_its_patients(tmp_path):
-    store = cohort(patients=9, per_patient=12, test_patients=1)
-    options = quick(max_epochs=2, lr=0.01)
-    predictions, summary = cross_validate(store, index_of(store), options, tmp_path, folds=3)
+    patches, options = cohort(patients=9, per_patient=12, test_patients=1), quick(max_epochs=2, lr=0.01)
+    store = patches.store(tmp_path)
+    predictions, summary = cross_validate(store, patches.index(), options, tmp_path, folds=3)
     assert set(predictions) == {f"patient_{p:03d}_node_1" for p in range(9)}
     for fold in range(3):
         held_out = {entry["label"] for entry in predictions.values() if entry["fold"] == fold}
@@ -23,4 +24,26 @@ def test_every_slide_is_predicted_once_by_a_model_that_saw_none_of_its_patients(
     assert summary["mean"]["roc_auc"] == pytest.approx(np.mean(aucs))
     assert summary["spread"]["roc_auc"] == pytest.approx(np.std(aucs, ddof=1))
     assert load_index(tmp_path / "out_of_fold.pkl") == predictions
-    assert json.loads((tmp_path / "cross_validation.json").read_text()) == summary
+    assert json.loads((tmp_path / "folds.json").read_text()) == summary
+
+
+def test_cut_off_it_goes_on_in_the_fold_it_was_in(tmp_path):
+    patches, options = cohort(patients=6), quick(max_epochs=1)
+    index, store = patches.index(), patches.store(tmp_path)
+    whole = cross_validate(store, index, options, tmp_path / "whole", folds=2)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(store, index, options, tmp_path, folds=2, progress=_stopped_in_the_second_fold)
+    first = (tmp_path / "fold_0" / "predictions.pkl").stat()
+    assert cross_validate(store, index, options, tmp_path, folds=2) == whole
+    assert (tmp_path / "fold_0" / "predictions.pkl").stat().st_mtime_ns == first.st_mtime_ns
+
+
+def _stopped_in_the_second_fold(done, total, what):
+    if what.startswith("fold 2"):
+        raise KeyboardInterrupt
+
+
+def test_fewer_patients_than_folds_are_refused(tmp_path):
+    patches = cohort(patients=3)
+    with pytest.raises(SlideIndexError):
+        cross_validate(patches.store(tmp_path), patches.index(), quick(), tmp_path, folds=4)

@@ -5,100 +5,125 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from wsi_assets.errors import StoreError
+from wsi_assets.errors import ModelError, StoreError
 from wsi_assets.learning.data import (
     NEITHER,
     BatchReader,
-    Draw,
-    epoch_draw,
+    epoch_batches,
     locate,
     ordered_batches,
-    shuffled_batches,
+    split_patches,
 )
-from wsi_assets_tests.learning.fakes import MemoryStore, cohort, index_of, quick
+from wsi_assets_tests.learning.made import Patches, cohort, quick
+
+
+def drawn(train, labels, **options):
+    batches = epoch_batches(np.asarray(train), np.asarray(labels), quick(**options), epoch=1)
+    return np.concatenate([b.rows for b in batches]), np.concatenate([b.plain for b in batches])
 
 
 def test_tumor_patches_come_plain_and_in_augmented_copies_and_normal_ones_once():
-    labels = np.array([0, 1, 0, 1, 1])
-    train = np.array([0, 1, 3])
-    draw = epoch_draw(train, labels, quick(aug_factor=3), epoch=1)
-    assert draw.rows.tolist() == [0, 1, 1, 1, 1, 3, 3, 3, 3]
-    assert draw.plain[1:].tolist() == [True, False, False, False] * 2
-    off = epoch_draw(train, labels, quick(use_augmentation=False), epoch=1)
-    assert off.rows.tolist() == [0, 1, 3]
-    assert off.plain.all()
+    rows, plain = drawn([0, 1, 3], [0, 1, 0, 1, 1], aug_factor=3)
+    assert sorted(rows) == [0, 1, 1, 1, 1, 3, 3, 3, 3]
+    assert sorted(rows[plain & (rows != 0)]) == [1, 3]
+    rows, plain = drawn([0, 1, 3], [0, 1, 0, 1, 1], use_augmentation=False)
+    assert sorted(rows) == [0, 1, 3]
+    assert plain.all()
 
 
 def test_augmentation_does_not_tell_the_classes_apart():
     labels = np.arange(6000) % 2
-    draw = epoch_draw(np.arange(6000), labels, quick(aug_factor=5), epoch=1)
+    rows, plain = drawn(np.arange(6000), labels, aug_factor=5)
     for label in (0, 1):
-        assert draw.plain[labels[draw.rows] == label].mean() == pytest.approx(1 / 6, abs=0.02)
+        assert plain[labels[rows] == label].mean() == pytest.approx(1 / 6, abs=0.02)
 
 
-@given(count=st.integers(2, 300), batch_size=st.integers(2, 70), epoch=st.integers(1, 5))
-def test_an_epoch_has_every_position_once_and_no_batch_of_one(count, batch_size, epoch):
-    draw = Draw(np.arange(count), np.arange(count) % 3 == 0)
-    batches = shuffled_batches(draw, batch_size, seed=1, epoch=epoch)
-    rows = np.concatenate([batch.rows for batch in batches])
-    assert sorted(rows) == list(range(count))
-    assert (np.concatenate([batch.plain for batch in batches]) == (rows % 3 == 0)).all()
-    sizes = [len(batch.rows) for batch in batches]
-    assert min(sizes) >= 2
-    assert max(sizes) <= batch_size + 1
-    assert max(sizes) - min(sizes) <= 1
+@given(count=st.integers(2, 300), batch_size=st.integers(2, 70))
+def test_an_epoch_has_every_position_once_in_its_own_order_and_no_batch_of_one(count, batch_size):
+    orders = []
+    for epoch in (1, 2):
+        options = quick(batch_size=batch_size, use_augmentation=False)
+        batches = epoch_batches(np.arange(count), np.zeros(count, int), options, epoch)
+        orders.append(np.concatenate([batch.rows for batch in batches]).tolist())
+        sizes = [len(batch.rows) for batch in batches]
+        assert sorted(orders[-1]) == list(range(count))
+        assert min(sizes) >= 2
+        assert max(sizes) <= batch_size + 1
+    assert count < 10 or orders[0] != orders[1]
 
 
-def test_each_epoch_has_its_own_order():
-    draw = Draw(np.arange(50), np.zeros(50, bool))
-    first, again, second = (
-        np.concatenate([batch.rows for batch in shuffled_batches(draw, 8, seed=1, epoch=epoch)])
-        for epoch in (1, 1, 2)
-    )
-    assert (first == again).all()
-    assert (first != second).any()
+def test_patches_are_found_by_keys_that_count_over_the_whole_index(tmp_path):
+    patches = cohort(patients=3)
+    with patches.store(tmp_path, without=(5,)) as store:
+        table = locate(store, patches.index())
+        assert (table.positions < 0).nonzero()[0].tolist() == [5]
+        found = table.positions >= 0
+        np.testing.assert_array_equal(store.get_many(table.positions[found]), patches.pixels[found])
+    assert table.labels.tolist() == patches.labels.tolist()
 
 
-def test_patches_are_found_by_keys_that_count_over_the_whole_index():
-    store = cohort(patients=3)
-    order = np.random.default_rng(0).permutation(len(store))
-    shuffled = MemoryStore(
-        store.patches[order],
-        store.labels[order],
-        [store.slide_ids[i] for i in order],
-        keys=[store.keys[i] for i in order],
-    )
-    shuffled.coords = store.coords[order]
-    table = locate(shuffled, index_of(store))
-    np.testing.assert_array_equal(shuffled.patches[table.positions], store.patches)
-    assert table.labels.tolist() == store.labels.tolist()
+def test_a_store_that_lacks_most_patches_of_an_index_is_refused(tmp_path):
+    patches = cohort(patients=3)
+    with patches.store(tmp_path) as store, pytest.raises(StoreError):
+        locate(store, dict(list(patches.index().items())[1:]))
 
 
-def test_an_unreadable_patch_has_no_position_and_one_of_neither_class_is_not_usable():
-    store = cohort(patients=3)
-    index = index_of(store, config={"label_rule": "fraction"})
-    for entry in index.values():
-        entry["tumor_fraction"] = [0.3] * 8
-    store.info["quarantined"] = [{"key": store.keys[5]}]
-    table = locate(store, index)
-    assert (table.positions < 0).nonzero()[0].tolist() == [5]
-    assert (table.labels == np.where(store.labels == 1, 1, NEITHER)).all()
-    assert table.usable.sum() == 11
+def test_a_patch_of_neither_class_is_not_usable(tmp_path):
+    patches = cohort(patients=3)
+    index = patches.index(config={"label_rule": "fraction"}, tumor_fraction=[0.3] * 8)
+    table = locate(patches.store(tmp_path), index)
+    assert (table.labels == np.where(patches.labels == 1, 1, NEITHER)).all()
+    assert table.usable.sum() == 12
+
+
+@pytest.mark.parametrize(("tumor", "normal"), [(0, 9), (9, 0), (1, 9), (0, 0)])
+def test_what_nothing_can_be_learned_from_is_refused(tmp_path, tumor, normal):
+    patches = cohort(patients=2, test_patients=1, per_patient=max(1, tumor + normal))
+    patches.slides[: 2 * max(1, tumor + normal)] = ["test_000_node_1"] * (2 * max(1, tumor + normal))
+    if tumor + normal:
+        patches = Patches(
+            patches.pixels[: tumor + normal], np.repeat([1, 0], [tumor, normal]), ["a"] * (tumor + normal)
+        )
+    index = patches.index()
+    with pytest.raises(ModelError):
+        split_patches(locate(patches.store(tmp_path), index), index, quick())
+
+
+@pytest.mark.parametrize(("tumor", "normal"), [(2, 2), (2, 60), (60, 2), (30, 30)])
+def test_one_slide_is_split_by_patch_with_both_classes_on_both_sides(tmp_path, tumor, normal):
+    pixels = np.zeros((tumor + normal, 8, 8, 3), np.uint8)
+    patches = Patches(pixels, np.repeat([1, 0], [tumor, normal]), ["a"] * (tumor + normal))
+    index = patches.index(split="train")
+    split = split_patches(locate(patches.store(tmp_path), index), index, quick(val_size=0.1))
+    assert split.unit == "patch"
+    assert sorted([*split.train, *split.validation]) == list(range(tumor + normal))
+    for part in (split.train, split.validation):
+        assert set(patches.labels[part]) == {0, 1}
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_batches_come_in_order_however_many_read(workers):
-    store = cohort()
-    batches = ordered_batches(np.arange(len(store))[::-1], 5)
-    with BatchReader(store, workers=workers) as reader:
-        for batch, patches in zip(batches, reader.read(batches), strict=True):
-            np.testing.assert_array_equal(patches, store.patches[batch])
+def test_batches_come_in_order_however_many_read(tmp_path, workers):
+    patches = cohort()
+    batches = ordered_batches(np.arange(len(patches.labels))[::-1], 5)
+    with BatchReader(patches.store(tmp_path), workers=workers) as reader:
+        for batch, pixels in zip(batches, reader.read(batches), strict=True):
+            np.testing.assert_array_equal(pixels, patches.pixels[batch])
+
+
+class Counting:
+    reads = 0
+
+    def get_many(self, positions):
+        if max(positions) > 100:
+            raise StoreError("patch 101 cannot be read", path="store")
+        self.reads += len(positions)
+        return np.zeros((len(positions), 4, 4, 3), np.uint8)
 
 
 def test_reading_ahead_is_bounded():
-    store = cohort(patients=20)
+    store = Counting()
     with BatchReader(store, workers=2) as reader:
-        stream = reader.read(ordered_batches(np.arange(len(store)), 2))
+        stream = reader.read(ordered_batches(np.arange(100), 2))
         next(stream)
         for thread in threading.enumerate():
             if thread.name.startswith("patches"):
@@ -108,11 +133,5 @@ def test_reading_ahead_is_bounded():
 
 
 def test_an_unreadable_patch_ends_the_reading_with_its_own_error():
-    class Broken(MemoryStore):
-        def get_many(self, indices):
-            raise StoreError("patch 7 cannot be read", path="store")
-
-    broken = cohort()
-    broken.__class__ = Broken
-    with BatchReader(broken, workers=2) as reader, pytest.raises(StoreError, match="patch 7"):
-        list(reader.read([np.arange(3), np.arange(3)]))
+    with BatchReader(Counting(), workers=2) as reader, pytest.raises(StoreError, match="patch 101"):
+        list(reader.read([np.arange(3), np.array([101])]))

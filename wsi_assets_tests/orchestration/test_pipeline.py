@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from wsi_assets.files import read_plain_pickle
-from wsi_assets.orchestration.artefact import all_artefacts
+from wsi_assets.orchestration.artefact import all_artefacts, level_chain
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, nothing_assumed
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.cli_run import CommandLineRun
@@ -214,7 +214,7 @@ class TestLevel:
     def test_slides_are_made_in_one_run_and_the_chain_in_another(self, made):
         slides, level = made.first
         assert slides.made == ["normal_001", "test_001", "tumor_001", "tumor_002"]
-        assert level.made == [name for name, artefact in ASSETS.items() if artefact.by_level]
+        assert level.made == [artefact.name for artefact in level_chain()]
         assert len(made.instance.get_run_records()) == 2
         assert versions(made).keys() == set(level.made)
         for name, version in versions(made).items():
@@ -335,6 +335,21 @@ class TestLevel:
             assert level == ["slide_index", "sampled_index", "patch_store"]
             store = graph.storage.record(ASSETS["patch_store"], LEVEL)
             assert 0 < store.facts["reused"] < store.facts["count"]
+
+    def test_a_cross_validation_is_made_when_asked_for_and_shown_by_the_next_report(self, made, tmp_path):
+        shutil.copytree(made.home, tmp_path / "copy")
+        with dg.instance_for_test() as instance:
+            graph = Graph(tmp_path / "copy", instance)
+            asked = again(graph, "folds=2", upto="cross_validation", instance=instance)
+            assert asked == ([], ["cross_validation"])
+            folder = graph.storage.artefact(ASSETS["cross_validation"], LEVEL)
+            assert {file.name for file in folder.iterdir()} == {"folds.json", "out_of_fold.pkl"}
+            predicted = read_plain_pickle(folder / "out_of_fold.pkl")
+            assert set(predicted) == {"normal_001", "tumor_001", "tumor_002"}
+            assert again(graph, instance=instance) == ([], ["evaluation"])
+            assert again(graph, instance=instance) == ([], [])
+            about = report_context(graph.storage, LEVEL)
+            assert about.cross_validation == json.loads((folder / "folds.json").read_text())
 
     def test_checks_fail_where_a_record_or_an_artefact_is_missing(self, made, tmp_path):
         home = tmp_path / "copy"

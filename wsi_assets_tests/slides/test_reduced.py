@@ -11,36 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_assets.slides import open_slide, reduce_mean
-from wsi_assets.slides.reduce import area_mean, cell_edges
+from wsi_assets.slides.reduce import area_mean
 from wsi_assets_tests.slides.made import halved, padded, picture, write_pyramid
-
-
-def brute_average(values, step):
-    """Area averages by enlarging every pixel 10 times: for steps in tenths."""
-    ten = round(step * 10)
-    large = np.kron(values.astype(float), np.ones((10, 10)))
-    rows, cols = (math.ceil(side / ten) for side in large.shape)
-    return np.array(
-        [
-            [large[r * ten : (r + 1) * ten, c * ten : (c + 1) * ten].mean() for c in range(cols)]
-            for r in range(rows)
-        ]
-    )
-
-
-@settings(deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(10, 75), st.integers(0, 99))
-def test_an_average_counts_pixels_by_their_area(height, width, tenths, seed):
-    step = tenths / 10
-    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    rows, cols = (cell_edges(0, math.ceil(side / step), step, side) for side in (height, width))
-    colors, missing = area_mean(image, np.zeros((height, width), bool), rows, cols)
-    for channel in range(3):
-        expected = brute_average(image[..., channel], step)
-        # A sliver under a ten-thousandth of a pixel may be rounded away.
-        assert colors.shape[:2] == expected.shape
-        assert np.abs(colors[..., channel] - expected).max() <= 0.51
-    assert not missing.any()
 
 
 def test_no_data_takes_no_part_in_the_average_and_wins_where_it_is_most():
@@ -80,6 +52,34 @@ def test_a_large_picture_is_averaged_strip_by_strip_as_if_at_once():
         alone, without = reduce_mean(image[part], holes[part], 4)
         np.testing.assert_array_equal(small[top : top + len(alone)], alone[: len(small) - top])
         np.testing.assert_array_equal(missing[top : top + len(alone)], without)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.floats(1, 9), st.booleans(), st.integers(0, 99))
+def test_cells_of_any_size_are_averaged_by_area_and_reach_over_the_edge(rows, cols, step, cut, seed):
+    """Against every pixel enlarged as many times as there are cells, so that cells are of whole ones."""
+    whole = round(rows * step), round(cols * step)
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*whole, 3)).astype(np.uint8)
+    holes = rng.random(whole) < 0.3
+    outside = np.zeros(whole, bool)
+    if cut:
+        outside[-(whole[0] // 3 or whole[0]) :], outside[:, : whole[1] // 4] = whole[0] > 2, False
+    there = np.s_[: whole[0] - int(outside.all(axis=1).sum())]
+    colors, missing = area_mean(image[there], holes[there], (rows, cols), whole)
+
+    def mean(values):
+        large = np.kron(values.astype(float), np.ones((rows, cols)))
+        return large.reshape(rows, whole[0], cols, whole[1]).mean(axis=(1, 3))
+
+    outside[there] = False
+    known, inside = mean(~holes & ~outside), mean(~outside)
+    clear = np.abs(known - inside / 2) > 1e-4
+    assert (missing == (known <= inside / 2))[clear].all()
+    for channel in range(3):
+        sums = mean(np.where(holes | outside, 0, image[..., channel]))
+        seen = known > 1e-3
+        assert np.abs(colors[..., channel][seen] - sums[seen] / known[seen]).max(initial=0) <= 0.51
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from wsi_assets.errors import ConfigError
-from wsi_assets.slides import ScaleOptions, open_slide, scale, true_downsamples
+from wsi_assets.slides import SlideRow, open_slide, true_downsamples
 from wsi_assets.slides.scale import content_size, magnification_from_mpp, scale_of
 
 
@@ -145,7 +143,7 @@ def test_magnification_follows_from_mpp(mpp, magnification):
 
 
 def test_pixels_that_are_not_quite_square_have_their_mean_mpp():
-    scale = scale_of("s", {"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.26"}, ScaleOptions())
+    scale = scale_of({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.26"}, 40.0)
     assert (scale.mpp, scale.mpp_source) == (pytest.approx(0.255), "file")
 
 
@@ -160,7 +158,7 @@ def test_pixels_that_are_not_quite_square_have_their_mean_mpp():
     ],
 )
 def test_objective_power_goes_before_mpp_unless_the_two_contradict(objective, mpp, magnification, source):
-    scale = scale_of("s", {"openslide.objective-power": objective, "openslide.mpp-x": mpp}, ScaleOptions())
+    scale = scale_of({"openslide.objective-power": objective, "openslide.mpp-x": mpp}, 40.0)
     assert (scale.base_magnification, scale.magnification_source) == (magnification, source)
     assert scale.mpp == float(mpp)
     assert bool(scale.notices) == (source == "mpp")
@@ -169,7 +167,7 @@ def test_objective_power_goes_before_mpp_unless_the_two_contradict(objective, mp
 def test_what_is_assumed_contradicted_or_not_believed_is_a_notice():
     def notices(**file):
         names = {"x": "openslide.mpp-x", "y": "openslide.mpp-y", "power": "openslide.objective-power"}
-        return scale_of("s", {names[key]: value for key, value in file.items()}, ScaleOptions()).notices
+        return scale_of({names[key]: value for key, value in file.items()}, 40.0).notices
 
     assert not notices(x="0.25", y="0.25", power="40")
     assert not notices(x="0.25", y="0.25")
@@ -186,7 +184,7 @@ def test_what_is_assumed_contradicted_or_not_believed_is_a_notice():
 )
 def test_a_resolution_in_inches_is_a_pixel_size_where_it_can_be_one(dots, mpp):
     file = {"tiff.ResolutionUnit": "inch", "tiff.XResolution": dots, "tiff.YResolution": dots}
-    scale = scale_of("s", file, ScaleOptions())
+    scale = scale_of(file, 40.0)
     assert scale.mpp == (mpp and pytest.approx(mpp))
     assert bool(scale.notices) == (mpp is None)
 
@@ -201,31 +199,39 @@ def test_an_ome_tiff_says_its_scale_in_its_xml(size, unit, mpp):
         '<?xml version="1.0"?><OME><Instrument><Objective NominalMagnification="20"/></Instrument><Image>'
         f'<Pixels PhysicalSizeX="{size}" PhysicalSizeY="{size}"{units} SizeX="9"/></Image></OME>'
     )
-    scale = scale_of("s", {"tiff.ImageDescription": xml}, ScaleOptions())
+    scale = scale_of({"tiff.ImageDescription": xml}, 40.0)
     assert scale.mpp == pytest.approx(mpp)
     assert scale.base_magnification == (20 if mpp == 0.5 else 40)
 
 
-def test_what_the_table_says_needs_no_notice(tmp_path):
-    table = tmp_path / "scales.csv"
-    table.write_text("slide_id,base_mag,mpp\na,40,\nb,,0.25\n")
-    options = ScaleOptions(scale_table=str(table))
-    assert not scale_of("a", {}, options).notices
-    assert not scale_of("b", {"openslide.objective-power": "20", "openslide.mpp-x": "900"}, options).notices
+def test_what_the_cohorts_table_says_comes_first_and_needs_no_notice():
+    file = {"openslide.objective-power": "40", "openslide.mpp-x": "0.243"}
+
+    def said(properties=file, **values):
+        found = scale_of(properties, 40.0, SlideRow(**values))
+        assert not found.notices
+        return found.base_magnification, found.magnification_source, found.mpp, found.mpp_source
+
+    assert said(base_mag=20.0, mpp=0.5) == (20, "cohort", 0.5, "cohort")
+    assert said(mpp=0.25) == (40, "mpp", 0.25, "cohort")
+    assert said(base_mag=10.0) == (10, "cohort", 0.243, "file")
+    assert said() == (40, "objective", 0.243, "file")
+    assert said({}, base_mag=40.0) == (40, "cohort", None, None)
+    assert said({"openslide.objective-power": "20", "openslide.mpp-x": "900"}, mpp=0.25)[0] == 40
 
 
 @pytest.mark.parametrize(
     ("x", "y"), [*((value, value) for value in ("1000", "352.7777", "0.01", "0", "-1")), ("0.25", "0.5")]
 )
 def test_nonsense_mpp_and_pixels_far_from_square_are_refused_and_said_so(x, y):
-    scale = scale_of("s", {"openslide.mpp-x": x, "openslide.mpp-y": y}, ScaleOptions(base_mag=20))
+    scale = scale_of({"openslide.mpp-x": x, "openslide.mpp-y": y}, 20.0)
     assert (scale.base_magnification, scale.magnification_source, scale.mpp) == (20, "base_mag", None)
     assert scale.mpp_source.startswith("refused")
 
 
 @pytest.mark.parametrize("value", ["", "nan", "inf", "about 0.25"])
 def test_text_that_is_no_number_is_no_mpp(value):
-    scale = scale_of("s", {"openslide.mpp-x": value, "openslide.objective-power": value}, ScaleOptions())
+    scale = scale_of({"openslide.mpp-x": value, "openslide.objective-power": value}, 40.0)
     assert (scale.base_magnification, scale.magnification_source, scale.mpp) == (40, "base_mag", None)
 
 
@@ -241,83 +247,3 @@ def test_real_slides_name_the_source_of_their_scale(real_data):
     assert cohort.mpp == pytest.approx(0.243, abs=1e-6)
     assert scale("slides/boxes.tiff").mpp is None
     assert scale("slides/tumor_001_level5.tif").mpp_source is None
-
-
-def test_the_table_overrides_single_slides_whatever_the_case_of_their_ids(tmp_path):
-    table = tmp_path / "scales.csv"
-    table.write_text("slide_id,base_mag,mpp\nTumor_001,20,0.5\ntumor_002,,0.25\ntumor_003,10,\n")
-    options = ScaleOptions(scale_table=str(table))
-    file = {"openslide.objective-power": "40", "openslide.mpp-x": "0.243"}
-
-    def said(slide_id):
-        scale = scale_of(slide_id, file, options)
-        return scale.base_magnification, scale.magnification_source, scale.mpp, scale.mpp_source
-
-    assert said("tumor_001") == (20, "table", 0.5, "table")
-    assert said("tumor_002") == (40, "mpp", 0.25, "table")
-    assert said("tumor_003") == (10, "table", 0.243, "file")
-    assert said("tumor_004") == (40, "objective", 0.243, "file")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Slide_ID, Base_Mag\na,20\n",
-        "slide_id,BASE_MAG,MPP\nA.tif,20,\n",
-        "slide_id,base_mag\n/data/images/a.svs,20\n",
-    ],
-)
-def test_the_table_is_read_as_a_spreadsheet_or_a_listing_of_files_writes_it(tmp_path, text):
-    table = tmp_path / "scales.csv"
-    table.write_text(text)
-    file = {"openslide.objective-power": "40"}
-    assert scale_of("a", file, ScaleOptions(scale_table=str(table))).base_magnification == 20
-
-
-def test_columns_of_other_things_are_nobodys_concern(tmp_path):
-    table = tmp_path / "scales.csv"
-    table.write_text("slide_id,base_mag,scanner,,\na,20,Aperio,,\n")  # as spreadsheets write it
-    assert scale_of("a", {}, ScaleOptions(scale_table=str(table))).base_magnification == 20
-
-
-def test_a_table_is_read_once_for_all_slides_and_anew_when_it_changes(tmp_path, monkeypatch):
-    table = tmp_path / "scales.csv"
-    table.write_text("slide_id,base_mag\na,20\nb,10\n")
-    options = ScaleOptions(scale_table=str(table))
-    reads = []
-    read = scale.read_scale_table
-    monkeypatch.setattr(scale, "read_scale_table", lambda path: reads.append(path) or read(path))
-    assert [scale_of(name, {}, options).base_magnification for name in "abc"] == [20, 10, 40]
-    assert len(reads) == 1
-    table.write_text("slide_id,base_mag\na,20\nb,10\nc,5\n")
-    assert scale_of("c", {}, options).base_magnification == 5
-    table.write_text("slide_id,base_mag\na,20\nb,10\nc,8\n")
-    os.utime(table, ns=(1, 1))
-    assert scale_of("c", {}, options).base_magnification == 8
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "slide_id,base_mag,mpp\na,forty,\n",
-        "slide_id,base_mag,mpp\na,,1000\n",
-        "slide_id,base_mag,mpp\na,40,\nA,20,\n",
-        "slide,base_mag\na,40\n",
-        "slide_id,base_mag,mpp\na,40,0.25,9\n",
-        "slide_id,base_magnification,mpp_x\na,20,0.5\n",
-        "slide_id;base_mag;mpp\na;20;0.5\n",
-        "slide_id,mpp,MPP\na,0.5,0.25\n",
-        "base_mag,mpp\n20,0.5\n",
-        "slide_id\na\n",
-        "",
-        None,
-    ],
-)
-def test_a_damaged_table_is_refused_and_does_not_pass_for_one_that_corrects_nothing(tmp_path, text):
-    table = tmp_path / "scales.csv"
-    if text is not None:
-        table.write_text(text)
-    with pytest.raises(ConfigError, match="scale_table") as caught:
-        scale_of("a", {}, ScaleOptions(scale_table=str(table)))
-    assert "\n" not in str(caught.value)
-    assert str(table) in str(caught.value)

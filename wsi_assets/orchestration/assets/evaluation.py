@@ -9,6 +9,7 @@ import dagster as dg
 
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.assets.cross_validation import CROSS_VALIDATION
 from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
 from wsi_assets.orchestration.assets.learning import TEST_PREDICTIONS, TRAINED_MODEL
 from wsi_assets.orchestration.automation import follow_reports
@@ -34,7 +35,7 @@ EVALUATION = Artefact(
     code_version="5",
     path="level_{level}/report",
     options=EvaluationOptions,
-    inputs=(TEST_PREDICTIONS, TRAINED_MODEL),
+    inputs=(TEST_PREDICTIONS, TRAINED_MODEL, CROSS_VALIDATION),
     main_file="report.html",
     shown=("roc_auc", "average_precision", "sensitivity", "specificity", "slide_auc"),
 )

@@ -95,8 +95,8 @@ def trained_model(
                 run.metrics(epoch_metrics(record), step=record.epoch)
             pictures = training_pictures(result, patch_store, making.options)
             log_outcome(run, folder, result.card, pictures)
-    for warning in result.warnings:
-        context.log.warning(warning.message)
+    for warning in result.warnings.values():
+        context.log.warning(warning)
     return making.result(
         folder,
         facts=training_facts(result),

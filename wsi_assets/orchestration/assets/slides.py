@@ -31,11 +31,10 @@ from wsi_assets.orchestration.storage import StorageResource
 
 TISSUE_REGIONS = Artefact(
     name="tissue_regions",
-    code_version="3",
+    code_version="4",
     path="slides/{slide}/tissue_regions.pkl",
     options=SlideOptions,
     sources=(SLIDE_IMAGE,),
-    may_name_a_file=frozenset({"scale_table"}),
     automation=follow_slides,
 )
 
@@ -164,7 +163,7 @@ def annotation_regions(
             if slide_id not in tissue_regions:
                 raise SlideError("has no tissue_regions", path=slide.path, remedy="Materialize them first")
             tissue = tissue_regions[slide_id]
-            return partial(read_slide_annotation, slide.path, slide.annotation_path, making.options, tissue)
+            return partial(read_slide_annotation, slide.annotation_path, making.options, tissue)
 
         return make_slides(making, workers, pickle_io, prepare, partial(_annotation, folder, storage))
 
@@ -179,7 +178,7 @@ def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id:
         unfinished.write_bytes(read.large)
     changes = [row for row in read.audit if row.get("action") not in (None, "kept")]
     return Made(
-        {"annotation_path": None if path is None else str(path), "regions": read.regions},
+        {"annotation_path": None if read.regions is None else str(path), "regions": read.regions},
         inputs={
             SLIDE_ANNOTATION: read.contents or NO_ANNOTATION,
             TISSUE_REGIONS.name: storage.version(TISSUE_REGIONS, slide_id),

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from wsi_assets.learning.losses import class_weights, hard_example_mask, kept_normals, patch_losses
+from wsi_assets.learning.imbalance import class_weights, hard_example_mask, kept_normals, patch_losses
 
 
 @pytest.fixture

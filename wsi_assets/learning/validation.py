@@ -1,35 +1,78 @@
-"""What probabilities of labeled patches tell: loss, area under the curve, threshold, calibration."""
+"""The patches that validate, and what their probabilities tell: loss, area, threshold, calibration."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
+from wsi_assets.learning.data import PatchTable, Split
+
+MOST_VALIDATED = 20_000
+"""Patches of a class that are validated each epoch; of more, a seeded choice stands for all."""
 CLIP = 1e-7
 """Probabilities are kept this far from 0 and 1 where their logarithm is taken."""
 
 
-def balanced_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """Cross-entropy, averaged over the patches of each class and then over the classes."""
-    p = np.clip(np.asarray(probabilities, np.float64), CLIP, 1 - CLIP)
-    losses = -np.log(np.where(truth == 1, p, 1 - p))
-    return float(np.mean([losses[truth == label].mean() for label in np.unique(truth)]))
+@dataclass(frozen=True)
+class Validation:
+    """The patches that validate, at the prevalence of their slides.
+
+    Attributes:
+        positions: (n,) in the store; truth: (n,) 1 for tumor.
+        weights: (n,) how many patches each stands for.
+    """
+
+    positions: np.ndarray
+    truth: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, split: Split, table: PatchTable, seed: int) -> Validation:
+        rng = np.random.default_rng([seed, 3])
+        rows, weights = [], []
+        for label in (0, 1):
+            found = split.validation[table.labels[split.validation] == label]
+            chosen = np.sort(rng.permutation(found)[:MOST_VALIDATED])
+            rows.append(chosen)
+            weights.append(np.full(len(chosen), len(found) / len(chosen)))
+        together = np.concatenate(rows)
+        return cls(table.positions[together], table.labels[together], np.concatenate(weights))
+
+    def scores(self, probabilities: np.ndarray) -> dict[str, Any]:
+        """The validation's part of an ``EpochRecord``."""
+        return {
+            "val_loss": validation_loss(self.truth, probabilities),
+            "val_acc": float(np.average((probabilities >= 0.5) == self.truth, weights=self.weights)),
+            "val_auc": roc_auc(self.truth, probabilities),
+            "confusion": confusion(self.truth, probabilities),
+        }
+
+    def choose(self, probabilities: np.ndarray, specificity: float) -> dict[str, Any]:
+        """Threshold and calibration for ``best.json``."""
+        threshold = threshold_at(self.truth, probabilities, specificity)
+        return {
+            "thresholds": {"preds": 0.5, "validation": threshold},
+            "calibration": fit_calibration(self.truth, probabilities, self.weights),
+        }
 
 
 def validation_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """:func:`balanced_loss` after the best temperature and shift for these patches.
+    """Cross-entropy averaged over each class and then over the classes, after the best temperature and shift.
 
     It depends neither on prevalence nor on how cautious focal loss, class weights or the mix of a training
     make a network, so trainings of any options compare by it. The loss of the probabilities as they are
     favors the first epochs, in which a network is unsure of everything.
     """
     slope, shift = _fit(truth, probabilities, None)
-    return balanced_loss(truth, 1 / (1 + np.exp(-(slope * _logits(probabilities) + shift))))
+    logits = slope * _logits(probabilities) + shift
+    losses = np.logaddexp(0, np.where(truth == 1, -logits, logits))
+    return float(np.mean([losses[truth == label].mean() for label in (0, 1)]))
 
 
-def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
-    """Area under the ROC curve; None where a class is missing or a probability is not a number."""
-    if truth.min() == truth.max() or not np.isfinite(probabilities).all():
-        return None
+def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """Area under the ROC curve."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(truth, probabilities))
