@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that ``--help`` answers 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 import warnings
@@ -77,14 +78,25 @@ def folders(command: Any) -> Any:
 
     @functools.wraps(command)
     def with_settings(
-        images: Path | None, annotations: Path | None, storage: Path | None, **others: Any
+        images: Path | None,
+        annotations: Path | None,
+        storage: Path | None,
+        cohort: Path | None,
+        **others: Any,
     ) -> Any:
         from wsi_assets.orchestration.settings import Settings
 
-        given = {"WSI_IMAGES_DIR": images, "WSI_ANNOTATIONS_DIR": annotations, "WSI_STORAGE_DIR": storage}
+        given = {
+            "WSI_IMAGES_DIR": images,
+            "WSI_ANNOTATIONS_DIR": annotations,
+            "WSI_STORAGE_DIR": storage,
+            "WSI_COHORT": cohort,
+        }
         named = {name: str(value) for name, value in given.items() if value is not None}
         return command(settings=Settings.from_environment({**os.environ, **named}), **others)
 
+    what = "What is said of single slides.  [WSI_COHORT or cohort.csv in the folder of slides]"
+    with_settings = click.option("--cohort", type=click.Path(path_type=Path), help=what)(with_settings)
     for names, what in (
         (FOLDERS[2], "What is made goes here.  [WSI_STORAGE_DIR or storage/]"),
         (FOLDERS[1], "Annotations.  [WSI_ANNOTATIONS_DIR or annotations/]"),
@@ -106,6 +118,13 @@ def folders(command: Any) -> Any:
     is_flag=True,
     help="Most annotations were removed for good: their slides are normal now.",
 )
+@click.option("--no-test", is_flag=True, help="There are no test slides: stop after training.")
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="SLIDE",
+    help="What is annotated on this slide counts, not its name; repeatable.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be made, and why; make nothing.")
 def run(
     levels: tuple[int, ...],
@@ -113,6 +132,8 @@ def run(
     settings: Settings,
     pairs: tuple[str, ...],
     annotations_gone: bool,
+    no_test: bool,
+    accept: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Register the slides, then make what is missing or out of date, level by level.
@@ -122,12 +143,16 @@ def run(
     when it failed, 64 when the command line is not understood.
     """
     from wsi_assets.console import print_plan, run_and_report
+    from wsi_assets.orchestration.cli_run import accepted_slides
     from wsi_assets.orchestration.config import parse_settings
 
+    if accept:
+        pairs = (*pairs, f"accepted_slides={json.dumps([*accepted_slides(settings, levels), *accept])}")
     given, wanted = parse_settings(list(pairs)), list(dict.fromkeys(levels))
     if dry_run:
         sys.exit(print_plan(settings, given, wanted, upto))
-    sys.exit(run_and_report(settings, given, wanted, upto, annotations_gone))
+    status = run_and_report(settings, given, wanted, upto, annotations_gone=annotations_gone, no_test=no_test)
+    sys.exit(status)
 
 
 @main.command()

@@ -35,7 +35,13 @@ def _say(line: str, style: str | None = None) -> None:
 
 
 def run_and_report(
-    settings: Settings, given: ParameterSet, levels: list[int], upto: str, annotations_gone: bool = False
+    settings: Settings,
+    given: ParameterSet,
+    levels: list[int],
+    upto: str,
+    *,
+    annotations_gone: bool = False,
+    no_test: bool = False,
 ) -> int:
     """Run slides and levels, print what was made, what was left out and why; returns the exit status."""
     from wsi_assets.orchestration.cli_run import CommandLineRun, chain_upto
@@ -44,7 +50,10 @@ def run_and_report(
     from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
     from wsi_assets.orchestration.partitions import level_of
 
-    chain_upto(upto)  # a slip of the pen is reported before hours of reading slides
+    chain = chain_upto(upto)  # a slip of the pen is reported before hours of reading slides
+    trains = any(artefact.name == "trained_model" for artefact in chain)
+    if trains and no_test:
+        upto = "trained_model"
     for level in levels:
         level_of(str(level))
     started = time.monotonic()
@@ -52,6 +61,8 @@ def run_and_report(
         # A run that was killed would hold the pool that this one needs.
         fail_orphaned_runs(instance, lambda line: _print_notices([line]))
         commanded = CommandLineRun(instance, settings, given, lambda line: _print_notices([line]))
+        if trains:
+            commanded.check_sides(levels, no_test=no_test)
         slides = commanded.run_slides(annotations_gone=annotations_gone)
         outcomes = [commanded.run_level(level, upto) for level in levels]
         compared, incomparable = {}, None
@@ -125,22 +136,19 @@ def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
     from wsi_assets.slides import cohort as tables
     from wsi_assets.slides import find_slides, read_cohort
 
-    cohort = read_cohort(settings.images_dir)
+    cohort = read_cohort(settings.images_dir, settings.cohort)
     listing = find_slides(settings.images_dir, settings.annotations_dir, cohort)
     rows = []
     with progress_bars(console) as bars:
         for done, slide in enumerate(listing.slides):
             bars(done, len(listing.slides), "examining slides")
-            rows.append(examine(slide, cohort.row(slide.slide_id)))
+            rows.append(examine(slide, slide.said))
         bars(len(listing.slides), len(listing.slides), "examining slides")
     place(rows, cohort)
     _print_health(rows)
-    unknown = cohort.unknown([*listing.left_out, *(row.slide_id for row in rows)])
     for row in rows:
         for problem in row.problems:
             _say(f"problem: {row.slide_id}: {problem}", "red")
-    for line in unknown:
-        _say(f"problem: {line}", "red")
     for name, reason in listing.left_out.items():
         _say(f"left out: {name}: {reason}", "red")
     _print_notices(listing.notices)
@@ -149,10 +157,10 @@ def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
         f"{len(rows)} slides, {faulty} with a problem" if rows else f"no slides in {settings.images_dir}"
     )
     if write_cohort:
-        path = settings.images_dir / tables.COHORT_FILE
+        path = settings.cohort or settings.images_dir / tables.COHORT_FILE
         tables.write_cohort(path, {row.slide_id: (row.patient or row.slide_id, row.side) for row in rows})
         _say(f"cohort: {path}: fill in what names do not say; an empty cell says nothing")
-    return FAILED if faulty or unknown or not rows else OK
+    return FAILED if faulty or not rows else OK
 
 
 def retire_and_report(settings: Settings, slide_id: str) -> int:

@@ -115,10 +115,9 @@ def build_indices(
     read: list[tuple[dict[str, Any], TumorRegions | None, Path | None]] = []
 
     def read_one(slide: SlideFile) -> tuple | WsiAssetsError:
-        row = said.row(slide.slide_id)
         try:
-            plain = read_tissue(slide.slide_id, slide.path, how, row)
-            tumor = read_tumor(slide.annotation_path, annotation, plain, row)
+            plain = read_tissue(slide.slide_id, slide.path, how, slide.said)
+            tumor = read_tumor(slide.annotation_path, annotation, plain, slide.said)
             return plain, tumor, None if tumor is None else slide.annotation_path
         except WsiAssetsError as error:
             return error
@@ -132,7 +131,7 @@ def build_indices(
             else:
                 read.append(found)
             progress(done, len(listing.slides), "reading slides")
-    notices = [*listing.notices, *said.unknown([*left_out, *(slide.slide_id for slide in listing.slides)])]
+    notices = [*listing.notices]
     notices += [
         f"{plain['slide_id']}: {line}"
         for plain, regions, _ in read

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Findings = Iterable[tuple[str, str]]
 
 CURATION = {
-    "annotation_missing": "No slide is a tumor slide by its name and lacks an annotation.",
+    "name_contradicts_annotation": "A slide is named tumor if, and only if, tumor is annotated on it.",
     "no_tumor_patches": "Every slide with an annotation gave at least one tumor patch at this level.",
     "annotation_outside": "No annotation reaches outside its slide: another slide's, or not level-0 pixels.",
     "annotation_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
@@ -45,6 +45,8 @@ LEAST_ACROSS = 1.5
 """Mask pixels across a patch; a patch of 256 at level 0 has 2 with the usual working level, 7."""
 _SQUARES = 4
 """Squares each way into which thumbnails are summed, which settles most pairs."""
+_TUMOR = re.compile("tumou?r", re.IGNORECASE)
+_NORMAL = re.compile(r"(?<![a-z])(normal|benign|healthy)(?![a-z])", re.IGNORECASE)
 _TEST_MEANT = re.compile(r"(?<![a-z])test(?!is|es|ic)", re.IGNORECASE)
 
 
@@ -57,7 +59,7 @@ def curate(index: Index, load: Callable[[str], tuple[Any, Any]]) -> dict[str, li
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions
 
-    of_index = (annotation_missing, no_tumor_patches, tissue_mask_too_coarse, mixed_magnifications)
+    of_index = (name_contradicts_annotation, no_tumor_patches, tissue_mask_too_coarse, mixed_magnifications)
     findings = {check.__name__: list(check(index)) for check in (*of_index, longer_word_holds_test)}
     of_slide = (annotation_outside, annotation_off_tissue, tissue_share_out_of_range)
     findings |= {check.__name__: [] for check in of_slide}
@@ -74,11 +76,21 @@ def curate(index: Index, load: Callable[[str], tuple[Any, Any]]) -> dict[str, li
     return {name: findings[name] for name in CURATION}
 
 
-def annotation_missing(index: Index) -> Findings:
-    """Tumor slides, by their id, that have no annotation and no label that says otherwise."""
+def name_contradicts_annotation(index: Index) -> Findings:
+    """Slides whose id says tumor, or normal, their annotation otherwise, and the cohort's table nothing."""
     for slide_id, entry in index.items():
-        if entry["annotation_path"] is None and _is_named_tumor(slide_id, entry):
-            yield slide_id, "a tumor slide by its name, without annotation"
+        annotated = entry["annotation_path"] is not None
+        if entry.get("cohort_label") is None and (why := contradiction(slide_id, annotated)):
+            yield slide_id, why
+
+
+def contradiction(slide_id: str, annotated: bool) -> str | None:
+    """In what a slide's name contradicts that it is annotated, or not; None if it does not."""
+    if not annotated and _TUMOR.search(slide_id):
+        return "a tumor slide by its name, without annotation"
+    if annotated and _NORMAL.search(slide_id):
+        return "a normal slide by its name, with an annotation"
+    return None
 
 
 def no_tumor_patches(index: Index) -> Findings:
@@ -237,5 +249,4 @@ def _difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _is_named_tumor(slide_id: str, entry: Entry) -> bool:
-    named = re.search("tumou?r", slide_id, re.IGNORECASE) is not None
-    return named and entry.get("cohort_label") != "normal"
+    return _TUMOR.search(slide_id) is not None and entry.get("cohort_label") != "normal"

@@ -152,11 +152,8 @@ def _curation(level: Level, *names: str) -> Result:
 
 @check(SLIDE_INDEX)
 def annotations_fit_their_slides(level: Level) -> Result:
-    """Every slide named tumor has an annotation; annotations lie inside their slides, on tissue, and each
-    gave a tumor patch at this level."""
-    return _curation(
-        level, "annotation_missing", "annotation_outside", "annotation_off_tissue", "no_tumor_patches"
-    )
+    """Annotations lie inside their slides, on tissue, and each gave a tumor patch at this level."""
+    return _curation(level, "annotation_outside", "annotation_off_tissue", "no_tumor_patches")
 
 
 @check(SLIDE_INDEX)
@@ -196,6 +193,15 @@ def sample_is_of_index(level: Level) -> Result:
 
 
 @check(SAMPLED_INDEX)
+def some_slides_are_test_slides(level: Level) -> Result:
+    """The detector will be evaluated: there are test slides, by their names or by cohort.csv."""
+    from wsi_assets.index import is_test
+
+    tests = sum(is_test(slide_id, entry) for slide_id, entry in level.sampled.items())
+    return tests > 0, f"{tests} of {len(level.sampled)} slides are test slides"
+
+
+@check(SAMPLED_INDEX)
 def incomplete_slides_known(level: Level) -> Result:
     """Every slide of the list of incompletely annotated ones is in the index: a mistyped one would give
     normal patches."""
@@ -221,6 +227,16 @@ def store_equals_its_index(level: Level) -> Result:
     if not same:
         text += "; the store was built from another index, other slides or other parameters"
     return same and stored + lost == len(plan), text
+
+
+@check(PATCH_STORE)
+def names_agree_with_annotations(level: Level) -> Result:
+    """A slide is named tumor if tumor is annotated on it and normal if not, or somebody accepted it
+    (accepted_slides, cohort.csv)."""
+    accepted = options_of(PATCH_STORE, level.level, level.storage.parameters.read()).accepted_slides
+    found = [one for one in level.findings["name_contradicts_annotation"] if one[0] not in accepted]
+    passed, text = nothing_found(found, f"{len(level.index)} slides checked")
+    return passed, text if passed else f"{text}. Say in cohort.csv what it is, or accept it (--accept SLIDE)"
 
 
 @check(PATCH_STORE)

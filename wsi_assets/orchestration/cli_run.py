@@ -17,6 +17,8 @@ import dagster as dg
 from wsi_assets.errors import ConfigError, EvaluationError, SlideError, one_line
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts, slide_artefacts
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate_checks_of
+from wsi_assets.orchestration.assets.index import SLIDE_INDEX
+from wsi_assets.orchestration.assets.patches import PATCH_STORE
 from wsi_assets.orchestration.build import (
     COMPARE_LEVELS,
     CROSS_VALIDATED_LEVEL,
@@ -24,7 +26,7 @@ from wsi_assets.orchestration.build import (
     SLIDE_REGIONS,
     build_definitions,
 )
-from wsi_assets.orchestration.config import ParameterSet
+from wsi_assets.orchestration.config import ParameterSet, options_of
 from wsi_assets.orchestration.instance import LOCATION
 from wsi_assets.orchestration.level_plan import stale_artefacts, stale_slides, usable_slides
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES, level_of
@@ -127,6 +129,45 @@ class CommandLineRun:
                 lines.append(f"{name} of level {key}: {why}")
         return lines
 
+    def check_sides(self, levels: Sequence[int], *, no_test: bool = False) -> None:
+        """See before anything is made that a detector can be trained and tested; ``no_test``: only trained.
+
+        Raises:
+            ConfigError: no slide is a test slide, none of the others has an annotation, or the name of a
+                slide contradicts its annotation and nobody accepted that.
+        """
+        from wsi_assets.index.curation import contradiction
+        from wsi_assets.slides import is_test_slide
+
+        slides, cohort = self.folder.slides(), self.folder.cohort()
+        options: Any = options_of(SLIDE_INDEX, None, self.storage.parameters.read(), self.given)
+        accepted = accepted_slides(self.settings, levels, self.given)
+        sides = cohort.sides(cohort.patients(slides, options.patient_pattern))
+        named = {one: "test" for one in slides if is_test_slide(one, options.test_pattern)}
+        test = {one for one, side in {**named, **sides}.items() if side == "test"}
+        annotated = {one for one, slide in slides.items() if slide.annotation_path}
+        if slides and not test and not no_test:
+            raise ConfigError(
+                f"none of {len(slides)} slides is a test slide (test_pattern {options.test_pattern!r})",
+                path=self.settings.images_dir,
+                remedy="Name them in cohort.csv (`wsi-assets doctor --write-cohort` writes a first one), or "
+                "train without (--no-test)",
+            )
+        if slides and not annotated - test:
+            raise ConfigError(
+                f"none of {len(slides.keys() - test)} training slides has an annotation",
+                path=self.settings.annotations_dir or self.settings.images_dir,
+                remedy="Set --annotations to the folder of annotations",
+            )
+        for one, slide in slides.items():
+            why = contradiction(one, one in annotated)
+            if why and slide.said.label is None and one not in accepted:
+                raise ConfigError(
+                    f"{one} is {why}",
+                    path=slide.path,
+                    remedy=f"Say what it is in cohort.csv, or that its name does not count (--accept {one})",
+                )
+
     def run_slides(self, *, annotations_gone: bool = False) -> SlidesOutcome:
         """Register the slides of the folder and make their regions where these are missing or out of date.
 
@@ -161,13 +202,14 @@ class CommandLineRun:
         for name, why in stale.items():
             if why != "is not made":
                 self.say(f"level {level}: {name} is made again ({why})")
+        self._keep(chain, key)
         self._evaluate_open_checks([artefact for artefact in chain if artefact.name not in stale], key)
         if stale:
-            self._keep([artefact for artefact in chain if artefact.name in stale], key)
             job = CROSS_VALIDATED_LEVEL if chain[-1].optional else LEVEL_PIPELINE
             result = self._execute(job, stale, partition_key=key)
             outcome.made = [e.asset_key.to_user_string() for e in result.get_asset_materialization_events()]
-            outcome.failure = None if result.success else failure_of(result)
+            if not result.success:
+                outcome.failure = self._failure(result, chain, key, stale.keys() - outcome.made)
         outcome.records = {
             artefact.name: record
             for artefact in chain
@@ -178,6 +220,16 @@ class CommandLineRun:
             outcome.left_out = dict(outcome.records[chain[0].name].facts.get("left_out", {}))
         outcome.seconds = time.monotonic() - started
         return outcome
+
+    def _failure(
+        self, result: dg.ExecuteInProcessResult, chain: Sequence[Artefact], key: str, unmade: Collection[str]
+    ) -> str | None:
+        """Why a level was not made; a check that failed after all was made is no failure."""
+        for artefact in chain:
+            for name, (passed, text) in self.storage.check_results(artefact, key).items():
+                if name in artefact.must_pass and not passed:
+                    return f"nothing is made from {artefact.name}: {name}: {text}" if unmade else None
+        return failure_of(result)
 
     def compare_levels(self) -> dict[str, Any]:
         """Set all evaluated levels side by side; returns the page's path and the levels left out."""
@@ -208,14 +260,15 @@ class CommandLineRun:
         return seen, outcome, known
 
     def _evaluate_open_checks(self, artefacts: Sequence[Artefact], key: str) -> None:
-        """Evaluate the checks of artefacts that are kept, where one failed or a killed run left them out.
+        """Evaluate the checks of artefacts that are kept, where a killed run left them out or one blocks.
 
         What made one fail may be mended since: a parameter, a file that was away.
         """
         level = Level(key, self.storage, self.folder, self.instance)
         for artefact in artefacts:
             results = self.storage.check_results(artefact, key)
-            if not all(results.get(name, (False,))[0] for name in CHECKS.get(artefact, ())):
+            blocked = not all(results.get(name, (False,))[0] for name in artefact.must_pass)
+            if blocked or results.keys() != CHECKS.get(artefact, {}).keys():
                 evaluate_checks_of(artefact, level)
 
     def _make_slides(
@@ -288,6 +341,13 @@ class CommandLineRun:
         if was_asked():  # to Dagster an interrupted run is one that failed
             raise KeyboardInterrupt
         return result
+
+
+def accepted_slides(settings: Settings, levels: Sequence[int], *given: ParameterSet) -> list[str]:
+    """Slides that were accepted for any of the levels though their names contradict their annotations."""
+    said = (StorageResource.of(settings).parameters.read(), *given)
+    each: list[Any] = [options_of(PATCH_STORE, str(level), *said) for level in levels]
+    return sorted({slide_id for options in each for slide_id in options.accepted_slides})
 
 
 def chain_upto(upto: str) -> tuple[Artefact, ...]:

@@ -21,7 +21,7 @@ from wsi_assets.slides.naming import normalize_id
 
 if TYPE_CHECKING:
     from wsi_assets.patches import DaskExecutor
-    from wsi_assets.slides import SlideFile, SlideListing
+    from wsi_assets.slides import Cohort, SlideFile, SlideListing
 
 
 PRELOADED = [
@@ -33,25 +33,36 @@ PRELOADED = [
 
 
 class SlideFolderResource(dg.ConfigurableResource):
-    """Finds slides and the annotations that belong to them, in the user's folders; only ever reads."""
+    """Finds slides, the annotations that belong to them and what the cohort's table says; only ever reads."""
 
     images_dir: str
     annotations_dir: str | None = None
+    cohort_path: str | None = None
 
+    _cohort: Any = PrivateAttr(default=None)
     _left_out: dict[str, str] = PrivateAttr(default_factory=dict)
     _slides: dict[str, SlideFile] | None = PrivateAttr(default=None)
 
     @classmethod
     def of(cls, settings: Settings) -> SlideFolderResource:
-        annotations = None if settings.annotations_dir is None else str(settings.annotations_dir)
-        return cls(images_dir=str(settings.images_dir), annotations_dir=annotations)
+        return cls(
+            images_dir=str(settings.images_dir),
+            annotations_dir=settings.annotations_dir and str(settings.annotations_dir),
+            cohort_path=settings.cohort and str(settings.cohort),
+        )
 
     def list(self) -> SlideListing:
-        """List the folders anew; one that is missing or unreadable is a SlideError, never "no slides"."""
-        from wsi_assets.slides import find_slides
+        """List the folders anew.
+
+        Raises:
+            SlideError: one is missing or unreadable; that is never "no slides".
+            ConfigError: the cohort's table is damaged.
+        """
+        from wsi_assets.slides import find_slides, read_cohort
 
         annotations = None if self.annotations_dir is None else Path(self.annotations_dir)
-        listing = find_slides(Path(self.images_dir), annotations)
+        self._cohort = read_cohort(self.images_dir, self.cohort_path)
+        listing = find_slides(Path(self.images_dir), annotations, self._cohort)
         self._slides = {slide.slide_id: slide for slide in listing.slides}
         # Of ids that differ only by case one stands for all.
         self._left_out = {normalize_id(name): reason for name, reason in listing.left_out.items()}
@@ -62,6 +73,11 @@ class SlideFolderResource(dg.ConfigurableResource):
         if self._slides is None:
             self.list()
         return self._slides
+
+    def cohort(self) -> Cohort:
+        """What the cohort's table says."""
+        self.slides()
+        return self._cohort
 
     def slide(self, slide_id: str) -> SlideFile:
         """The file of one slide; SlideError if there is none."""

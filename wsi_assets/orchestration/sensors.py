@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from wsi_assets.errors import SlideError
+from wsi_assets.errors import ConfigError, SlideError
 from wsi_assets.files import digest
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
@@ -63,7 +63,7 @@ def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
             if digest(now, sorted(registered)) == settled:
                 return dg.SkipReason("; ".join([f"{len(now)} slides, nothing new", *faults[:5]]))
             doubt(folder, registered, storage)
-        except SlideError as error:
+        except (SlideError, ConfigError) as error:
             context.log.warning(str(error))
             return dg.SkipReason(f"{error}. Nothing was changed")
         return _poll(context, folder, storage, now, waited, registered, faults)

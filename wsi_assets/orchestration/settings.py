@@ -19,6 +19,8 @@ class Settings:
         images_dir: the user's slides; only ever read.
         annotations_dir: the user's annotations, or None where there are none.
         storage_dir: everything the platform writes.
+        cohort: the table of what a person says of slides; None is ``cohort.csv`` of the images folder, if it
+            is there.
         tracking_uri: an MLflow server, or None for the sqlite file in the storage folder.
         mlflow_url: where the pages of that sqlite file are served, for links.
         scheduler: address or scheduler file of a Dask cluster that does the work of slides, or None for this
@@ -30,6 +32,7 @@ class Settings:
     images_dir: Path
     annotations_dir: Path | None
     storage_dir: Path
+    cohort: Path | None = None
     tracking_uri: str | None = None
     mlflow_url: str = "http://127.0.0.1:5000"
     scheduler: str | None = None
@@ -66,6 +69,7 @@ class Settings:
             images_dir=folder("WSI_IMAGES_DIR", "images"),
             annotations_dir=annotations,
             storage_dir=folder("WSI_STORAGE_DIR", "storage"),
+            cohort=folder("WSI_COHORT", "") if environ.get("WSI_COHORT") else None,
             tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
             mlflow_url=environ.get("WSI_MLFLOW_URL") or cls.mlflow_url,
             scheduler=environ.get("WSI_SCHEDULER") or None,

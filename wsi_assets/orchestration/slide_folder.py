@@ -55,7 +55,10 @@ Seen = Mapping[str, FileSeen]
 
 
 def signature_of(slide: SlideFile) -> dict[str, str]:
-    """Asset -> path, size and time of the slide's file: cheap, and different when the file changed."""
+    """Asset -> path, size and time of the slide's file: cheap, and different when the file changed.
+
+    The slide's also changes with what the cohort's table says of it.
+    """
     from wsi_assets.slides import signature
 
     found = {SLIDE_ANNOTATION: ""}
@@ -63,7 +66,15 @@ def signature_of(slide: SlideFile) -> dict[str, str]:
         if path is not None:
             size, time = signature(path)
             found[asset] = f"{path}:{size}:{time}"
+    found[SLIDE_IMAGE] = image_version(found[SLIDE_IMAGE], slide)
     return found
+
+
+def image_version(contents: str, slide: SlideFile) -> str:
+    """A slide's data version: its contents, and what the cohort's table says of it, if it says anything."""
+    from wsi_assets.slides.cohort import NOTHING_SAID
+
+    return contents if slide.said == NOTHING_SAID else f"{contents}, cohort {slide.said.digest[:16]}"
 
 
 def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSeen]:
@@ -73,7 +84,9 @@ def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSe
     annotation = slide.annotation_path
     version = NO_ANNOTATION if annotation is None else fingerprint(annotation)
     return {
-        SLIDE_IMAGE: FileSeen(str(slide.path), signatures[SLIDE_IMAGE], fingerprint(slide.path)),
+        SLIDE_IMAGE: FileSeen(
+            str(slide.path), signatures[SLIDE_IMAGE], image_version(fingerprint(slide.path), slide)
+        ),
         SLIDE_ANNOTATION: FileSeen(str(annotation or ""), signatures[SLIDE_ANNOTATION], version),
     }
 

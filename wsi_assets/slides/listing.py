@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_assets.errors import SlideError, one_line
-from wsi_assets.slides.cohort import Cohort
+from wsi_assets.slides.cohort import NOTHING_SAID, Cohort, SlideRow
 from wsi_assets.slides.image_files import OTHER_NAMES, SUMS, ImageFiles, passed_over
 from wsi_assets.slides.naming import UNREAD_ANNOTATION_SUFFIXES, annotation_ending, normalize_id, slide_id_of
 
@@ -34,11 +34,15 @@ _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 @dataclass(frozen=True)
 class SlideFile:
-    """A slide on disk: its id, its file (or DICOM folder) and its annotation, if it has one."""
+    """A slide on disk: its id, its file (or DICOM folder) and its annotation, if it has one.
+
+    ``said`` is what the cohort's table says of it.
+    """
 
     slide_id: str
     path: Path
     annotation_path: Path | None
+    said: SlideRow = NOTHING_SAID
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,9 @@ def _matched(images: ImageFiles, notes: _Named, others: _Named, cohort: Cohort) 
         if why:
             left_out[slide_id] = why
         else:
-            slides.append(SlideFile(slide_id, paths[0], next(iter(used[key]), None)))
+            annotation = next(iter(used[key]), None)
+            slides.append(SlideFile(slide_id, paths[0], annotation, cohort.row(slide_id)))
+    notices += cohort.unknown([*left_out, *(slide.slide_id for slide in slides)])
     notices += [f"annotation without a slide: {path}" for named in notes.values() for _, path in named]
     notices += images.notices({normalize_id(slide.slide_id) for slide in slides if not slide.annotation_path})
     notices += passed_over([path for named in others.values() for _, path in named], "no annotations")

@@ -35,7 +35,7 @@ def test_a_sound_cohort_gives_no_findings(cohort):
     found = curation.curate(index, plain.__getitem__)
     # tumor_004_node_1 is a normal node of a tumor patient, and its name says tumor all the same.
     assert [slide_id for slide_id, _ in found.pop("no_tumor_patches")] == ["tumor_004_node_1"]
-    assert [slide_id for slide_id, _ in found.pop("annotation_missing")] == ["tumor_004_node_1"]
+    assert [slide_id for slide_id, _ in found.pop("name_contradicts_annotation")] == ["tumor_004_node_1"]
     assert not any(found.values())
     assert len(found) == len(curation.CURATION) - 2
 
@@ -43,9 +43,12 @@ def test_a_sound_cohort_gives_no_findings(cohort):
 def test_a_tumor_slide_without_annotation_is_found_unless_the_cohort_calls_it_normal():
     index = {name: entry_of(name, 0, 2) for name in ("tumor_002", "Tumor_001", "tumor_003", "normal_001")}
     index["tumor_003"]["annotation_path"] = "/a/tumor_003.xml"
-    assert [slide_id for slide_id, _ in curation.annotation_missing(index)] == ["tumor_002", "Tumor_001"]
+    assert [slide_id for slide_id, _ in curation.name_contradicts_annotation(index)] == [
+        "tumor_002",
+        "Tumor_001",
+    ]
     index["tumor_002"]["cohort_label"] = "normal"
-    assert [slide_id for slide_id, _ in curation.annotation_missing(index)] == ["Tumor_001"]
+    assert [slide_id for slide_id, _ in curation.name_contradicts_annotation(index)] == ["Tumor_001"]
     assert [slide_id for slide_id, _ in curation.no_tumor_patches(index)] == ["Tumor_001", "tumor_003"]
 
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions
 
+
 SLIDE_INDEX = Artefact(
     name="slide_index",
-    code_version="4",
+    code_version="5",
     path="level_{level}/index_level_{level}.pkl",
     options=IndexOptions,
     inputs=(TISSUE_REGIONS, ANNOTATION_REGIONS),
@@ -76,7 +77,8 @@ def slide_index(
         usable, left_out = usable_slides(storage, folder, context.instance)
         making = Making(context, storage, SLIDE_INDEX, config, inputs_of_level(SLIDE_INDEX, usable, {}))
         paths = {slide_id: str(folder.slide(slide_id).path) for slide_id in usable}
-        made = index_level(_regions(paths, tissue_regions, annotation_regions), making.level, making.options)
+        regions = _regions(paths, tissue_regions, annotation_regions)
+        made = index_level(regions, making.level, making.options, folder.cohort())
     left_out |= made.left_out | made.empty
     context.log.info(f"{len(made.index)} slides indexed, {len(left_out)} left out")
     return making.result(

@@ -31,6 +31,12 @@ QUARANTINE = ("key", "slide_id", "y", "x", "reason")
 class StoreParameters(ExtractionOptions):
     """Parameters of ``patch_store``."""
 
+    accepted_slides: list[str] = Field(
+        default=[],
+        description="Slides whose names say tumor, or normal, and whose annotations say otherwise: what is "
+        "annotated counts. Of others that contradict themselves nothing is trained.",
+    )
+
     backend: Backend = Field(
         "lmdb",
         description="Where patches are stored: one LMDB, one HDF5 file, or a folder of PNG files (fs).",
@@ -43,8 +49,13 @@ PATCH_STORE = Artefact(
     path=f"level_{{level}}/{STORE_POINTER}",
     options=StoreParameters,
     inputs=(SAMPLED_INDEX,),
-    without_effect=frozenset({"extraction_workers", "max_quarantined"}),
-    must_pass=("store_equals_its_index", "few_patches_unreadable", "patches_show_their_slides"),
+    without_effect=frozenset({"extraction_workers", "max_quarantined", "accepted_slides"}),
+    must_pass=(
+        "store_equals_its_index",
+        "few_patches_unreadable",
+        "patches_show_their_slides",
+        "names_agree_with_annotations",
+    ),
     shown=("count", "tumor", "normal", "decoded", "reused", "patches_per_second"),
     automation=follow_index,
 )

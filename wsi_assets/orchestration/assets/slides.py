@@ -25,6 +25,7 @@ from wsi_assets.orchestration.slide_folder import (
     SLIDE_ANNOTATION,
     SLIDE_IMAGE,
     doubt,
+    image_version,
     observe_all,
 )
 from wsi_assets.orchestration.storage import StorageResource
@@ -106,7 +107,8 @@ def tissue_regions(
         making = Making(context, storage, TISSUE_REGIONS, config)
 
         def prepare(slide_id: str) -> partial:
-            return partial(read_tissue, slide_id, folder.slide(slide_id).path, making.options)
+            slide = folder.slide(slide_id)
+            return partial(read_tissue, slide_id, slide.path, making.options, slide.said)
 
         return make_slides(making, workers, pickle_io, prepare, partial(_tissue, folder))
 
@@ -114,14 +116,14 @@ def tissue_regions(
 def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -> Made:
     from wsi_assets.index import TissueRegions
 
-    tissue = TissueRegions.from_plain(plain)
+    tissue, slide = TissueRegions.from_plain(plain), folder.slide(slide_id)
     return Made(
         plain,
-        inputs={SLIDE_IMAGE: tissue.fingerprint},
+        inputs={SLIDE_IMAGE: image_version(tissue.fingerprint, slide)},
         facts={"tissue_share": float(tissue.tissue_share), "notices": list(tissue.notices)},
         metadata={
             "notices": list(tissue.notices),
-            "slide": dg.MetadataValue.path(str(folder.slide(slide_id).path)),
+            "slide": dg.MetadataValue.path(str(slide.path)),
             "tissue_share": rounded(tissue.tissue_share),
             "otsu_threshold": rounded(tissue.threshold),
             "work_level": tissue.work_level,
@@ -163,7 +165,7 @@ def annotation_regions(
             if slide_id not in tissue_regions:
                 raise SlideError("has no tissue_regions", path=slide.path, remedy="Materialize them first")
             tissue = tissue_regions[slide_id]
-            return partial(read_slide_annotation, slide.annotation_path, making.options, tissue)
+            return partial(read_slide_annotation, slide.annotation_path, making.options, tissue, slide.said)
 
         return make_slides(making, workers, pickle_io, prepare, partial(_annotation, folder, storage))
 
