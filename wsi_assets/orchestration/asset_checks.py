@@ -233,6 +233,7 @@ def store_equals_its_index(level: Level) -> Result:
 def names_agree_with_annotations(level: Level) -> Result:
     """A slide is named tumor if tumor is annotated on it and normal if not, or somebody accepted it
     (accepted_slides, cohort.csv)."""
+    level.record(PATCH_STORE)
     accepted = options_of(PATCH_STORE, level.level, level.storage.parameters.read()).accepted_slides
     found = [one for one in level.findings["name_contradicts_annotation"] if one[0] not in accepted]
     passed, text = nothing_found(found, f"{len(level.index)} slides checked")

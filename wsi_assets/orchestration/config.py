@@ -212,7 +212,7 @@ class ParameterFile:
 
     def remember(self, artefact: Artefact, level: str | None, given: Mapping[str, Any]) -> list[str]:
         """Write what :meth:`changes` names into the file; returns its lines."""
-        if not given:
+        if not given or not self.changes(artefact, level, given):
             return []
         with self._locked():
             lines, said = self.changes(artefact, level, given), self.read()

@@ -28,7 +28,8 @@ def finished(command_line, cohort, tmp_path_factory):
     """A whole run at level 0, into LMDB with a lossless codec."""
     home = tmp_path_factory.mktemp("cohort")
     done = command_line(
-        *("run", "--level", 0, *cohort, "--storage", home / "storage"),
+        # The normal node of a tumor patient.
+        *("run", "--level", 0, *cohort, "--storage", home / "storage", "--accept", "tumor_004_node_1"),
         *settings(*QUICK_TRAINING, "codec=png"),
         cwd=home,
     )

@@ -11,7 +11,9 @@ import sys
 import dagster as dg
 import pytest
 
+from wsi_assets.errors import ConfigError
 from wsi_assets.files import read_plain_pickle
+from wsi_assets.index import is_test
 from wsi_assets.orchestration.artefact import all_artefacts, level_chain
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, nothing_assumed
 from wsi_assets.orchestration.build import build_definitions
@@ -306,6 +308,41 @@ class TestLevel:
         assert "parameters.yaml: sampled_index.seed of level 0 is 7, was 42" in plan
         assert "evaluation of level 0: trained_model is made again" in plan
         assert planned(made) == []
+
+    def test_what_the_cohort_says_of_a_slide_makes_that_slide_again_and_counts(self, graph):
+        write_cohort(graph.home, ("tumor_001", "tumor_002", "test_001"))
+        again(graph, upto="sampled_index")
+        table = graph.home / "images/cohort.csv"
+        table.write_text("slide,case_id,split,mpp\ntumor_002.tif,P7,test,0.5\n")
+        assert again(graph, upto="sampled_index") == (["tumor_002"], ["slide_index", "sampled_index"])
+        index = read_plain_pickle(graph.storage.artefact(ASSETS["sampled_index"], LEVEL))
+        assert {one: (e["label"], e["mpp"], is_test(one, e)) for one, e in index.items()} == {
+            "test_001": ("test_001", 0.25, True),
+            "tumor_001": ("tumor_001", 0.25, False),
+            "tumor_002": ("P7", 0.5, True),
+        }
+        assert again(graph, upto="sampled_index") == ([], [])
+
+    def test_before_anything_is_made_a_run_asks_for_test_slides_tumor_and_true_names(self, graph):
+        def sides(**options):
+            CommandLineRun(graph.instance, graph.settings, parse_settings([])).check_sides([0], **options)
+
+        write_cohort(graph.home, ("tumor_001", "normal_001"))
+        with pytest.raises(ConfigError, match="test slide"):
+            sides()
+        sides(no_test=True)
+        write_slide(graph.home, "test_001", 9)
+        sides()
+        write_slide(graph.home, "tumor_009", 10)
+        with pytest.raises(ConfigError, match="tumor_009"):
+            sides()
+        graph.storage.parameters.path.parent.mkdir(exist_ok=True)
+        graph.storage.parameters.path.write_text("accepted_slides: [tumor_009]\n")
+        sides()
+        for path in (graph.home / "annotations").iterdir():
+            path.unlink()
+        with pytest.raises(ConfigError, match="annotation"):
+            sides()
 
     def test_a_plan_makes_nothing(self, graph):
         write_cohort(graph.home, ("tumor_001",))
