@@ -118,6 +118,7 @@ function pressed(event) {
 // Annotation, rings of detections and scale bar are drawn anew with every frame on a canvas over the slide.
 function drawOver() {
   const canvas = document.createElement("canvas");
+  canvas.id = "over";
   Object.assign(canvas.style, { position: "absolute", inset: 0, pointerEvents: "none" });
   viewer.canvas.append(canvas);
   const paths = (rings) => rings.map((ring) => {

@@ -125,7 +125,7 @@ def test_a_person_looks_at_a_slide(served):
         assert page.locator("#title").inner_text() == NAME
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         over = (
-            "() => { const c = [...document.querySelectorAll('#slide canvas')].at(-1);"
+            "() => { const c = document.getElementById('over');"
             "return c.getContext('2d').getImageData(0, 0, c.width, c.height)"
             ".data.some((v, i) => i % 4 === 3 && v > 0); }"
         )
