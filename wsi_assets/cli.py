@@ -234,12 +234,21 @@ def log(settings: Settings, level: int) -> None:
     help="Port of the MLflow pages; 0 for none.",
 )
 @click.option(
+    "--viewer-port",
+    type=click.IntRange(0, 65535),
+    default=5001,
+    show_default=True,
+    help="Port of the slide viewer; 0 for none.",
+)
+@click.option(
     "--home",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Show what `demo` made in this folder, whatever the variables say.",
 )
-def ui(settings: Settings, host: str, port: int, mlflow_port: int, home: Path | None) -> None:
-    """Open the Dagster UI, its daemon and the MLflow pages on this folder's home."""
+def ui(
+    settings: Settings, host: str, port: int, mlflow_port: int, viewer_port: int, home: Path | None
+) -> None:
+    """Open the Dagster UI, its daemon, the MLflow pages and the slide viewer on this folder's home."""
     from wsi_assets.orchestration.instance import isolated_home
     from wsi_assets.orchestration.ui import serve
 
@@ -247,7 +256,7 @@ def ui(settings: Settings, host: str, port: int, mlflow_port: int, home: Path | 
         if any(click.get_current_context().params[name] for name in FOLDERS):
             raise click.UsageError("--home already says where slides, annotations and storage are")
         settings = isolated_home(home)
-    sys.exit(serve(settings, host, port, mlflow_port))
+    sys.exit(serve(settings, host, port, mlflow_port, viewer_port))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import dagster as dg
 from pydantic import PrivateAttr
@@ -38,6 +39,7 @@ class SlideFolderResource(dg.ConfigurableResource):
     images_dir: str
     annotations_dir: str | None = None
     cohort_path: str | None = None
+    viewer_url: str | None = None
 
     _cohort: Any = PrivateAttr(default=None)
     _left_out: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -49,6 +51,7 @@ class SlideFolderResource(dg.ConfigurableResource):
             images_dir=str(settings.images_dir),
             annotations_dir=settings.annotations_dir and str(settings.annotations_dir),
             cohort_path=settings.cohort and str(settings.cohort),
+            viewer_url=settings.viewer_url,
         )
 
     def list(self) -> SlideListing:
@@ -78,6 +81,10 @@ class SlideFolderResource(dg.ConfigurableResource):
         """What the cohort's table says."""
         self.slides()
         return self._cohort
+
+    def viewer_page(self, slide_id: str) -> dg.MetadataValue:
+        """Where the slide is shown while `wsi-assets ui` runs."""
+        return dg.MetadataValue.url(f"{self.viewer_url}/slide/{quote(slide_id)}")
 
     def slide(self, slide_id: str) -> SlideFile:
         """The file of one slide; SlideError if there is none."""

@@ -23,6 +23,7 @@ class Settings:
             is there.
         tracking_uri: an MLflow server, or None for the sqlite file in the storage folder.
         mlflow_url: where the pages of that sqlite file are served, for links.
+        viewer_url: where the slide viewer is served, for links.
         scheduler: address or scheduler file of a Dask cluster that does the work of slides, or None for this
             machine.
         poll_seconds: how often the sensor lists the slide folder; a slow share wants fewer polls.
@@ -35,6 +36,7 @@ class Settings:
     cohort: Path | None = None
     tracking_uri: str | None = None
     mlflow_url: str = "http://127.0.0.1:5000"
+    viewer_url: str = "http://127.0.0.1:5001"
     scheduler: str | None = None
     poll_seconds: int = 30
     timezone: str = "UTC"
@@ -72,6 +74,7 @@ class Settings:
             cohort=folder("WSI_COHORT", "") if environ.get("WSI_COHORT") else None,
             tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
             mlflow_url=environ.get("WSI_MLFLOW_URL") or cls.mlflow_url,
+            viewer_url=environ.get("WSI_VIEWER_URL") or cls.viewer_url,
             scheduler=environ.get("WSI_SCHEDULER") or None,
             poll_seconds=_seconds(environ, "WSI_POLL_SECONDS", cls.poll_seconds),
             timezone=_timezone(environ, "WSI_TIMEZONE", cls.timezone),

@@ -1,4 +1,4 @@
-"""Starts `dagster dev` (UI, daemon, code server) and the MLflow pages on one home, and stops them together.
+"""Starts `dagster dev` (UI, daemon, code server), MLflow and the slide viewer on one home, and stops them.
 
 Restarting what stops by itself is the system's business: `docs/dagster.md` has a systemd unit.
 """
@@ -25,6 +25,7 @@ from wsi_assets.orchestration.instance import LOCATION, prepare_home
 from wsi_assets.orchestration.mlflow import runs_page
 from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.orchestration.slide_layers import serve_viewer
 from wsi_assets.orchestration.storage import StorageResource
 
 STOP_WITHIN_SECONDS = 1.5
@@ -41,7 +42,12 @@ SAY: Callable[[str], None] = partial(print, flush=True)
 
 
 def serve(
-    settings: Settings, host: str, port: int, mlflow_port: int, say: Callable[[str], None] = SAY
+    settings: Settings,
+    host: str,
+    port: int,
+    mlflow_port: int,
+    viewer_port: int = 0,
+    say: Callable[[str], None] = SAY,
 ) -> int:
     """Serve until interrupted, or a server stops by itself: status 1.
 
@@ -49,11 +55,16 @@ def serve(
         ConfigError: the host cannot be served on, or a port is taken or given twice.
     """
     own_mlflow = bool(mlflow_port) and settings.tracking_uri is None
-    check_ports(host, {"--port": port, **({"--mlflow-port": mlflow_port} if own_mlflow else {})})
+    others = {"--mlflow-port": mlflow_port if own_mlflow else 0, "--viewer-port": viewer_port}
+    check_ports(host, {"--port": port, **{option: used for option, used in others.items() if used}})
     logs = prepare_home(settings) / "server_logs"  # not `logs`: Dagster empties a folder of that name
     logs.mkdir(exist_ok=True)
     mlflow_url = f"http://{host}:{mlflow_port}" if own_mlflow else settings.tracking_uri
     os.environ.update({"WSI_MLFLOW_URL": mlflow_url} if own_mlflow else {}, **MLFLOW_SETTINGS)
+    viewer_url = f"http://{host}:{viewer_port}"
+    if viewer_port:
+        os.environ["WSI_VIEWER_URL"] = viewer_url
+        serve_viewer(settings, host, viewer_port)
     servers: dict[str, subprocess.Popen] = {}
     # The records are opened first: servers that all make the databases of a new home break each other's.
     with dg.DagsterInstance.get() as instance:
@@ -64,7 +75,9 @@ def serve(
             say(f"Dagster UI:  http://{host}:{port}")
             if mlflow_url:
                 say(f"MLflow:      {runs_page(mlflow_url, StorageResource.of(settings))}")
-            say(f"Slides:      {settings.images_dir}")
+            if viewer_port:
+                say(f"Slides:      {viewer_url}")
+            say(f"Watched:     {settings.images_dir}")
             say(f"Logs:        {logs}")
             say("Stop with Ctrl-C.")
             return _watch(servers, instance, say)

@@ -64,7 +64,7 @@ class OpenSlideFile(Closing):
 
     def __init__(self, path: Path):
         self.path = path
-        self._entry = _entry_of(path)
+        self._entry = entry_of(path)
         self._handle: openslide.OpenSlide | None = None
         self._sound: set[tuple[int, int]] = set()
         self._alone = contextlib.ExitStack()
@@ -350,7 +350,7 @@ def _over_white(rgba: np.ndarray) -> Window:
     return mixed.astype(np.uint8), present
 
 
-def _entry_of(path: Path) -> Path:
+def entry_of(path: Path) -> Path:
     """The file to give OpenSlide: the path itself, or one file of a DICOM folder."""
     found = stat_or_none(path)
     if found is None:

@@ -172,9 +172,10 @@ def _opened(path: Path, _changed: int) -> Any:
     from openslide.deepzoom import DeepZoomGenerator
 
     from wsi_assets.errors import SlideError
+    from wsi_assets.slides.openslide_file import entry_of
 
     try:
-        return DeepZoomGenerator(open_slide(path), tile_size=TILE, overlap=1)
+        return DeepZoomGenerator(open_slide(entry_of(path)), tile_size=TILE, overlap=1)
     except OpenSlideError as error:
         raise SlideError(f"does not open ({error})", path=path) from error
 

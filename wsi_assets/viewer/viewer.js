@@ -139,8 +139,8 @@ function drawOver() {
     const zoom = (one.x - origin.x) / 1000, pen = canvas.getContext("2d");
     pen.setTransform(zoom * ratio, 0, 0, zoom * ratio, origin.x * ratio, origin.y * ratio);
     if (byId("annotation").checked) {
-      stroke(pen, tumor, "#fde725", zoom);
-      stroke(pen, excluded, "#56b4e9", zoom);
+      stroke(pen, tumor, "#D55E00", zoom);
+      stroke(pen, excluded, "#56B4E9", zoom);
     }
     if (byId("shown").checked) {
       const rings = detections().map(([, x, y]) => {

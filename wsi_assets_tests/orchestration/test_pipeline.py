@@ -25,7 +25,10 @@ from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.slide_folder import SLIDE_IMAGE, known_slides, observe_all, register
+from wsi_assets.orchestration.slide_layers import layers_of
 from wsi_assets.orchestration.storage import store_named_by
+from wsi_assets.viewer import SlideLayers
+from wsi_assets.viewer.server import heat_picture
 from wsi_assets_tests.orchestration.conftest import (
     QUICK,
     Graph,
@@ -241,6 +244,18 @@ class TestLevel:
         assert (folder / "report" / "report.html").is_file()
         about = report_context(made.storage, LEVEL)
         assert {tuple(row) for row in about.split} == {("patient", "side", "slides", "tumor", "normal")}
+
+    def test_the_viewer_lays_annotation_heatmap_and_detections_over_a_slide(self, made):
+        tumor, test = (layers_of(made.storage, one) for one in ("tumor_001", "test_001"))
+        assert tumor.mpp == 0.25
+        assert not tumor.heat
+        x, y = zip(*tumor.tumor[0], strict=True)
+        assert (min(x), min(y), max(x), max(y)) == (10, 20, 130, 150)
+        (heat,) = test.heat
+        lines = (made.storage.level_folder(LEVEL) / "report/detections/test_001.csv").read_text().splitlines()
+        assert [list(one) for one in heat.detections] == [list(map(float, one.split(","))) for one in lines]
+        assert heat_picture(heat.probability_map).startswith(b"\x89PNG")
+        assert layers_of(made.storage, "unknown") == SlideLayers()
 
     def test_the_training_is_in_mlflow_and_can_be_logged_again_from_its_files(self, made):
         resource = MlflowResource.of(made.settings)

@@ -102,6 +102,7 @@ def evaluation(
         metadata={
             **heatmap_pictures(outcome, pages),
             **({"report": dg.MetadataValue.url(address)} if address else {}),
+            **{f"view_{one.slide_id}": folder.viewer_page(one.slide_id) for one in outcome.slide.ranking[:3]},
             "metrics": table(metric_rows(metrics)),
             "confusion": table(confusion_rows(outcome)),
             "slides": table([asdict(score) for score in outcome.slide.ranking]),

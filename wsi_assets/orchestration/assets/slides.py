@@ -188,6 +188,7 @@ def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id:
         facts={"audit": changes, "notices": notices},
         metadata={
             "overlay": picture(read.overlay, "tissue and annotation"),
+            "viewer": folder.viewer_page(slide_id),
             "overlay_file": dg.MetadataValue.path(str(overlay_path)),
             "annotation": "none: a normal slide" if path is None else str(path),
             "tumor_area_px": round(read.area),

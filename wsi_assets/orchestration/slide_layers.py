@@ -1,0 +1,78 @@
+"""The slide viewer on what the graph made: annotations, heatmaps and detections from the storage folder."""
+
+from __future__ import annotations
+
+import csv
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsi_assets.errors import WsiAssetsError
+from wsi_assets.files import read_plain_pickle
+from wsi_assets.orchestration.assets.evaluation import EVALUATION
+from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_REGIONS
+from wsi_assets.orchestration.resources import SlideFolderResource
+from wsi_assets.orchestration.settings import Settings
+from wsi_assets.orchestration.storage import StorageResource
+
+if TYPE_CHECKING:
+    from wsi_assets.viewer import Heat, SlideLayers
+
+
+def serve_viewer(settings: Settings, host: str, port: int) -> None:
+    """Serve the slides' pages from a thread of this process.
+
+    Raises:
+        OSError: the host or port cannot be served on.
+    """
+    from wsi_assets.viewer import viewer_server
+
+    storage = StorageResource.of(settings)
+
+    def slides() -> dict[str, Path]:
+        return {one.slide_id: one.path for one in SlideFolderResource.of(settings).list().slides}
+
+    server = viewer_server(slides, lambda slide_id: layers_of(storage, slide_id), host, port)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+def layers_of(storage: StorageResource, slide_id: str) -> SlideLayers:
+    """What the storage folder holds of a slide; what is not made yet is left out."""
+    from wsi_assets.annotations import TumorRegions
+    from wsi_assets.index import TissueRegions
+    from wsi_assets.viewer import SlideLayers
+
+    tissue = _stored(storage, TISSUE_REGIONS, slide_id)
+    stored = (_stored(storage, ANNOTATION_REGIONS, slide_id) or {}).get("regions")
+    regions = stored and TumorRegions.from_plain(stored)
+    return SlideLayers(
+        tumor=_rings(regions.geometry) if regions else (),
+        excluded=_rings(regions.excluded) if regions else (),
+        mpp=TissueRegions.from_plain(tissue).scale.mpp if tissue else None,
+        heat=tuple(filter(None, (_heat(storage, level, slide_id) for level in storage.levels()))),
+    )
+
+
+def _heat(storage: StorageResource, level: str, slide_id: str) -> Heat | None:
+    from wsi_assets.viewer import Heat
+
+    report = storage.artefact(EVALUATION, level)
+    probability_map = report / "heatmaps" / f"{slide_id}_likelihood_map.tif"
+    if not probability_map.is_file():
+        return None
+    with (report / "detections" / f"{slide_id}.csv").open(encoding="utf-8") as lines:
+        detections = tuple(tuple(map(float, line)) for line in csv.reader(lines))
+    return Heat(f"level {level}", probability_map, detections)
+
+
+def _stored(storage: StorageResource, artefact: Any, slide_id: str) -> Any:
+    try:
+        return read_plain_pickle(storage.artefact(artefact, slide_id))
+    except WsiAssetsError:
+        return None
+
+
+def _rings(geometry: Any) -> tuple[list[tuple[float, float]], ...]:
+    return tuple(
+        list(ring.coords) for polygon in geometry.geoms for ring in (polygon.exterior, *polygon.interiors)
+    )
