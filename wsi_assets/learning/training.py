@@ -129,13 +129,7 @@ def train(
             if on_epoch is not None:
                 on_epoch(record)
         if options.tta:
-            # As the finished model predicts; epoch by epoch it would cost eight validations.
-            learner.model.load_state_dict(run.best)
-            classifier.tta = True
-            probabilities = tumor_probabilities(
-                classifier, reader, validation.positions, options.batch_size, device, learner.precision
-            )
-            run.choose_again(validation.choose(probabilities, options.val_specificity))
+            run.choose_with_views(validation, reader)
     return run.result(csv_path, split, training_warnings(options, imbalance, split))
 
 
@@ -298,9 +292,17 @@ class _Run:
         }
         files.save_weights(self.checkpoints / files.RESUME_NAME, plain)
 
-    def choose_again(self, chosen: dict[str, Any]) -> None:
-        """Write what was ``chosen`` on validation with the probabilities of the finished model."""
+    def choose_with_views(self, validation: Validation, reader: BatchReader) -> None:
+        """Choose threshold and calibration again, with the averages over flips and turns that the finished
+        model gives; epoch by epoch they would cost eight validations."""
+        learner, options = self.learner, self.learner.options
+        learner.model.load_state_dict(self.best)
+        classifier = PatchClassifier(learner.model, learner.architecture, tta=True)
+        probabilities = tumor_probabilities(
+            classifier, reader, validation.positions, options.batch_size, learner.device, learner.precision
+        )
         card = files.read_card(self.checkpoints / files.BEST_NAME)
+        chosen = validation.choose(probabilities, options.val_specificity)
         write_json(self.checkpoints / files.CARD_NAME, {**card, **chosen})
 
     def resume(self) -> None:

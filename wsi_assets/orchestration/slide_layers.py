@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import threading
+import time
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from wsi_assets.viewer import Heat, SlideLayers
 
 
+LISTED_EVERY_SECONDS = 10
+
+
 def serve_viewer(settings: Settings, host: str, port: int) -> None:
     """Serve the slides' pages from a thread of this process.
 
@@ -29,8 +34,13 @@ def serve_viewer(settings: Settings, host: str, port: int) -> None:
 
     storage = StorageResource.of(settings)
 
-    def slides() -> dict[str, Path]:
+    @lru_cache(1)
+    def listed(_time: int) -> dict[str, Path]:
         return {one.slide_id: one.path for one in SlideFolderResource.of(settings).list().slides}
+
+    def slides() -> dict[str, Path]:
+        # One look at a slide asks for hundreds of tiles, and a large folder takes seconds to list.
+        return listed(int(time.monotonic() / LISTED_EVERY_SECONDS))
 
     server = viewer_server(slides, lambda slide_id: layers_of(storage, slide_id), host, port)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -29,6 +29,7 @@ QUALITY = 85
 OPEN_SLIDES = 8
 HEAT_SIDE = 2048
 
+PLAIN = "text/plain; charset=utf-8"
 PAGES = {
     "viewer.html": "text/html; charset=utf-8",
     "viewer.js": "text/javascript; charset=utf-8",
@@ -79,23 +80,19 @@ def viewer_server(
     Raises:
         OSError: the host or port cannot be served on.
     """
-    tiles = Tiles()
+    pages = _Pages(slides, layers)
 
     class Requests(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            status, kind = HTTPStatus.OK, PLAIN
             try:
-                kind, body = answer([unquote(part) for part in urlsplit(self.path).path.split("/")[1:]])
-                self._send(HTTPStatus.OK, kind, body)
+                kind, body = pages.answer([unquote(part) for part in urlsplit(self.path).path.split("/")[1:]])
             except (KeyError, IndexError, ValueError):
-                self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"There is no such page\n")
+                status, body = HTTPStatus.NOT_FOUND, b"There is no such page\n"
             except (WsiAssetsError, OSError) as error:
-                self._send(
-                    HTTPStatus.UNPROCESSABLE_ENTITY, "text/plain; charset=utf-8", f"{error}\n".encode()
-                )
-
-        def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+                status, body = HTTPStatus.UNPROCESSABLE_ENTITY, f"{error}\n".encode()
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
@@ -106,30 +103,41 @@ def viewer_server(
             self.wfile.write(body)
 
         def log_message(self, *words: Any) -> None:
-            """Requests are not logged: a look at a slide makes hundreds."""
+            """Requests are not logged: one slide makes hundreds."""
 
-    def answer(words: list[str]) -> tuple[str, bytes]:
+    return ThreadingHTTPServer((host, port), Requests)
+
+
+class _Pages:
+    def __init__(self, slides: Callable[[], dict[str, Path]], layers: Callable[[str], SlideLayers]):
+        self.slides, self.layers, self.tiles = slides, layers, Tiles()
+
+    def answer(self, words: list[str]) -> tuple[str, bytes]:
+        """Media type and bytes of the page at an address, given as its parts.
+
+        Raises:
+            KeyError, IndexError, ValueError: there is no such page.
+        """
         if words == [""]:
             return PAGES["viewer.html"], page("viewer.html")
         if len(words) == 1:
             return PAGES[words[0]], page(words[0])
         if words == ["api", "slides"]:
-            return "application/json", json.dumps(sorted(slides())).encode()
+            return "application/json", json.dumps(sorted(self.slides())).encode()
         kind, slide_id, *rest = words
-        path = slides()[slide_id]
+        path = self.slides()[slide_id]
         if kind == "slide" and not rest:
             return PAGES["viewer.html"], page("viewer.html")
         if kind == "api" and not rest:
-            return "application/json", json.dumps(described(tiles.size(path), layers(slide_id))).encode()
+            told = described(self.tiles.size(path), self.layers(slide_id))
+            return "application/json", json.dumps(told).encode()
         if kind == "heat":
-            return "image/png", heat_picture(layers(slide_id).heat[int(rest[0])].probability_map)
+            return "image/png", heat_picture(self.layers(slide_id).heat[int(rest[0])].probability_map)
         if kind == "tiles":
             level, name = rest
             column, row = map(int, name.removesuffix(".jpeg").split("_"))
-            return "image/jpeg", tiles.tile(path, int(level), column, row)
+            return "image/jpeg", self.tiles.tile(path, int(level), column, row)
         raise KeyError(kind)
-
-    return ThreadingHTTPServer((host, port), Requests)
 
 
 class Tiles:
