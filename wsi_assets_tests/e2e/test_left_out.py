@@ -48,7 +48,7 @@ def test_a_slide_without_annotation_and_with_one_level_is_indexed_and_extracted(
 
 def test_a_level_that_no_slide_has_ends_in_one_clear_line(mixed, command_line):
     home, _ = mixed
-    done = command_line("run", "--level", 6, cwd=home)
+    done = command_line("run", "--level", 6, "--upto", "slide_index", cwd=home)
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("error:")]
     assert "level 6" in line

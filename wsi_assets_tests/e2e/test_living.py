@@ -54,6 +54,8 @@ def instance(platform, monkeypatch) -> Iterator[dg.DagsterInstance]:
 
 
 def test_a_dropped_slide_is_made_and_one_still_growing_waits(platform, cohort_files):
+    # Its name says tumor, and it has no annotation here.
+    (platform.storage / "parameters.yaml").write_text(f"accepted_slides: [{SLOW}]\n")
     bytes_of_slow = (cohort_files / "images" / f"{SLOW}.tif").read_bytes()
     arrived = threading.Event()
 

@@ -32,12 +32,18 @@ def stored(platform, real_data) -> None:
             if not (folder / f"{slide_id}.{ending}").exists():
                 shutil.copy(real_data / "cohort" / folder.name / f"{slide_id}.{ending}", folder)
     for slide_id in SLIDES:
-        platform.wait(lambda slide_id=slide_id: platform.made_by("annotation_regions", slide_id), slide_id)
+        platform.wait(lambda slide_id=slide_id: _has_overlay(platform, slide_id), slide_id)
     if STORED not in platform.levels():
         platform.add_level(STORED)
     # What a lost home found in its storage has no pictures.
     if not any("mosaic" in event["metadata"] for event in platform.materializations("patch_store", STORED)):
         platform.make("level_pipeline", ["slide_index", "sampled_index", "patch_store"], STORED)
+
+
+def _has_overlay(platform, slide_id: str) -> bool:
+    # What a lost home found in its storage has no pictures; a new annotation makes one.
+    events = platform.materializations("annotation_regions", slide_id)
+    return any("overlay_file" in event["metadata"] for event in events)
 
 
 @pytest.fixture(scope="module")
