@@ -1,7 +1,4 @@
-"""Files as a scanner and ASAP write them.
-
-Belongs here: the pyramid and the XML. Does not: what is on the slide.
-"""
+"""Files as a scanner and ASAP write them."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def write_slide(path: Path, pixels: np.ndarray) -> None:
     width are multiples of 32, so every level halves exactly.
     """
     per_cm = 1e4 / MPP
-    with publish_file(path) as aside, tifffile.TiffWriter(aside, bigtiff=True) as tiff:
+    with publish_file(path) as unfinished, tifffile.TiffWriter(unfinished, bigtiff=True) as tiff:
         for level in range(_LEVELS):
             tiff.write(
                 pixels,
@@ -64,8 +61,8 @@ def write_asap(path: Path, annotations: Iterable[tuple[str, Polygon]]) -> None:
             f'\t\t<Group Name={quoteattr(group)} PartOfGroup="None" Color="#00ff00"><Attributes /></Group>'
         )
     lines += ["\t</AnnotationGroups>", "</ASAP_Annotations>", ""]
-    with publish_file(path) as aside:
-        aside.write_text("\n".join(lines), encoding="utf-8")
+    with publish_file(path) as unfinished:
+        unfinished.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _halved(pixels: np.ndarray) -> np.ndarray:

@@ -2,9 +2,9 @@
 
     python -m wsi_assets_tests.benchmarks.bench_index [--json FILE]
 
-The slide is 97,792 x 221,184 pixels at level 0, two thirds of it tissue, with one of two sets of outlines:
+The slide is 97,792 x 221,184 pixels at level 0, two thirds of it tissue, with one of two sets of annotations:
 100 plain lesions of 400 points, or one region of 100,000 points with 148 rings. Times start from tissue and
-outlines in memory and end at the finished index entry, exact tumour shares included.
+annotations in memory and end at the finished index entry, exact tumor shares included.
 
 The loop is the common one: for every patch with tissue, ``cv2.pointPolygonTest`` of its centre against each
 ring. A loop over shapely's prepared polygons, which look at their bounds first, is timed beside it. Both give
@@ -31,7 +31,7 @@ PATCH = 256
 
 
 def blob(rng: np.random.Generator, x: float, y: float, radius: float, points: int) -> shapely.Polygon:
-    """A wobbly closed outline around (x, y)."""
+    """A wobbly ring around (x, y)."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     waves = sum(rng.uniform(0, 0.12) * np.cos(k * angle + rng.uniform(0, 6)) for k in (2, 3, 5, 7))
     reach = radius * (1 + waves + rng.normal(0, 0.002, points))
@@ -121,7 +121,7 @@ def prepared_polygons(geometry: shapely.MultiPolygon) -> Callable[[float, float]
 
 
 def run(repeats: int = 3, sample: int = 3000) -> list[rows.Row]:
-    """Measure both sets of outlines; best of ``repeats``."""
+    """Measure both sets of annotations; best of ``repeats``."""
     rng = np.random.default_rng(0)
     tissue = slide()
     found = []
@@ -135,7 +135,7 @@ def run(repeats: int = 3, sample: int = 3000) -> list[rows.Row]:
         ours, what = min(seconds), f"level-0 index, {WIDTH:,} x {HEIGHT:,} px, {name}"
         loop = loop_seconds(tissue, point_polygon_test(geometry), sample)
         prepared = loop_seconds(tissue, prepared_polygons(geometry), sample)
-        patches = f"{len(entry['patches']):,} patches, {sum(patch[2] for patch in entry['patches']):,} tumour"
+        patches = f"{len(entry['patches']):,} patches, {sum(patch[2] for patch in entry['patches']):,} tumor"
         found += [
             rows.below(what, ours, "s", 2, note=patches),
             rows.times_as_fast(f"{what}, against a point-in-polygon loop", ours, loop, 100),
