@@ -26,14 +26,14 @@ class FolderIndex:
     """Indices of the slides of a folder.
 
     Attributes:
-        levels: target level -> its index.
-        missing: target level -> why there is no index of it.
+        levels: target level, magnification or pixel size, as asked for -> its index.
+        missing: the same -> why there is no index of it.
         left_out: slide id -> why it is in no index: its file or its annotation cannot be read.
         notices: one line each on files that were not used, and on what was assumed or ignored of a slide.
     """
 
-    levels: dict[int, LevelIndex]
-    missing: dict[int, str]
+    levels: dict[int | str, LevelIndex]
+    missing: dict[int | str, str]
     left_out: dict[str, str]
     notices: tuple[str, ...]
 
@@ -82,7 +82,7 @@ def build_slide_index(
 def build_indices(
     images_dir: str | Path,
     annotations_dir: str | Path | None,
-    target_levels: Sequence[int],
+    target_levels: Sequence[int | str],
     *,
     tissue: TissueOptions | None = None,
     annotation: AnnotationOptions | None = None,
@@ -96,6 +96,7 @@ def build_indices(
     A slide or annotation that cannot be read costs that slide only.
 
     Args:
+        target_levels: pyramid levels, and magnifications or pixel sizes such as "10x" or "0.5um".
         cohort: what is said of single slides; None reads ``cohort.csv`` of the images folder, if it is there.
 
     Raises:
@@ -137,8 +138,8 @@ def build_indices(
         for plain, regions, _ in read
         for line in (*plain["notices"], *(regions.notices if regions else ()))
     ]
-    levels: dict[int, LevelIndex] = {}
-    missing: dict[int, str] = {}
+    levels: dict[int | str, LevelIndex] = {}
+    missing: dict[int | str, str] = {}
     for done, level in enumerate(target_levels, start=1):
         try:
             unpacked = ((TissueRegions.from_plain(plain), *rest) for plain, *rest in read)

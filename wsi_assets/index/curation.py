@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsi_assets.index.slide_index import is_test
+from wsi_assets.index.slide_index import is_test, resolution_of
 from wsi_assets.slides.naming import DEFAULT_TEST_PATTERN
+from wsi_assets.slides.resolution import words_of
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
@@ -101,7 +102,7 @@ def no_tumor_patches(index: Index) -> Findings:
             most = max(entry["tumor_fraction"], default=0.0)
             yield (
                 slide_id,
-                f"none of {len(entry['patches'])} patches at level {entry['level']} is tumor "
+                f"none of {len(entry['patches'])} patches at {words_of(resolution_of(entry))} is tumor "
                 f"(largest tumor share {most:.1%})",
             )
 
@@ -115,8 +116,8 @@ def tissue_mask_too_coarse(index: Index) -> Findings:
             fitting = max(int(side / LEAST_ACROSS).bit_length() - 1, 0)
             yield (
                 slide_id,
-                f"a patch of {entry['patch_size']} at level {entry['level']} is {across:.2g} times as wide "
-                f"as a pixel of the tissue mask, expected {LEAST_ACROSS}: set work_level to {fitting}",
+                f"a patch of {entry['patch_size']} at {words_of(resolution_of(entry))} is {across:.2g} times "
+                f"as wide as a pixel of the tissue mask, not {LEAST_ACROSS}: set work_level to {fitting}",
             )
 
 
@@ -127,8 +128,8 @@ def mixed_magnifications(index: Index) -> Findings:
         if abs(entry["magnification"] / usual - 1) > SAME_MAGNIFICATION:
             yield (
                 slide_id,
-                f"magnification {entry['magnification']:.4g} at level {entry['level']}, where the median "
-                f"slide has {usual:.4g}",
+                f"magnification {entry['magnification']:.4g} at {words_of(resolution_of(entry))}, where the "
+                f"median slide has {usual:.4g}",
             )
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from wsi_assets.errors import WsiAssetsError
+from wsi_assets.errors import SlideIndexError, WsiAssetsError
 from wsi_assets.index.options import TissueOptions
 from wsi_assets.index.slide_regions import read_tumor
 from wsi_assets.slides.naming import is_test_slide
+from wsi_assets.slides.resolution import Resolution, locate
 
 if TYPE_CHECKING:
-    from wsi_assets.slides import Cohort, SlideFile, SlideRow
+    from wsi_assets.slides import Cohort, SlideFile, SlideReader, SlideRow
 
 COLUMNS = {
     "slide": "slide_id",
@@ -22,6 +24,7 @@ COLUMNS = {
     "size (px)": "size",
     "levels": "levels",
     "downsamples": "downsamples",
+    "40/20/10/5x from level": "magnifications",
     "mag. (from)": "magnification",
     "mpp": "mpp",
     "tissue": "tissue",
@@ -29,7 +32,17 @@ COLUMNS = {
 }
 """Heading -> what of :class:`SlideHealth` stands below it."""
 
-LEAST_FIRST = ("downsamples", "format", "tissue", "mpp", "size (px)", "mag. (from)", "split", "patient")
+LEAST_FIRST = (
+    "downsamples",
+    "40/20/10/5x from level",
+    "format",
+    "tissue",
+    "mpp",
+    "size (px)",
+    "mag. (from)",
+    "split",
+    "patient",
+)
 """Columns in the order in which a narrow terminal goes without them."""
 
 
@@ -44,6 +57,7 @@ class SlideHealth:
     size: str = ""
     levels: str = ""
     downsamples: str = ""
+    magnifications: str = ""
     magnification: str = ""
     mpp: str = ""
     tissue: str = ""
@@ -69,6 +83,7 @@ def examine(slide: SlideFile, said: SlideRow) -> SlideHealth:
             last = reader.levels[-1].index
             health.levels = f"0-{last}" if last else "0"
             health.downsamples = _downsamples([level.downsample for level in reader.levels])
+            health.magnifications = _magnifications(reader)
             health.magnification = f"{scale.base_magnification:g} ({scale.magnification_source})"
             health.mpp = "unknown" if scale.mpp is None else f"{scale.mpp:.4g}"
             tissue = find_tissue(reader, TissueOptions(), "").to_plain()
@@ -107,3 +122,15 @@ def _downsamples(downsamples: list[float]) -> str:
     """By how much each level is smaller than level 0; of many the first two and the last."""
     shown = [f"{downsample:g}" for downsample in downsamples]
     return f"{shown[0]}, {shown[1]} … {shown[-1]}" if len(shown) > 4 else ", ".join(shown)
+
+
+def _magnifications(reader: SlideReader) -> str:
+    """From which level patches of these magnifications are read, and by how much it is averaged."""
+    shown = []
+    for key in ("40x", "20x", "10x", "5x"):
+        text = "-"
+        with contextlib.suppress(SlideIndexError):
+            found = locate(reader.levels, reader.scale, Resolution.parse(key))
+            text = f"{found.level.index} / {found.step:.3g}" if found.step != 1 else str(found.level.index)
+        shown.append(text)
+    return ", ".join(shown)

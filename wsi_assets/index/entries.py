@@ -1,4 +1,4 @@
-"""Make the slide index of a level: the patches of each slide with their labels, as plain Python values."""
+"""Make the slide index of a level or magnification: the patches of each slide with labels, in plain types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from wsi_assets.errors import SlideIndexError
 from wsi_assets.index.coverage import is_tumor, to_level, tumor_fractions
 from wsi_assets.index.patch_grid import mask_fractions, starts
 from wsi_assets.index.slide_index import Entry, Index
-from wsi_assets.slides import Cohort, patient_of
+from wsi_assets.slides import Cohort, Place, Resolution, locate, patient_of
+from wsi_assets.slides.resolution import ranges
 
 if TYPE_CHECKING:
     import shapely
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index.options import IndexOptions
     from wsi_assets.index.tissue import TissueRegions
-    from wsi_assets.slides import Level
 
 MOST_PLACES = 1 << 28
 """Places on a slide's tissue that are tried for a patch, some 20 s of work."""
@@ -47,20 +47,25 @@ class LevelIndex:
 def index_slide(
     tissue: TissueRegions,
     tumor: TumorRegions | None,
-    level: int,
+    level: int | str | Resolution,
     options: IndexOptions,
     annotation_path: str | Path | None = None,
 ) -> Entry:
-    """The entry of one slide at one level.
+    """The entry of one slide at a level, or at a magnification or pixel size such as "10x" or "0.5um".
+
+    At the latter the target level is the level ``level`` averaged by ``step``, which is 1 where that level
+    has the pixel size asked for, and ``resolution`` says what was asked for.
 
     ``patches`` are (y, x, is_tumor), top-left corners in pixels of the target level, row by row;
     ``visualisation_coords`` the same in pixels of the tissue mask, each ``work_downsample`` level-0 pixels
     wide, rounded down; ``mpp`` is of the target level; ``label`` is the patient as this id spells it.
 
     Raises:
-        SlideIndexError: the slide has no such level, or the stride is too small for a slide of its size.
+        SlideIndexError: the slide has no such level, magnification or pixel size, or the stride is too small
+            for a slide of its size.
     """
-    target = _level(tissue, level)
+    wanted = _resolution(level)
+    target = _place(tissue, wanted, options)
     size, stride = options.patch_size, options.stride or options.patch_size
     to_work = target.downsample / tissue.work_downsample
     ys, xs = (
@@ -68,33 +73,38 @@ def index_slide(
         for axis, side in enumerate((target.height, target.width))
     )
     if len(ys) * len(xs) > MOST_PLACES:
-        raise _too_dense(tissue, level, stride, f"tries {len(ys) * len(xs)} places")
+        raise _too_dense(tissue, wanted, stride, f"tries {len(ys) * len(xs)} places")
     geometry = None
     if tumor is not None and not tumor.geometry.is_empty:
         geometry = to_level(tumor.geometry, target.downsample)
     rows, columns, shares, tumor_share = _on_tissue(tissue.mask, geometry, ys, xs, to_work, options)
     if len(rows) > MOST_PATCHES:
-        raise _too_dense(tissue, level, stride, f"makes more than {MOST_PATCHES} patches")
+        raise _too_dense(tissue, wanted, stride, f"makes more than {MOST_PATCHES} patches")
     labels = np.zeros(len(rows), bool)
     if geometry is not None and len(rows):
         corners = np.stack([ys[rows], xs[columns]], axis=1)
         labels = is_tumor(options.label_rule, options.tumor_threshold, tumor_share, geometry, corners, size)
-    flags, scale = labels.tolist(), tissue.scale
+    flags = labels.tolist()
+    magnification, averaged = tissue.scale.magnification(target.downsample), {}
+    if wanted.mpp is not None:
+        magnification = 10 / target.mpp
+        averaged = {"resolution": wanted.key, "step": float(target.step)}
     seen_ys, seen_xs = ((corner * to_work).astype(np.int64) for corner in (ys, xs))
     return {
         "slide_path": str(tissue.slide_path),
         "label": patient_of(tissue.slide_id, options.patient_pattern),
         "annotation_path": None if annotation_path is None else str(annotation_path),
-        "level": int(level),
+        "level": int(target.level.index),
+        **averaged,
         "work_level": int(tissue.work_level),
         "work_downsample": float(tissue.work_downsample),
-        "magnification": float(scale.magnification(target.downsample)),
+        "magnification": float(magnification),
         "visualisation_coords": _triples(seen_ys, seen_xs, rows, columns, flags),
         "patches": _triples(ys, xs, rows, columns, flags),
         "patch_size": int(size),
         "stride": int(stride),
         "downsample": float(target.downsample),
-        "mpp": None if scale.mpp is None else float(scale.mpp * target.downsample),
+        "mpp": None if target.mpp is None else float(target.mpp),
         "tissue_fraction": shares.tolist(),
         "tumor_fraction": tumor_share.tolist(),
         "fingerprint": str(tissue.fingerprint),
@@ -104,11 +114,11 @@ def index_slide(
 
 def index_level(
     slides: Iterable[tuple[TissueRegions, TumorRegions | None, str | Path | None]],
-    level: int,
+    level: int | str | Resolution,
     options: IndexOptions,
     cohort: Cohort | None = None,
 ) -> LevelIndex:
-    """Index every slide that has the level; the others are named, with the reason.
+    """Index every slide that has the level or magnification; the others are named, with the reason.
 
     An entry's ``split`` is there only where ``cohort`` names the side of the slide or of its patient, and
     ``cohort_label`` where it says one.
@@ -125,24 +135,28 @@ def index_level(
     entries: Index = {}
     left_out: dict[str, str] = {}
     empty: dict[str, str] = {}
-    known: set[int] = set()
+    wanted, known = _resolution(level), set()
     for tissue, tumor, annotation_path in slides:
         known.update(v.index for v in tissue.levels)
         try:
-            target = _level(tissue, level)
+            target = _place(tissue, wanted, options)
         except SlideIndexError as error:
             left_out[tissue.slide_id] = error.fault
+            if wanted.mpp is not None:
+                left_out[tissue.slide_id] += f". {error.remedy}"
             continue
-        entry = index_slide(tissue, tumor, level, options, annotation_path)
+        entry = index_slide(tissue, tumor, wanted, options, annotation_path)
         entries[tissue.slide_id] = entry
         if not entry["patches"]:
-            empty[tissue.slide_id] = _why_empty(tissue, target, options)
+            empty[tissue.slide_id] = _why_empty(tissue, wanted, target, options)
     if not entries:
         raise SlideIndexError(
-            f"no slide has level {level} ({len(left_out)} slides; levels that exist: {_ranges(known)})"
+            f"no slide has {wanted} ({len(left_out)} slides; levels that exist: {ranges(known)})"
             if left_out
-            else f"there is no slide to index at level {level}",
-            remedy="Choose a level that exists" if left_out else "Add slides, or see why none could be read",
+            else f"there is no slide to index at {wanted}",
+            remedy="Choose a level that exists"
+            if wanted.mpp is None and left_out
+            else "Add slides, or see why none could be read",
         )
     index = dict(sorted(entries.items()))
     patients = cohort.patients(index, options.patient_pattern)
@@ -198,9 +212,9 @@ def _on_tissue(
     return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _too_dense(tissue: TissueRegions, level: int, stride: int, what: str) -> SlideIndexError:
+def _too_dense(tissue: TissueRegions, wanted: Resolution, stride: int, what: str) -> SlideIndexError:
     return SlideIndexError(
-        f"a stride of {stride} {what} on its tissue at level {level}",
+        f"a stride of {stride} {what} on its tissue at {wanted}",
         path=tissue.slide_path,
         remedy="Set a larger stride",
     )
@@ -218,22 +232,21 @@ def _triples(
     return list(zip(y.tolist(), x.tolist(), flags, strict=True))
 
 
-def _level(tissue: TissueRegions, index: int) -> Level:
-    for level in tissue.levels:
-        if level.index == index:
-            return level
-    levels = _ranges({level.index for level in tissue.levels})
-    raise SlideIndexError(
-        f"has no level {index} (its levels: {levels})",
-        path=tissue.slide_path,
-        remedy="Choose one of its levels",
-    )
+def _resolution(level: int | str | Resolution) -> Resolution:
+    return level if isinstance(level, Resolution) else Resolution.parse(level)
 
 
-def _why_empty(tissue: TissueRegions, target: Level, options: IndexOptions) -> str:
+def _place(tissue: TissueRegions, wanted: Resolution, options: IndexOptions) -> Place:
+    try:
+        return locate(tissue.levels, tissue.scale, wanted, options.level_tolerance)
+    except SlideIndexError as error:
+        raise SlideIndexError(error.fault, path=tissue.slide_path, remedy=error.remedy) from error
+
+
+def _why_empty(tissue: TissueRegions, wanted: Resolution, target: Place, options: IndexOptions) -> str:
     if min(target.height, target.width) < options.patch_size:
         return (
-            f"level {target.index} ({target.width} x {target.height} pixels) is smaller than a patch "
+            f"{wanted} ({target.width} x {target.height} pixels) is smaller than a patch "
             f"of {options.patch_size}"
         )
     if tissue.threshold is None:
@@ -241,14 +254,3 @@ def _why_empty(tissue: TissueRegions, target: Level, options: IndexOptions) -> s
     if not tissue.mask.any():
         return "no tissue was found on the slide"
     return f"no patch reaches {options.min_tissue:.0%} tissue (the slide has {tissue.tissue_share:.2%})"
-
-
-def _ranges(numbers: set[int]) -> str:
-    """Write {0, 1, 2, 5} as "0 to 2, 5"."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in parts) or "none"

@@ -76,6 +76,13 @@ class IndexOptions(BaseModel):
         le=1.0,
         description="Least tumor share of a tumor patch under the rule 'fraction', 0 to 1.",
     )
+    level_tolerance: float = Field(
+        default=0.01,
+        ge=0.0,
+        le=0.1,
+        description="Of a magnification or pixel size: a level whose pixels are off by up to this share is "
+        "read as it is; patches of other slides are averaged from the next finer level.",
+    )
     patient_pattern: str = Field(
         default=DEFAULT_PATIENT_PATTERN,
         description="Regular expression whose first group, in a slide id, is the patient.",

@@ -22,6 +22,8 @@ from wsi_assets.drawing import (
     stroke,
 )
 from wsi_assets.index.sampling import slide_table
+from wsi_assets.index.slide_index import resolution_of
+from wsi_assets.slides.resolution import words_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,7 +117,7 @@ def counts_png(index: Index, sampled: Index | None = None) -> bytes:
                 sides = (np.repeat(at, 2) for at in (left, left + values))
                 ax.fill_betweenx(edges, *sides, color=color, linewidth=0, label=total)
             left = left + values
-        level = next((f"level {entry['level']}, " for entry in index.values()), "")
+        level = next((f"{words_of(resolution_of(entry))}, " for entry in index.values()), "")
         ax.set_title(f"{level}{title}", fontsize=9, pad=20)
         ax.set_xlim(left=0)
         ax.set_xlabel("patches", fontsize=8)

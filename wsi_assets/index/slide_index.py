@@ -71,6 +71,11 @@ def is_test(slide_id: str, entry: Mapping[str, Any]) -> bool:
     return is_test_slide(slide_id, entry.get("config", {}).get("test_pattern", DEFAULT_TEST_PATTERN))
 
 
+def resolution_of(entry: Mapping[str, Any]) -> int | str:
+    """What an entry was indexed at: a pyramid level, or a magnification ("10x") or pixel size ("0.5um")."""
+    return entry.get("resolution") or int(entry["level"])
+
+
 def partial_tumor(entry: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Which patches hold tumor, but too little of it for the label rule ``fraction``: (n,).
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from wsi_assets.errors import ModelError
-from wsi_assets.index.slide_index import is_test
+from wsi_assets.index.slide_index import is_test, resolution_of
 from wsi_assets.learning.checkpoints import LoadedModel, load_model
 from wsi_assets.learning.data import BatchReader, locate, ordered_batches
 from wsi_assets.learning.devices import autocast, in_use, resolve_device, resolve_precision
@@ -72,12 +72,13 @@ def predict(
 
 def _check_fits(loaded: LoadedModel, store: PatchStore, index: Index) -> None:
     """Refuse patches of another size or level than the model was trained on, as far as both are known."""
-    level = next(iter(index.values())).get("level")
+    first = next(iter(index.values()))
+    level = resolution_of(first) if "level" in first else None
     for name, trained, found in (
         ("patch_size", loaded.patch_size, store.info.get("patch_size")),
         ("level", loaded.card.get("level"), store.info.get("level", level)),
     ):
-        if trained is not None and found is not None and int(found) != trained:
+        if trained is not None and found is not None and str(found) != str(trained):
             raise ModelError(
                 f"was trained on {name} {trained}, and the store {store.path} has {found}",
                 path=loaded.path,

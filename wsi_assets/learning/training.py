@@ -17,6 +17,7 @@ from torch.optim.swa_utils import update_bn
 
 from wsi_assets.errors import ModelError
 from wsi_assets.files import digest, write_json
+from wsi_assets.index.slide_index import resolution_of
 from wsi_assets.learning import checkpoints as files
 from wsi_assets.learning import devices
 from wsi_assets.learning.augmentation import Transforms, augment, draw_transforms
@@ -357,7 +358,7 @@ def _facts(
     )
     return {
         "patch_size": _patch_size(store, index),
-        "level": entries[0].get("level"),
+        "level": resolution_of(entries[0]) if "level" in entries[0] else None,
         "mpp": float(median(mpp)) if mpp else None,
         "split": {"unit": split.unit, "rows": list(split.rows)},
         "counts": {

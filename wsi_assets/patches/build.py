@@ -99,9 +99,10 @@ def build_store(
 ) -> StagedStore:
     """Build the store of ``plan`` at ``path``, or bring the one there up to date.
 
-    Patches whose slide, place, size and encoding are unchanged are copied without reading a slide, whatever
-    their count is now. The old store stays readable until the new one takes its place. A killed build is
-    continued by the next one. The store depends on the plan only, not on its history or on who did the work.
+    Patches whose slide, scale, place, size and encoding are unchanged are copied without reading a slide,
+    whatever their count is now. The old store stays readable until the new one takes its place. A killed
+    build is continued by the next one. The store depends on the plan only, not on its history
+    or on who did the work.
     A patch or slide that cannot be read, or a slide that changed since it was indexed, is quarantined with
     the reason; the next build tries it again.
 
@@ -206,15 +207,17 @@ class _Build:
 
     def _places(self) -> Iterator[list[Place]]:
         """Where the patches of each slide are."""
-        return (self._encoded.find(mark, slide.coords) for slide, mark in self._slides)
+        return (self._encoded.find(slide.source(mark), slide.coords) for slide, mark in self._slides)
 
     def _tasks(self, missing: list[np.ndarray]) -> Iterator[ExtractTask]:
         """What is to be read of each slide; one without any missing patch is not opened."""
         for (slide, mark), wanted in zip(self._slides, missing, strict=True):
             coords, seen = slide.coords[wanted], os.access(slide.path, os.R_OK)
-            for chosen in read_batches(coords, self._plan.patch_size):
+            for chosen in read_batches(coords, self._plan.patch_size, slide.step):
                 rows = wanted[chosen] + slide.first
-                yield ExtractTask(rows, slide.path, seen, mark, coords[chosen], self._content)
+                yield ExtractTask(
+                    rows, slide.path, seen, mark, slide.level, slide.step, coords[chosen], self._content
+                )
 
     def _metadata(self) -> StoreMetadata:
         plan, backend = self._plan, self._backend
@@ -233,7 +236,13 @@ class _Build:
             "plan_digest": plan.digest(backend),
             "digest": digest(plan.digest(backend), sorted(self._lost), self._fingerprints),
             "slides": [
-                {"slide_id": slide.slide_id, "fingerprint": mark, **slide.scale}
+                {
+                    "slide_id": slide.slide_id,
+                    "fingerprint": mark,
+                    "level": slide.level,
+                    "step": slide.step,
+                    **slide.scale,
+                }
                 for slide, mark in self._slides
             ],
             "quarantined": quarantined,

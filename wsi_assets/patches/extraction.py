@@ -21,6 +21,7 @@ from wsi_assets.errors import SlideError
 from wsi_assets.patches.codecs import encoder
 from wsi_assets.patches.parts import new_part, write_part
 from wsi_assets.patches.patch_reader import PatchReader
+from wsi_assets.patches.plan import source_of
 from wsi_assets.running import start_worker
 from wsi_assets.slides.fingerprints import fingerprint, signature
 
@@ -33,14 +34,17 @@ class ExtractTask:
         rows: numbers of the patches in the plan.
         seen: whether the builder sees the slide's file.
         fingerprint: what the slide must still have.
-        coords: int32 (n, 2) of (y, x) in pixels of the level.
-        content: level, patch size, codec and the like, as of :meth:`PatchPlan.content`.
+        level, step: the level that is read, and how many of its pixels, each way, are averaged to one.
+        coords: int32 (n, 2) of (y, x) in pixels so averaged.
+        content: patch size, codec and the like, as of :meth:`PatchPlan.content`.
     """
 
     rows: np.ndarray
     slide_path: str
     seen: bool
     fingerprint: str
+    level: int
+    step: float
     coords: np.ndarray
     content: dict[str, Any]
 
@@ -59,7 +63,7 @@ def extract(task: ExtractTask, folder: Path | None) -> tuple[dict[int, str], byt
     reasons: dict[int, str] = {}
     if folder is not None:
         with new_part(folder) as stream:
-            write_part(stream, task.content, task.fingerprint, _encoded(task, reasons))
+            write_part(stream, task.content, _source(task), _encoded(task, reasons))
         return reasons, b""
     if task.seen and not os.access(task.slide_path, os.R_OK):
         raise SlideError(
@@ -68,8 +72,12 @@ def extract(task: ExtractTask, folder: Path | None) -> tuple[dict[int, str], byt
             remedy="Mount the slide folder at the same path on every worker, then run again; it continues",
         )
     stream = io.BytesIO()
-    write_part(stream, task.content, task.fingerprint, _encoded(task, reasons))
+    write_part(stream, task.content, _source(task), _encoded(task, reasons))
     return reasons, stream.getvalue()
+
+
+def _source(task: ExtractTask) -> str:
+    return source_of(task.fingerprint, task.level, task.step)
 
 
 def run_tasks(
@@ -140,7 +148,8 @@ def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[tuple
     encode = encoder(content["codec"], content["quality"])
     waiting = set(range(len(task.coords)))
     try:
-        for number, patch in _reader(task).read(task.coords, size, jpeg=content["codec"] == "jpeg"):
+        patches = _reader(task).read(task.coords, size, task.step, jpeg=content["codec"] == "jpeg")
+        for number, patch in patches:
             waiting.remove(number)
             reason = patch.fault
             if patch.missing > content["max_no_data"] * size**2 or patch.missing == size**2:
@@ -159,12 +168,12 @@ _held = threading.local()
 
 def _reader(task: ExtractTask) -> PatchReader:
     """The slide, kept open from task to task: consecutive tasks are mostly of one slide."""
-    wanted = (task.slide_path, task.content["level"], task.fingerprint, signature(task.slide_path))
+    wanted = (task.slide_path, task.level, task.fingerprint, signature(task.slide_path))
     if getattr(_held, "wanted", None) != wanted:
         close_reader()
         if fingerprint(task.slide_path) != task.fingerprint:
             raise SlideError("changed since it was indexed", path=task.slide_path, remedy="Index it again")
-        _held.reader = PatchReader(task.slide_path, task.content["level"])
+        _held.reader = PatchReader(task.slide_path, task.level)
         _held.wanted = wanted
     return _held.reader
 

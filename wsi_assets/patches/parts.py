@@ -20,6 +20,7 @@ import numpy as np
 from wsi_assets.errors import StoreError
 from wsi_assets.files import digest
 from wsi_assets.patches.backends.base import UNKNOWN_LABEL, StoreReader, StoreWriter
+from wsi_assets.patches.plan import source_of
 
 _STORE = -1
 
@@ -42,21 +43,21 @@ def new_part(folder: Path) -> Iterator[BinaryIO]:
 def write_part(
     stream: BinaryIO,
     content: dict[str, Any],
-    fingerprint: str,
+    source: str,
     values: Iterable[tuple[tuple[int, int], bytes]],
 ) -> None:
     """Write (y, x) and encoded patch each.
 
     Args:
         content: what decides the bytes of a patch besides slide and place (:meth:`PatchPlan.content`).
-        fingerprint: of the slide.
+        source: the slide's pixels (:meth:`SlidePlan.source`).
     """
     coords, lengths = [], []
     for place, value in values:
         stream.write(value)
         coords.append(place)
         lengths.append(len(value))
-    about = {"content": digest(content), "fingerprint": fingerprint, "coords": coords, "lengths": lengths}
+    about = {"content": digest(content), "source": source, "coords": coords, "lengths": lengths}
     trailer = json.dumps(about).encode()
     stream.write(trailer + len(trailer).to_bytes(8, "big"))
 
@@ -75,7 +76,7 @@ class _Part:
             length = int.from_bytes(stream.read(8), "big")
             stream.seek(end - length)
             about = json.loads(stream.read(length))
-        self.content, self.fingerprint = about["content"], about["fingerprint"]
+        self.content, self.source = about["content"], about["source"]
         self.coords, self._lengths = np.array(about["coords"]), np.array(about["lengths"], np.int64)
         self._starts = np.cumsum(self._lengths) - self._lengths
         if not len(self.coords) or self._lengths.sum() + length != end:
@@ -87,7 +88,7 @@ class _Part:
 
 
 class EncodedPatches:
-    """Encoded patches of one content, by slide fingerprint and (y, x).
+    """Encoded patches of one content, by source and (y, x).
 
     Args:
         old: the store there is, if any.
@@ -97,7 +98,7 @@ class EncodedPatches:
     def __init__(self, old: StoreReader | None, folder: Path, content: dict[str, Any]):
         self._old, self._folder, self._content = old, folder, digest(content)
         self._parts: list[_Part] = []
-        # Fingerprint -> rows of y, x, number of the part or _STORE, and row in it.
+        # Source -> rows of y, x, number of the part or _STORE, and row in it.
         self._known: dict[str, list[np.ndarray]] = defaultdict(list)
         if old is not None and old.metadata.origins is not None:
             info, origins = old.metadata.info, old.metadata.origins
@@ -105,7 +106,12 @@ class EncodedPatches:
                 borders = np.searchsorted(origins[:, 0], np.arange(len(info["slides"]) + 1))
                 for slide, first, end in zip(info["slides"], borders, borders[1:], strict=False):
                     rows = first + np.flatnonzero(old.metadata.labels[first:end] != UNKNOWN_LABEL)
-                    self._add(slide["fingerprint"], origins[rows, 1:], _STORE, rows)
+                    self._add(
+                        source_of(slide["fingerprint"], slide["level"], slide["step"]),
+                        origins[rows, 1:],
+                        _STORE,
+                        rows,
+                    )
         self.find_parts()
 
     def find_parts(self) -> None:
@@ -117,14 +123,14 @@ class EncodedPatches:
             if part is None or part.content != self._content:
                 path.unlink(missing_ok=True)
                 continue
-            self._add(part.fingerprint, part.coords, len(self._parts), np.arange(len(part.coords)))
+            self._add(part.source, part.coords, len(self._parts), np.arange(len(part.coords)))
             self._parts.append(part)
 
-    def find(self, fingerprint: str, coords: np.ndarray) -> list[Place]:
-        """Where the patches at ``coords`` of a slide are, None of each that is nowhere."""
+    def find(self, source: str, coords: np.ndarray) -> list[Place]:
+        """Where the patches at ``coords`` of a source are, None of each that is nowhere."""
         known: dict[tuple[int, int], Place] = {}
-        for rows in self._known.get(fingerprint, ()):
-            known.update(((y, x), (source, row)) for y, x, source, row in rows.tolist())
+        for rows in self._known.get(source, ()):
+            known.update(((y, x), (number, row)) for y, x, number, row in rows.tolist())
         return [known.get((y, x)) for y, x in coords.tolist()]
 
     def put(self, place: Place, writer: StoreWriter, row: int, key: str, label: int) -> None:
@@ -137,5 +143,5 @@ class EncodedPatches:
         else:
             writer.write(row, key, label, self._parts[source].read(source_row))
 
-    def _add(self, fingerprint: str, coords: np.ndarray, source: int, rows: np.ndarray) -> None:
-        self._known[fingerprint].append(np.column_stack([coords, np.full_like(rows, source), rows]))
+    def _add(self, source: str, coords: np.ndarray, number: int, rows: np.ndarray) -> None:
+        self._known[source].append(np.column_stack([coords, np.full_like(rows, number), rows]))

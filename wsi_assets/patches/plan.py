@@ -29,6 +29,11 @@ def patch_key(slide_id: str, count: int) -> str:
     return f"{slide_id}_{count:06d}"
 
 
+def source_of(fingerprint: str | None, level: int, step: float) -> str:
+    """Identity of the pixels that a slide's patches are made of."""
+    return f"{fingerprint} level {level} step {step!r}"
+
+
 @dataclass(frozen=True)
 class SlidePlan:
     """The patches of one slide.
@@ -36,7 +41,8 @@ class SlidePlan:
     Attributes:
         fingerprint: content fingerprint of the slide when it was indexed; None in an index that lacks one.
         first: count of the slide's first patch.
-        coords: int32 (n, 2), top-left (y, x) in pixels of the plan's level.
+        level, step: the level that is read, and how many of its pixels, each way, are averaged to one.
+        coords: int32 (n, 2), top-left (y, x) in pixels so averaged.
         labels: uint8 (n,), 1 is tumor.
         scale: downsample, mpp and magnification as the index gives them, None where it does not.
     """
@@ -45,6 +51,8 @@ class SlidePlan:
     path: str
     fingerprint: str | None
     first: int
+    level: int
+    step: float
     coords: np.ndarray
     labels: np.ndarray
     scale: Mapping[str, float | None]
@@ -52,14 +60,18 @@ class SlidePlan:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def source(self, fingerprint: str | None) -> str:
+        """Identity of the pixels that patches are made of: the slide's contents, the level and the step."""
+        return source_of(fingerprint, self.level, self.step)
+
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """The patches of one level of all slides, in index order."""
+    """The patches of one level, magnification or pixel size of all slides, in index order."""
 
     slides: tuple[SlidePlan, ...]
     options: ExtractionOptions
-    level: int
+    level: int | str
     patch_size: int
     stride: int
 
@@ -101,7 +113,7 @@ class PatchPlan:
     def digest(self, backend: Backend = "lmdb") -> str:
         """Identity of what is asked for: equal digests make equal stores, if all patches can be read."""
         slides = [
-            (s.slide_id, s.fingerprint, dict(s.scale), s.coords.tobytes(), s.labels.tobytes())
+            (s.slide_id, s.source(s.fingerprint), dict(s.scale), s.coords.tobytes(), s.labels.tobytes())
             for s in self.slides
         ]
         return digest(self.content(backend), self.stride, slides)
@@ -119,15 +131,15 @@ def plan_patches(
     Raises:
         SlideIndexError: no patches, mixed levels or patch sizes, or an entry is damaged.
     """
-    from wsi_assets.index.slide_index import check_index
+    from wsi_assets.index.slide_index import check_index, resolution_of
 
     slides: list[SlidePlan] = []
-    geometry: set[tuple[int, int, int]] = set()
+    geometry: set[tuple[int | str, int, int]] = set()
     first = 0
     for slide_id, entry in check_index(index).items():
         try:
             size = int(entry.get("patch_size") or patch_size or DEFAULT_PATCH_SIZE)
-            geometry.add((int(entry["level"]), size, int(entry.get("stride") or size)))
+            geometry.add((resolution_of(entry), size, int(entry.get("stride") or size)))
             slides.append(_slide_plan(slide_id, entry, first))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise SlideIndexError(
@@ -168,18 +180,21 @@ def _slide_plan(slide_id: str, entry: Mapping[str, Any], first: int) -> SlidePla
         path=str(entry["slide_path"]),
         fingerprint=entry.get("fingerprint"),
         first=first,
+        level=int(entry["level"]),
+        step=float(entry.get("step", 1.0)),
         coords=np.ascontiguousarray(rows[:, :2], dtype=np.int32),
         labels=(rows[:, 2] != 0).astype(np.uint8),
         scale={name: entry.get(name) for name in ("downsample", "mpp", "magnification")},
     )
 
 
-def read_batches(coords: np.ndarray, patch_size: int) -> list[np.ndarray]:
+def read_batches(coords: np.ndarray, patch_size: int, step: float = 1.0) -> list[np.ndarray]:
     """Cut patches of one slide into batches: arrays of positions in ``coords``.
 
     Patches are gathered over squares of 1,024 pixels within larger ones of about a batch, so that batches
     seldom share a tile.
     """
+    coords, patch_size = (coords * step).astype(np.int64), round(patch_size * step)
     per_batch = max(1, BATCH_PIXELS // patch_size**2)
     side = max(1024, round(per_batch**0.5 * patch_size / 1024) * 1024)
     order = np.lexsort((*(coords // 1024).T[::-1], *(coords // side).T[::-1]))

@@ -15,7 +15,7 @@ from wsi_assets.patches.options import ExtractionOptions
 from wsi_assets.patches.plan import plan_patches
 from wsi_assets.patches.store import PatchStore
 from wsi_assets.progress import Progress, silent
-from wsi_assets.slides import ReferenceReader
+from wsi_assets.slides import ReferenceReader, read_averaged
 
 JPEG_TOLERANCE = 1.0
 """Mean gray levels by which a JPEG patch may differ from its slide's pixels put through JPEG again: 0 with
@@ -111,13 +111,14 @@ def _compare(
         yield from ((row, 0.0, "its slide is not in the index") for row in places)
         return
     compare, size, unread = _comparison(store.info), store.info["patch_size"], set(places)
+    step = float(entry.get("step", 1.0))
     try:
         # Another way than the store was read by, whose faults the same way would repeat.
         with ReferenceReader(entry["slide_path"], int(entry["level"])) as reader:
             for row, (y, x) in places.items():
                 unread.remove(row)
                 try:
-                    difference, wrong = compare(store.get(row), reader.read(y, x, size, size))
+                    difference, wrong = compare(store.get(row), read_averaged(reader.read, y, x, size, step))
                 except (SlideError, StoreError) as error:
                     yield row, 0.0, error.fault
                 else:

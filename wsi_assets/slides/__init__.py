@@ -26,7 +26,8 @@ __getattr__, __dir__, __all__ = exports(
         "scale": ("Level", "Scale", "true_downsamples"),
         "reader": ("Region", "SlideReader", "open_slide"),
         "reference": ("ReferenceReader",),
-        "reduce": ("reduce_mean",),
+        "reduce": ("read_averaged", "reduce_mean"),
+        "resolution": ("Place", "Resolution", "locate"),
         "tiff_tiles": ("TileLevel", "open_tiles"),
     },
 )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import cv2
 import numpy as np
+from scipy import sparse
 
 _STRIP_PIXELS = 1 << 20
 """Pixels averaged at a time, so that memory stays near that of the result."""
+_BAND_PIXELS = 1 << 22
+"""Pixels of a level that are averaged to a patch at a time."""
 
 
 def area_mean(
@@ -62,6 +67,51 @@ def reduce_mean(pixels: np.ndarray, no_data: np.ndarray, factor: int) -> tuple[n
         parts.append(area_mean(pixels[part], no_data[part], cells, (cells[0] * factor, cols * factor)))
     means, missing = zip(*parts, strict=True)
     return np.concatenate(means), np.concatenate(missing)
+
+
+def read_averaged(
+    read: Callable[[int, int, int, int], np.ndarray], y: int, x: int, size: int, step: float
+) -> np.ndarray:
+    """The patch at (y, x) of a grid whose pixels are ``step`` x ``step`` pixels of a level: (size, size, 3).
+
+    The exact area average: a patch begins where the one before it ends, also within a pixel of the level.
+
+    Args:
+        read: the level's uint8 (h, w, 3) at top, left, height, width.
+    """
+    step = float(step)
+    if step == 1:
+        return read(y, x, size, size)
+    left, width, across = _cells(x, size, step)
+    rows, parts = max(1, int(_BAND_PIXELS / step / width)), []
+    for first in range(0, size, rows):
+        top, height, down = _cells(y + first, min(rows, size - first), step)
+        pixels = read(top, left, height, width)
+        if step.is_integer():
+            parts.append(cv2.resize(pixels, (size, down.shape[0]), interpolation=cv2.INTER_AREA))
+            continue
+        lines = down @ pixels.reshape(height, -1).astype(np.float32)
+        columns = cv2.transpose(lines.reshape(-1, width, 3)).reshape(width, -1)
+        means = (across @ columns).reshape(size, -1, 3)
+        parts.append(cv2.transpose(cv2.convertScaleAbs(means)))
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+@lru_cache(1024)
+def _cells(first: int, count: int, step: float) -> tuple[int, int, sparse.csr_array]:
+    """First pixel, number of pixels, and share of each in the cells ``first`` and on, ``step`` wide each:
+    (cells, pixels) float32."""
+    # To a millionth of a pixel, so that noise of floating point reads no row more.
+    edges = np.round((first + np.arange(count + 1)) * step, 6)
+    start = math.floor(edges[0])
+    length = math.ceil(edges[-1]) - start
+    low, high = edges[:-1, None] - start, edges[1:, None] - start
+    at = np.floor(low).astype(np.int64) + np.arange(math.ceil(step) + 1)
+    shares = np.maximum(np.minimum(at + 1, high) - np.maximum(at, low), 0) / (high - low)
+    # Pixels beyond the last have no share.
+    columns, ends = np.minimum(at, length - 1).ravel(), np.arange(count + 1) * at.shape[1]
+    matrix = sparse.csr_array((shares.astype(np.float32).ravel(), columns, ends), shape=(count, length))
+    return start, length, matrix
 
 
 def _means(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

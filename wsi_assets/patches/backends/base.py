@@ -16,7 +16,7 @@ from wsi_assets.files import disk_fault
 from wsi_assets.patches.options import Backend
 from wsi_assets.slides.closing import Closing
 
-FORMAT = 6
+FORMAT = 7
 """Version of our metadata; a store of another version is built again."""
 
 MAX_PATCH_SIZE = 1 << 14
@@ -37,8 +37,8 @@ class StoreMetadata:
         info: plain values. Every store: ``backend, patch_size, codec, quarantined``. A store of ours also
             ``format, quality, patches, tumor, normal`` and ``digest`` (of what it holds: equal ones mean
             equal keys, labels and patches). One that was built from an index also ``level, stride,
-            max_no_data, plan_digest`` (of what was asked for) and ``slides`` (id, fingerprint, downsample,
-            mpp, magnification, patches of each).
+            max_no_data, plan_digest`` (of what was asked for) and ``slides`` (id, fingerprint, level,
+            step, downsample, mpp, magnification of each).
         keys: one a patch.
         labels: uint8 (n,), 1 is tumor, 0 normal, :data:`UNKNOWN_LABEL`.
         origins: int32 (n, 3): slide number in ``info["slides"]``, y, x in pixels of the level; None where the
