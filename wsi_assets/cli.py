@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,10 +106,37 @@ def folders(command: Any) -> Any:
     return with_settings
 
 
+def scales(*, several: bool) -> Callable[[Any], Any]:
+    """The options for levels, magnifications and pixel sizes; the command is given their keys, ``levels``."""
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def with_levels(
+            level: tuple[int, ...], mag: tuple[float, ...], mpp: tuple[float, ...], **others: Any
+        ) -> Any:
+            from wsi_assets.slides.resolution import Resolution
+
+            keys = [*map(str, level), *(f"{one:g}x" for one in mag), *(f"{one:g}um" for one in mpp)]
+            if not keys or (len(keys) > 1 and not several):
+                raise click.UsageError("give one of --level, --mag and --mpp")
+            return command(levels=[Resolution.parse(key).key for key in dict.fromkeys(keys)], **others)
+
+        again = "; repeatable" if several else ""
+        for name, kind, what in (
+            ("mpp", float, "A pixel size in um, the same on every scanner"),
+            ("mag", float, "A magnification, 10 is 1 um a pixel on every scanner"),
+            ("level", int, "A pyramid level"),
+        ):
+            with_levels = click.option(f"--{name}", type=kind, multiple=True, help=f"{what}{again}.")(
+                with_levels
+            )
+        return with_levels
+
+    return decorate
+
+
 @main.command()
-@click.option(
-    "--level", "levels", type=int, multiple=True, required=True, help="A pyramid level; repeatable."
-)
+@scales(several=True)
 @click.option("--upto", default="evaluation", show_default=True, help="The last asset to make.")
 @folders
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set one parameter; repeatable.")
@@ -127,7 +154,7 @@ def folders(command: Any) -> Any:
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be made, and why; make nothing.")
 def run(
-    levels: tuple[int, ...],
+    levels: list[str],
     upto: str,
     settings: Settings,
     pairs: tuple[str, ...],
@@ -148,10 +175,10 @@ def run(
 
     if accept:
         pairs = (*pairs, f"accepted_slides={json.dumps([*accepted_slides(settings, levels), *accept])}")
-    given, wanted = parse_settings(list(pairs)), list(dict.fromkeys(levels))
+    given = parse_settings(list(pairs))
     if dry_run:
-        sys.exit(print_plan(settings, given, wanted, upto))
-    status = run_and_report(settings, given, wanted, upto, annotations_gone=annotations_gone, no_test=no_test)
+        sys.exit(print_plan(settings, given, levels, upto))
+    status = run_and_report(settings, given, levels, upto, annotations_gone=annotations_gone, no_test=no_test)
     sys.exit(status)
 
 
@@ -191,31 +218,31 @@ def retire(settings: Settings, slide_id: str) -> None:
 
 
 @main.command()
-@click.option("--level", type=int, required=True, help="The level whose patches are checked.")
+@scales(several=False)
 @click.option("--fraction", type=float, default=0.01, show_default=True, help="Share to check; 1 is all.")
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of the sample.")
 @folders
-def verify(settings: Settings, level: int, fraction: float, seed: int) -> None:
+def verify(settings: Settings, levels: list[str], fraction: float, seed: int) -> None:
     """Read a sample of a level's patches again from the slides and compare.
 
     Exit status: 1 if any patch is not its slide's.
     """
     from wsi_assets.console import verify_patches
 
-    sys.exit(verify_patches(settings, level, fraction, seed))
+    sys.exit(verify_patches(settings, levels[0], fraction, seed))
 
 
 @main.command()
-@click.option("--level", type=int, required=True, help="The level whose training is logged.")
+@scales(several=False)
 @folders
-def log(settings: Settings, level: int) -> None:
+def log(settings: Settings, levels: list[str]) -> None:
     """Log a finished training to MLflow, from its files: for one that MLflow was away for.
 
     Exit status: 1 if MLflow does not take it.
     """
     from wsi_assets.console import log_training
 
-    sys.exit(log_training(settings, level))
+    sys.exit(log_training(settings, levels[0]))
 
 
 @main.command()

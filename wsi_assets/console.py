@@ -17,6 +17,7 @@ from rich.table import Table
 from wsi_assets.cli import FAILED, LEFT_OUT, OK
 from wsi_assets.errors import EvaluationError
 from wsi_assets.progress import progress_bars
+from wsi_assets.slides.resolution import Resolution, words_of
 
 if TYPE_CHECKING:
     from wsi_assets.index.doctor import SlideHealth
@@ -37,7 +38,7 @@ def _say(line: str, style: str | None = None) -> None:
 def run_and_report(
     settings: Settings,
     given: ParameterSet,
-    levels: list[int],
+    levels: Sequence[int | str],
     upto: str,
     *,
     annotations_gone: bool = False,
@@ -48,14 +49,13 @@ def run_and_report(
     from wsi_assets.orchestration.instance import open_instance
     from wsi_assets.orchestration.metadata import progress_on_terminal
     from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
-    from wsi_assets.orchestration.partitions import level_of
 
     chain = chain_upto(upto)  # a slip of the pen is reported before hours of reading slides
     trains = any(artefact.name == "trained_model" for artefact in chain)
     if trains and no_test:
         upto = "trained_model"
     for level in levels:
-        level_of(str(level))
+        Resolution.parse(level)
     started = time.monotonic()
     with open_instance(settings) as instance, progress_bars(console) as bars, progress_on_terminal(bars):
         # A run that was killed would hold the pool that this one needs.
@@ -82,7 +82,7 @@ def run_and_report(
     if compared:
         _say(f"\nAll evaluated levels side by side: {compared['path']}")
         for level, reason in compared["left_out"].items():
-            _say(f"  not level {level}: {reason}", "yellow")
+            _say(f"  not {words_of(level)}: {reason}", "yellow")
     if incomparable:
         _say(f"\nerror: {incomparable}", "red")
     seconds = time.monotonic() - started
@@ -92,7 +92,7 @@ def run_and_report(
     return LEFT_OUT if left_out else OK
 
 
-def print_plan(settings: Settings, given: ParameterSet, levels: list[int], upto: str) -> int:
+def print_plan(settings: Settings, given: ParameterSet, levels: Sequence[int | str], upto: str) -> int:
     """Print what a run would make, and why."""
     from wsi_assets.orchestration.cli_run import CommandLineRun
     from wsi_assets.orchestration.instance import look_into_instance
@@ -176,25 +176,25 @@ def retire_and_report(settings: Settings, slide_id: str) -> int:
     console.print(f"{slide_id} is retired", markup=False)
     if levels:
         console.print(
-            f"it may still be in level {', '.join(levels)}: make these again when you want it out of them"
+            f"it may still be in {', '.join(map(words_of, levels))}: make these again when you want it out"
         )
     return OK
 
 
-def log_training(settings: Settings, level: int) -> int:
+def log_training(settings: Settings, level: str) -> int:
     """Log a finished training to MLflow; returns 1 if MLflow does not take it."""
     from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 
     faults: list[str] = []
-    page = log_finished(MlflowResource.of(settings), str(level), faults.append)
+    page = log_finished(MlflowResource.of(settings), level, faults.append)
     for fault in faults:
         _say(f"error: {fault}", "red")
     if not faults:
-        _say(f"level {level} is logged: {page}")
+        _say(f"{words_of(level)} is logged: {page}")
     return FAILED if faults else OK
 
 
-def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -> int:
+def verify_patches(settings: Settings, level: str, fraction: float, seed: int) -> int:
     """Compare a sample of a level's patches with their slides; returns 1 if any differs."""
     from wsi_assets.files import read_plain_pickle
     from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
@@ -205,10 +205,10 @@ def verify_patches(settings: Settings, level: int, fraction: float, seed: int) -
 
     storage = StorageResource.of(settings)
     index = SlideFolderResource.of(settings).with_present_paths(
-        read_plain_pickle(storage.artefact(SAMPLED_INDEX, str(level)))
+        read_plain_pickle(storage.artefact(SAMPLED_INDEX, level))
     )
     with (
-        open_store(store_named_by(storage.artefact(PATCH_STORE, str(level)))) as store,
+        open_store(store_named_by(storage.artefact(PATCH_STORE, level))) as store,
         progress_bars(console) as bars,
     ):
         report = verify_store(store, index, fraction, seed, progress=bars)
@@ -265,7 +265,7 @@ def _print_level(outcome: LevelOutcome, storage: Path) -> None:
     from wsi_assets.orchestration.artefact import all_artefacts, level_chain
     from wsi_assets.orchestration.storage import StorageResource
 
-    table = Table(title=f"level {outcome.level} ({outcome.seconds:.0f} s)", title_justify="left")
+    table = Table(title=f"{words_of(outcome.level)} ({outcome.seconds:.0f} s)", title_justify="left")
     for column in ("asset", "status", "result", "path"):
         table.add_column(column, overflow="fold")
     resource, level = StorageResource(storage_dir=str(storage)), str(outcome.level)
@@ -280,11 +280,11 @@ def _print_level(outcome: LevelOutcome, storage: Path) -> None:
         table.add_row(artefact.name, made if is_shown else "not made", facts, str(path) if is_shown else "")
     _page().print(table)
     if outcome.failure:
-        _say(f"error: level {outcome.level}: {outcome.failure}", "red")
+        _say(f"error: {words_of(outcome.level)}: {outcome.failure}", "red")
     elif not outcome.made:
-        console.print(f"level {outcome.level}: nothing to do, everything is up to date")
+        console.print(f"{words_of(outcome.level)}: nothing to do, everything is up to date")
     if "evaluation" in (*outcome.made, *outcome.up_to_date):
-        _say(f"report: {storage / f'level_{level}' / 'report' / 'report.html'}")
+        _say(f"report: {resource.level_folder(level) / 'report' / 'report.html'}")
     for line in outcome.failed_checks:
         _say(f"check failed: {line}", "yellow")
 

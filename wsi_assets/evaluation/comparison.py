@@ -13,6 +13,7 @@ from wsi_assets.evaluation.charts import comparison_chart
 from wsi_assets.evaluation.evaluation import FORMAT
 from wsi_assets.evaluation.report import render
 from wsi_assets.files import write_json
+from wsi_assets.slides.resolution import name_of, words_of
 
 METRICS = {
     "slide_auc": ("Slide AUC", ("slide", "auc_top_mean")),
@@ -30,7 +31,7 @@ DRAWN = ("slide_auc", "froc_corrected", "patch_auc", "sensitivity", "specificity
 
 
 def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """A row a level, highest magnification first: counts, model, time, and every metric in its plain form.
+    """A row a level or magnification, smallest pixels first: counts, model, time, every metric in plain form.
 
     Args:
         files: level -> its ``metrics.json``.
@@ -48,20 +49,20 @@ def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], 
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             left_out[level] = f"{file} holds no metrics of this version ({error!r:.80}). Evaluate it again"
     if left_out and not rows:
-        raise EvaluationError("; ".join(f"level {level}: {why}" for level, why in left_out.items()))
-    return sorted(rows, key=lambda row: (row["level"] is None, row["level"] or 0)), left_out
+        raise EvaluationError("; ".join(f"{words_of(level)}: {why}" for level, why in left_out.items()))
+    return sorted(rows, key=_pixel_size), left_out
 
 
 def write_comparison(rows: Sequence[Mapping[str, Any]], out_dir: str | Path) -> Path:
     """Write ``comparison.html``, one self-contained page, ``comparison.png`` and ``comparison.json``.
 
-    The page links the reports where the storage has them, ``../level_N/report/report.html``.
+    The page links the reports where the storage has them, ``../level_4/report`` or ``../10x/report``.
     """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     chart = None
     if rows:
-        names = [f"level {'?' if row['level'] is None else row['level']}" for row in rows]
+        names = [_words(row["level"]) for row in rows]
         panels = {METRICS[key][0]: [row["metrics"][key] for row in rows] for key in DRAWN}
         canvas = comparison_chart(names, panels)
         (out / "comparison.png").write_bytes(canvas_png(canvas))
@@ -74,6 +75,8 @@ def write_comparison(rows: Sequence[Mapping[str, Any]], out_dir: str | Path) -> 
         reasons=sorted({one["reason"] for row in rows for one in row["metrics"].values() if one["reason"]}),
         same_slides=len({(row["slides"], row["patients"]) for row in rows}) <= 1,
         chart=chart,
+        words=_words,
+        folder=lambda level: name_of(str(level)),
     )
     path = out / "comparison.html"
     path.write_text(html, encoding="utf-8")
@@ -85,7 +88,8 @@ def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"format {metrics['format']}")
     context, overall, slide = metrics["context"], metrics["patch"]["overall"], metrics["slide"]
     return {
-        **{name: context[name] for name in ("level", "magnification", "patch_size", "created", "mlflow_url")},
+        **{name: context[name] for name in ("level", "mpp", "magnification", "patch_size")},
+        **{name: context[name] for name in ("created", "mlflow_url")},
         **{name: slide[name] for name in ("slides", "tumor_slides", "patients")},
         "patches": overall["patches"],
         "tumor_patches": overall["tumor"],
@@ -95,6 +99,17 @@ def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "left_out": len(context["left_out"]),
         "metrics": {key: _metric(metrics, place) for key, (_, place) in METRICS.items()},
     }
+
+
+def _words(level: int | str | None) -> str:
+    return words_of("?" if level is None else level)
+
+
+def _pixel_size(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """To sort by um a pixel; where that is not known, by magnification, then by level."""
+    size = row["mpp"] or (10 / row["magnification"] if row["magnification"] else None)
+    level = row["level"] if isinstance(row["level"], int) else 99
+    return size is None, size or 0, level
 
 
 def _metric(metrics: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:

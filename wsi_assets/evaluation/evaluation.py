@@ -30,7 +30,7 @@ from wsi_assets.slides.naming import normalize_id
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
 
-FORMAT = 3
+FORMAT = 4
 """Version of the plain form, as ``metrics.json`` holds it."""
 
 INCOMPLETE = "its tumor is not completely annotated"

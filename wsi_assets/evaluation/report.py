@@ -31,6 +31,7 @@ from wsi_assets.evaluation.heatmap import detections_csv
 from wsi_assets.evaluation.heatmap_files import heatmap_geojson, write_likelihood_tiff
 from wsi_assets.files import write_json
 from wsi_assets.progress import Progress, silent
+from wsi_assets.slides.resolution import words_of
 
 THUMBNAIL_SIDE, PICTURE_SIDE = 160, 800
 CONTEXT = 3
@@ -45,7 +46,8 @@ class ReportContext:
 
     Attributes:
         cohort: where the slides come from.
-        level, magnification, patch_size: the partition, its effective magnification, pixels of its patches.
+        level, mpp, magnification, patch_size: the partition, its um a pixel, effective magnification, and
+            pixels of its patches.
         model: what it is, as rows of name and value.
         counts: rows of the index: one a slide, any columns.
         split: rows of the training and validation split, any columns.
@@ -63,7 +65,8 @@ class ReportContext:
     """
 
     cohort: str | None = None
-    level: int | None = None
+    level: int | str | None = None
+    mpp: float | None = None
     magnification: float | None = None
     patch_size: int | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -129,7 +132,7 @@ def write_report(
         pages[slide.slide_id] = _slide_page(slide, evaluation, worst, out, open_slide)
         progress(done, len(evaluation.slides), "drawing slides")
     metrics = evaluation.to_plain()
-    known = ("cohort", "level", "magnification", "patch_size", "model", "mlflow_url", "seconds")
+    known = ("cohort", "level", "mpp", "magnification", "patch_size", "model", "mlflow_url", "seconds")
     metrics["context"] = {name: getattr(context, name) for name in known}
     created = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     metrics["context"] |= {"created": created, "left_out": dict(context.left_out or {})}
@@ -237,6 +240,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    env.globals["words"] = words_of
     env.filters.update(number=_number, count=_count, duration=_duration, cell=_cell, heading=_heading)
     # A metric, or its plain form from ``metrics.json``, as its plain form.
     env.globals.update(

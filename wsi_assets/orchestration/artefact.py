@@ -33,7 +33,8 @@ class Artefact:
     Attributes:
         name: the asset's.
         code_version: raise it when a change of code changes what the artefact holds.
-        path: below the storage folder, with ``{slide}`` or ``{level}`` for an asset of slides or of levels.
+        path: below the storage folder, with ``{slide}`` or ``{level}`` for an asset of slides or of levels;
+            of level 4 it is ``level_4``, of the magnification 10x ``10x``.
         options: the domain's option class; its fields are the asset's parameters.
         inputs: the artefacts it is made from.
         sources: the user's files it is made from: ``slide_image``, ``slide_annotation``.

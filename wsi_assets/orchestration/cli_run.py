@@ -29,7 +29,7 @@ from wsi_assets.orchestration.build import (
 from wsi_assets.orchestration.config import ParameterSet, options_of
 from wsi_assets.orchestration.instance import LOCATION
 from wsi_assets.orchestration.level_plan import stale_artefacts, stale_slides, usable_slides
-from wsi_assets.orchestration.partitions import LEVELS, SLIDES, level_of
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.slide_folder import (
@@ -42,6 +42,7 @@ from wsi_assets.orchestration.slide_folder import (
 )
 from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.running import was_asked
+from wsi_assets.slides.resolution import Resolution, words_of
 
 if TYPE_CHECKING:
     from wsi_assets.orchestration.storage import Record
@@ -72,7 +73,7 @@ class LevelOutcome:
         records: asset -> the provenance of what there is now.
     """
 
-    level: int
+    level: int | str
     made: list[str] = field(default_factory=list)
     up_to_date: list[str] = field(default_factory=list)
     failure: str | None = None
@@ -100,7 +101,7 @@ class CommandLineRun:
         self.storage = StorageResource.of(settings)
         self.definitions = build_definitions(settings)
 
-    def plan(self, levels: Sequence[int], upto: str = "evaluation") -> list[str]:
+    def plan(self, levels: Sequence[int | str], upto: str = "evaluation") -> list[str]:
         """One line for everything that would be made, and why; makes and writes nothing."""
         parameters, lines = (self.storage.parameters.read(), self.given), []
         seen, _, _ = self._look(annotations_gone=False)
@@ -122,14 +123,14 @@ class CommandLineRun:
             slide_id: ["to be made"] if slide_id in stale else found for slide_id, found in versions.items()
         }
         for level in levels:
-            chain, key = chain_upto(upto), str(level_of(str(level)))
+            chain, key = chain_upto(upto), Resolution.parse(level).key
             for artefact in chain:
                 lines += self.storage.parameters.changes(artefact, key, self._given_for(artefact, key))
             for name, why in stale_artefacts(self.storage, chain, key, usable, *parameters).items():
-                lines.append(f"{name} of level {key}: {why}")
+                lines.append(f"{name} of {words_of(key)}: {why}")
         return lines
 
-    def check_sides(self, levels: Sequence[int], *, no_test: bool = False) -> None:
+    def check_sides(self, levels: Sequence[int | str], *, no_test: bool = False) -> None:
         """See before anything is made that a detector can be trained and tested; ``no_test``: only trained.
 
         Raises:
@@ -190,9 +191,9 @@ class CommandLineRun:
         outcome.up_to_date = sorted(seen.keys() - made - outcome.left_out.keys())
         return outcome
 
-    def run_level(self, level: int, upto: str = "evaluation") -> LevelOutcome:
+    def run_level(self, level: int | str, upto: str = "evaluation") -> LevelOutcome:
         """Make a level's assets up to ``upto``, all that are out of date in one run."""
-        chain, key = chain_upto(upto), str(level_of(str(level)))
+        chain, key = chain_upto(upto), Resolution.parse(level).key
         outcome, started = LevelOutcome(level), time.monotonic()
         self.instance.add_dynamic_partitions(LEVELS.name, [key])
         usable, outcome.left_out = usable_slides(self.storage, self.folder, self.instance)
@@ -201,7 +202,7 @@ class CommandLineRun:
         outcome.up_to_date = [artefact.name for artefact in chain if artefact.name not in stale]
         for name, why in stale.items():
             if why != "is not made":
-                self.say(f"level {level}: {name} is made again ({why})")
+                self.say(f"{words_of(level)}: {name} is made again ({why})")
         self._keep(chain, key)
         self._evaluate_open_checks([artefact for artefact in chain if artefact.name not in stale], key)
         if stale:
@@ -343,7 +344,7 @@ class CommandLineRun:
         return result
 
 
-def accepted_slides(settings: Settings, levels: Sequence[int], *given: ParameterSet) -> list[str]:
+def accepted_slides(settings: Settings, levels: Sequence[int | str], *given: ParameterSet) -> list[str]:
     """Slides that were accepted for any of the levels though their names contradict their annotations."""
     said = (StorageResource.of(settings).parameters.read(), *given)
     each: list[Any] = [options_of(PATCH_STORE, str(level), *said) for level in levels]

@@ -32,7 +32,7 @@ import yaml
 from wsi_assets.errors import ConfigError
 from wsi_assets.files import publish_file
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts
-from wsi_assets.orchestration.partitions import level_of
+from wsi_assets.slides.resolution import Resolution, words_of
 
 COMMAND_LINE = "--set"
 
@@ -103,7 +103,7 @@ class ParameterSet:
         for level, values in levels.items():
             place = f"levels.{level}"
             try:
-                level_of(level)
+                Resolution.parse(level)
             except ConfigError as error:
                 raise self._error(f"{place}: {error.fault}", error.remedy) from None
             levels[level] = self._mapping(values, place, "Write `patch_size: 128` below it")
@@ -204,7 +204,7 @@ class ParameterFile:
 
     def changes(self, artefact: Artefact, level: str | None, given: Mapping[str, Any]) -> list[str]:
         """A line for each given value that changes what the asset is made with."""
-        where = f"level {level}" if artefact.by_level and level is not None else "all levels"
+        where = words_of(level) if artefact.by_level and level is not None else "all levels"
         return [
             f"{self.path.name}: {artefact.name}.{name} of {where} is {value!r}, was {before!r}"
             for name, (before, value) in _changed(self.read(), artefact, level, given).items()

@@ -1,6 +1,6 @@
 """IO managers store and load: each publishes atomically and hands a light value downstream.
 
-An asset says where it is stored in its metadata (``path_template``, e.g. ``level_{level}/index.pkl``); one
+An asset says where it is stored in its metadata (``path_template``, e.g. ``{level}/index.pkl``); one
 that does not goes to ``<asset>/<partition>``. An asset that returns its provenance in its metadata gets it
 written beside the artefact. Every class works alone, in any graph, with any asset that returns what it
 stores.
@@ -27,6 +27,7 @@ from wsi_assets.files import (
 from wsi_assets.orchestration.metadata import picture, user_errors_as_failures
 from wsi_assets.orchestration.storage import record_beside, store_named_by
 from wsi_assets.patches.options import Backend
+from wsi_assets.slides.resolution import name_of
 
 if TYPE_CHECKING:
     from wsi_assets.patches import PatchStore, StagedStore
@@ -90,7 +91,7 @@ class StorageIOManager(dg.ConfigurableIOManager):
         if template is None:
             template = asset if partition is None else f"{asset}/{{partition}}"
         return Path(self.storage_dir) / str(template).format(
-            partition=partition, slide=partition, level=partition
+            partition=partition, slide=partition, level=name_of(partition or "")
         )
 
 

@@ -13,8 +13,8 @@ from wsi_assets.files import digest
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.config import COMMAND_LINE, ParameterSet, given_in, options_of
 from wsi_assets.orchestration.io_managers import PROVENANCE
-from wsi_assets.orchestration.partitions import level_of
 from wsi_assets.orchestration.storage import Record, StorageResource, recipe_of
+from wsi_assets.slides.resolution import Resolution
 
 
 class Making:
@@ -26,7 +26,7 @@ class Making:
         inputs: what it is made from, where that is not the recorded versions of the artefact's inputs.
 
     Raises:
-        ConfigError: the partition is no level, or a value is unknown or impossible.
+        ConfigError: the partition is no level or magnification, or a value is unknown or impossible.
         WsiAssetsError: a check that an input must pass has not passed.
     """
 
@@ -41,7 +41,7 @@ class Making:
         self.context, self.storage, self.artefact = context, storage, artefact
         self.partition = context.partition_key if artefact.by_level else None
         if artefact.by_level:
-            level_of(self.partition)
+            Resolution.parse(self.partition)
             for one in artefact.inputs:
                 if one.must_pass:
                     storage.require_checked(one, self.partition)
@@ -54,8 +54,8 @@ class Making:
         self._started = time.monotonic()
 
     @property
-    def level(self) -> int:
-        return level_of(self.partition)
+    def resolution(self) -> Resolution:
+        return Resolution.parse(self.partition)
 
     @property
     def parameters(self) -> dict[str, Any]:

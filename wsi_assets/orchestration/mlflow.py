@@ -23,6 +23,7 @@ from wsi_assets.errors import ModelError, one_line
 from wsi_assets.files import digest, write_json
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
+from wsi_assets.slides.resolution import name_of, option_of, words_of
 
 Warn = Callable[[str], None]
 
@@ -70,7 +71,7 @@ class TrainingRun:
                 mlflow.end_run("FAILED")
             self._warn(
                 f"MLflow does not take this training ({one_line(error)[:300]}); it goes on. Log it later "
-                f"with wsi-assets log --level {self.level}"
+                f"with wsi-assets log {option_of(self.level)}"
             )
 
     def metrics(self, values: Mapping[str, float | None], step: int | None = None) -> None:
@@ -158,7 +159,7 @@ class MlflowResource(dg.ConfigurableResource):
         versions = {f"version.{name}": version(name) for name in ("wsi-assets", "torch", "timm")}
         started = mlflow.start_run(
             experiment_id=experiment,
-            run_name=f"level {run.level}, {parameters.get('model_name', 'model')}",
+            run_name=f"{words_of(run.level)}, {parameters.get('model_name', 'model')}",
             tags={name: str(value) for name, value in {"level": run.level, **versions, **tags}.items()},
             log_system_metrics=True,
         )
@@ -211,7 +212,7 @@ def log_outcome(
     from wsi_assets.orchestration.mlflow_pyfunc import log_model
 
     checkpoints = folder / "checkpoints"
-    what = f"level {run.level}, {(card.get('model') or {}).get('name', 'model')}, {card['patch_size']} px"
+    what = f"{words_of(run.level)}, {(card.get('model') or {}).get('name', 'model')}, {card['patch_size']} px"
     tags = {
         "mlflow.runName": what,
         "dataset_digest": (card.get("provenance") or {}).get("data_digest"),
@@ -232,7 +233,7 @@ def log_outcome(
         described = f"Tumor or normal, of patches of {what}. " + ", ".join(
             f"{name} {value:.4g}" for name, value in best.items()
         )
-        name = f"wsi-level-{run.level}"
+        name = f"wsi-{name_of(run.level).replace('_', '-')}"
         run.note["model_id"] = log_model(mlflow, checkpoints, name, int(card["patch_size"]), described)
         mlflow.log_metrics(best, model_id=run.note["model_id"])
 
@@ -257,7 +258,7 @@ def log_finished(resource: MlflowResource, level: str, warn: Warn) -> str | None
         raise ModelError(
             f"the level has no finished training ({one_line(error)[:100]})",
             path=card_path,
-            remedy=f"Train first: wsi-assets run --level {level} --upto trained_model",
+            remedy=f"Train first: wsi-assets run {option_of(level)} --upto trained_model",
         ) from error
     with resource.training_run(level, card.get("parameters", {}), {"logged": "from files"}, warn) as run:
         for row in losses:

@@ -16,6 +16,7 @@ from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_RE
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
+from wsi_assets.slides.resolution import words_of
 
 if TYPE_CHECKING:
     from wsi_assets.viewer import Heat, SlideLayers
@@ -72,7 +73,7 @@ def _heat(storage: StorageResource, level: str, slide_id: str) -> Heat | None:
         return None
     with (report / "detections" / f"{slide_id}.csv").open(encoding="utf-8") as lines:
         detections = tuple(tuple(map(float, line)) for line in csv.reader(lines))
-    return Heat(f"level {level}", probability_map, detections)
+    return Heat(words_of(level), probability_map, detections)
 
 
 def _stored(storage: StorageResource, artefact: Any, slide_id: str) -> Any:

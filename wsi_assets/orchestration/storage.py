@@ -16,11 +16,12 @@ from typing import Any
 
 import dagster as dg
 
-from wsi_assets.errors import StoreError, WsiAssetsError
+from wsi_assets.errors import ConfigError, StoreError, WsiAssetsError
 from wsi_assets.files import digest, write_json
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.config import ParameterFile
 from wsi_assets.orchestration.settings import Settings
+from wsi_assets.slides.resolution import Resolution, name_of
 
 Result = tuple[bool, str]
 """Whether a check passed, and why or why not."""
@@ -81,12 +82,16 @@ class StorageResource(dg.ConfigurableResource):
         return self.root / "slides" / slide_id
 
     def level_folder(self, level: int | str) -> Path:
-        return self.root / f"level_{level}"
+        return self.root / name_of(str(level))
 
     def levels(self) -> list[str]:
-        """Levels that have a folder, in order."""
-        names = [path.name.removeprefix("level_") for path in self.root.glob("level_*") if path.is_dir()]
-        return sorted((name for name in names if name.isdigit()), key=int)
+        """Levels and magnifications that have a folder, in order."""
+        found = []
+        for path in self.root.glob("*"):
+            with contextlib.suppress(ConfigError):
+                one = Resolution.parse(path.name.removeprefix("level_"))
+                found += [one] if path.is_dir() and one.name == path.name else []
+        return [one.key for one in sorted(found, key=lambda one: (one.mpp or 0, one.level or 0))]
 
     def mlflow_run(self, level: int | str) -> Path:
         """Names the MLflow run of the level's model."""
@@ -94,7 +99,7 @@ class StorageResource(dg.ConfigurableResource):
 
     def artefact(self, artefact: Artefact, partition: str | None = None) -> Path:
         """The file or folder of an asset's partition."""
-        return self.root / artefact.path.format(slide=partition, level=partition)
+        return self.root / artefact.path.format(slide=partition, level=name_of(partition or ""))
 
     def record_path(self, artefact: Artefact, partition: str | None = None) -> Path:
         return record_beside(self.artefact(artefact, partition))

@@ -20,7 +20,7 @@ from wsi_assets.orchestration.storage import StorageResource
 CROSS_VALIDATION = Artefact(
     name="cross_validation",
     code_version="1",
-    path="level_{level}/cross_validation",
+    path="{level}/cross_validation",
     options=CrossValidationOptions,
     inputs=(SAMPLED_INDEX, PATCH_STORE, TRAINED_MODEL),
     main_file="folds.json",

@@ -29,11 +29,12 @@ from wsi_assets.orchestration.mlflow import MlflowResource
 from wsi_assets.orchestration.partitions import EVERY_PARTITION
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.storage import StorageResource
+from wsi_assets.slides.resolution import name_of
 
 EVALUATION = Artefact(
     name="evaluation",
-    code_version="5",
-    path="level_{level}/report",
+    code_version="6",
+    path="{level}/report",
     options=EvaluationOptions,
     inputs=(TEST_PREDICTIONS, TRAINED_MODEL, CROSS_VALIDATION),
     main_file="report.html",
@@ -42,7 +43,7 @@ EVALUATION = Artefact(
 
 LEVEL_COMPARISON = Artefact(
     name="level_comparison",
-    code_version="3",
+    code_version="4",
     path="level_comparison",
     inputs=(EVALUATION,),
     main_file="comparison.html",
@@ -89,7 +90,7 @@ def evaluation(
             sizes=_sizes(test_predictions, tissue_regions),
             progress=progress,
         )
-        pages = _empty(storage.root / f"report_level_{level}_in_progress")
+        pages = _empty(storage.root / f"report_{name_of(level)}_in_progress")
         about = report_context(storage, level)
         write_report(outcome, pages, context=about, progress=progress)
     metrics = headline(outcome)
@@ -130,7 +131,10 @@ def level_comparison(
         rows, left_out = read_levels(files)
         pages = _empty(storage.root / "level_comparison_in_progress")
         chart = write_comparison(rows, pages).with_name("comparison.png")
-    shown = [{"level": row["level"], **{k: f["value"] for k, f in row["metrics"].items()}} for row in rows]
+    shown = [
+        {"level": row["level"], "mpp": row["mpp"], **{k: f["value"] for k, f in row["metrics"].items()}}
+        for row in rows
+    ]
     return making.result(
         pages,
         facts={"left_out": left_out},

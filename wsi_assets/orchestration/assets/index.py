@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 SLIDE_INDEX = Artefact(
     name="slide_index",
-    code_version="5",
-    path="level_{level}/index_level_{level}.pkl",
+    code_version="6",
+    path="{level}/index_{level}.pkl",
     options=IndexOptions,
     inputs=(TISSUE_REGIONS, ANNOTATION_REGIONS),
     shown=("slides", "patches", "tumor", "normal"),
@@ -38,7 +38,7 @@ SLIDE_INDEX = Artefact(
 SAMPLED_INDEX = Artefact(
     name="sampled_index",
     code_version="2",
-    path="level_{level}/index_level_{level}_sampled.pkl",
+    path="{level}/index_{level}_sampled.pkl",
     options=SamplingOptions,
     inputs=(SLIDE_INDEX,),
     may_name_a_file=frozenset({"incomplete_slides"}),
@@ -78,7 +78,7 @@ def slide_index(
         making = Making(context, storage, SLIDE_INDEX, config, inputs_of_level(SLIDE_INDEX, usable, {}))
         paths = {slide_id: str(folder.slide(slide_id).path) for slide_id in usable}
         regions = _regions(paths, tissue_regions, annotation_regions)
-        made = index_level(regions, making.level, making.options, folder.cohort())
+        made = index_level(regions, making.resolution, making.options, folder.cohort())
     left_out |= made.left_out | made.empty
     context.log.info(f"{len(made.index)} slides indexed, {len(left_out)} left out")
     return making.result(

@@ -45,8 +45,8 @@ class StoreParameters(ExtractionOptions):
 
 PATCH_STORE = Artefact(
     name="patch_store",
-    code_version="5",
-    path=f"level_{{level}}/{STORE_POINTER}",
+    code_version="6",
+    path=f"{{level}}/{STORE_POINTER}",
     options=StoreParameters,
     inputs=(SAMPLED_INDEX,),
     without_effect=frozenset({"extraction_workers", "max_quarantined", "accepted_slides"}),
