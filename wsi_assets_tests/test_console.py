@@ -51,7 +51,7 @@ def test_a_narrow_terminal_goes_without_columns_and_folds_no_word(mixed, capsys,
     (padded,) = [line for line in said.splitlines() if line.split()[:1] == ["tumor_001_padded"]]
     assert padded.split() == ["tumor_001_padded", "3072", "x", "7168", "0-4", "40", "(base_mag)", "none"]
     assert "…" not in said
-    assert "note: the terminal is too narrow for downsamples, format, tissue" in said
+    assert "note: the terminal is too narrow for downsamples, 40/20/10/5x from level, format, tissue" in said
     assert len([line for line in said.splitlines() if line.startswith("problem: unreadable: ")]) == 1
 
 

@@ -41,7 +41,7 @@ def test_every_option_of_a_command_exists():
 def test_every_artefact_of_a_level_is_named():
     for artefact in all_artefacts():
         if artefact.by_level and artefact.name != "patch_store":
-            assert artefact.path.format(level=4).removeprefix("level_4/") in README
+            assert artefact.path.format(level="level_4").removeprefix("level_4/") in README
 
 
 def test_links_between_pages_lead_somewhere():

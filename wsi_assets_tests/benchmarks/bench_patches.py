@@ -44,7 +44,8 @@ from wsi_assets_tests.benchmarks.rows import peak_memory
 plan = plan_patches(json.load(open(sys.argv[1])), ExtractionOptions())
 (slide,) = plan.slides
 for rows in read_batches(slide.coords, plan.patch_size):
-    task = ExtractTask(rows, slide.path, True, slide.fingerprint, slide.coords[rows], plan.content("lmdb"))
+    source = (slide.path, True, slide.fingerprint, slide.level, slide.step)
+    task = ExtractTask(rows, *source, slide.coords[rows], plan.content("lmdb"))
     assert not extract(task, Path(sys.argv[2]))[0]
 print(peak_memory() / 2**20)
 """

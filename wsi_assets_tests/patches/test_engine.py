@@ -104,7 +104,8 @@ def extract(path, coords, size=256, **options):
     content = {"level": 0, "patch_size": size, "codec": "png", "quality": None, "max_no_data": 0.5}
     mark = options.pop("mark", None) or fingerprint(path)
     rows = np.arange(len(coords))
-    task = ExtractTask(rows, str(path), True, mark, np.array(coords, np.int32), {**content, **options})
+    content |= options
+    task = ExtractTask(rows, str(path), True, mark, 0, 1.0, np.array(coords, np.int32), content)
     reasons: dict[int, str] = {}
     values = dict(_encoded(task, reasons))
     close_reader()
