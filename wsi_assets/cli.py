@@ -140,6 +140,7 @@ def scales(*, several: bool) -> Callable[[Any], Any]:
 @click.option("--upto", default="evaluation", show_default=True, help="The last asset to make.")
 @folders
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set one parameter; repeatable.")
+@click.option("--backend", type=click.Choice(["lmdb", "hdf5", "fs"]), help="As --set patch_store.backend=…")
 @click.option(
     "--annotations-gone",
     is_flag=True,
@@ -158,6 +159,7 @@ def run(
     upto: str,
     settings: Settings,
     pairs: tuple[str, ...],
+    backend: str | None,
     annotations_gone: bool,
     no_test: bool,
     accept: tuple[str, ...],
@@ -173,6 +175,8 @@ def run(
     from wsi_assets.orchestration.cli_run import accepted_slides
     from wsi_assets.orchestration.config import parse_settings
 
+    if backend:
+        pairs = (*pairs, f"patch_store.backend={backend}")
     if accept:
         pairs = (*pairs, f"accepted_slides={json.dumps([*accepted_slides(settings, levels), *accept])}")
     given = parse_settings(list(pairs))

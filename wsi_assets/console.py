@@ -54,6 +54,7 @@ def run_and_report(
     trains = any(artefact.name == "trained_model" for artefact in chain)
     if trains and no_test:
         upto = "trained_model"
+    no_test = no_test or upto == "trained_model"  # then nothing is tested anyway
     for level in levels:
         Resolution.parse(level)
     started = time.monotonic()
