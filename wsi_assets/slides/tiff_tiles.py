@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -69,10 +68,6 @@ class TileLevel(Closing):
         self._kept_tile = lru_cache(max(1, kept))(self.read_tile)
         self._file = self.path.open("rb", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size
-
-    def in_file_order(self, places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The (row, column) pairs, each once, in the order of their bytes in the file."""
-        return sorted(set(places), key=lambda place: (self._offsets[self._number(*place)], place))
 
     def read_tile(self, row: int, col: int) -> np.ndarray | None:
         """A whole tile, uint8 (tile height, tile width, 3) RGB, or None if it was never written.

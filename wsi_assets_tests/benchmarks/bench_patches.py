@@ -83,7 +83,7 @@ def extraction(folder: Path, levels: int, patches: int, count: int, repeats: int
     def limit() -> None:
         for one in entries:
             with open_tiles(one["slide_path"], 0, verified=True) as level:
-                for place in level.in_file_order(np.ndindex(rows, columns)):
+                for place in np.ndindex(rows, columns):
                     tile = level.read_tile(*place)
                     for y, x in np.ndindex(TILE // SIZE, TILE // SIZE):
                         encode(tile[y * SIZE : (y + 1) * SIZE, x * SIZE : (x + 1) * SIZE])

@@ -69,12 +69,6 @@ def test_any_photometric_gives_openslides_colors(tmp_path, photometric):
     assert np.abs(tile.astype(int) - image[128:256, 256:384]).mean() < 8
 
 
-def test_tiles_come_once_each_in_file_order(real_data):
-    with open_tiles(real_data / JPEG_SLIDES[1], 0) as level:
-        given = level.in_file_order([(3, 1), (0, 5), (3, 1), (0, 0), (13, 5)])
-    assert given == [(0, 0), (0, 5), (3, 1), (13, 5)]
-
-
 def test_a_tile_never_written_is_none(tmp_path):
     path = write_pyramid(tmp_path / "s.tif", [picture(384, 384)], photometric="rgb", missing={(0, 1), (2, 2)})
     with open_tiles(path, 0) as level:
