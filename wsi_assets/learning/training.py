@@ -28,6 +28,7 @@ from wsi_assets.learning.data import (
     Split,
     epoch_batches,
     locate,
+    ordered_batches,
     split_patches,
 )
 from wsi_assets.learning.imbalance import (
@@ -111,7 +112,11 @@ def train(
             trained = train_epoch(learner, reader, table, batches, run.schedule, progress)
             update_batch_norm(learner, reader, table.positions[split.train], epoch)
             probabilities = tumor_probabilities(
-                classifier, reader, validation.positions, options.batch_size, device, learner.precision
+                classifier,
+                reader.read(ordered_batches(validation.positions, options.batch_size)),
+                len(validation.positions),
+                device,
+                learner.precision,
             )
             if not np.isfinite([*probabilities, trained["objective"], trained["train_loss"]]).all():
                 raise ModelError(
@@ -300,7 +305,11 @@ class _Run:
         learner.model.load_state_dict(self.best)
         classifier = PatchClassifier(learner.model, learner.architecture, tta=True)
         probabilities = tumor_probabilities(
-            classifier, reader, validation.positions, options.batch_size, learner.device, learner.precision
+            classifier,
+            reader.read(ordered_batches(validation.positions, options.batch_size)),
+            len(validation.positions),
+            learner.device,
+            learner.precision,
         )
         card = files.read_card(self.checkpoints / files.BEST_NAME)
         chosen = validation.choose(probabilities, options.val_specificity)

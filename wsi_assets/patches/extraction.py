@@ -144,16 +144,16 @@ def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[tuple
     jpegtran's lossless crop, 1.5 to 3 times as fast as coding again, loses what color at half resolution
     (4:2:0, as most scanners write) takes from beyond the cut, in one pixel of 300.
     """
-    content, size = task.content, task.content["patch_size"]
+    content = task.content
     encode = encoder(content["codec"], content["quality"])
     waiting = set(range(len(task.coords)))
     try:
-        patches = _reader(task).read(task.coords, size, task.step, jpeg=content["codec"] == "jpeg")
+        patches = _reader(task).read(
+            task.coords, content["patch_size"], task.step, jpeg=content["codec"] == "jpeg"
+        )
         for number, patch in patches:
             waiting.remove(number)
-            reason = patch.fault
-            if patch.missing > content["max_no_data"] * size**2 or patch.missing == size**2:
-                reason = f"the slide has no pixels for {patch.missing / size**2:.0%} of it"
+            reason = patch.why_unusable(content["max_no_data"])
             if reason is None:
                 yield tuple(task.coords[number].tolist()), patch.jpeg or encode(patch.pixels)
             else:

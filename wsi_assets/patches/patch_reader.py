@@ -39,6 +39,19 @@ class Patch:
     fault: str | None = None
     jpeg: bytes | None = None
 
+    def why_unusable(self, max_no_data: float) -> str | None:
+        """Why it is no patch to learn from or to predict; None if it is one.
+
+        Args:
+            max_no_data: the largest share of it that the slide may not have.
+        """
+        if self.pixels is None:
+            return self.fault
+        area = self.pixels.shape[0] * self.pixels.shape[1]
+        if self.missing > max_no_data * area or self.missing == area:
+            return f"the slide has no pixels for {self.missing / area:.0%} of it"
+        return None
+
 
 class PatchReader(Closing):
     """One level of an open slide, which gives patches; use it in the process and thread that opened it.
