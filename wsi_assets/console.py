@@ -123,8 +123,8 @@ def predict_and_report(settings: Settings, given: ParameterSet, level: str, slid
     if outcome.failure:
         _say(f"error: {outcome.failure}", "red")
     console.print(
-        f"{outcome.made} slides predicted at {words_of(level)}, "
-        f"{len(outcome.slides) - outcome.made} were up to date, {len(outcome.left_out)} left out"
+        f"{words_of(level)}: {outcome.made} predicted, {len(outcome.slides) - outcome.made} up to date, "
+        f"{len(outcome.left_out)} left out"
     )
     _say(f"Everything is in {settings.storage_dir} ({time.monotonic() - started:.0f} s).")
     return FAILED if outcome.failure else LEFT_OUT if outcome.left_out else OK
@@ -144,8 +144,8 @@ def print_plan(settings: Settings, given: ParameterSet, levels: Sequence[int | s
 
 
 def run_demo(home: Path) -> int:
-    """Make the demo cohort in ``home`` and take one level through the whole graph."""
-    from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, make_cohort
+    """Make the demo cohort in ``home``, take one level through the whole graph, and predict a new slide."""
+    from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, make_cohort, make_new_slide
     from wsi_assets.orchestration.config import ParameterSet
     from wsi_assets.orchestration.instance import isolated_home
 
@@ -154,14 +154,22 @@ def run_demo(home: Path) -> int:
         make_cohort(home, progress=bars)
     settings = isolated_home(home)
     status = run_and_report(settings, ParameterSet(DEMO_PARAMETERS), [DEMO_LEVEL], "evaluation")
-    report = settings.storage_dir / f"level_{DEMO_LEVEL}" / "report" / "report.html"
+    made = settings.storage_dir / f"level_{DEMO_LEVEL}"
+    model, new = made / "checkpoints" / "best.pt", home / "new"
+    picture = new / "storage" / "slides" / "new_001" / made.name / "new_001.png"
+    if model.is_file():
+        make_new_slide(new)
+        given = ParameterSet({"slide_prediction": {"model": str(model)}})
+        status = status or predict_and_report(isolated_home(new), given, str(DEMO_LEVEL), ())
     console.print("\n[bold]Where to go next[/bold]")
-    _say(f"  the report      {report}")
+    _say(f"  the report      {made / 'report' / 'report.html'}")
+    _say(f"  a new slide     {picture}")
     # The environment may not be activated: `make demo` does without.
     program = shutil.which("wsi-assets") and "wsi-assets"
     program = program or str(Path(sys.executable).with_name("wsi-assets"))
     for what, arguments in (
         ("the graph      ", ["ui", "--home", str(home)]),
+        ("the new slide  ", ["ui", "--home", str(new)]),
         ("your own slides", ["run", "--level", "0", "--images", "DIR", "--annotations", "DIR"]),
     ):
         _say(f"  {what} {shlex.join([program, *arguments])}")

@@ -111,15 +111,15 @@ def test_only_what_is_missing_or_out_of_date_is_predicted(lab):
     assert not (lab.home / "storage/slides/new_1").exists()
     assert lab.predict("nobody").exit_code == 1
     said = lab.predict()
-    assert "1 slides predicted" in said.output, "the model is remembered"
+    assert "1 predicted" in said.output, "the model is remembered"
     assert lab.summary("new_2") == first
     write_slide(lab.home / "images" / "new_2.tif", 7, dark=True)
-    assert "1 slides predicted" in lab.predict().output
+    assert "1 predicted" in lab.predict().output
     assert lab.summary("new_2")["score"] > first["score"]
     write_darkness(lab.home / "model", 32, "1", gain=1)
-    assert "2 slides predicted" in lab.predict().output
-    assert "0 slides predicted" in lab.predict().output
-    assert "2 slides predicted" in lab.predict("--set", "prediction_stride=32").output
+    assert "2 predicted" in lab.predict().output
+    assert "0 predicted" in lab.predict().output
+    assert "2 predicted" in lab.predict("--set", "prediction_stride=32").output
 
 
 def test_a_model_of_another_level_is_one_line(lab):
@@ -143,7 +143,7 @@ def test_the_champion_predicts(lab):
     assert said.exit_code == 0, said.output
     assert lab.summary("new_1")["model"]["version"] == "1"
     mlflow.MlflowClient().set_registered_model_alias("wsi-level-1", "champion", 2)
-    assert "2 slides predicted" in lab.predict().output
+    assert "2 predicted" in lab.predict().output
     assert lab.summary("new_1")["model"]["version"] == "2"
 
 
