@@ -105,7 +105,7 @@ def _poll(
         del waiting[slide_id]
         events += news(storage, slide_id, files, known[slide_id], is_new=slide_id not in registered)
     requests = [SLIDES.build_add_request(new)] if new else []
-    levels, found = ([], []) if waiting else news_of_levels(context.instance, storage)
+    levels, found = ([], []) if waiting else news_of_levels(context.instance, storage, now)
     requests += [LEVELS.build_add_request(levels)] if levels else []
     for fault in faults:
         context.log.warning(fault)

@@ -19,6 +19,7 @@ import tifffile
 from click.testing import CliRunner
 
 from wsi_assets.cli import main
+from wsi_assets.orchestration.assets.slide_prediction import SLIDE_PREDICTION
 from wsi_assets.orchestration.assets.slides import TISSUE_REGIONS
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.cli_run import CommandLineRun
@@ -120,6 +121,12 @@ def test_only_what_is_missing_or_out_of_date_is_predicted(lab):
     assert "2 predicted" in lab.predict().output
     assert "0 predicted" in lab.predict().output
     assert "2 predicted" in lab.predict("--set", "prediction_stride=32").output
+    shutil.rmtree(lab.home / "home")
+    (lab.home / "home").mkdir()
+    assert "0 predicted" in lab.predict().output
+    with open_instance(Settings.from_environment(home=lab.home)) as instance:
+        known = instance.get_materialized_partitions(SLIDE_PREDICTION.key)
+    assert known == {"1|new_1", "1|new_2"}, "a new Dagster home learns from the storage folder"
 
 
 def test_a_model_of_another_level_is_one_line(lab):
