@@ -42,7 +42,7 @@ class AnnotationOptions(BaseModel):
     )
     unknown_group: Literal["auto", "ignore", "tumor", "error"] = Field(
         default="auto",
-        description="What an annotation of a group in neither list counts as; auto ignores it, with a "
+        description="What an annotation of a group in no list counts as; auto ignores it, with a "
         "notice, beside annotations of known groups, and refuses a file that has none.",
     )
 

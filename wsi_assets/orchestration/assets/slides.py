@@ -57,7 +57,7 @@ class AnnotationConfig(launchpad_config(ANNOTATION_REGIONS)):
 
     annotations_gone: bool | None = pydantic.Field(
         default=None,
-        description="Believe that most annotations were removed for good: their slides are normal now.",
+        description="Believe that most annotations, or corrections, were removed for good: without them their slides are normal.",
     )
 
 
@@ -176,7 +176,7 @@ def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id:
     for path, content in zip(paths.values(), (read.large, read.geojson.encode()), strict=True):
         with publish_file(path) as unfinished:
             unfinished.write_bytes(content)
-    changes = [row for row in read.audit if row["action"] != "kept" or row["changed"] is not None]
+    changes = [row for row in read.audit if row["action"] != "kept" or row["changed"]]
     path = read.annotated_by and str(read.annotated_by)
     corrections = [row for row in read.audit if row["changed"] is not None]
     corrected = {"correction": str(correction), "corrections": table(corrections[:300])} if correction else {}
