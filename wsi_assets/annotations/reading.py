@@ -47,15 +47,16 @@ def read_annotation(
     options = options or AnnotationOptions()
     files = [None if one is None else Path(one) for one in (path, correction)]
     annotations, corrections = ([] if one is None else _read(one, options, bounds) for one in files)
-    both, where = [*annotations, *corrections], next(filter(None, reversed(files)))
-    if sum(one.points for one in both) > MAX_POINTS:
-        raise damaged(where, f"has more than {MAX_POINTS:,} points")
-    if is_tangled([annotation for annotation in both if annotation.areal]):
-        raise damaged(where, "has annotations whose edges cross too often to be drawn ones")
+    # What crosses too often is the correction if the annotation alone does not.
+    for where, drawn in zip(files, (annotations, [*annotations, *corrections]), strict=True):
+        if where and sum(one.points for one in drawn) > MAX_POINTS:
+            raise damaged(where, f"has more than {MAX_POINTS:,} points")
+        if where and is_tangled([one for one in drawn if one.areal]):
+            raise damaged(where, "has annotations whose edges cross too often to be drawn ones")
     try:
         regions = unite(annotations, options, corrections)
     except shapely.errors.GEOSException as error:
-        raise damaged(where, f"has annotations that cannot be united ({error})") from error
+        raise damaged(files[1] or files[0], f"has annotations that cannot be united ({error})") from error
     if files[0]:
         _check_understood(files[0], regions, options)
     return regions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -155,16 +155,17 @@ def unite(
     added, removed = _united(fixes, "tumor"), _united(fixes, "exclusion")
     whole = shapely.union(before, added) if kept else added
     ignored = _united([*kept, *fixes], "ignore")
+    tumor_before, tumor_then = _area_within(before), _area_within(whole)
     changes = {
-        "tumor": lambda area: shapely.difference(area, before),
-        "exclusion": lambda area: shapely.intersection(area, whole),
-        "ignore": lambda area: area,
-        "copy": lambda _: shapely.difference(before, whole),
+        "tumor": lambda area: area.area - tumor_before(area),
+        "exclusion": tumor_then,
+        "ignore": shapely.area,
+        "copy": lambda _: shapely.difference(before, whole).area,
     }
 
     def changed(one: _Drawn) -> float:
         how = changes.get("copy" if one.annotation.kind == "copy" else one.role)
-        return round(float(shapely.area(how(one.area))), 1) if how else 0.0
+        return round(max(0.0, float(how(one.area))), 1) if how else 0.0
 
     if corrections:
         cut = shapely.union(shapely.difference(_united(kept, "exclusion"), added), removed)
@@ -174,6 +175,13 @@ def unite(
         audit=(*map(_row, drawn), *(_row(one, changed(one)) for one in fixes)),
         ignored=ignored,
     )
+
+
+def _area_within(region: MultiPolygon) -> Callable[[MultiPolygon], float]:
+    """A function: area -> how much of it lies within ``region``; only parts of that near it are tried."""
+    parts = shapely.get_parts(region)
+    tree = shapely.STRtree(parts)
+    return lambda area: shapely.intersection(area, MultiPolygon(list(parts[tree.query(area)]))).area
 
 
 def _drawn(annotations: Sequence[Annotation], roles: Sequence[tuple[str, str]]) -> list[_Drawn]:

@@ -56,14 +56,15 @@ def read_tumor(
     label, bounds = slide.said.label, tissue["bounds"]
     bounds = bounds and tuple(bounds)
     annotation, correction = slide.annotation_path, slide.correction_path
+    regions = None
     try:
-        regions = annotation and read_annotation(annotation, options, bounds=bounds)
+        if annotation or correction:
+            regions = read_annotation(annotation, options, correction=correction, bounds=bounds)
     except AnnotationError:
         if label != "normal":
             raise
-        annotation = regions = None
-    if correction:
-        regions = read_annotation(annotation, options, correction=correction, bounds=bounds)
+        if correction:
+            regions = read_annotation(None, options, correction=correction, bounds=bounds)
     annotated = regions is not None and not regions.geometry.is_empty
     if label and annotated != (label == "tumor"):
         raise AnnotationError(

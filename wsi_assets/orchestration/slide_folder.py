@@ -118,7 +118,7 @@ def doubt(
         )
     if not annotations:
         return
-    now, before = Counter(), Counter()
+    registered, now, before = set(registered), Counter(), Counter()
     for slide_id, slide in slides.items():
         paths = {"annotation": slide.annotation_path, "correction": slide.correction_path}
         now.update(what for what, path in paths.items() if path)

@@ -57,7 +57,8 @@ class AnnotationConfig(launchpad_config(ANNOTATION_REGIONS)):
 
     annotations_gone: bool | None = pydantic.Field(
         default=None,
-        description="Believe that most annotations, or corrections, were removed for good: without them their slides are normal.",
+        description="Believe that most annotations, or corrections, were removed for good: their slides are "
+        "normal now, or as they were annotated.",
     )
 
 
@@ -178,7 +179,9 @@ def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id:
             unfinished.write_bytes(content)
     changes = [row for row in read.audit if row["action"] != "kept" or row["changed"]]
     path = read.annotated_by and str(read.annotated_by)
-    corrections = [row for row in read.audit if row["changed"] is not None]
+    annotations, corrections = (
+        [row for row in read.audit if (row["changed"] is not None) == corrects] for corrects in (False, True)
+    )
     corrected = {"correction": str(correction), "corrections": table(corrections[:300])} if correction else {}
     return Made(
         {"annotation_path": path, "regions": read.regions},
@@ -195,9 +198,9 @@ def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id:
             "annotation": path or "none: a normal slide",
             **corrected,
             "tumor_area_px": round(read.area),
-            "annotations": len(read.audit),
+            "annotations": len(annotations),
             "notices": read.notices,
             "unknown_groups": read.unknown_groups,
-            "audit": table(read.audit[:300]),
+            "audit": table(annotations[:300]),
         },
     )
