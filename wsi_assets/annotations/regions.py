@@ -76,7 +76,7 @@ class TumorRegions:
         """What a user should know of the file, one line each: what is ignored, lost or assumed."""
         lines: dict[str, list[AuditRow]] = {}
         for row in self.audit:
-            if row.note == NOT_DRAWN:
+            if NOT_DRAWN in row.note:
                 what = "that are predictions or detections, ignored"
             elif row.action == "not areal":
                 what = f"of type {row.shape_type}, which enclose no area"

@@ -127,8 +127,8 @@ def doubt(
     for what, lost in before.items():
         if lost > now[what]:
             raise SlideError(
-                f"{lost} slides had {what}s and have none, {now[what]} have: is the folder of annotations "
-                "mounted, and the right one?",
+                f"{what}s that were read are gone ({lost}; {now[what]} are left): is the folder of "
+                "annotations mounted, and the right one?",
                 path=folder.annotations_dir,
                 remedy="If they are gone for good, run once with annotations_gone "
                 "(wsi-assets run --annotations-gone)",

@@ -150,7 +150,8 @@ def test_classes_that_ignore_also_in_an_annotation(tmp_path, group):
 def test_what_nobody_drew_and_what_has_no_class_is_not_guessed(tmp_path):
     base = asap(tmp_path, [annotation(square(0, 0, 10))])
     band = drawn(box(5, 0, 9, 9), "Tumor", name=f"{PREDICTION} 0.8 to 0.9", isLocked=True)
-    cell = drawn(box(5, 0, 9, 9), "Tumor", objectType="detection")
+    bow_tie = shapely.Polygon([(5, 0), (14, 9), (14, 0), (5, 9)])
+    cell = drawn(bow_tie, "Tumor", objectType="detection")
     point = feature("Point", [3, 3], {"name": "Tumor"})
     stroma = drawn(box(1, 1, 3, 3), "Stroma")
     guessed = {"ungrouped": "tumor", "unknown_group": "tumor"}

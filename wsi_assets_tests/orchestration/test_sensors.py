@@ -179,7 +179,7 @@ def test_a_correction_is_news_of_the_annotation_and_one_that_vanished_is_doubted
     folder.rename(watched.annotations.parent / "away")
     skipped = watched.evaluate()
     assert isinstance(skipped, dg.SkipReason)
-    assert "1 slides had corrections" in skipped.skip_message
+    assert "corrections that were read are gone" in skipped.skip_message
     assert watched.version(SLIDE_ANNOTATION, "tumor_001") == version
     doubt(watched.folder, watched.registered, watched.storage, annotations=False)
 
