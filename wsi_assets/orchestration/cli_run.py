@@ -299,8 +299,7 @@ class CommandLineRun:
             one: files[SLIDE_IMAGE].version for one, files in known_slides(self.instance, wanted).items()
         }
         stale = unpredicted(self.storage, SLIDE_PREDICTION, key, detector, images, *parameters)
-        if stale:
-            self._keep((SLIDE_PREDICTION, *RULES), key)
+        self._keep((SLIDE_PREDICTION, *RULES), key)
         order = self.instance.get_dynamic_partitions(SLIDES.name)
         for stretch in stretches(order, stale, SLIDES_A_RUN):
             ends = [str(both(slide_id, key)) for slide_id in (stretch[0], stretch[-1])]
@@ -308,7 +307,7 @@ class CommandLineRun:
             if not result.success:
                 failed = {one.partition("|")[2]: why for one, why in failed_slides(result).items()}
                 outcome.left_out.update(failed)
-                outcome.failure = None if failed else failure_of(result)
+                outcome.failure = outcome.failure if failed else failure_of(result)
         for slide_id in wanted:
             where = self.storage.artefact(SLIDE_PREDICTION, both(slide_id, key))
             if slide_id not in outcome.left_out and (where / SUMMARY).is_file():
