@@ -11,7 +11,15 @@ import dagster as dg
 
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.asset_checks import ALL_CHECKS
-from wsi_assets.orchestration.assets import cross_validation, evaluation, index, learning, patches, slides
+from wsi_assets.orchestration.assets import (
+    cross_validation,
+    evaluation,
+    hard_negatives,
+    index,
+    learning,
+    patches,
+    slides,
+)
 from wsi_assets.orchestration.automation import build_automation_sensors, follow_index
 from wsi_assets.orchestration.io_managers import (
     ModelIOManager,
@@ -26,7 +34,7 @@ from wsi_assets.orchestration.sensors import build_slide_folder_sensor
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
 
-MODULES = (slides, index, patches, learning, cross_validation, evaluation)
+MODULES = (slides, index, patches, learning, cross_validation, evaluation, hard_negatives)
 """The modules of assets, in the order in which they are made."""
 
 ARTEFACTS: tuple[Artefact, ...] = tuple(
