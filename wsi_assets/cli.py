@@ -144,7 +144,7 @@ def scales(*, several: bool) -> Callable[[Any], Any]:
 @click.option(
     "--annotations-gone",
     is_flag=True,
-    help="Most annotations were removed for good: their slides are normal now.",
+    help="Most annotations, or corrections, were removed for good.",
 )
 @click.option("--no-test", is_flag=True, help="There are no test slides: stop after training.")
 @click.option(
@@ -184,6 +184,32 @@ def run(
         sys.exit(print_plan(settings, given, levels, upto))
     status = run_and_report(settings, given, levels, upto, annotations_gone=annotations_gone, no_test=no_test)
     sys.exit(status)
+
+
+@main.command()
+@scales(several=False)
+@click.argument("slide_ids", nargs=-1, metavar="[SLIDE_ID]...")
+@folders
+@click.option("--model", help="newest, champion, or the path of a best.pt; as --set slide_prediction.model=…")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set one parameter; repeatable.")
+def predict(
+    levels: list[str],
+    slide_ids: tuple[str, ...],
+    settings: Settings,
+    model: str | None,
+    pairs: tuple[str, ...],
+) -> None:
+    """Predict slides with a level's model, all of the folder or those named, and rank them.
+
+    They need no annotation. What is up to date stays. Exit status as of `run`.
+    """
+    from wsi_assets.console import predict_and_report
+    from wsi_assets.orchestration.config import parse_settings
+
+    if model:
+        named = model if model in ("newest", "champion") else Path(model).absolute()
+        pairs = (*pairs, f"slide_prediction.model={json.dumps(str(named))}")
+    sys.exit(predict_and_report(settings, parse_settings(list(pairs)), levels[0], slide_ids))
 
 
 @main.command()

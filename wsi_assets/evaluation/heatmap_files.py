@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wsi_assets.annotations.geojson import PREDICTION
 from wsi_assets.drawing import TUMOR, rgb
 from wsi_assets.evaluation.heatmap import Detection, Heatmap
 
@@ -30,7 +31,7 @@ def heatmap_geojson(heatmap: Heatmap | None) -> str:
         if not inside.any():
             continue
         low, high = BANDS[number - 1 : number + 1]
-        name = f"Tumor probability {low:.1f} to {high:.1f}"
+        name = f"{PREDICTION} {low:.1f} to {high:.1f}"
         color = colormaps["viridis"]((low + high) / 2, bytes=True)[:3]
         mean = float(probability[inside].mean(dtype=float))
         measured = {"Patches": int(inside.sum()), "Mean probability": mean}
@@ -39,36 +40,30 @@ def heatmap_geojson(heatmap: Heatmap | None) -> str:
 
 
 def regions_geojson(heatmap: Heatmap | None, detections: Sequence[Detection], threshold: float) -> str:
-    """What a detector found, for QuPath, (x, y) in level-0 pixels.
-
-    Each region of cells from ``threshold`` on is an annotation of the class Tumor that can be corrected, each
-    detection a locked point.
-    """
+    """What a detector found, for QuPath, (x, y) in level-0 pixels: regions of cells from ``threshold`` on, of
+    the class Tumor, and detections as points. Unlocked there, a region is one that somebody accepted."""
     import shapely
 
-    features = []
+    features, color = [], rgb(TUMOR)
     if heatmap is not None:
-        regions = _polygons(heatmap, heatmap.probability >= threshold)
-        for one in shapely.get_parts(regions):
-            kind = ("Predicted tumor", "Tumor", rgb(TUMOR))
-            features.append(_feature(_plain(one), kind, {}, locked=False))
+        for one in shapely.get_parts(_polygons(heatmap, heatmap.probability >= threshold)):
+            kind = (f"{PREDICTION} from {threshold:.2f}", "Tumor", color)
+            features.append(_feature(_plain(one), kind, {}))
     for found in detections:
         point = {"type": "Point", "coordinates": [found.x, found.y]}
-        kind = (f"Detection {found.probability:.2f}", "Detection", (0, 0, 0))
+        kind = (f"{PREDICTION} {found.probability:.2f}", "Detection", (0, 0, 0))
         features.append(_feature(point, kind, {"Probability": found.probability}))
     return _collection(features)
 
 
-def _feature(
-    geometry: dict, kind: tuple[str, str, Sequence[int]], measured: dict, *, locked: bool = True
-) -> dict[str, Any]:
-    """A QuPath annotation; ``kind`` is its name, class and color."""
+def _feature(geometry: dict, kind: tuple[str, str, Sequence[int]], measured: dict) -> dict[str, Any]:
+    """A locked QuPath annotation; ``kind`` is its name, class and color."""
     name, group, color = kind
     properties = {
         "objectType": "annotation",
         "name": name,
         "classification": {"name": group, "color": [int(part) for part in color]},
-        "isLocked": locked,
+        "isLocked": True,
         "measurements": measured,
     }
     return {"type": "Feature", "geometry": geometry, "properties": properties}

@@ -249,7 +249,7 @@ def _color_bar(width: int) -> np.ndarray:
     high = round(20 * size)
     colors = _viridis(np.linspace(0, 1, width))[None, :, :3].repeat(high, axis=0)
     numbers = np.full((round(34 * size), width, 3), 255, np.uint8)
-    for share, text in ((0, "tumor probability 0"), (0.5, "0.5"), (1, "1")):
+    for share, text in ((0, "0"), (0.25, "tumor probability"), (0.5, "0.5"), (1, "1")):
         wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.8 * size, 1)[0][0]
         at = round(share * (width - 1) - share * wide), round(27 * size)
         cv2.putText(numbers, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.8 * size, rgb(INK), 1, cv2.LINE_AA)

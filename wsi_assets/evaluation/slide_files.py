@@ -56,7 +56,7 @@ def write_slide_prediction(
     entry: Mapping[str, Any],
     card: Mapping[str, Any],
     options: EvaluationOptions,
-    model: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
     *,
     open_slide: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def write_slide_prediction(
 
     Args:
         entry: of an index, with ``probs``; nan for a patch that could not be read.
-        card: the model's ``best.json``; model: what else is to be said of it.
+        card: the model's ``best.json``; about: what else ``prediction.json`` shall say.
         open_slide: path -> reader, ``wsi_assets.slides.open_slide`` by default.
 
     Raises:
@@ -113,7 +113,23 @@ def write_slide_prediction(
         "stride": part.stride,
         "threshold": threshold,
         "probs": card["probs"],
-        "model": dict(model),
+        "notices": _notices(part, entry, card),
+        **(about or {}),
     }
     write_json(folder / SUMMARY, summary)
     return summary
+
+
+def _notices(part: SlidePredictions, entry: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
+    """A line on each thing for which the score may mean little."""
+    notices = []
+    trained, here = card.get("mpp"), entry.get("mpp")
+    if trained and here and not 0.8 < here / trained < 1.25:
+        notices.append(
+            f"its pixels are {here:.3g} um wide, those that the model learned from {trained:.3g} um"
+        )
+    if not part.seen.any():
+        notices.append(
+            "no patch of it lies on tissue" if not len(part.probs) else "none of its patches reads"
+        )
+    return notices

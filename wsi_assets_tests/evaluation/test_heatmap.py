@@ -12,9 +12,10 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import EvaluationError
 from wsi_assets.evaluation.heatmap import Detection, detections_csv, find_detections, heatmap_of
-from wsi_assets.evaluation.heatmap_files import heatmap_geojson, write_likelihood_tiff
+from wsi_assets.evaluation.heatmap_files import heatmap_geojson, regions_geojson, write_likelihood_tiff
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import read_predictions
 from wsi_assets_tests.evaluation.synthetic import entry, grid_entry
@@ -153,6 +154,20 @@ def test_geojson_covers_the_cells_of_each_band_at_level_0(stride, patch_size):
         assert area.area == pytest.approx(2 * heatmap.cell**2)
         for row in (0, 1):
             assert area.contains(shapely.Point(*heatmap.centers(row, col)))
+
+
+def test_predicted_regions_correct_an_annotation_only_once_somebody_unlocked_them(tmp_path):
+    heatmap = map_of(grid_entry("test_1", np.array([[0.9, 0.8, 0.1], [np.nan, 0.1, 0.9]])))
+    path = tmp_path / "test_1.geojson"
+    path.write_text(regions_geojson(heatmap, find_detections(heatmap, SHARP, 0.243), 0.8))
+    assert read_annotation(None, correction=path).geometry.is_empty
+    content = json.loads(path.read_text())
+    for feature in content["features"]:
+        feature["properties"]["isLocked"] = False
+    path.write_text(json.dumps(content))
+    accepted = read_annotation(None, correction=path).geometry
+    assert len(accepted.geoms) == 2
+    assert accepted.area == pytest.approx(3 * heatmap.cell**2)
 
 
 def test_the_tiff_lies_over_the_slide_as_asap_scales_it(tmp_path):

@@ -102,6 +102,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
 MEMORY = """
 import sys
 from pathlib import Path
+import torch
+torch.set_num_threads(1)
 from wsi_assets.learning import SlidePredictionOptions, load_model, slide_probabilities
 from wsi_assets_tests.benchmarks.rows import peak_memory
 from wsi_assets_tests.learning.tiny import write_darkness

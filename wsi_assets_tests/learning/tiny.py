@@ -74,7 +74,7 @@ def write_darkness(folder: Path, patch_size: int, level: int | str, gain: float 
         "probs": PROBS,
         "patch_size": patch_size,
         "level": level,
-        "thresholds": {"preds": 0.5, "validation": {"threshold": 0.5}},
+        "thresholds": {"preds": 0.5, "validation": {"threshold": 0.85}},
         "calibration": {"temperature": 2.0, "shift": -1.0, "prevalence": 0.1},
     }
     (folder / "best.json").write_text(json.dumps(card))
