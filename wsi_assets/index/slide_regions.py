@@ -105,7 +105,7 @@ def read_slide_annotation(
     from wsi_assets.index.tissue import PICTURE_SIDE, TissueRegions
     from wsi_assets.slides import fingerprint
 
-    contents = annotation and fingerprint(annotation)
+    contents = annotation and fingerprint(annotation, whole=True)
     found = TissueRegions.from_plain(tissue)
     regions = read_tumor(annotation, options, tissue, said)
     overlay = overlay_jpeg(found, regions)

@@ -82,7 +82,7 @@ def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSe
     from wsi_assets.slides import fingerprint
 
     annotation = slide.annotation_path
-    version = NO_ANNOTATION if annotation is None else fingerprint(annotation)
+    version = NO_ANNOTATION if annotation is None else fingerprint(annotation, whole=True)
     return {
         SLIDE_IMAGE: FileSeen(
             str(slide.path), signatures[SLIDE_IMAGE], image_version(fingerprint(slide.path), slide)

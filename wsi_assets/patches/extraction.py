@@ -152,8 +152,8 @@ def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[tuple
         for number, patch in patches:
             waiting.remove(number)
             reason = patch.fault
-            if patch.missing > content["max_no_data"] * size**2 or patch.missing == size**2:
-                reason = f"the slide has no pixels for {patch.missing / size**2:.0%} of it"
+            if patch.missing > content["max_no_data"] or patch.missing == 1:
+                reason = f"the slide has no pixels for {patch.missing:.0%} of it"
             if reason is None:
                 yield tuple(task.coords[number].tolist()), patch.jpeg or encode(patch.pixels)
             else:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from wsi_assets.errors import SlideError
 from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.openslide_file import OpenSlideFile, blends
 from wsi_assets.slides.tiff_tiles import open_tiles
+from wsi_assets.slides.windows import Window, over_edges
 
 _MARGIN = 128
 
@@ -38,28 +37,24 @@ class ReferenceReader(Closing):
         if self._tiles is not None:
             self._tiles.by_tifffile = True
 
-    def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """A window of the level, uint8 (h, w, 3) RGB; white where the slide has no pixels.
+    def read(self, y: int, x: int, height: int, width: int) -> Window:
+        """A window of the level, which may reach over its edges.
 
         Raises:
             SlideError: it does not read.
         """
-        wide, high = self._slide.sizes[self.level]
-        y0, x0, y1, x1 = max(0, y), max(0, x), min(high, y + height), min(wide, x + width)
-        pixels = np.full((height, width, 3), 255, np.uint8)
-        if y0 < y1 and x0 < x1:
-            margin = 0 if self._tiles else _MARGIN
-            top, left = max(0, y0 - margin), max(0, x0 - margin)
-            window = top, left, y1 - top, x1 - left
-            if self._by_openslide:
-                found, _ = self._slide.read(self.level, *window)
-            else:
-                found, _ = self._tiles.read_window(*window)
-            pixels[y0 - y : y1 - y, x0 - x : x1 - x] = found[y0 - top :, x0 - left :]
-        return pixels
+        return over_edges(self._read_inside, self._slide.sizes[self.level], y, x, height, width)
 
     def close(self) -> None:
         """Let go of the slide."""
         if self._tiles is not None:
             self._tiles.close()
         self._slide.close()
+
+    def _read_inside(self, y: int, x: int, height: int, width: int) -> Window:
+        if not self._by_openslide:
+            return self._tiles.read_window(y, x, height, width)
+        margin = 0 if self._tiles else _MARGIN
+        top, left = max(0, y - margin), max(0, x - margin)
+        found = self._slide.read(self.level, top, left, y - top + height, x - left + width)
+        return tuple(part[y - top :, x - left :] for part in found)
