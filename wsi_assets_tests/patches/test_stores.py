@@ -224,7 +224,7 @@ def test_verifying_reads_the_whole_file_with_lmdbs_own_checker(built, tmp_path):
         # The later of two meta pages, by its transaction's number, names the root of the tree.
         metas = [struct.unpack("<QQQ", file.read(1 << 12)[128:152]) for _ in range(2)]
         root, _, _ = max(metas, key=lambda meta: meta[2])
-        file.seek((root << 12) + 20)
+        file.seek((root << 12) + 16)  # its list of nodes
         file.write(b"\xff" * 64)
         file.flush()
         assert store.problems()
