@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import digest
 from wsi_assets.patches.backends.base import FORMAT, MAX_PATCH_SIZE
-from wsi_assets.patches.options import Backend, ExtractionOptions
+
+if TYPE_CHECKING:
+    from wsi_assets.patches.options import Backend, ExtractionOptions
 
 BATCH_PIXELS = 1024 * 256 * 256
 """Pixels of the patches in a batch: a part of a second's work, and about as much as a small slide holds."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from scipy import sparse
 
 from wsi_assets.slides.windows import Read
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 _STRIP_PIXELS = 1 << 20
 """Pixels averaged at a time, so that memory stays near that of the result."""
@@ -103,6 +106,8 @@ def read_averaged(read: Read, y: int, x: int, size: int, step: float) -> tuple[n
 def _cells(first: int, count: int, step: float) -> tuple[int, int, sparse.csr_array]:
     """First pixel, number of pixels, and share of each in the cells ``first`` and on, ``step`` wide each:
     (cells, pixels) float32."""
+    from scipy import sparse  # which takes as long to import as all the rest a worker needs
+
     # To a millionth of a pixel, so that noise of floating point reads no row more.
     edges = np.round((first + np.arange(count + 1)) * step, 6)
     start = math.floor(edges[0])
