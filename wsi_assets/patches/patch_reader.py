@@ -40,22 +40,18 @@ class PatchReader(Closing):
 
     Pixels come straight from the slide's tiles where those are the same as OpenSlide's, else from OpenSlide.
 
-    Args:
-        direct: whether tiles may be decoded directly.
-
     Raises:
         SlideError: the slide does not open, or has no such level.
     """
 
-    def __init__(self, path: str | Path, level: int, *, direct: bool = True):
+    def __init__(self, path: str | Path, level: int):
         self.level = level
         self._slide = OpenSlideFile(Path(path))
         self.tiles: TileLevel | None = None
         try:
             if not 0 <= level < len(self._slide.sizes):
                 raise SlideError(f"has levels 0 to {len(self._slide.sizes) - 1}, not {level}", path=path)
-            if direct:
-                self.tiles = open_tiles(path, level, self._slide)
+            self.tiles = open_tiles(path, level, self._slide)
         except BaseException:
             self._slide.close()
             raise
