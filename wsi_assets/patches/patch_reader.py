@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from wsi_assets.errors import SlideError
-from wsi_assets.slides.closing import Closing
-from wsi_assets.slides.openslide_file import OpenSlideFile
+from wsi_assets.slides.level_reader import LevelReader
 from wsi_assets.slides.reduce import read_averaged
-from wsi_assets.slides.tiff_tiles import TileLevel, open_tiles
-from wsi_assets.slides.windows import Window, over_edges
 
 
 @dataclass(frozen=True)
@@ -35,26 +30,8 @@ class Patch:
     jpeg: bytes | None = None
 
 
-class PatchReader(Closing):
-    """One level of an open slide, which gives patches; use it in the process and thread that opened it.
-
-    Pixels come straight from the slide's tiles where those are the same as OpenSlide's, else from OpenSlide.
-
-    Raises:
-        SlideError: the slide does not open, or has no such level.
-    """
-
-    def __init__(self, path: str | Path, level: int):
-        self.level = level
-        self._slide = OpenSlideFile(Path(path))
-        self.tiles: TileLevel | None = None
-        try:
-            if not 0 <= level < len(self._slide.sizes):
-                raise SlideError(f"has levels 0 to {len(self._slide.sizes) - 1}, not {level}", path=path)
-            self.tiles = open_tiles(path, level, self._slide)
-        except BaseException:
-            self._slide.close()
-            raise
+class PatchReader(LevelReader):
+    """One level of a slide, which gives patches."""
 
     def read(
         self, coords: np.ndarray, size: int, step: float = 1.0, *, jpeg: bool = False
@@ -77,19 +54,9 @@ class PatchReader(Closing):
         for number in np.lexsort((first[:, 1], first[:, 0])).tolist():
             y, x = coords[number].tolist()
             try:
-                pixels, missing = read_averaged(self._window, y, x, size, step)
+                pixels, missing = read_averaged(self.read_window, y, x, size, step)
                 whole_tile = whole_tiles and not missing and y % size == x % size == 0
                 own = self.tiles.jpeg_file(y // size, x // size) if whole_tile else None
                 yield number, Patch(pixels, missing, jpeg=own)
             except SlideError as error:
                 yield number, Patch(None, fault=error.fault)
-
-    def close(self) -> None:
-        """Let go of the slide."""
-        if self.tiles is not None:
-            self.tiles.close()
-        self._slide.close()
-
-    def _window(self, y: int, x: int, height: int, width: int) -> Window:
-        read = self.tiles.read_window if self.tiles else partial(self._slide.read, self.level)
-        return over_edges(read, self._slide.sizes[self.level], y, x, height, width)

@@ -228,12 +228,11 @@ def open_tiles(
         verified: the level was compared before; compare nothing now.
 
     Raises:
-        SlideError: the path is no slide that opens.
-        IndexError: there is no such level.
+        SlideError: the path is no slide that opens, or it has no such level.
     """
     used = slide or OpenSlideFile(Path(path))
     if not 0 <= level < len(used.sizes):
-        raise IndexError(f"{path} has levels 0 to {len(used.sizes) - 1}, not {level}")
+        raise SlideError(f"has levels 0 to {len(used.sizes) - 1}, not {level}", path=path)
     tiles = None
     # Whatever tifffile makes of a damaged file that OpenSlide opens, OpenSlide serves it.
     with contextlib.suppress(Exception):

@@ -246,7 +246,7 @@ def test_verifying_finds_the_one_patch_that_is_not_its_slides(built, entries):
 
 
 def test_a_slide_that_fails_while_it_is_verified_has_each_patch_once(built, entries, monkeypatch):
-    read, reads = ReferenceReader.read, Counter()
+    read, reads = ReferenceReader.read_window, Counter()
 
     def fails_after_three(reader, *window):
         reads[reader] += 1
@@ -254,7 +254,7 @@ def test_a_slide_that_fails_while_it_is_verified_has_each_patch_once(built, entr
             raise SlideError("cannot be read")
         return read(reader, *window)
 
-    monkeypatch.setattr(ReferenceReader, "read", fails_after_three)
+    monkeypatch.setattr(ReferenceReader, "read_window", fails_after_three)
     with open_store(built) as store:
         report = verify_store(store, index_of(*entries), 1.0)
         assert len({key for key, _ in report.problems}) == len(report.problems)
