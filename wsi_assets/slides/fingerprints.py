@@ -10,7 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from wsi_assets.slides.listing import unreadable
+from wsi_assets.slides.listing import SlideFile, unreadable
+
+NO_ANNOTATION, CORRECTED = "none", ", corrected "
+"""Version of the annotation of a slide that has none; what stands between that and the correction's."""
 
 _WHOLE = 4 << 20
 _ENDS = 256 << 10
@@ -42,6 +45,17 @@ def fingerprint(path: str | Path, *, whole: bool = False) -> str:
     except OSError as error:
         raise unreadable(path, error) from error
     return total.hexdigest()
+
+
+def annotation_version(slide: SlideFile) -> str:
+    """The version of a slide's annotation: the contents of its file and of what corrects it.
+
+    Raises:
+        SlideError: as for :func:`fingerprint`.
+    """
+    read = partial(fingerprint, whole=True)
+    version = NO_ANNOTATION if slide.annotation_path is None else read(slide.annotation_path)
+    return version + (f"{CORRECTED}{read(slide.correction_path)}" if slide.correction_path else "")
 
 
 def signature(path: str | Path) -> tuple[int, int]:
