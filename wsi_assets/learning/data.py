@@ -154,18 +154,15 @@ def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> 
 
 def _rows(table: PatchTable, names: dict[str, str], side: str, part: np.ndarray) -> list[dict]:
     """A row for each patient of one side."""
-    rows: dict[str, dict] = {}
+    slides: dict[str, list[int]] = {}
     for number in np.unique(table.slides[part]).tolist():
-        slide_id = table.slide_ids[number]
-        normal, tumor = np.bincount(table.labels[part[table.slides[part] == number]], minlength=2).tolist()
-        row = rows.setdefault(
-            names[slide_id],
-            {"patient": names[slide_id], "slides": "", "side": side, "tumor": 0, "normal": 0},
-        )
-        row["slides"] += f"{', ' if row['slides'] else ''}{slide_id}"
-        row["tumor"] += tumor
-        row["normal"] += normal
-    return [rows[patient] for patient in sorted(rows)]
+        slides.setdefault(names[table.slide_ids[number]], []).append(number)
+    rows = []
+    for patient, numbers in sorted(slides.items()):
+        labels = table.labels[part[np.isin(table.slides[part], numbers)]]
+        row = {"patient": patient, "slides": ", ".join(table.slide_ids[number] for number in numbers)}
+        rows.append({**row, "side": side, "tumor": int(labels.sum()), "normal": int((labels == 0).sum())})
+    return rows
 
 
 @dataclass(frozen=True)
