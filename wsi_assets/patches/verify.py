@@ -136,7 +136,7 @@ def _comparison(info: Mapping[str, Any]) -> Compare:
 
     def compare(stored: np.ndarray, expected: np.ndarray) -> tuple[float, bool]:
         if tolerance and not np.array_equal(stored, expected):
-            expected = decode(encode(expected), info["patch_size"])
+            expected = decode(encode(expected))
         difference = float(np.abs(stored.astype(np.int16) - expected).mean())
         return difference, difference > tolerance
 
