@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = exports(
         "checkpoints": ("LoadedModel", "load_model"),
         "options": (
             "CrossValidationOptions",
+            "HardNegativeOptions",
             "PredictionOptions",
             "SlidePredictionOptions",
             "TrainingOptions",
@@ -23,5 +24,6 @@ __getattr__, __dir__, __all__ = exports(
         "prediction": ("predict",),
         "slide_prediction": ("slide_grid", "slide_probabilities"),
         "cross_validation": ("cross_validate",),
+        "hard_negatives": ("find_hard_negatives", "joined"),
     },
 )

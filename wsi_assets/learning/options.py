@@ -109,7 +109,7 @@ class CrossValidationOptions(BaseModel):
     )
 
 
-class _Computing(BaseModel):
+class ComputingOptions(BaseModel):
     """How probabilities are computed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
@@ -124,7 +124,7 @@ class _Computing(BaseModel):
     device: str = Field("auto", min_length=1, description=_DEVICE)
 
 
-class PredictionOptions(_Computing):
+class PredictionOptions(ComputingOptions):
     """How test slides are predicted."""
 
     prediction_threshold: float = Field(
@@ -132,7 +132,7 @@ class PredictionOptions(_Computing):
     )
 
 
-class SlidePredictionOptions(_Computing):
+class SlidePredictionOptions(ComputingOptions):
     """How any slide is predicted, from its own pixels."""
 
     model: str = Field(
@@ -153,3 +153,15 @@ class SlidePredictionOptions(_Computing):
         description="Slides that are new or changed are predicted by themselves while the sensor of this "
         "name is on; set it below the level.",
     )
+
+
+class HardNegativeOptions(ComputingOptions):
+    """Which normal patches of training slides are hard."""
+
+    hard_negative_threshold: float = Field(
+        0.5, ge=0, le=1, description="Least tumor probability of a normal patch that is a hard negative."
+    )
+    hard_negatives_per_slide: int = Field(
+        200, ge=1, description="Most hard negatives of one slide in a round, the falsest."
+    )
+    seed: int = Field(42, ge=0, description="Seed of every random choice.")

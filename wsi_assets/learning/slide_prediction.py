@@ -18,7 +18,7 @@ from wsi_assets.errors import SlideError
 from wsi_assets.index.slide_index import resolution_of
 from wsi_assets.learning.checkpoints import LoadedModel, load_model
 from wsi_assets.learning.devices import in_use, resolve_device, resolve_precision
-from wsi_assets.learning.options import SlidePredictionOptions
+from wsi_assets.learning.options import ComputingOptions
 from wsi_assets.learning.prediction import check_fits, tumor_probabilities
 from wsi_assets.progress import Progress, silent
 
@@ -59,7 +59,7 @@ def slide_grid(
 def slide_probabilities(
     entry: Mapping[str, Any],
     model: str | Path | LoadedModel,
-    options: SlidePredictionOptions | None = None,
+    options: ComputingOptions | None = None,
     *,
     max_no_data: float = 0.5,
     progress: Progress = silent,
@@ -84,7 +84,7 @@ def slide_probabilities(
     """
     from wsi_assets.slides.fingerprints import fingerprint
 
-    options = options or SlidePredictionOptions()
+    options = options or ComputingOptions()
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     path = entry["slide_path"]
     check_fits(loaded, entry["patch_size"], resolution_of(entry), str(path))

@@ -6,8 +6,8 @@ command line read them. ``build.py`` lists the modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,8 @@ class Artefact:
             levels or of slides at levels; of level 4 it is ``level_4``, of the magnification 10x ``10x``.
         options: the domain's option class; its fields are the asset's parameters.
         inputs: the artefacts it is made from.
+        feedback: parameter -> name of an artefact of the same level that is made from this one and read again
+            while the parameter is on, as the last round left it; a graph has no circles.
         sources: the user's files it is made from: ``slide_image``, ``slide_annotation``.
         main_file: the file without which the folder at ``path`` is nothing; None where ``path`` is a file.
         without_effect: parameters that change how fast or on what it is made, or what is checked.
@@ -53,6 +55,7 @@ class Artefact:
     path: str
     options: type[BaseModel] = NoOptions
     inputs: tuple[Artefact, ...] = ()
+    feedback: Mapping[str, str] = field(default_factory=dict, hash=False)
     sources: tuple[str, ...] = ()
     main_file: str | None = None
     without_effect: frozenset[str] = frozenset()

@@ -14,6 +14,7 @@ from wsi_assets.orchestration.asset_checks import ALL_CHECKS
 from wsi_assets.orchestration.assets import (
     cross_validation,
     evaluation,
+    hard_negatives,
     index,
     learning,
     patches,
@@ -34,7 +35,16 @@ from wsi_assets.orchestration.sensors import build_prediction_sensor, build_slid
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
 
-MODULES = (slides, index, patches, learning, cross_validation, evaluation, slide_prediction)
+MODULES = (
+    slides,
+    index,
+    patches,
+    learning,
+    cross_validation,
+    evaluation,
+    hard_negatives,
+    slide_prediction,
+)
 """The modules of assets, in the order in which they are made."""
 
 ARTEFACTS: tuple[Artefact, ...] = tuple(

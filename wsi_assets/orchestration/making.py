@@ -53,6 +53,7 @@ class Making:
         above = [one for one in artefact.inputs if one.by_level]
         recorded = {one.name: storage.version(one, self.partition) for one in above}
         self.inputs = recorded if inputs is None else dict(inputs)
+        self.inputs |= storage.feedback(artefact, self.partition, self.parameters)
         self._started = time.monotonic()
 
     @property

@@ -18,7 +18,7 @@ import dagster as dg
 
 from wsi_assets.errors import ConfigError, StoreError, WsiAssetsError
 from wsi_assets.files import digest, write_json
-from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts
 from wsi_assets.orchestration.config import ParameterFile
 from wsi_assets.orchestration.partitions import parts_of
 from wsi_assets.orchestration.settings import Settings
@@ -131,6 +131,13 @@ class StorageResource(dg.ConfigurableResource):
         """Version of an artefact; None if it or its record is missing."""
         record = self.record(artefact, partition)
         return record and record.version
+
+    def feedback(
+        self, artefact: Artefact, partition: str | None, parameters: Mapping[str, Any]
+    ) -> dict[str, str | None]:
+        """Name -> version of what an artefact reads of an earlier round with these parameters."""
+        names = [name for parameter, name in artefact.feedback.items() if parameters.get(parameter)]
+        return {one.name: self.version(one, partition) for one in all_artefacts() if one.name in names}
 
     def keep_check_results(self, artefact: Artefact, partition: str, results: Mapping[str, Result]) -> None:
         """Write what the checks found beside the artefact, with the making they were about."""
