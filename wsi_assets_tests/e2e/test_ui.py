@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wsi_assets.orchestration.artefact import all_artefacts
+from wsi_assets.orchestration.artefact import all_artefacts, level_chain, slide_artefacts
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -108,18 +108,19 @@ def show_picture(page: Page, entry: str, alt: str) -> None:
 
 def test_the_opening_graph_shows_every_asset_from_slides_to_evaluation(go):
     page = go("/asset-groups")
-    places = []
+    places = {}
     for asset in ("slide_image", *(artefact.name for artefact in all_artefacts())):
         node = page.locator("foreignObject").get_by_text(asset, exact=True).first
         node.wait_for()
-        places.append(node.bounding_box()["x"])
-    assert places == sorted(places), "from left to right in the order things are made"
+        places[asset] = node.bounding_box()["x"]
+    order = [places[artefact.name] for artefact in (*slide_artefacts(), *level_chain())]
+    assert [places["slide_image"], *order] == sorted([places["slide_image"], *order]), "from left to right"
     shoot(page, "ui_1_graph")
 
 
 def test_sensors_can_be_seen_and_switched(go):
     page = go("/automation")
-    for name in ("slide_folder", "slides_follow", "store_follows_index"):
+    for name in ("slide_folder", "slides_follow", "store_follows_index", "predict_new_slides"):
         page.get_by_text(name, exact=True).first.wait_for()
     shoot(page, "ui_2_automation")
 
