@@ -55,7 +55,7 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     What steps print is not kept: Dagster starts four processes a step for that, which break a Ctrl-C.
     """
     home = prepare_home(settings)
-    unkept = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    unkept = {"module": "dagster.core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
     return dg.DagsterInstance.local_temp(str(home), overrides={"compute_logs": unkept})
 
 
