@@ -34,7 +34,7 @@ from wsi_assets.files import publish_file
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts
 from wsi_assets.slides.resolution import Resolution, words_of
 
-COMMAND_LINE = "--set"
+COMMAND_LINE, LAUNCHPAD = "--set", "Launchpad"
 
 _HEADER = """\
 # What this cohort is made with. Edit it, or give a value in the Launchpad or with --set: it is kept here.
@@ -83,12 +83,26 @@ def given_in(artefact: Artefact, config: dg.Config) -> dict[str, Any]:
     }
 
 
+def check_launchpad(run_config: Mapping[str, Any]) -> None:
+    """See that what was given for any asset of a run is possible, before the first is made.
+
+    Dagster's forms know types and choices, no bounds: what breaks one would show hours later.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    for artefact in all_artefacts():
+        config = run_config.get("ops", {}).get(artefact.name, {}).get("config", {})
+        values = {name: value for name, value in config.items() if name in artefact.options.model_fields}
+        ParameterSet({artefact.name: values}, LAUNCHPAD)
+
+
 class ParameterSet:
     """Values by name, by asset and by level, checked against every asset's options.
 
     Args:
         content: as the module describes; ``asset.name`` is short for a name below its asset.
-        source: the file, or what the values come from; named in errors.
+        source: the file, or the name of what the values come from, for errors.
 
     Raises:
         ConfigError: a name is unknown or a value impossible, in one line with its place.
@@ -168,8 +182,8 @@ class ParameterSet:
         return self._error(f"there is no parameter {_short(prefix + name)}", remedy)
 
     def _error(self, fault: str, remedy: str | None = None) -> ConfigError:
-        if self.source == COMMAND_LINE:
-            return ConfigError(f"{COMMAND_LINE}: {fault}", remedy=remedy)
+        if isinstance(self.source, str):
+            return ConfigError(f"{self.source}: {fault}", remedy=remedy)
         return ConfigError(fault, path=self.source, remedy=remedy)
 
 
@@ -262,7 +276,7 @@ def read_parameters(path: str | Path) -> ParameterSet:
         ) from error
     except _UNREADABLE as error:
         raise ConfigError(f"cannot be read ({error!s:.200})", path=path) from error
-    return ParameterSet({} if content is None else content, path)
+    return ParameterSet({} if content is None else content, Path(path))
 
 
 def parse_settings(pairs: list[str]) -> ParameterSet:

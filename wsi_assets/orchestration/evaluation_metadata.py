@@ -79,6 +79,12 @@ def report_context(storage: StorageResource, level: str) -> ReportContext:
             for name, record in known.items()
             for parameter, value in record.parameters.items()
         },
+        changed=[
+            f"{name}.{parameter}"
+            for name, record in known.items()
+            for parameter, default in above[name].options().model_dump(mode="json").items()
+            if record.parameters.get(parameter) != default
+        ],
         seconds={name: said["seconds"] for name, said in facts.items() if "seconds" in said},
         mlflow_url=_page(storage.mlflow_run(level)),
     )

@@ -164,10 +164,32 @@ class MlflowResource(dg.ConfigurableResource):
             log_system_metrics=True,
         )
         run.run_id = started.info.run_id
-        base = self.uri if self.uri.startswith("http") else self.pages_url
-        run.url = f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run.run_id}"
+        run.url = self._page(experiment, run.run_id)
         run.note = {"run_id": run.run_id, "experiment": experiment, "uri": self.uri, "page": run.url}
         mlflow.log_params({name: str(value)[:MAX_PARAMETER_LENGTH] for name, value in parameters.items()})
+
+    def add_comparison(self, pages: Path, warn: Warn) -> str | None:
+        """Log the folder ``pages`` to the run of all comparisons; returns the address of the page there."""
+        try:
+            mlflow = self.client()
+            experiment = self.experiment(mlflow)
+            found = mlflow.search_runs(
+                [experiment], "tags.kind = 'level_comparison'", max_results=1, output_format="list"
+            )
+            known = {"run_id": found[0].info.run_id} if found else {"run_name": "all levels side by side"}
+            with mlflow.start_run(
+                experiment_id=experiment, tags={"kind": "level_comparison"}, **known
+            ) as run:
+                mlflow.log_artifacts(str(pages), "level_comparison")
+        except Exception as error:  # whatever MLflow, its database or the network raise
+            warn(f"MLflow does not take the comparison ({one_line(error)[:300]}); this goes on")
+            return None
+        page = self._page(experiment, run.info.run_id)
+        return f"{page}/artifacts/level_comparison/comparison.html"
+
+    def _page(self, experiment: str, run_id: str) -> str:
+        base = self.uri if self.uri.startswith("http") else self.pages_url
+        return f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
     def add_evaluation(
         self, level: str, values: Mapping[str, float | None], report: Path, warn: Warn

@@ -120,7 +120,10 @@ def evaluation(
     "intervals, time. `level_comparison/comparison.html`.",
 )
 def level_comparison(
-    context: dg.AssetExecutionContext, storage: StorageResource, evaluation: dict[str, Path]
+    context: dg.AssetExecutionContext,
+    storage: StorageResource,
+    mlflow: MlflowResource,
+    evaluation: dict[str, Path],
 ) -> dg.MaterializeResult:
     from wsi_assets.evaluation import read_levels, write_comparison
 
@@ -131,6 +134,7 @@ def level_comparison(
         rows, left_out = read_levels(files)
         pages = _empty(storage.root / "level_comparison_in_progress")
         chart = write_comparison(rows, pages).with_name("comparison.png")
+    address = mlflow.add_comparison(pages, context.log.warning)
     shown = [
         {"level": row["level"], "mpp": row["mpp"], **{k: f["value"] for k, f in row["metrics"].items()}}
         for row in rows
@@ -141,6 +145,7 @@ def level_comparison(
         metadata={
             "levels": table(shown),
             **({"picture": picture(chart.read_bytes(), "metrics by level")} if rows else {}),
+            **({"report": dg.MetadataValue.url(address)} if address else {}),
         },
     )
 
