@@ -42,17 +42,6 @@ _HEADER = """\
 # What is not named has the default of the README. Comments of your own are not kept.
 """
 
-_UNREADABLE = (
-    yaml.YAMLError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-)
-"""What YAML's reader raises on text that is no YAML; faults of dates and numbers it does not translate."""
-
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
 
@@ -274,7 +263,7 @@ def read_parameters(path: str | Path) -> ParameterSet:
         raise ConfigError(
             f"cannot be read ({error.strerror})", path=path, remedy="Check its permissions"
         ) from error
-    except _UNREADABLE as error:
+    except Exception as error:  # of text that is no YAML, its reader raises nearly anything
         raise ConfigError(f"cannot be read ({error!s:.200})", path=path) from error
     return ParameterSet({} if content is None else content, Path(path))
 
@@ -294,7 +283,7 @@ def parse_settings(pairs: list[str]) -> ParameterSet:
             )
         try:
             content[name.strip()] = yaml.safe_load(text) if text.strip() else ""
-        except _UNREADABLE as error:
+        except Exception as error:  # as above
             raise ConfigError(f"--set {_short(pair)} cannot be read ({error!s:.200})") from error
     return ParameterSet(content, COMMAND_LINE)
 

@@ -86,7 +86,7 @@ def report_context(storage: StorageResource, level: str) -> ReportContext:
             if record.parameters.get(parameter) != default
         ],
         seconds={name: said["seconds"] for name, said in facts.items() if "seconds" in said},
-        mlflow_url=_page(storage.mlflow_run(level)),
+        mlflow_url=storage.mlflow_note(level).get("page"),
     )
 
 
@@ -126,19 +126,6 @@ def metric_rows(metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
         dict(zip(columns, (name, one.value, one.low, one.high, one.reason or ""), strict=True))
         for name, one in metrics.items()
     ]
-
-
-def confusion_rows(outcome: Evaluation) -> list[dict[str, Any]]:
-    """The confusion matrix of the test patches at the default threshold."""
-    point = outcome.patch.at_default
-    if point is None:
-        return []
-    columns = ("truth", "predicted tumor", "predicted normal")
-    rows = (
-        ("tumor", point.true_positives, point.false_negatives),
-        ("normal", point.false_positives, point.true_negatives),
-    )
-    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def heatmap_pictures(outcome: Evaluation, folder: Path) -> dict[str, dg.MetadataValue]:
@@ -189,10 +176,3 @@ def _audit(storage: StorageResource, slide_ids: Mapping[str, Any]) -> list[dict[
         if record is not None
         for row in record.facts.get("audit", [])
     ]
-
-
-def _page(path: Path) -> str | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["page"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -198,16 +198,13 @@ class MlflowResource(dg.ConfigurableResource):
 
         ASAP's heatmaps stay in the storage. Returns the address of the page there.
         """
-        try:
-            noted = json.loads(self.storage.mlflow_run(level).read_text(encoding="utf-8"))
-            run_id, page = noted["run_id"], noted["page"]
-            if noted["uri"] != self.uri:
-                return None
-        except (OSError, ValueError, KeyError, TypeError):
+        noted = self.storage.mlflow_note(level)
+        if noted.get("uri") != self.uri:
             return None
+        run_id = noted["run_id"]
         try:
-            mlflow, model = self.client(), noted.get("model_id")
-            mlflow.log_metrics(_known(values), run_id=run_id, **({"model_id": model} if model else {}))
+            mlflow = self.client()
+            mlflow.log_metrics(_known(values), run_id=run_id, model_id=noted.get("model_id"))
             for file in sorted(report.rglob("*")):
                 if file.is_file() and file.suffix != ".tif":
                     place = Path("report") / file.relative_to(report).parent
@@ -215,16 +212,14 @@ class MlflowResource(dg.ConfigurableResource):
         except Exception as error:  # as above
             warn(f"MLflow does not take the evaluation ({one_line(error)[:300]}); this goes on")
             return None
-        return f"{page}/artifacts/report/report.html"
+        return f"{noted['page']}/artifacts/report/report.html"
 
 
 def runs_page(url: str, storage: StorageResource) -> str:
     """Where MLflow shows all trainings, or its experiments while nothing was trained."""
-    for level in storage.levels():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            note = json.loads(storage.mlflow_run(level).read_text(encoding="utf-8"))
-            return f"{url}/#/experiments/{note['experiment']}/runs?workflowType=machine_learning"
-    return f"{url}/#/experiments"
+    known = [note["experiment"] for level in storage.levels() if (note := storage.mlflow_note(level))]
+    runs = f"/{known[0]}/runs?workflowType=machine_learning" if known else ""
+    return f"{url}/#/experiments{runs}"
 
 
 def log_outcome(

@@ -15,7 +15,6 @@ from wsi_assets.orchestration.assets.learning import TEST_PREDICTIONS, TRAINED_M
 from wsi_assets.orchestration.automation import follow_reports
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.evaluation_metadata import (
-    confusion_rows,
     headline,
     heatmap_pictures,
     metric_rows,
@@ -105,7 +104,6 @@ def evaluation(
             **({"report": dg.MetadataValue.url(address)} if address else {}),
             **{f"view_{one.slide_id}": folder.viewer_page(one.slide_id) for one in outcome.slide.ranking[:3]},
             "metrics": table(metric_rows(metrics)),
-            "confusion": table(confusion_rows(outcome)),
             "slides": table([asdict(score) for score in outcome.slide.ranking]),
             "notes": list(outcome.notes),
         },
