@@ -117,7 +117,7 @@ class Making:
             # Pictures are what people look for first.
             metadata={
                 **(metadata or {}),
-                **{name: fact for name, fact in facts.items() if fact is not None},
+                **{name: fact for name, fact in facts.items() if fact not in (None, {}, [])},
                 PROVENANCE: dg.MetadataValue.json(asdict(record)),
             },
             data_version=dg.DataVersion(record.version),

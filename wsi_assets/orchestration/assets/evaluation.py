@@ -141,9 +141,9 @@ def level_comparison(
         pages,
         facts={"left_out": left_out},
         metadata={
-            "levels": table(shown),
             **({"picture": picture(chart.read_bytes(), "metrics by level")} if rows else {}),
             **({"report": dg.MetadataValue.url(address)} if address else {}),
+            "levels": table(shown),
         },
     )
 
