@@ -13,15 +13,13 @@ file's.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import enum
-import fcntl
 import json
 import reprlib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ import pydantic
 import yaml
 
 from wsi_assets.errors import ConfigError
-from wsi_assets.files import publish_file
+from wsi_assets.files import file_lock, publish_file
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts
 from wsi_assets.slides.resolution import Resolution, words_of
 
@@ -217,7 +215,9 @@ class ParameterFile:
         """Write what :meth:`changes` names into the file; returns its lines."""
         if not given or not self.changes(artefact, level, given):
             return []
-        with self._locked():
+        # One writer at a time: runs of several levels end when they end.
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(self.path.with_name(".parameters.lock"), wait=True):
             lines, said = self.changes(artefact, level, given), self.read()
             if lines:
                 changed = {name: to for name, (_, to) in _changed(said, artefact, level, given).items()}
@@ -229,15 +229,6 @@ class ParameterFile:
                     text = yaml.safe_dump(said.content, sort_keys=False, allow_unicode=True)
                     unfinished.write_text(_HEADER + text, encoding="utf-8")
         return lines
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer at a time: runs of several levels end when they end."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(".parameters.lock").open("a") as handle:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
 
 
 def _changed(
