@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 2
 
 PRELOADED = [
     *("cv2", "imagecodecs", "shapely", "tifffile"),
-    *("wsi_assets.cli", "wsi_assets.annotations.reading", "wsi_assets.index.slide_regions"),
+    *("click", "wsi_assets.annotations.reading", "wsi_assets.index.slide_regions"),
     *("wsi_assets.index.tissue", "wsi_assets.index.pictures", "wsi_assets.patches.extraction"),
 ]
 """What is loaded once for all worker processes, which are forked with it."""
