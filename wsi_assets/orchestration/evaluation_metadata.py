@@ -70,7 +70,7 @@ def report_context(storage: StorageResource, level: str) -> ReportContext:
         split_notes=tuple(facts["trained_model"].get("warnings", {}).values()),
         warnings=tuple(storage.failed_checks(above.values(), level)),
         cross_validation=_cross_validation(storage, level),
-        epochs=_epochs(storage.level_folder(level) / "epoch_losses.csv"),
+        epochs=read_epochs(storage.level_folder(level) / "epoch_losses.csv"),
         left_out=facts["slide_index"].get("left_out"),
         quarantined=_quarantined(storage.artefact(above["patch_store"], level)),
         audit=_audit(storage, sampled),
@@ -139,7 +139,8 @@ def heatmap_pictures(outcome: Evaluation, folder: Path) -> dict[str, dg.Metadata
     }
 
 
-def _epochs(path: Path) -> list[dict[str, float]] | None:
+def read_epochs(path: Path) -> list[dict[str, float]] | None:
+    """Rows of ``epoch_losses.csv``; None if it is missing or damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]

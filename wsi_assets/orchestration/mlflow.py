@@ -7,9 +7,7 @@ A training outlives its bookkeeping: when MLflow cannot be reached this warns on
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +17,9 @@ from typing import Any
 
 import dagster as dg
 
-from wsi_assets.errors import ModelError, one_line
+from wsi_assets.errors import one_line
 from wsi_assets.files import digest, write_json
+from wsi_assets.orchestration.evaluation_metadata import model_card, read_epochs
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.slides.resolution import name_of, option_of, words_of
@@ -263,24 +262,14 @@ def log_finished(resource: MlflowResource, level: str, warn: Warn) -> str | None
     """Log the finished training of a level from its files; returns the run's page, None if MLflow is away.
 
     Raises:
-        ModelError: the level has no model.
+        ModelError: the level has no model, or its card is damaged.
     """
     folder = resource.storage.level_folder(level)
-    card_path = folder / "checkpoints" / "best.json"
-    try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-        with (folder / "epoch_losses.csv").open(newline="", encoding="utf-8") as stream:
-            losses = list(csv.DictReader(stream))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the level has no finished training ({one_line(error)[:100]})",
-            path=card_path,
-            remedy=f"Train first: wsi-assets run {option_of(level)} --upto trained_model",
-        ) from error
+    card = model_card(folder / "checkpoints" / "best.pt")
     with resource.training_run(level, card.get("parameters", {}), {"logged": "from files"}, warn) as run:
-        for row in losses:
+        for row in read_epochs(folder / "epoch_losses.csv") or ():
             epoch = int(row.pop("epoch"))
-            run.metrics({name: float(value) for name, value in row.items()}, step=epoch)
+            run.metrics(row, step=epoch)
         log_outcome(run, folder, card)
     return run.url
 
