@@ -144,7 +144,7 @@ def scales(*, several: bool) -> Callable[[Any], Any]:
 @click.option(
     "--annotations-gone",
     is_flag=True,
-    help="Most annotations were removed for good: their slides are normal now.",
+    help="Most annotations, or corrections, were removed for good.",
 )
 @click.option("--no-test", is_flag=True, help="There are no test slides: stop after training.")
 @click.option(

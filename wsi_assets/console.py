@@ -141,7 +141,7 @@ def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
     with progress_bars(console) as bars:
         for done, slide in enumerate(listing.slides):
             bars(done, len(listing.slides), "examining slides")
-            rows.append(examine(slide, slide.said))
+            rows.append(examine(slide))
         bars(len(listing.slides), len(listing.slides), "examining slides")
     place(rows, cohort)
     _print_health(rows)
@@ -150,8 +150,10 @@ def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
             _say(f"problem: {row.slide_id}: {problem}", "red")
     for name, reason in listing.left_out.items():
         _say(f"left out: {name}: {reason}", "red")
-    _print_notices(listing.notices)
-    faulty = sum(bool(row.problems) for row in rows) + len(listing.left_out)
+    for stray in listing.strays:
+        _say(f"problem: {stray}", "red")
+    _print_notices([line for line in listing.notices if line not in listing.strays])
+    faulty = sum(bool(row.problems) for row in rows) + len(listing.left_out) + len(listing.strays)
     console.print(
         f"{len(rows)} slides, {faulty} with a problem" if rows else f"no slides in {settings.images_dir}"
     )

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from shapely import Geometry
 
-BLUE, ORANGE, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
+BLUE, ORANGE, GREEN, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7"
 GREY, INK = "#767676", "#222222"
-TUMOR, NORMAL, TISSUE, EXCLUDED = ORANGE, BLUE, GREEN, SKY
+TUMOR, NORMAL, TISSUE, EXCLUDED, IGNORED = ORANGE, BLUE, GREEN, SKY, PURPLE
 """What a color means wherever it stands for one of these."""
 
 

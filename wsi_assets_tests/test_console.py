@@ -88,6 +88,14 @@ def test_doctor_shows_what_the_cohort_says_and_writes_a_first_table(home, capsys
     assert all(word in said for word in ("P7", "test", "0.25", f"{table} names a slide"))
 
 
+def test_doctor_names_a_correction_without_a_slide(home, capsys):
+    (home / "annotations/corrections").mkdir()
+    stray = home / "annotations/corrections/CMU-1.geojson"
+    stray.write_text('{"type": "FeatureCollection", "features": []}')
+    assert console.examine_slides(Settings.from_environment({}, home=home)) == console.FAILED
+    assert f"problem: correction without a slide: {stray}" in capsys.readouterr().out.replace("\n", "")
+
+
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     """The variables of somebody who has a home, folders and an MLflow server already."""

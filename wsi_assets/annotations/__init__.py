@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "reading": ("read_annotation",),
+        "export": ("annotation_geojson",),
         "options": ("AnnotationOptions",),
         "regions": ("AuditRow", "TumorRegions"),
         "raster": ("rasterize",),

@@ -35,6 +35,8 @@ class Annotation:
         areal: whether that type encloses an area.
         shell: float64 (n, 2), (x, y) in level-0 pixels, not closed.
         holes: rings like ``shell``, to be cut out of it.
+        kind: "annotation" if somebody drew it; "prediction", or the object type that QuPath gives it, such as
+            "detection"; or "copy", by which the file is an edited copy of our export.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Annotation:
     areal: bool
     shell: np.ndarray
     holes: tuple[np.ndarray, ...] = ()
+    kind: str = "annotation"
 
     @property
     def points(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ _CLASS_KEY = re.compile(
 
 _SHAPE = re.compile("annotation|(multi)?polygon|polyline|rectangle|ellipse|circle|point|line")
 """Values of ``type`` that say a shape and no class."""
+
+PREDICTION = "Tumor probability"
+"""How the names of predicted areas begin; they are written locked."""
+
+COPY = "wsi_assets: annotation of"
+"""How the name of the annotation around a whole slide begins, by which an export is known as one."""
 
 _MOST_NAMES = 16
 """Names a class may be derived from; QuPath's have two or three."""
@@ -74,7 +81,9 @@ class _Reader:
             properties = properties if isinstance(properties, dict) else {}
             name, groups = properties.get("name"), _groups(value, properties, self.options)
             name = name if isinstance(name, str) else str(value.get("id") or "")
-            yield from self.geometry(value.get("geometry"), name, groups, depth + 1)
+            kind = _kind(value, properties, name)
+            for one in self.geometry(value.get("geometry"), name, groups, depth + 1):
+                yield replace(one, kind=kind)
         elif isinstance(kind, str) and kind in _GEOMETRIES:
             yield from self.geometry(value, "", (), depth + 1)
         else:
@@ -150,6 +159,14 @@ def _names(value: Any) -> list[str]:
     items = value[:_MOST_NAMES] if isinstance(value, list) else [value]
     texts = [str(item) for item in items if isinstance(item, (str, int)) and not isinstance(item, bool)]
     return [part for text in texts for part in map(str.strip, label(text).split(":")) if part]
+
+
+def _kind(feature: dict, properties: dict, name: str) -> str:
+    if name.startswith(COPY):
+        return "copy"
+    # Unlocked and given a class, a predicted area is one that somebody accepted.
+    predicted = name.startswith(PREDICTION) and properties.get("isLocked") is True
+    return "prediction" if predicted else _object_type(feature, properties)
 
 
 def _object_type(feature: dict, properties: dict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
@@ -20,8 +21,13 @@ class AnnotationOptions(BaseModel):
         description="Groups (ASAP) or classes (QuPath) whose annotations are tumor.",
     )
     exclusion_groups: list[str] = Field(
-        default=["_2", "Exclusion", "negative", "normal"],
+        default=["_2", "Exclusion", "negative", "normal", "Not tumor", "Other"],
         description="Groups or classes whose annotations are cut out of the tumor.",
+    )
+    ignore_groups: list[str] = Field(
+        default=["Ignore", "Exclude"],
+        description="Groups or classes whose areas are neither tumor nor normal: no patch that reaches into "
+        "one is in the index.",
     )
     ungrouped: Literal["auto", "tumor", "ignore"] = Field(
         default="auto",
@@ -36,22 +42,25 @@ class AnnotationOptions(BaseModel):
     )
     unknown_group: Literal["auto", "ignore", "tumor", "error"] = Field(
         default="auto",
-        description="What an annotation of a group in neither list counts as; auto ignores it, with a "
+        description="What an annotation of a group in no list counts as; auto ignores it, with a "
         "notice, beside annotations of known groups, and refuses a file that has none.",
     )
 
     @model_validator(mode="after")
     def _roles_are_distinct(self) -> AnnotationOptions:
-        both = set(map(fold, self.tumor_groups)) & set(map(fold, self.exclusion_groups))
-        if both:
-            raise ValueError(f"groups that are both tumor and exclusion: {', '.join(sorted(both))}")
+        count = Counter(name for groups in self._groups.values() for name in {fold(one) for one in groups})
+        if both := sorted(name for name in count if count[name] > 1):
+            raise ValueError(f"groups of two roles, of tumor, exclusion and ignore: {', '.join(both)}")
         return self
+
+    @property
+    def _groups(self) -> dict[str, list[str]]:
+        return {"tumor": self.tumor_groups, "exclusion": self.exclusion_groups, "ignore": self.ignore_groups}
 
     @cached_property
     def roles(self) -> dict[str, str]:
-        """Folded name of each known group -> "tumor" or "exclusion"."""
-        tumor = {fold(name): "tumor" for name in self.tumor_groups}
-        return tumor | {fold(name): "exclusion" for name in self.exclusion_groups}
+        """Folded name of each known group -> "tumor", "exclusion" or "ignore"."""
+        return {fold(name): role for role, names in self._groups.items() for name in names}
 
     def known_role(self, groups: Sequence[str]) -> tuple[str, str] | None:
         """(role, group that has it) of the first known group; a number at its end does not matter."""
@@ -63,8 +72,9 @@ class AnnotationOptions(BaseModel):
 
 
 def fold(group: str) -> str:
-    """The form in which group names are compared: without case, and in American spelling."""
-    return group.strip().casefold().replace("tumour", "tumor")
+    """The form in which group names are compared: without case, in American spelling, without the asterisk
+    of QuPath's ``Ignore*``."""
+    return group.strip().casefold().replace("tumour", "tumor").rstrip("*")
 
 
 def without_number(group: str) -> str:

@@ -1,4 +1,4 @@
-"""Read one annotation file into the tumor regions of a slide."""
+"""Read the annotation file of a slide, and the file that corrects it, into its tumor regions."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from wsi_assets.slides.naming import ANNOTATION_SUFFIXES
 
 
 def read_annotation(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | None,
     options: AnnotationOptions | None = None,
     *,
+    correction: str | PathLike[str] | None = None,
     bounds: tuple[int, int, int, int] | None = None,
 ) -> TumorRegions:
     """Read the tumor regions of one slide from ASAP XML or GeoJSON.
 
     Args:
-        path: a file ending in .xml, .geojson or .json, in any case, perhaps packed (.gz, .zip).
+        path: a file ending in .xml, .geojson or .json, in any case, perhaps packed (.gz, .zip); None, with
+            ``correction``, for a slide that has none.
         options: roles of the groups; CAMELYON's by default.
+        correction: such a file too; its annotations add tumor, remove tumor or ignore areas, by their groups.
         bounds: (x, y, width, height) of the slide's scanned area in level-0 pixels; None for the whole slide.
 
     Raises:
@@ -41,26 +44,35 @@ def read_annotation(
             known group, one is of an unknown group and ``options.unknown_group`` is "error", or its frame is
             not known (:class:`AnnotationOptions`, ``frame``).
     """
-    path, options = Path(path), options or AnnotationOptions()
+    options = options or AnnotationOptions()
+    files = [None if one is None else Path(one) for one in (path, correction)]
+    annotations, corrections = ([] if one is None else _read(one, options, bounds) for one in files)
+    # What crosses too often is the correction if the annotation alone does not.
+    for where, drawn in zip(files, (annotations, [*annotations, *corrections]), strict=True):
+        if where and sum(one.points for one in drawn) > MAX_POINTS:
+            raise damaged(where, f"has more than {MAX_POINTS:,} points")
+        if where and is_tangled([one for one in drawn if one.areal]):
+            raise damaged(where, "has annotations whose edges cross too often to be drawn ones")
+    try:
+        regions = unite(annotations, options, corrections)
+    except shapely.errors.GEOSException as error:
+        raise damaged(files[1] or files[0], f"has annotations that cannot be united ({error})") from error
+    if files[0]:
+        _check_understood(files[0], regions, options)
+    return regions
+
+
+def _read(
+    path: Path, options: AnnotationOptions, bounds: tuple[int, int, int, int] | None
+) -> list[Annotation]:
     is_xml, data = _read_bytes(path)
     if is_xml:
         from wsi_assets.annotations.asap import read_asap
 
-        annotations = read_asap(path, data)
-    else:
-        from wsi_assets.annotations.geojson import read_geojson
+        return read_asap(path, data)
+    from wsi_assets.annotations.geojson import read_geojson
 
-        annotations = _in_slide_frame(read_geojson(path, data, options), path, options, bounds)
-    if sum(one.points for one in annotations) > MAX_POINTS:
-        raise damaged(path, f"has more than {MAX_POINTS:,} points")
-    if is_tangled([annotation for annotation in annotations if annotation.areal]):
-        raise damaged(path, "has annotations whose edges cross too often to be drawn ones")
-    try:
-        regions = unite(annotations, options)
-    except shapely.errors.GEOSException as error:
-        raise damaged(path, f"has annotations that cannot be united ({error})") from error
-    _check_understood(path, regions, options)
-    return regions
+    return _in_slide_frame(read_geojson(path, data, options), path, options, bounds)
 
 
 def _read_bytes(path: Path) -> tuple[bool, bytes]:
@@ -142,7 +154,8 @@ def _check_understood(path: Path, regions: TumorRegions, options: AnnotationOpti
     guess would be a wrong label that nobody sees. So a file that is refused here or before leaves its slide
     out, and what is ignored beside known annotations is among the regions' notices.
     """
-    known = any(row.role != "none" and row.action in ("kept", "repaired") for row in regions.audit)
+    rows = [row for row in regions.audit if row.changed is None]
+    known = any(row.role != "none" and row.action in ("kept", "repaired") for row in rows)
     if regions.unknown_groups and (
         options.unknown_group == "error" or (options.unknown_group == "auto" and not known)
     ):
@@ -152,12 +165,12 @@ def _check_understood(path: Path, regions: TumorRegions, options: AnnotationOpti
             path=path,
             remedy="Add them to tumor_groups or exclusion_groups, or set unknown_group to ignore",
         )
-    ignored = any(row.action == "ignored" for row in regions.audit)
+    ignored = any(row.action == "ignored" for row in rows)
     meant = ignored and "ignore" in (options.ungrouped, options.unknown_group)
-    if regions.audit and not known and not meant:
-        kinds = ", ".join(sorted({row.shape_type for row in regions.audit}))
+    if rows and not known and not meant:
+        kinds = ", ".join(sorted({row.shape_type for row in rows}))
         raise AnnotationError(
-            f"has {len(regions.audit)} annotations and none that encloses an area of a known group ({kinds})",
+            f"has {len(rows)} annotations and none that encloses an area of a known group ({kinds})",
             path=path,
             remedy="Draw areas, or remove the file if the slide is normal",
         )

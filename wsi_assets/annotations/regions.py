@@ -1,9 +1,9 @@
-"""Tumor regions of one slide: annotations united by role, with an audit that adds up."""
+"""Tumor regions of one slide: annotations united by role and corrected, with an audit that adds up."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import shapely
@@ -14,7 +14,7 @@ from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.annotations.repair import Repaired, areal_parts, repair
 from wsi_assets.errors import AnnotationError
 
-UNKNOWN_GROUP, NO_GROUP = "unknown group", "in no group"
+UNKNOWN_GROUP, NO_GROUP, NOT_DRAWN = "unknown group", "in no group", "not drawn by a person"
 """Notes of audit rows."""
 
 
@@ -25,13 +25,16 @@ class AuditRow:
     Attributes:
         name: the annotation's own name.
         group: its group or class as written, "" when it has none.
-        role: "tumor", "exclusion" or "none".
+        role: "tumor", "exclusion", "ignore" or "none".
         shape_type: the file's own type, e.g. "Polygon", "Spline", "Dot".
         points: points of shell and holes as drawn.
-        action: "kept", "repaired", "skipped" (no area), "ignored" (by its group), "not areal".
+        action: "kept", "repaired", "skipped" (no area), "ignored" (by its group), "not areal", "copy" (by it
+            the file is an edited copy of the slide's annotation, which it replaces).
         area_raw: shoelace area of the rings as drawn.
         area_after: area once valid; 0 when it does not count.
         note: why, in words.
+        changed: of a correction, the area by which it alone adds tumor, removes tumor or is ignored; of a
+            "copy" the tumor that its file no longer holds. None of the annotation itself.
     """
 
     name: str
@@ -43,6 +46,7 @@ class AuditRow:
     area_raw: float
     area_after: float
     note: str
+    changed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,26 +54,31 @@ class TumorRegions:
     """Tumor of one slide, in (x, y) level-0 pixels.
 
     Attributes:
-        geometry: tumor annotations united, less the exclusions; valid, possibly empty.
+        geometry: tumor annotations united, less the exclusions and what is ignored; valid, possibly empty.
         excluded: the exclusion annotations united, also where they lie outside any tumor; for pictures.
-        audit: one row an annotation, in file order.
+        audit: one row an annotation, in file order; those of the corrections last.
+        ignored: areas that are neither tumor nor normal, united.
     """
 
     geometry: MultiPolygon
     excluded: MultiPolygon
     audit: tuple[AuditRow, ...]
+    ignored: MultiPolygon = field(default_factory=MultiPolygon)
 
     @property
     def unknown_groups(self) -> tuple[str, ...]:
-        """Groups in neither list, sorted."""
-        return tuple(sorted({row.group for row in self.audit if row.group and UNKNOWN_GROUP in row.note}))
+        """Groups of the annotation in no list, sorted."""
+        rows = [row for row in self.audit if row.changed is None and UNKNOWN_GROUP in row.note]
+        return tuple(sorted({row.group for row in rows if row.group}))
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What a user should know of the file, one line each: what is ignored, lost or assumed."""
         lines: dict[str, list[AuditRow]] = {}
         for row in self.audit:
-            if row.action == "not areal":
+            if NOT_DRAWN in row.note:
+                what = "that are predictions or detections, ignored"
+            elif row.action == "not areal":
                 what = f"of type {row.shape_type}, which enclose no area"
             elif row.action == "skipped":
                 what = "with too few points to enclose an area"
@@ -79,9 +88,10 @@ class TumorRegions:
                 what = "in no group, taken as tumor"
             else:
                 continue
-            lines.setdefault(what, []).append(row)
+            kind = "annotations" if row.changed is None else "corrections"
+            lines.setdefault(f"{kind} {what}", []).append(row)
         return tuple(
-            f"annotations {what}: {len(rows)} ({sum(row.area_raw for row in rows):,.0f} square pixels)"
+            f"{what}: {len(rows)} ({sum(row.area_raw for row in rows):,.0f} square pixels)"
             for what, rows in lines.items()
         )
 
@@ -90,6 +100,7 @@ class TumorRegions:
         return {
             "geometry": shapely.to_wkb(self.geometry),
             "excluded": shapely.to_wkb(self.excluded),
+            "ignored": shapely.to_wkb(self.ignored),
             "audit": [asdict(row) for row in self.audit],
         }
 
@@ -101,69 +112,130 @@ class TumorRegions:
             AnnotationError: it is something else.
         """
         try:
-            geometry, excluded = (shapely.from_wkb(plain[name]) for name in ("geometry", "excluded"))
-            if not all(isinstance(area, MultiPolygon) for area in (geometry, excluded)):
+            areas = {name: shapely.from_wkb(plain[name]) for name in ("geometry", "excluded", "ignored")}
+            if not all(isinstance(area, MultiPolygon) for area in areas.values()):
                 raise TypeError("its areas are not polygons")
-            return cls(geometry, excluded, tuple(AuditRow(**row) for row in plain["audit"]))
+            return cls(**areas, audit=tuple(AuditRow(**row) for row in plain["audit"]))
         except (KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
             raise AnnotationError(
                 f"not the annotations of a slide ({error!r})", remedy="Materialize annotation_regions again"
             ) from error
 
 
-def unite(annotations: Sequence[Annotation], options: AnnotationOptions) -> TumorRegions:
-    """Repair the annotations, unite them by role, subtract the exclusions and account for every one.
+@dataclass(frozen=True)
+class _Drawn:
+    """An annotation with its role, the role's note, and its valid area (None if it encloses none by type)."""
+
+    annotation: Annotation
+    role: str
+    note: str
+    repaired: Repaired | None
+
+    @property
+    def area(self) -> MultiPolygon:
+        return self.repaired.area if self.repaired else MultiPolygon()
+
+
+def unite(
+    annotations: Sequence[Annotation], options: AnnotationOptions, corrections: Sequence[Annotation] = ()
+) -> TumorRegions:
+    """Repair the annotations, unite them by role, subtract the exclusions, correct them, account for each.
 
     Tumor annotations that overlap or nest are united, so none punches a hole in another; holes come only from
     exclusions and from holes the file itself gives a polygon.
+
+    Whatever the order in their file, corrections first add tumor, also over exclusions, then remove tumor;
+    ignored areas are cut out last. Corrections with a "copy" among them replace the annotations.
     """
-    roles = _roles(annotations, options)
-    repaired = [repair(annotation) if annotation.areal else None for annotation in annotations]
+    drawn = _drawn(annotations, _roles(annotations, options))
+    fixes = _drawn(corrections, [_role_of_correction(one, options) for one in corrections])
+    cut = _united(drawn, "exclusion")
+    before = areal_parts(shapely.difference(_united(drawn, "tumor"), cut))
+    kept = [] if any(one.kind == "copy" for one in corrections) else drawn
+    added, removed = _united(fixes, "tumor"), _united(fixes, "exclusion")
+    whole = shapely.union(before, added) if kept else added
+    ignored = _united([*kept, *fixes], "ignore")
+    tumor_before, tumor_then = _area_within(before), _area_within(whole)
+    changes = {
+        "tumor": lambda area: area.area - tumor_before(area),
+        "exclusion": tumor_then,
+        "ignore": shapely.area,
+        "copy": lambda _: shapely.difference(before, whole).area,
+    }
 
-    def united(role: str) -> MultiPolygon:
-        areas = [
-            ring.area
-            for ring, (its_role, _) in zip(repaired, roles, strict=True)
-            if ring and its_role == role
-        ]
-        return areal_parts(shapely.union_all(areas))
+    def changed(one: _Drawn) -> float:
+        how = changes.get("copy" if one.annotation.kind == "copy" else one.role)
+        return round(max(0.0, float(how(one.area))), 1) if how else 0.0
 
-    excluded = united("exclusion")
+    if corrections:
+        cut = shapely.union(shapely.difference(_united(kept, "exclusion"), added), removed)
     return TumorRegions(
-        geometry=areal_parts(shapely.difference(united("tumor"), excluded)),
-        excluded=excluded,
-        audit=tuple(_row(*of_one) for of_one in zip(annotations, roles, repaired, strict=True)),
+        geometry=areal_parts(shapely.difference(shapely.difference(whole, removed), ignored)),
+        excluded=areal_parts(cut),
+        audit=(*map(_row, drawn), *(_row(one, changed(one)) for one in fixes)),
+        ignored=ignored,
     )
 
 
+def _area_within(region: MultiPolygon) -> Callable[[MultiPolygon], float]:
+    """A function: area -> how much of it lies within ``region``; only parts of that near it are tried."""
+    parts = shapely.get_parts(region)
+    tree = shapely.STRtree(parts)
+    return lambda area: shapely.intersection(area, MultiPolygon(list(parts[tree.query(area)]))).area
+
+
+def _drawn(annotations: Sequence[Annotation], roles: Sequence[tuple[str, str]]) -> list[_Drawn]:
+    return [
+        _Drawn(one, *role, repair(one) if one.areal else None)
+        for one, role in zip(annotations, roles, strict=True)
+    ]
+
+
+def _united(drawn: Sequence[_Drawn], role: str) -> MultiPolygon:
+    return areal_parts(shapely.union_all([one.area for one in drawn if one.role == role]))
+
+
 def _roles(annotations: Sequence[Annotation], options: AnnotationOptions) -> list[tuple[str, str]]:
-    """(role, note) of each annotation: "tumor", "exclusion" or "none"."""
+    """(role, note) of each annotation: "tumor", "exclusion", "ignore" or "none"."""
     by_default = {"auto": "none" if any(one.groups for one in annotations) else "tumor", "ignore": "none"}
     ungrouped = by_default.get(options.ungrouped, "tumor")
     unknown = "tumor" if options.unknown_group == "tumor" else "none"
-    roles = []
-    for one in annotations:
-        role, group = options.known_role(one.groups) or (None, "")
-        if role:
-            roles.append((role, "" if group == one.groups[0] else f"by its group {group}"))
-        else:
-            roles.append((unknown, UNKNOWN_GROUP) if one.groups else (ungrouped, NO_GROUP))
-    return roles
+    return [
+        _known_role(one, options) or ((unknown, UNKNOWN_GROUP) if one.groups else (ungrouped, NO_GROUP))
+        for one in annotations
+    ]
 
 
-def _row(annotation: Annotation, role: tuple[str, str], ring: Repaired | None) -> AuditRow:
-    ring = ring or Repaired(MultiPolygon(), "not areal", 0.0, "encloses no area by its type")
+def _role_of_correction(one: Annotation, options: AnnotationOptions) -> tuple[str, str]:
+    """(role, note); what a correction without a known class means is not guessed."""
+    if one.kind == "copy":
+        return "none", "an edited copy of the slide's annotation, which it replaces"
+    if one.kind != "annotation":
+        return "none", NOT_DRAWN
+    return _known_role(one, options) or ("none", UNKNOWN_GROUP if one.groups else NO_GROUP)
+
+
+def _known_role(one: Annotation, options: AnnotationOptions) -> tuple[str, str] | None:
+    role, group = options.known_role(one.groups) or ("", "")
+    return (role, "" if group == one.groups[0] else f"by its group {group}") if role else None
+
+
+def _row(drawn: _Drawn, changed: float | None = None) -> AuditRow:
+    annotation = drawn.annotation
+    ring = drawn.repaired or Repaired(MultiPolygon(), "not areal", 0.0, "encloses no area by its type")
     spline = annotation.shape_type.strip().casefold() == "spline"
-    notes = (role[1], ring.note, "spline taken as the polygon through its points" if spline else "")
-    counts = role[0] != "none" or ring.action == "not areal"
+    notes = (drawn.note, ring.note, "spline taken as the polygon through its points" if spline else "")
+    counts = drawn.role != "none" or ring.action == "not areal"
+    action = ring.action if counts else "ignored"
     return AuditRow(
         name=annotation.name,
         group=annotation.groups[0] if annotation.groups else "",
-        role=role[0],
+        role=drawn.role,
         shape_type=annotation.shape_type,
         points=annotation.points,
-        action=ring.action if counts else "ignored",
+        action="copy" if annotation.kind == "copy" and changed is not None else action,
         area_raw=round(ring.area_raw, 1),
         area_after=round(float(ring.area.area), 1) if counts else 0.0,
         note=", ".join(filter(None, notes)),
+        changed=changed,
     )

@@ -15,7 +15,7 @@ from wsi_assets.errors import SlideIndexError, WsiAssetsError
 from wsi_assets.index.entries import LevelIndex, index_level
 from wsi_assets.index.options import IndexOptions, TissueOptions
 from wsi_assets.index.slide_index import Index
-from wsi_assets.index.slide_regions import SlideOptions, read_tissue, read_tumor
+from wsi_assets.index.slide_regions import SlideOptions, annotated_by, read_tissue, read_tumor
 from wsi_assets.index.tissue import TissueRegions
 from wsi_assets.progress import Progress, silent
 from wsi_assets.slides import Cohort, ScaleOptions, SlideFile, find_slides, read_cohort
@@ -118,8 +118,8 @@ def build_indices(
     def read_one(slide: SlideFile) -> tuple | WsiAssetsError:
         try:
             plain = read_tissue(slide.slide_id, slide.path, how, slide.said)
-            tumor = read_tumor(slide.annotation_path, annotation, plain, slide.said)
-            return plain, tumor, None if tumor is None else slide.annotation_path
+            tumor = read_tumor(slide, annotation, plain)
+            return plain, tumor, annotated_by(slide, tumor)
         except WsiAssetsError as error:
             return error
 

@@ -14,7 +14,7 @@ from wsi_assets.slides.naming import is_test_slide
 from wsi_assets.slides.resolution import Resolution, locate
 
 if TYPE_CHECKING:
-    from wsi_assets.slides import Cohort, SlideFile, SlideReader, SlideRow
+    from wsi_assets.slides import Cohort, SlideFile, SlideReader
 
 COLUMNS = {
     "slide": "slide_id",
@@ -68,14 +68,14 @@ class SlideHealth:
         return [getattr(self, COLUMNS[column]) for column in columns]
 
 
-def examine(slide: SlideFile, said: SlideRow) -> SlideHealth:
+def examine(slide: SlideFile) -> SlideHealth:
     """Open a slide, read its tissue and its annotation; every fault becomes a line, none is raised."""
     from wsi_assets.index.tissue import find_tissue
     from wsi_assets.slides import open_slide
 
-    health, tissue = SlideHealth(slide.slide_id), {"bounds": None, "slide_path": slide.path}
+    health, tissue = SlideHealth(slide.slide_id), {"bounds": None}
     try:
-        with open_slide(slide.path, said=said) as reader:
+        with open_slide(slide.path, said=slide.said) as reader:
             health.problems.extend(reader.notices)
             first, scale = reader.levels[0], reader.scale
             health.format = reader.vendor
@@ -95,11 +95,11 @@ def examine(slide: SlideFile, said: SlideRow) -> SlideHealth:
             health.format += ", does not read"
         health.problems.append(f"{error.fault}. {error.remedy or ''}".strip())
     try:
-        if regions := read_tumor(slide.annotation_path, None, tissue, said):
+        if regions := read_tumor(slide, None, tissue):
             health.annotation = str(len(regions.audit))
             health.problems.extend(regions.notices)
     except WsiAssetsError as error:
-        health.annotation = "damaged" if slide.annotation_path else "missing"
+        health.annotation = "damaged" if slide.annotation_path or slide.correction_path else "missing"
         health.problems.append(str(error))
     return health
 

@@ -56,9 +56,10 @@ def index_slide(
     At the latter the target level is the level ``level`` averaged by ``step``, which is 1 where that level
     has the pixel size asked for, and ``resolution`` says what was asked for.
 
-    ``patches`` are (y, x, is_tumor), top-left corners in pixels of the target level, row by row;
-    ``visualisation_coords`` the same in pixels of the tissue mask, each ``work_downsample`` level-0 pixels
-    wide, rounded down; ``mpp`` is of the target level; ``label`` is the patient as this id spells it.
+    ``patches`` are (y, x, is_tumor), top-left corners in pixels of the target level, row by row; none reaches
+    into an ignored area. ``visualisation_coords`` are the same in pixels of the tissue mask, each
+    ``work_downsample`` level-0 pixels wide, rounded down; ``mpp`` is of the target level; ``label`` is the
+    patient as this id spells it.
 
     Raises:
         SlideIndexError: the slide has no such level, magnification or pixel size, or the stride is too small
@@ -74,10 +75,11 @@ def index_slide(
     )
     if len(ys) * len(xs) > MOST_PLACES:
         raise _too_dense(tissue, wanted, stride, f"tries {len(ys) * len(xs)} places")
-    geometry = None
-    if tumor is not None and not tumor.geometry.is_empty:
-        geometry = to_level(tumor.geometry, target.downsample)
-    rows, columns, shares, tumor_share = _on_tissue(tissue.mask, geometry, ys, xs, to_work, options)
+    geometry, ignored = (
+        to_level(area, target.downsample) if area else None
+        for area in (tumor and tumor.geometry, tumor and tumor.ignored)
+    )
+    rows, columns, shares, tumor_share = _on_tissue(tissue.mask, geometry, ignored, ys, xs, to_work, options)
     if len(rows) > MOST_PATCHES:
         raise _too_dense(tissue, wanted, stride, f"makes more than {MOST_PATCHES} patches")
     labels = np.zeros(len(rows), bool)
@@ -148,7 +150,7 @@ def index_level(
         entry = index_slide(tissue, tumor, wanted, options, annotation_path)
         entries[tissue.slide_id] = entry
         if not entry["patches"]:
-            empty[tissue.slide_id] = _why_empty(tissue, wanted, target, options)
+            empty[tissue.slide_id] = _why_empty(tissue, tumor, wanted, target, options)
     if not entries:
         raise SlideIndexError(
             f"no slide has {wanted} ({len(left_out)} slides; levels that exist: {ranges(known)})"
@@ -185,13 +187,14 @@ def _near_tissue(
 def _on_tissue(
     mask: NDArray[np.bool_],
     geometry: shapely.Geometry | None,
+    ignored: shapely.Geometry | None,
     ys: NDArray[np.int64],
     xs: NDArray[np.int64],
     scale: float,
     options: IndexOptions,
 ) -> tuple[NDArray, ...]:
-    """The patches of ``ys`` x ``xs`` with enough tissue, row by row: their rows, columns, tissue shares and
-    tumor shares, each (n,); it ends early with more than ``MOST_PATCHES``.
+    """The patches of ``ys`` x ``xs`` with enough tissue outside what is ignored, row by row: their rows,
+    columns, tissue shares and tumor shares, each (n,); it ends early with more than ``MOST_PATCHES``.
 
     Worked on in bands of rows, so that memory follows the patches that are kept and not those tried.
     """
@@ -201,7 +204,10 @@ def _on_tissue(
         band = ys[first : first + height]
         shares = mask_fractions(mask, band, xs, size, scale)
         # A patch without any tissue is none, also where the user asks for no least share.
-        at = np.nonzero((shares >= options.min_tissue) & (shares > 0))
+        wanted = (shares >= options.min_tissue) & (shares > 0)
+        if ignored is not None:
+            wanted &= tumor_fractions(ignored, band, xs, size) == 0
+        at = np.nonzero(wanted)
         tumor = np.zeros(len(at[0]))
         if geometry is not None and len(tumor):
             tumor = tumor_fractions(geometry, band, xs, size)[at]
@@ -243,7 +249,13 @@ def _place(tissue: TissueRegions, wanted: Resolution, options: IndexOptions) -> 
         raise SlideIndexError(error.fault, path=tissue.slide_path, remedy=error.remedy) from error
 
 
-def _why_empty(tissue: TissueRegions, wanted: Resolution, target: Place, options: IndexOptions) -> str:
+def _why_empty(
+    tissue: TissueRegions,
+    tumor: TumorRegions | None,
+    wanted: Resolution,
+    target: Place,
+    options: IndexOptions,
+) -> str:
     if min(target.height, target.width) < options.patch_size:
         return (
             f"{wanted} ({target.width} x {target.height} pixels) is smaller than a patch "
@@ -253,4 +265,6 @@ def _why_empty(tissue: TissueRegions, wanted: Resolution, target: Place, options
         return "the slide holds no data: every pixel is transparent, black or white"
     if not tissue.mask.any():
         return "no tissue was found on the slide"
+    if tumor is not None and not tumor.ignored.is_empty:
+        return f"no patch with {options.min_tissue:.0%} tissue lies outside the ignored areas"
     return f"no patch reaches {options.min_tissue:.0%} tissue (the slide has {tissue.tissue_share:.2%})"

@@ -9,6 +9,7 @@ import numpy as np
 
 from wsi_assets.drawing import (
     EXCLUDED,
+    IGNORED,
     NORMAL,
     TISSUE,
     TUMOR,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from wsi_assets.index.slide_index import Index
     from wsi_assets.index.tissue import TissueRegions
 
-COLORS = {"tissue": TISSUE, "tumor": TUMOR, "excluded": EXCLUDED}
+COLORS = {"tissue": TISSUE, "tumor": TUMOR, "excluded": EXCLUDED, "ignored": IGNORED}
 
 
 def overlay_jpeg(
@@ -57,7 +58,7 @@ def overlay_jpeg(
 def overlay(
     tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
 ) -> NDArray[np.uint8]:
-    """Draw the borders of tissue, tumor and excluded areas on the slide's picture: (h, w, 3) RGB.
+    """Draw the borders of tissue, tumor, excluded and ignored areas on the slide's picture: (h, w, 3) RGB.
 
     With a legend and a scale bar below. ``max_side``: of the slide's picture, in pixels, as far as
     ``tissue`` holds it.
@@ -78,7 +79,8 @@ def overlay(
     stroke(picture, contours, COLORS["tissue"], line, casing=False)
     drawn = ["tissue"]
     if tumor is not None:
-        for name, geometry in (("excluded", tumor.excluded), ("tumor", tumor.geometry)):
+        areas = {"excluded": tumor.excluded, "tumor": tumor.geometry, "ignored": tumor.ignored}
+        for name, geometry in areas.items():
             stroke(picture, rings_of(geometry, (0, 0), downsample), COLORS[name], line + 1, casing=True)
             drawn += [] if geometry.is_empty else [name]
     share = f"{tissue.slide_id}   tissue {tissue.tissue_share:.1%}"

@@ -11,7 +11,7 @@ from wsi_assets.slides.options import ScaleOptions
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import AnnotationOptions, TumorRegions
-    from wsi_assets.slides import SlideRow
+    from wsi_assets.slides import SlideFile, SlideRow
 
 
 class SlideOptions(TissueOptions, ScaleOptions):
@@ -39,79 +39,107 @@ def read_tissue(
 
 
 def read_tumor(
-    annotation: Path | None,
-    options: AnnotationOptions | None,
-    tissue: dict[str, Any],
-    said: SlideRow | None = None,
+    slide: SlideFile, options: AnnotationOptions | None, tissue: dict[str, Any]
 ) -> TumorRegions | None:
-    """The tumor of a slide, placed by the scanned area in its ``TissueRegions``; None without annotation.
+    """The tumor of a slide, placed by the scanned area in its ``TissueRegions``; None of a slide without
+    annotation and correction.
 
-    Args:
-        said: what the cohort's table says of the slide; here its ``label`` counts.
+    A slide without annotation is corrected as one on which nothing is tumor.
 
     Raises:
         AnnotationError: the annotation file is damaged or not understood, and the cohort does not say that
-            the slide is normal; or the two contradict each other.
+            the slide is normal; its correction is; or annotation and cohort contradict each other.
     """
     from wsi_assets.annotations import read_annotation
     from wsi_assets.errors import AnnotationError
 
-    label, bounds = said and said.label, tissue["bounds"]
+    label, bounds = slide.said.label, tissue["bounds"]
+    bounds = bounds and tuple(bounds)
+    annotation, correction = slide.annotation_path, slide.correction_path
+    regions = None
     try:
-        regions = annotation and read_annotation(annotation, options, bounds=bounds and tuple(bounds))
+        if annotation or correction:
+            regions = read_annotation(annotation, options, correction=correction, bounds=bounds)
     except AnnotationError:
         if label != "normal":
             raise
-        return None
+        if correction:
+            regions = read_annotation(None, options, correction=correction, bounds=bounds)
     annotated = regions is not None and not regions.geometry.is_empty
     if label and annotated != (label == "tumor"):
         raise AnnotationError(
             f"has {'' if annotated else 'no '}annotated tumor, and the cohort's table calls it {label}",
-            path=annotation or tissue["slide_path"],
+            path=correction or annotation or slide.path,
             remedy="Annotate its tumor, or correct its label" if label == "tumor" else "Correct one of them",
         )
     return regions
 
 
+def annotated_by(slide: SlideFile, regions: TumorRegions | None) -> Path | None:
+    """The file that says where the slide's tumor is; None of a normal slide.
+
+    A corrected slide is annotated if it has tumor.
+    """
+    if regions is None or (slide.correction_path and regions.geometry.is_empty):
+        return None
+    return slide.annotation_path or slide.correction_path
+
+
 @dataclass(frozen=True)
 class SlideAnnotation:
-    """What a slide's annotation file says, and pictures of it.
+    """What a slide's annotation and its correction say, and pictures of it.
 
     Attributes:
-        contents: fingerprint of the annotation file, None without one.
-        regions: the ``TumorRegions`` as plain values, None without an annotation file.
+        contents: version of what was read.
+        regions: the ``TumorRegions`` as plain values, None without annotation and correction.
+        annotated_by: the file of :func:`annotated_by`.
         area: of the tumor, pixels of level 0.
-        audit: a row for every annotation.
+        notices: of the ``TumorRegions``.
+        audit: a row for every annotation; ``changed_um2`` is ``changed`` where the pixel size is known.
         overlay, large: JPEGs of the slide with its annotations, for a page and for a file.
+        geojson: the annotation for QuPath.
     """
 
-    contents: str | None
+    contents: str
     regions: dict[str, Any] | None
+    annotated_by: Path | None
     area: float
+    notices: list[str]
     unknown_groups: list[str]
     audit: list[dict[str, Any]]
     overlay: bytes
     large: bytes
+    geojson: str
 
 
 def read_slide_annotation(
-    annotation: Path | None,
-    options: AnnotationOptions,
-    tissue: dict[str, Any],
-    said: SlideRow | None = None,
+    slide: SlideFile, options: AnnotationOptions, tissue: dict[str, Any]
 ) -> SlideAnnotation:
     """The annotation of a slide, and pictures of it; arguments and errors as of :func:`read_tumor`."""
+    from wsi_assets.annotations import annotation_geojson
     from wsi_assets.index.pictures import overlay_jpeg
     from wsi_assets.index.tissue import PICTURE_SIDE, TissueRegions
-    from wsi_assets.slides import fingerprint
+    from wsi_assets.slides import annotation_version
 
-    contents = annotation and fingerprint(annotation)
+    contents = annotation_version(slide)  # before it is read, so that a change meanwhile is seen as one
     found = TissueRegions.from_plain(tissue)
-    regions = read_tumor(annotation, options, tissue, said)
-    overlay = overlay_jpeg(found, regions)
-    large = overlay_jpeg(found, regions, max_side=PICTURE_SIDE, max_bytes=None)
-    if regions is None:
-        return SlideAnnotation(contents, None, 0.0, [], [], overlay, large)
-    plain, unknown = regions.to_plain(), list(regions.unknown_groups)
-    area = float(regions.geometry.area)
-    return SlideAnnotation(contents, plain, area, unknown, plain["audit"], overlay, large)
+    regions = read_tumor(slide, options, tissue)
+    plain, mpp, base = regions and regions.to_plain(), found.scale.mpp, found.levels[0]
+    audit = [
+        row
+        | {"changed_um2": round(row["changed"] * mpp**2, 1) if mpp and row["changed"] is not None else None}
+        for row in (plain["audit"] if plain else [])
+    ]
+    corner = tissue["bounds"][:2] if tissue["bounds"] and options.frame != "slide" else (0, 0)
+    return SlideAnnotation(
+        contents=contents,
+        regions=plain,
+        annotated_by=annotated_by(slide, regions),
+        area=float(regions.geometry.area) if regions else 0.0,
+        notices=list(regions.notices) if regions else [],
+        unknown_groups=list(regions.unknown_groups) if regions else [],
+        audit=audit,
+        overlay=overlay_jpeg(found, regions),
+        large=overlay_jpeg(found, regions, max_side=PICTURE_SIDE, max_bytes=None),
+        geojson=annotation_geojson(regions, slide.slide_id, (base.width, base.height), corner),
+    )

@@ -146,7 +146,7 @@ class CommandLineRun:
         sides = cohort.sides(cohort.patients(slides, options.patient_pattern))
         named = {one: "test" for one in slides if is_test_slide(one, options.test_pattern)}
         test = {one for one, side in {**named, **sides}.items() if side == "test"}
-        annotated = {one for one, slide in slides.items() if slide.annotation_path}
+        annotated = {one for one, slide in slides.items() if slide.annotation_path or slide.correction_path}
         if slides and not test and not no_test:
             raise ConfigError(
                 f"none of {len(slides)} slides is a test slide (test_pattern {options.test_pattern!r})",
@@ -162,7 +162,9 @@ class CommandLineRun:
             )
         for one, slide in slides.items():
             why = contradiction(one, one in annotated)
-            if why and slide.said.label is None and one not in accepted:
+            # Of a corrected slide it is known once the correction is read; then a check asks the same.
+            said = slide.said.label or slide.correction_path
+            if why and not said and one not in accepted:
                 raise ConfigError(
                     f"{one} is {why}",
                     path=slide.path,

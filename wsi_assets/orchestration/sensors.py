@@ -50,7 +50,7 @@ def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
         try:
             listing = folder.list()
             registered = set(context.instance.get_dynamic_partitions(SLIDES.name))
-            faults = [f"{name}: {why}" for name, why in listing.left_out.items()]
+            faults = [*listing.strays, *(f"{name}: {why}" for name, why in listing.left_out.items())]
             now: dict[str, dict[str, str]] = {}
             for slide in listing.slides:
                 try:

@@ -5,6 +5,7 @@ The sensor and the command line share it. Nothing here removes a slide.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,15 @@ from wsi_assets.errors import SlideError
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts, slide_artefacts
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES
 from wsi_assets.orchestration.storage import Record, StorageResource
+from wsi_assets.slides.fingerprints import CORRECTED, NO_ANNOTATION
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from wsi_assets.orchestration.resources import SlideFolderResource
     from wsi_assets.slides import SlideFile
 
 SLIDE_IMAGE, SLIDE_ANNOTATION = "slide_image", "slide_annotation"
-
-NO_ANNOTATION = "none"
-"""Version of the annotation of a slide that has none."""
 
 RETIRED = "retired"
 """Version of the files of a slide that was retired: unlike any other, so that one put back is news."""
@@ -40,7 +41,7 @@ class FileSeen:
     """One file of a slide.
 
     Attributes:
-        path: of the file, "" for an annotation that is not there.
+        path: of the file, of an annotation with that of its correction; "" for one that is not there.
         signature: size and time; if equal, the contents are taken as unchanged.
         version: fingerprint of its bytes, ``"none"`` for an annotation that is not there.
     """
@@ -61,13 +62,13 @@ def signature_of(slide: SlideFile) -> dict[str, str]:
     """
     from wsi_assets.slides import signature
 
-    found = {SLIDE_ANNOTATION: ""}
-    for asset, path in ((SLIDE_IMAGE, slide.path), (SLIDE_ANNOTATION, slide.annotation_path)):
-        if path is not None:
-            size, time = signature(path)
-            found[asset] = f"{path}:{size}:{time}"
-    found[SLIDE_IMAGE] = image_version(found[SLIDE_IMAGE], slide)
-    return found
+    def of(*paths: Path | None) -> str:
+        return " + ".join("{}:{}:{}".format(path, *signature(path)) for path in paths if path)
+
+    return {
+        SLIDE_IMAGE: image_version(of(slide.path), slide),
+        SLIDE_ANNOTATION: of(slide.annotation_path, slide.correction_path),
+    }
 
 
 def image_version(contents: str, slide: SlideFile) -> str:
@@ -79,15 +80,14 @@ def image_version(contents: str, slide: SlideFile) -> str:
 
 def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSeen]:
     """Read what identifies the contents of a slide's image and annotation."""
-    from wsi_assets.slides import fingerprint
+    from wsi_assets.slides import annotation_version, fingerprint
 
-    annotation = slide.annotation_path
-    version = NO_ANNOTATION if annotation is None else fingerprint(annotation)
+    paths = " + ".join(str(path) for path in (slide.annotation_path, slide.correction_path) if path)
     return {
         SLIDE_IMAGE: FileSeen(
             str(slide.path), signatures[SLIDE_IMAGE], image_version(fingerprint(slide.path), slide)
         ),
-        SLIDE_ANNOTATION: FileSeen(str(annotation or ""), signatures[SLIDE_ANNOTATION], version),
+        SLIDE_ANNOTATION: FileSeen(paths, signatures[SLIDE_ANNOTATION], annotation_version(slide)),
     }
 
 
@@ -103,9 +103,9 @@ def doubt(
     *,
     annotations: bool = True,
 ) -> None:
-    """SlideError if most registered slides or annotations are gone: is a disk not mounted?
+    """SlideError if most registered slides, annotations or corrections are gone: is a disk not mounted?
 
-    ``annotations=False`` believes that annotations are gone.
+    ``annotations=False`` believes that annotations and corrections are gone.
     """
     slides = folder.slides()
     gone = len(set(registered) - slides.keys())
@@ -118,23 +118,31 @@ def doubt(
         )
     if not annotations:
         return
-    without = {slide_id for slide_id, slide in slides.items() if slide.annotation_path is None}
-    annotated = len(slides) - len(without)
-    lost = sum(_had_annotation(storage, slide_id) for slide_id in without.intersection(registered))
-    if lost > annotated:
-        raise SlideError(
-            f"{lost} slides had an annotation and have none, {annotated} have one: is the folder of "
-            "annotations mounted, and the right one?",
-            path=folder.annotations_dir,
-            remedy="If they are gone for good, run once with annotations_gone "
-            "(wsi-assets run --annotations-gone)",
-        )
+    registered, now, before = set(registered), Counter(), Counter()
+    for slide_id, slide in slides.items():
+        paths = {"annotation": slide.annotation_path, "correction": slide.correction_path}
+        now.update(what for what, path in paths.items() if path)
+        if slide_id in registered and not all(paths.values()):
+            before.update(what for what in _had(storage, slide_id) if not paths[what])
+    for what, lost in before.items():
+        if lost > now[what]:
+            raise SlideError(
+                f"{what}s that were read are gone ({lost}; {now[what]} are left): is the folder of "
+                "annotations mounted, and the right one?",
+                path=folder.annotations_dir,
+                remedy="If they are gone for good, run once with annotations_gone "
+                "(wsi-assets run --annotations-gone)",
+            )
 
 
-def _had_annotation(storage: StorageResource, slide_id: str) -> bool:
-    records = [storage.record(artefact, slide_id) for artefact in slide_artefacts()]
-    versions = {record.inputs.get(SLIDE_ANNOTATION, NO_ANNOTATION) for record in records if record}
-    return bool(versions - {NO_ANNOTATION})
+def _had(storage: StorageResource, slide_id: str) -> set[str]:
+    """Which of annotation and correction a slide had when its regions were made."""
+    (artefact,) = (one for one in slide_artefacts() if SLIDE_ANNOTATION in one.sources)
+    record = storage.record(artefact, slide_id)
+    version = record.inputs.get(SLIDE_ANNOTATION, NO_ANNOTATION) if record else NO_ANNOTATION
+    annotation, _, correction = version.partition(CORRECTED)
+    had = {"annotation": annotation != NO_ANNOTATION, "correction": bool(correction)}
+    return {what for what, it_had in had.items() if it_had}
 
 
 def known_slides(instance: dg.DagsterInstance, slide_ids: Iterable[str]) -> dict[str, dict[str, FileSeen]]:

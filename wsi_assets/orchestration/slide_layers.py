@@ -59,6 +59,7 @@ def layers_of(storage: StorageResource, slide_id: str) -> SlideLayers:
     return SlideLayers(
         tumor=_rings(regions.geometry) if regions else (),
         excluded=_rings(regions.excluded) if regions else (),
+        ignored=_rings(regions.ignored) if regions else (),
         mpp=TissueRegions.from_plain(tissue).scale.mpp if tissue else None,
         heat=tuple(filter(None, (_heat(storage, level, slide_id) for level in storage.levels()))),
     )

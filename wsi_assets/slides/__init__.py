@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = exports(
             "slide_id_of",
         ),
         "listing": ("SlideFile", "SlideListing", "find_slides"),
-        "fingerprints": ("fingerprint", "signature"),
+        "fingerprints": ("annotation_version", "fingerprint", "signature"),
         "cohort": ("Cohort", "SlideRow", "read_cohort", "write_cohort"),
         "options": ("ScaleOptions",),
         "scale": ("Level", "Scale", "true_downsamples"),

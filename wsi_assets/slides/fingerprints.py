@@ -10,7 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from wsi_assets.slides.listing import unreadable
+from wsi_assets.slides.listing import SlideFile, unreadable
+
+NO_ANNOTATION, CORRECTED = "none", ", corrected "
+"""Version of the annotation of a slide that has none; what stands between that and the correction's."""
 
 _WHOLE = 64 << 20
 _ENDS = 256 << 10
@@ -39,6 +42,16 @@ def fingerprint(path: str | Path) -> str:
     except OSError as error:
         raise unreadable(path, error) from error
     return total.hexdigest()
+
+
+def annotation_version(slide: SlideFile) -> str:
+    """The version of a slide's annotation: the contents of its file and of what corrects it.
+
+    Raises:
+        SlideError: as for :func:`fingerprint`.
+    """
+    version = NO_ANNOTATION if slide.annotation_path is None else fingerprint(slide.annotation_path)
+    return version + (f"{CORRECTED}{fingerprint(slide.correction_path)}" if slide.correction_path else "")
 
 
 def signature(path: str | Path) -> tuple[int, int]:

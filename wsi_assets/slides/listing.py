@@ -1,4 +1,4 @@
-"""Find a cohort's slides and the annotation of each, by their names alone."""
+"""Find a cohort's slides, and the annotation of each and what corrects it, by their names alone."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ _ALIKE = 0.7
 _Named = dict[str, list[tuple[str, Path]]]
 """Normalized name -> (name, file) of each file of that name."""
 
+CORRECTIONS = "corrections"
+"""The folder in that of the annotations whose files correct them."""
+
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass(frozen=True)
 class SlideFile:
-    """A slide on disk: its id, its file (or DICOM folder) and its annotation, if it has one.
+    """A slide on disk: its id, its file (or DICOM folder), its annotation and what corrects that, if there.
 
     ``said`` is what the cohort's table says of it.
     """
@@ -43,6 +46,7 @@ class SlideFile:
     path: Path
     annotation_path: Path | None
     said: SlideRow = NOTHING_SAID
+    correction_path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,13 @@ class SlideListing:
         slides: sorted by id.
         left_out: slide id (``*.dcm`` for loose DICOM files) -> why it is no slide here, in one line.
         notices: one line each on what costs no slide.
+        strays: those of the notices that are of corrections without a slide, each a mistake.
     """
 
     slides: tuple[SlideFile, ...]
     left_out: dict[str, str]
     notices: tuple[str, ...]
+    strays: tuple[str, ...] = ()
 
 
 def find_slides(
@@ -72,6 +78,9 @@ def find_slides(
     name (``a.svs.geojson``), or without its ``.ome``. A file that is named as an annotation and is of another
     format is one here, for whoever reads it to refuse: a slide whose annotation cannot be read or is not
     surely its own is no normal slide.
+
+    Files in the folder ``corrections`` of ``annotations_dir`` are no annotations: each corrects that of the
+    slide it is named by, in the same ways.
 
     A slide without annotation, beside an annotation without slide whose name is nearly its own, is left out
     too, unless ``cohort`` says that it is normal.
@@ -89,12 +98,16 @@ def find_slides(
     return _matched(images, *_annotations(annotations_dir, images), cohort or Cohort())
 
 
-def _matched(images: ImageFiles, notes: _Named, others: _Named, cohort: Cohort) -> SlideListing:
-    """Give every slide its annotation: a file of its name that is read, or else one of another format."""
+def _matched(
+    images: ImageFiles, notes: _Named, others: _Named, fixes: _Named, other_fixes: _Named, cohort: Cohort
+) -> SlideListing:
+    """Give every slide its annotation and its correction: files of its name that are read, or else of another
+    format."""
     left_out, notices, slides = dict(images.left_out), [], []
     found = _by_id(images.slides)
     for slide_id, path, reason in images.unread:
-        _pop(notes, {normalize_id(slide_id)})
+        for files in (notes, fixes):
+            _pop(files, {normalize_id(slide_id)})
         if normalize_id(slide_id) in found:
             notices.append(f"not used, for a slide of this id is there: {path}")
         else:
@@ -105,10 +118,11 @@ def _matched(images: ImageFiles, notes: _Named, others: _Named, cohort: Cohort) 
         others_too = {normalize_id(path.name), normalize_id(path.name.split(".ome.")[0])}
         names[key] = {key} | (others_too - found.keys())
     used = {key: _pop(notes, names[key]) or _pop(others, names[key]) for key in found}
+    corrected = {key: _pop(fixes, names[key]) or _pop(other_fixes, names[key]) for key in found}
     nearly = _by_near_name(notes, others)
     for key, named in found.items():
         slide_id, paths = named[0][0], [path for _, path in named]
-        why = _why_left_out(slide_id, paths, used[key])
+        why = _why_left_out(slide_id, paths, used[key], corrected[key])
         if not why and not used[key] and cohort.row(slide_id).label != "normal":
             path = next(filter(None, (nearly(name) for name in names[key])), None)
             why = path and (
@@ -118,16 +132,19 @@ def _matched(images: ImageFiles, notes: _Named, others: _Named, cohort: Cohort) 
         if why:
             left_out[slide_id] = why
         else:
-            annotation = next(iter(used[key]), None)
-            slides.append(SlideFile(slide_id, paths[0], annotation, cohort.row(slide_id)))
+            annotation, fix = (next(iter(files[key]), None) for files in (used, corrected))
+            slides.append(SlideFile(slide_id, paths[0], annotation, cohort.row(slide_id), fix))
+    strays = [f"correction without a slide: {path}" for named in fixes.values() for _, path in named]
     notices += cohort.unknown([*left_out, *(slide.slide_id for slide in slides)])
     notices += [f"annotation without a slide: {path}" for named in notes.values() for _, path in named]
     notices += images.notices({normalize_id(slide.slide_id) for slide in slides if not slide.annotation_path})
-    notices += passed_over([path for named in others.values() for _, path in named], "no annotations")
+    unread = [path for named in (*others.values(), *other_fixes.values()) for _, path in named]
+    notices += [*strays, *passed_over(unread, "no annotations")]
     return SlideListing(
         slides=tuple(sorted(slides, key=lambda slide: slide.slide_id)),
         left_out={_printable(name): _printable(why) for name, why in sorted(left_out.items())},
         notices=tuple(sorted(map(_printable, notices))),
+        strays=tuple(sorted(map(_printable, strays))),
     )
 
 
@@ -183,12 +200,15 @@ def unreadable(path: Path, error: OSError) -> SlideError:
     )
 
 
-def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> str | None:
+def _why_left_out(
+    slide_id: str, paths: list[Path], annotations: list[Path], corrections: list[Path]
+) -> str | None:
     path = paths[0]
     if len(paths) > 1:
         return f"{len(paths)} slides share this id: {', '.join(sorted(map(str, paths)))}. Rename all but one"
-    if len(annotations) > 1:
-        return f"it has {len(annotations)} annotations: {', '.join(map(str, annotations))}. Keep one"
+    for what, files in (("annotations", annotations), ("corrections", corrections)):
+        if len(files) > 1:
+            return f"it has {len(files)} {what}: {', '.join(map(str, files))}. Keep one"
     try:
         found = stat_or_none(path)
     except SlideError as error:
@@ -197,7 +217,7 @@ def _why_left_out(slide_id: str, paths: list[Path], annotations: list[Path]) -> 
         return f"it is a link to nothing: {path}. Mend the link or take it away"
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         return f"it is a pipe, socket or device, no file: {path}. Take it out of the folder"
-    text = " ".join(map(str, (path, *annotations)))
+    text = " ".join(map(str, (path, *annotations, *corrections)))
     if text.encode(errors="ignore").decode() != text:
         name = f"the name of its file or folder is no text in {sys.getfilesystemencoding().upper()}"
         return f"{name}: {path}. Rename it, or set PYTHONUTF8=1"
@@ -216,24 +236,25 @@ def _printable(text: str) -> str:
     return one_line(text.encode(errors="backslashreplace").decode())
 
 
-def _annotations(folder: str | Path | None, images: ImageFiles) -> tuple[_Named, _Named]:
-    """Normalized id -> annotation files that are read, and -> files of other formats."""
-    notes: list[tuple[str, Path]] = []
-    others: list[tuple[str, Path]] = []
+def _annotations(folder: str | Path | None, images: ImageFiles) -> list[_Named]:
+    """Normalized id -> annotation files that are read, and -> files of other formats; both of corrections."""
+    found: dict[tuple[bool, bool], list[tuple[str, Path]]]
+    found = {(corrects, read): [] for corrects in (False, True) for read in (True, False)}
     if folder is not None:
         root = _folder(folder)
         shared = root.resolve() == images.root.resolve()
         slides = {path for _, path in images.slides}
         for place, folders, files in _walk(root):
+            corrects = place != root and place.relative_to(root).parts[0].lower() == CORRECTIONS
             # A folder of that name is no annotation, and a slide that should have one no normal slide.
             for name in sorted([*files, *filter(annotation_ending, folders)]):
                 ending, last = annotation_ending(name), Path(name).suffix.lower()
                 known = last in UNREAD_ANNOTATION_SUFFIXES
                 if ending:
-                    notes.append((name[: -len(ending)], place / name))
+                    found[corrects, True].append((name[: -len(ending)], place / name))
                 elif known or not (shared or last in SUMS or name in OTHER_NAMES or place / name in slides):
-                    others.append((slide_id_of(Path(name).stem), place / name))
-    return _by_id(notes), _by_id(others)
+                    found[corrects, False].append((slide_id_of(Path(name).stem), place / name))
+    return [_by_id(files) for files in found.values()]
 
 
 def _by_id(files: Iterable[tuple[str, Path]]) -> _Named:

@@ -57,7 +57,7 @@ class SlideLayers:
     """What is laid over a slide.
 
     Attributes:
-        tumor, excluded: rings of (x, y) in level-0 pixels.
+        tumor, excluded, ignored: rings of (x, y) in level-0 pixels.
         mpp: level-0 pixel size in µm, None if unknown.
         heat: heatmaps, the first is shown.
     """
@@ -66,6 +66,7 @@ class SlideLayers:
     excluded: tuple[list[tuple[float, float]], ...] = ()
     mpp: float | None = None
     heat: tuple[Heat, ...] = field(default=())
+    ignored: tuple[list[tuple[float, float]], ...] = ()
 
 
 def viewer_server(
@@ -197,6 +198,7 @@ def described(size: tuple[int, int], layers: SlideLayers) -> dict[str, Any]:
         "mpp": layers.mpp,
         "tumor": [_rounded(ring) for ring in layers.tumor],
         "excluded": [_rounded(ring) for ring in layers.excluded],
+        "ignored": [_rounded(ring) for ring in layers.ignored],
         "heat": [{"name": heat.name, "detections": heat.detections} for heat in layers.heat],
     }
 

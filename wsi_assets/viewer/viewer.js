@@ -127,7 +127,7 @@ function drawOver() {
     path.closePath();
     return path;
   });
-  const tumor = paths(slide.tumor), excluded = paths(slide.excluded);
+  const areas = { "#56B4E9": paths(slide.excluded), "#D55E00": paths(slide.tumor), "#CC79A7": paths(slide.ignored) };
   draw = () => {
     const ratio = window.devicePixelRatio || 1, width = viewer.canvas.clientWidth, height = viewer.canvas.clientHeight;
     canvas.width = width * ratio;
@@ -139,8 +139,7 @@ function drawOver() {
     const zoom = (one.x - origin.x) / 1000, pen = canvas.getContext("2d");
     pen.setTransform(zoom * ratio, 0, 0, zoom * ratio, origin.x * ratio, origin.y * ratio);
     if (byId("annotation").checked) {
-      stroke(pen, tumor, "#D55E00", zoom);
-      stroke(pen, excluded, "#56B4E9", zoom);
+      for (const [color, rings] of Object.entries(areas)) stroke(pen, rings, color, zoom);
     }
     if (byId("shown").checked) {
       const rings = detections().map(([, x, y]) => {

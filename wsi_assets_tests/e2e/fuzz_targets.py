@@ -165,13 +165,14 @@ def _rewritten(content: bytes, rng: random.Random) -> bytes:
 
 
 def outlines(suffix: str, folder: Path) -> Case:
-    """Outlines of a slide, as read, shown on it, stored and laid over its patches."""
+    """Outlines of a slide, or their correction, as read, shown on it, stored and laid over its patches."""
     from wsi_assets.annotations import TumorRegions, read_annotation
     from wsi_assets.index import TissueRegions, index_slide, overlay_jpeg
     from wsi_assets.index.options import IndexOptions
 
     tissue = TissueRegions.from_plain(_artefacts()["tissue"])
-    whole = _outline_file(suffix, folder).read_bytes()
+    base = _outline_file(suffix, folder)
+    whole = base.read_bytes()
 
     def case(rng: random.Random, folder: Path) -> None:
         if suffix == ".geojson" and rng.random() < 0.5:
@@ -180,8 +181,10 @@ def outlines(suffix: str, folder: Path) -> Case:
             content = _rewritten(whole, rng)
         path = folder / f"case{suffix}"
         path.write_bytes(content)
-        regions = read_annotation(path)
+        corrects = rng.random() < 0.5
+        regions = read_annotation(base, correction=path) if corrects else read_annotation(path)
         assert regions.geometry.is_valid
+        assert regions.ignored.is_valid
         # What is read can be stored and shown: a lone surrogate, which JSON allows, cannot.
         json.dumps(regions.to_plain()["audit"], ensure_ascii=False, allow_nan=False).encode()
         again = TumorRegions.from_plain(pickle.loads(pickle.dumps(regions.to_plain())))

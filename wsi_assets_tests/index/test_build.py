@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -69,3 +70,22 @@ def test_the_sides_that_entries_name_are_kept_and_validation_is_drawn_only_where
     assert split_slides(named, 0.3, 42) == {"test_1": "validation", "b": "train", "c": "test", "d": "train"}
     sampled = sample_index(named, SamplingOptions(normal_per_tumor=0.1))
     assert [len(entry["patches"]) for entry in sampled.values()] == [20, 11, 20, 11]
+
+
+def test_corrections_count_over_a_damaged_annotation_only_where_the_slide_is_said_to_be_normal(folders):
+    whole = {"type": "Polygon", "coordinates": [[[0, 0], [9999, 0], [9999, 9999], [0, 9999], [0, 0]]]}
+    (folders[1] / "corrections").mkdir()
+    for name in ("tumor_001_node_1", "tumor_064_node_1"):
+        drawn = {"type": "Feature", "geometry": whole, "properties": {"classification": {"name": "Other"}}}
+        (folders[1] / "corrections" / f"{name}.geojson").write_text(json.dumps(drawn))
+    assert list(indexed(folders, "slide_id,mpp\nnobody,0.5\n").left_out) == ["tumor_064_node_1"]
+    found = indexed(folders, "slide,label\ntumor_064_node_1,normal\n")
+    assert not found.left_out
+    for name in ("tumor_001_node_1", "tumor_064_node_1"):
+        entry = found.levels[0].index[name]
+        assert entry["annotation_path"] is None
+        assert entry["patches"]
+        assert not any(patch[2] for patch in entry["patches"])
+    (folders[1] / "corrections/tumor_064_node_1.geojson").write_text("{")
+    broken = indexed(folders, "slide,label\ntumor_064_node_1,normal\n")
+    assert "corrections" in broken.left_out["tumor_064_node_1"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapely import MultiPolygon
+from shapely import MultiPolygon, box
 
 from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import SlideIndexError
@@ -233,3 +233,20 @@ def test_an_empty_annotation_makes_every_patch_normal():
     entry = index_slide(tissue_of("a", FULL), empty, 0, IndexOptions(label_rule="any"))
     assert {patch[2] for patch in entry["patches"]} == {False}
     assert set(entry["tumor_fraction"]) == {0.0}
+
+
+def test_no_patch_reaches_into_an_ignored_area_and_all_others_stay():
+    tissue, options = tissue_of("tumor_001", FULL), IndexOptions(patch_size=64)
+    tumor = tumor_box(0, 0, 600, 600)
+    before = index_slide(tissue, tumor, 1, options)
+    area = box(130, 256, 250, 500)  # level 0; up to the side of a patch, not over it
+    after = index_slide(tissue, replace(tumor, ignored=MultiPolygon([area])), 1, options)
+    reach = [
+        (y, x)
+        for y, x, _ in before["patches"]
+        if area.intersection(box(2 * x, 2 * y, 2 * x + 128, 2 * y + 128)).area
+    ]
+    assert set(before["patches"]) - set(after["patches"]) == {(y, x, True) for y, x in reach} != set()
+    assert set(after["patches"]) <= set(before["patches"])
+    everything = replace(tumor, ignored=MultiPolygon([box(0, 0, 2000, 2000)]))
+    assert "ignored" in index_level([(tissue, everything, None)], 1, options).empty["tumor_001"]

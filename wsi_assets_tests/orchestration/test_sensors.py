@@ -44,12 +44,12 @@ class Watched:
     def annotate(self, name: str, content: str = "<ASAP_Annotations/>") -> None:
         (self.annotations / f"{name}.xml").write_text(content)
 
-    def make(self, slide_id: str) -> None:
+    def make(self, slide_id: str, version: str = "x") -> None:
         """As if its annotation had been read."""
         path = self.storage.artefact(ANNOTATION_REGIONS, slide_id)
         path.parent.mkdir(parents=True)
         path.touch()
-        record = Record(ANNOTATION_REGIONS.name, slide_id, "1", {}, {SLIDE_ANNOTATION: "x"}, "r", "v")
+        record = Record(ANNOTATION_REGIONS.name, slide_id, "1", {}, {SLIDE_ANNOTATION: version}, "r", "v")
         write_json(record_beside(path), asdict(record))
 
     def poll(self) -> list[tuple[str, str]]:
@@ -157,6 +157,31 @@ def test_folders_that_are_suddenly_empty_or_half_gone_change_nothing(watched):
             file.write_text(content)
     watched.settle()
     assert {watched.version(SLIDE_ANNOTATION, slide_id) for slide_id in watched.registered} != {NO_ANNOTATION}
+
+
+def test_a_correction_is_news_of_the_annotation_and_one_that_vanished_is_doubted(watched):
+    for name in ("tumor_001", "tumor_002"):
+        watched.put(f"{name}.tif", name)
+        watched.annotate(name)
+    watched.settle()
+    before = watched.version(SLIDE_ANNOTATION, "tumor_001")
+    folder = watched.annotations / "corrections"
+    folder.mkdir()
+    assert watched.settle() == []
+    (folder / "tumor_001.geojson").write_text("{}")
+    (folder / "tumor_009.geojson").write_text("{}")
+    assert watched.settle() == [(SLIDE_ANNOTATION, "tumor_001")]
+    version = watched.version(SLIDE_ANNOTATION, "tumor_001")
+    assert version.startswith(before)
+    assert version != before
+    watched.make("tumor_001", version)
+    watched.make("tumor_002", before)
+    folder.rename(watched.annotations.parent / "away")
+    skipped = watched.evaluate()
+    assert isinstance(skipped, dg.SkipReason)
+    assert "corrections that were read are gone" in skipped.skip_message
+    assert watched.version(SLIDE_ANNOTATION, "tumor_001") == version
+    doubt(watched.folder, watched.registered, watched.storage, annotations=False)
 
 
 def test_a_folder_that_is_not_there_is_waited_for(watched):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import AnnotationError, ConfigError, SlideError
 from wsi_assets.slides import (
+    annotation_version,
     find_slides,
     fingerprint,
     is_test_slide,
@@ -26,6 +27,7 @@ from wsi_assets.slides import (
     signature,
     slide_id_of,
 )
+from wsi_assets.slides.fingerprints import NO_ANNOTATION
 
 
 def touch(folder, *names):
@@ -552,3 +554,33 @@ def test_a_folder_named_as_an_annotation_is_one_that_cannot_be_read(images, anno
     (slide,) = find_slides(images, annotations).slides
     with pytest.raises(AnnotationError):
         read_annotation(slide.annotation_path)
+
+
+def test_a_correction_belongs_to_the_slide_it_is_named_by_and_is_no_annotation(images, annotations):
+    touch(images, *(f"{name}.tif" for name in ("a", "b", "c", "d")))
+    touch(annotations, "a.xml", "corrections/A.geojson", "corrections/b.tif.json", "Corrections/d.qpdata")
+    touch(annotations, "corrections/c.json", "corrections/c.geojson", "corrections/ghost.geojson")
+    listing = find_slides(images, annotations)
+    found = {
+        slide.slide_id: [path and path.name for path in (slide.annotation_path, slide.correction_path)]
+        for slide in listing.slides
+    }
+    assert found == {"a": ["a.xml", "A.geojson"], "b": [None, "b.tif.json"], "d": [None, "d.qpdata"]}
+    assert "2 corrections" in listing.left_out["c"]
+    (stray,) = listing.strays
+    assert "ghost.geojson" in stray
+    assert listing.notices == (stray,)
+
+
+def test_the_version_of_an_annotation_follows_its_correction(images, annotations):
+    touch(images, "a.tif")
+    versions = []
+    for name in ("", "a.xml", "corrections/a.json"):
+        if name:
+            touch(annotations, name)
+        (slide,) = find_slides(images, annotations).slides
+        versions.append(annotation_version(slide))
+    (annotations / "a.xml").unlink()
+    versions.append(annotation_version(find_slides(images, annotations).slides[0]))
+    assert len(set(versions)) == 4
+    assert versions[0] == NO_ANNOTATION

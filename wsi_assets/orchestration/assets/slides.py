@@ -21,7 +21,6 @@ from wsi_assets.orchestration.partition_batches import SLIDES_PER_RUN, Made, mak
 from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResource
 from wsi_assets.orchestration.slide_folder import (
-    NO_ANNOTATION,
     SLIDE_ANNOTATION,
     SLIDE_IMAGE,
     doubt,
@@ -29,6 +28,7 @@ from wsi_assets.orchestration.slide_folder import (
     observe_all,
 )
 from wsi_assets.orchestration.storage import StorageResource
+from wsi_assets.slides.fingerprints import NO_ANNOTATION
 
 TISSUE_REGIONS = Artefact(
     name="tissue_regions",
@@ -41,7 +41,7 @@ TISSUE_REGIONS = Artefact(
 
 ANNOTATION_REGIONS = Artefact(
     name="annotation_regions",
-    code_version="4",
+    code_version="5",
     path="slides/{slide}/annotation_regions.pkl",
     options=AnnotationOptions,
     inputs=(TISSUE_REGIONS,),
@@ -57,7 +57,8 @@ class AnnotationConfig(launchpad_config(ANNOTATION_REGIONS)):
 
     annotations_gone: bool | None = pydantic.Field(
         default=None,
-        description="Believe that most annotations were removed for good: their slides are normal now.",
+        description="Believe that most annotations, or corrections, were removed for good: their slides are "
+        "normal now, or as they were annotated.",
     )
 
 
@@ -80,8 +81,8 @@ slide_image = _source(
 )
 slide_annotation = _source(
     SLIDE_ANNOTATION,
-    "The slide's annotation in the user's own folder: watched, never written. Its data version is the "
-    f"fingerprint of its bytes, or {NO_ANNOTATION!r}.",
+    "The slide's annotation in the user's own folder, and what corrects it: watched, never written. Its data "
+    f"version is the fingerprint of its bytes, or {NO_ANNOTATION!r}, and that of the correction's.",
 )
 
 
@@ -142,7 +143,7 @@ def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -
     kinds={"shapely", "xml", "pickle"},
     backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
     description="Tumor geometry from the slide's annotation: groups united, exclusions cut out, broken rings "
-    "repaired, each with its line in the audit. A slide without an annotation is a normal slide.",
+    "repaired, corrected, each with its line in the audit. A slide without an annotation is a normal slide.",
 )
 def annotation_regions(
     context: dg.AssetExecutionContext,
@@ -165,36 +166,41 @@ def annotation_regions(
             if slide_id not in tissue_regions:
                 raise SlideError("has no tissue_regions", path=slide.path, remedy="Materialize them first")
             tissue = tissue_regions[slide_id]
-            return partial(read_slide_annotation, slide.annotation_path, making.options, tissue, slide.said)
+            return partial(read_slide_annotation, slide, making.options, tissue)
 
         return make_slides(making, workers, pickle_io, prepare, partial(_annotation, folder, storage))
 
 
 def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id: str, read: Any) -> Made:
-    from wsi_assets.annotations import TumorRegions
-
-    path = folder.slide(slide_id).annotation_path
-    notices = [] if read.regions is None else list(TumorRegions.from_plain(read.regions).notices)
-    overlay_path = storage.slide_folder(slide_id) / "overlay.jpg"
-    with publish_file(overlay_path) as unfinished:
-        unfinished.write_bytes(read.large)
-    changes = [row for row in read.audit if row.get("action") not in (None, "kept")]
+    correction = folder.slide(slide_id).correction_path
+    paths = {name: storage.slide_folder(slide_id) / name for name in ("overlay.jpg", "annotation.geojson")}
+    for path, content in zip(paths.values(), (read.large, read.geojson.encode()), strict=True):
+        with publish_file(path) as unfinished:
+            unfinished.write_bytes(content)
+    changes = [row for row in read.audit if row["action"] != "kept" or row["changed"]]
+    path = read.annotated_by and str(read.annotated_by)
+    annotations, corrections = (
+        [row for row in read.audit if (row["changed"] is not None) == corrects] for corrects in (False, True)
+    )
+    corrected = {"correction": str(correction), "corrections": table(corrections[:300])} if correction else {}
     return Made(
-        {"annotation_path": None if read.regions is None else str(path), "regions": read.regions},
+        {"annotation_path": path, "regions": read.regions},
         inputs={
-            SLIDE_ANNOTATION: read.contents or NO_ANNOTATION,
+            SLIDE_ANNOTATION: read.contents,
             TISSUE_REGIONS.name: storage.version(TISSUE_REGIONS, slide_id),
         },
-        facts={"audit": changes, "notices": notices},
+        facts={"audit": changes, "notices": read.notices},
         metadata={
             "overlay": picture(read.overlay, "tissue and annotation"),
             "viewer": folder.viewer_page(slide_id),
-            "overlay_file": dg.MetadataValue.path(str(overlay_path)),
-            "annotation": "none: a normal slide" if path is None else str(path),
+            "overlay_file": dg.MetadataValue.path(str(paths["overlay.jpg"])),
+            "for_qupath": dg.MetadataValue.path(str(paths["annotation.geojson"])),
+            "annotation": path or "none: a normal slide",
+            **corrected,
             "tumor_area_px": round(read.area),
-            "annotations": len(read.audit),
-            "notices": notices,
+            "annotations": len(annotations),
+            "notices": read.notices,
             "unknown_groups": read.unknown_groups,
-            "audit": table(read.audit[:300]),
+            "audit": table(annotations[:300]),
         },
     )
