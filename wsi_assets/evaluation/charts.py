@@ -10,6 +10,7 @@ import numpy as np
 from wsi_assets.drawing import BLUE, GREEN, GREY, NORMAL, TUMOR, canvas_svg, new_canvas, plain_axes
 from wsi_assets.evaluation.froc import FALSE_POSITIVES_PER_SLIDE, Froc
 from wsi_assets.evaluation.metrics import CalibrationBin, OperatingPoint, pooled
+from wsi_assets.learning.pictures import curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,17 +22,17 @@ def report_charts(evaluation: Evaluation, epochs: Sequence[Mapping[str, Any]] | 
     """Name -> SVG of every chart that can be drawn; ``epochs`` are rows of ``epoch_losses.csv``."""
     charts, patch = {}, evaluation.patch
     if epochs:
-        charts["training"] = training_chart(epochs)
+        charts["training"] = curves(epochs)
     if patch.patches:
         probs, labels, _ = pooled([one.predictions for one in evaluation.slides if not one.incomplete])
         points = (patch.at_default, patch.at_validation)
         marked = list({point.threshold: point for point in points if point}.values())
         if patch.roc_auc.value is not None:
             charts["patch_roc"] = ranking_chart("patches", labels, probs, marked)
-        curves = {"raw": patch.calibration}
+        named = {"raw": patch.calibration}
         if evaluation.calibrated:
-            curves["calibrated"] = evaluation.calibrated.calibration
-        charts["calibration"] = calibration_chart(curves, labels, probs)
+            named["calibrated"] = evaluation.calibrated.calibration
+        charts["calibration"] = calibration_chart(named, labels, probs)
     if evaluation.slide.auc_top_mean.value is not None:
         scored = [one for one in evaluation.slide.ranking if one.top_mean is not None]
         labels, scores = np.array([(one.is_tumor, one.top_mean) for one in scored]).T
@@ -118,29 +119,6 @@ def froc_chart(froc: Froc) -> Figure:
     axes.set(xlabel="False positives per slide", ylabel="Share of lesions detected")
     axes.legend(loc="lower right", frameon=False, title="mean of the six points")
     plain_axes(axes)
-    return canvas
-
-
-def training_chart(epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and accuracy by epoch; the lowest validation loss is marked."""
-    canvas = new_canvas(7.2, 3.2)
-    panels = canvas.subplots(1, 2)
-    number = [int(row["epoch"]) for row in epochs]
-    for axes, what, name in zip(panels, ("loss", "acc"), ("Loss", "Accuracy"), strict=True):
-        for part, label, color, dash in (
-            ("train", "training", BLUE, "-"),
-            ("val", "validation", GREEN, "--"),
-        ):
-            values = [row.get(f"{part}_{what}") for row in epochs]
-            values = np.array([np.nan if value in (None, "") else value for value in values], float)
-            axes.plot(number, values, color=color, ls=dash, marker="o", ms=4, lw=1.8, label=label)
-            if (part, what) == ("val", "loss") and np.isfinite(values).any():
-                axes.axvline(number[int(np.nanargmin(values))], color=GREY, lw=1, ls=":", label="best")
-        axes.set(xlabel="Epoch", ylabel=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        plain_axes(axes)
-    panels[0].set_ylim(bottom=0)
-    panels[0].legend(frameon=False, fontsize=8)
     return canvas
 
 

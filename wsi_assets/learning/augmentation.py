@@ -19,12 +19,14 @@ comes from (seed, epoch, batch) on the CPU, so it depends neither on the number 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from wsi_assets.learning.devices import sent
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,22 +44,20 @@ CPU_PIECE = 8 * 256 * 256 * 3
 """Values transformed at a time on a CPU."""
 
 # Optical density of hematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001), rows of length 1.
-_STAINS = torch.nn.functional.normalize(
-    torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=torch.float64), dim=1
-)
-_UNSTAIN = torch.linalg.inv(_STAINS)
-_GRAY = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # luma of ITU-R BT.601
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
+_UNSTAIN = np.linalg.inv(_STAINS)
+_GRAY = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
 
 
 @dataclass(frozen=True)
 class Transforms:
-    """One random transform for each of n patches, as tensors on the CPU.
+    """One random transform for each of n patches; vectors of color are rows.
 
     Attributes:
         dihedral: (n,) int64, 0 to 7; see :func:`dihedral`.
-        stain: (n, 3, 3) and stain_shift: (n, 3): affine map of optical densities, row vectors.
-        color: (n, 3, 3): linear map of RGB, row vectors (brightness, saturation and hue).
-        contrast: (n,) factor of the distance from the patch's mean gray.
+        stain, stain_shift: (n, 3, 3) and (n, 3), affine map of log(RGB + 1).
+        color, gray: (n, 3, 3) and (n, 3), then RGB becomes RGB @ color + (mean RGB of the patch) · gray.
         sigma: (n,) standard deviation of the blur in pixels, 0 for none.
     """
 
@@ -65,11 +65,14 @@ class Transforms:
     stain: Tensor
     stain_shift: Tensor
     color: Tensor
-    contrast: Tensor
+    gray: Tensor
     sigma: Tensor
 
     def __getitem__(self, part: slice) -> Transforms:
-        return Transforms(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
+        return Transforms(*(values[part] for values in vars(self).values()))
+
+    def to(self, device: torch.device) -> Transforms:
+        return Transforms(*(sent(values, device) for values in vars(self).values()))
 
 
 def draw_transforms(
@@ -81,59 +84,51 @@ def draw_transforms(
     colored = changed & (rng.random(count) < COLOR_SHARE)
     blurred = changed & (rng.random(count) < BLUR_SHARE)
 
-    def jitter(width: float, *shape: int) -> Tensor:
-        """Within 1 ± width where a patch's color changes, else 1."""
-        drawn = rng.uniform(-width, width, (count, *shape)) * colored.reshape(-1, *(1 for _ in shape))
-        return torch.from_numpy(1 + drawn)
+    def jitter(width: float, *shape: int) -> np.ndarray:
+        """Within ± width where a patch's color changes, else 0."""
+        return rng.uniform(-width, width, (count, *shape)) * colored.reshape(-1, *(1 for _ in shape))
 
-    stain = _UNSTAIN @ torch.diag_embed(jitter(STAIN_ALPHA, 3)) @ _STAINS
-    shift = (jitter(STAIN_BETA, 3) - 1) @ _STAINS
-    chroma = _chroma(jitter(SATURATION), torch.deg2rad(jitter(HUE_DEGREES) - 1))
-    return Transforms(
-        dihedral=torch.from_numpy(rng.integers(0, 8, count) * changed),
-        stain=stain.float(),
-        stain_shift=shift.float(),
-        color=(jitter(BRIGHTNESS)[:, None, None] * chroma).float(),
-        contrast=jitter(CONTRAST).float(),
-        sigma=torch.from_numpy(rng.uniform(*BLUR_SIGMA, count) * blurred).float(),
-    )
+    # Densities are log(256) - log(RGB + 1), which keeps black finite; their map becomes one of log(RGB + 1).
+    stain = _UNSTAIN * (1 + jitter(STAIN_ALPHA, 3))[:, None] @ _STAINS
+    stain_shift = np.log(256) * (1 - stain.sum(axis=1)) - jitter(STAIN_BETA, 3) @ _STAINS
+    chroma = _chroma(1 + jitter(SATURATION), np.deg2rad(jitter(HUE_DEGREES)))
+    dihedral = rng.integers(0, 8, count) * changed
+    color = (1 + jitter(BRIGHTNESS))[:, None, None] * chroma
+    contrast = 1 + jitter(CONTRAST)[:, None]  # of the distance from the patch's mean gray
+    gray = (1 - contrast) * (color @ _GRAY)
+    sigma = rng.uniform(*BLUR_SIGMA, count) * blurred
+    floats = (stain, stain_shift, color * contrast[:, None], gray, sigma)
+    return Transforms(torch.from_numpy(dihedral), *(torch.from_numpy(x.astype(np.float32)) for x in floats))
 
 
 def dihedral(patches: Tensor, codes: Tensor) -> Tensor:
     """Turn and mirror square patches (n, height, width, channels) by codes 0 to 7; 0 leaves them."""
-    codes = codes.to(patches.device)[:, None, None, None]
+    codes = codes[:, None, None, None]
     patches = torch.where((codes & 1).bool(), patches.flip(1), patches)
     patches = torch.where((codes & 2).bool(), patches.flip(2), patches)
     return torch.where((codes & 4).bool(), patches.transpose(1, 2), patches)
 
 
 def augment(patches: Tensor, transforms: Transforms) -> Tensor:
-    """Apply one transform to each patch: uint8 (n, size, size, 3) RGB to float32 of that shape, 0 to 255."""
+    """Apply one transform to each patch: uint8 (n, size, size, 3) RGB to float32 of that shape, 0 to 255.
+
+    Patches may be on a GPU; the transforms are on the CPU, and nothing waits for the GPU.
+    """
     if patches.device.type == "cpu" and patches.numel() > CPU_PIECE:
         # A dozen passes over a whole batch go through memory a dozen times; pieces stay in the cache.
         step = max(1, CPU_PIECE // patches[0].numel())
         pieces = range(0, len(patches), step)
         return torch.cat([augment(patches[i : i + step], transforms[i : i + step]) for i in pieces])
-    device = patches.device
-    patches = dihedral(patches, transforms.dihedral)
+    blurred = torch.nonzero(transforms.sigma).squeeze(1)  # on the CPU, which knows their number
+    own = transforms.to(patches.device)
     n, height, width, _ = patches.shape
-
-    # (v + 1) / 256 keeps black finite and white at density 0, and is undone exactly below.
-    density = patches.reshape(n, height * width, 3).float().add_(1).mul_(1 / 256).log_().neg_()
-    density = torch.baddbmm(transforms.stain_shift.to(device)[:, None], density, transforms.stain.to(device))
-    rgb = density.neg_().exp_().mul_(256).sub_(1)
-
-    rgb = torch.bmm(rgb, transforms.color.to(device))
-    contrast = transforms.contrast.to(device)[:, None, None]
-    gray = (rgb.mean(dim=1, keepdim=True) * _GRAY.to(device, torch.float32)).sum(dim=2, keepdim=True)
-    rgb.mul_(contrast).add_(gray * (1 - contrast))
-
-    rgb = rgb.view(n, height, width, 3)
-    chosen = torch.nonzero(transforms.sigma).squeeze(1)  # on the CPU: nothing waits for the device
-    if len(chosen):
-        sigma = transforms.sigma[chosen].to(device)
-        chosen = chosen.to(device)
-        rgb[chosen] = _blur(rgb[chosen], sigma)
+    logs = (dihedral(patches, own.dihedral).reshape(n, height * width, 3) + 1.0).log_()
+    rgb = torch.baddbmm(own.stain_shift[:, None], logs, own.stain).exp_().sub_(1)
+    shift = (rgb.mean(dim=1) * own.gray).sum(dim=1)
+    rgb = torch.baddbmm(shift[:, None, None], rgb, own.color).view(n, height, width, 3)
+    if len(blurred):
+        blurred = sent(blurred, patches.device)
+        rgb[blurred] = _blur(rgb[blurred], own.sigma[blurred])
     return rgb.clamp_(0, 255)
 
 
@@ -144,25 +139,21 @@ def normalize(
 
     Mean and standard deviation are of RGB between 0 and 1.
     """
-    scale = 1 / (255 * torch.tensor(std, device=patches.device))
-    shift = torch.tensor(mean, device=patches.device) / torch.tensor(std, device=patches.device)
-    floats = patches.float() if patches.dtype == torch.uint8 else patches
-    return torch.mul(floats, scale).sub_(shift).permute(0, 3, 1, 2)
+    scale = sent(1 / (255 * torch.tensor(std)), patches.device)
+    shift = sent(-torch.tensor(mean) / torch.tensor(std), patches.device)
+    return torch.addcmul(shift, patches, scale).permute(0, 3, 1, 2)
 
 
-def _chroma(saturation: Tensor, hue: Tensor) -> Tensor:
+def _chroma(saturation: np.ndarray, hue: np.ndarray) -> np.ndarray:
     """(n, 3, 3) maps of RGB row vectors; gray, and so glass, stays as it is.
 
     Saturation blends with the gray of equal luma; hue turns about the gray axis (Rodrigues' formula).
     """
-    eye = torch.eye(3, dtype=torch.float64)
-    to_gray = _GRAY[:, None].expand(3, 3)
-    saturate = saturation[:, None, None] * eye + (1 - saturation)[:, None, None] * to_gray
-    axis = torch.full((3,), 3**-0.5, dtype=torch.float64)
-    cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) * axis[0]
-    cos, sin = torch.cos(hue)[:, None, None], torch.sin(hue)[:, None, None]
-    turn = cos * eye + sin * cross + (1 - cos) * torch.outer(axis, axis)
-    return saturate @ turn.transpose(1, 2)
+    saturation, hue = saturation[:, None, None], hue[:, None, None]
+    saturate = saturation * np.eye(3) + (1 - saturation) * _GRAY[:, None]
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    turn = np.cos(hue) * np.eye(3) + np.sin(hue) * cross + (1 - np.cos(hue)) / 3
+    return saturate @ turn.swapaxes(1, 2)
 
 
 def _blur(images: Tensor, sigma: Tensor) -> Tensor:

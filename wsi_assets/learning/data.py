@@ -7,9 +7,8 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +28,8 @@ NEITHER = -1
 """Label of a patch that is neither class: too little tumor for the rule ``fraction``."""
 MOST_MISSING = 0.5
 """Share of an index's patches that a store may lack before it is taken for the store of another index."""
+PIECE = 16
+"""Patches that a thread reads at a time."""
 
 
 @dataclass(frozen=True)
@@ -153,18 +154,15 @@ def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> 
 
 def _rows(table: PatchTable, names: dict[str, str], side: str, part: np.ndarray) -> list[dict]:
     """A row for each patient of one side."""
-    rows: dict[str, dict] = {}
+    slides: dict[str, list[int]] = {}
     for number in np.unique(table.slides[part]).tolist():
-        slide_id = table.slide_ids[number]
-        normal, tumor = np.bincount(table.labels[part[table.slides[part] == number]], minlength=2).tolist()
-        row = rows.setdefault(
-            names[slide_id],
-            {"patient": names[slide_id], "slides": "", "side": side, "tumor": 0, "normal": 0},
-        )
-        row["slides"] += f"{', ' if row['slides'] else ''}{slide_id}"
-        row["tumor"] += tumor
-        row["normal"] += normal
-    return [rows[patient] for patient in sorted(rows)]
+        slides.setdefault(names[table.slide_ids[number]], []).append(number)
+    rows = []
+    for patient, numbers in sorted(slides.items()):
+        labels = table.labels[part[np.isin(table.slides[part], numbers)]]
+        row = {"patient": patient, "slides": ", ".join(table.slide_ids[number] for number in numbers)}
+        rows.append({**row, "side": side, "tumor": int(labels.sum()), "normal": int((labels == 0).sum())})
+    return rows
 
 
 @dataclass(frozen=True)
@@ -211,22 +209,21 @@ def ordered_batches(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
 class BatchReader:
     """Reads batches of a store ahead of their use, in order, with bounded memory.
 
-    Threads read as fast as processes would, since decoding releases the interpreter lock, and copy nothing.
+    Threads decode straight into the batches, a piece of a batch each, so that the first one is soon there.
+    They are as fast as processes, since decoding releases the interpreter's lock.
 
     Args:
         workers: threads; 0 reads when asked.
-        pin: put batches into page-locked memory, for asynchronous copies to a GPU.
+        pin: put batches into page-locked memory, which torch reuses, for asynchronous copies to a GPU.
 
     Attributes:
         waited: seconds the consumer has waited for a batch so far.
     """
 
     def __init__(self, store: PatchStore, *, workers: int, pin: bool = False):
-        self.store = store
-        self.waited = 0.0
-        self._pin = pin
+        self.store, self.waited, self._pin = store, 0.0, pin
         workers = min(workers, os.cpu_count() or 1)  # more threads would only wait in line
-        self._ahead = max(1, 2 * workers)
+        self._most_pending = 2 * PIECE * workers
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="patches")
 
     def __enter__(self) -> BatchReader:
@@ -241,20 +238,29 @@ class BatchReader:
         Raises:
             StoreError: a patch cannot be read.
         """
-        pending: deque = deque()
+        size = self.store.info["patch_size"]
+        pending: deque[tuple[Tensor, list[Future]]] = deque()
         remaining = iter(batches)
         try:
             for _ in batches:
                 started = time.perf_counter()
-                for batch in islice(remaining, self._ahead - len(pending)):
-                    pending.append(self._pool.submit(self._load, batch))
-                patches = pending.popleft().result()
+                while not pending or sum(len(patches) for patches, _ in pending) < self._most_pending:
+                    positions = next(remaining, None)
+                    if positions is None:
+                        break
+                    shape = len(positions), size, size, 3
+                    patches = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+                    pending.append((patches, self._fill(patches.numpy(), positions.tolist())))
+                patches, parts = pending.popleft()
+                for part in parts:
+                    part.result()
                 self.waited += time.perf_counter() - started
                 yield patches
         finally:
-            for future in pending:
-                future.cancel()
+            for _, parts in pending:
+                for part in parts:
+                    part.cancel()
 
-    def _load(self, positions: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.require(self.store.get_many(positions.tolist()), requirements="CW"))
-        return tensor.pin_memory() if self._pin else tensor
+    def _fill(self, out: np.ndarray, positions: list[int]) -> list[Future]:
+        pieces = [slice(start, start + PIECE) for start in range(0, len(positions), PIECE)]
+        return [self._pool.submit(self.store.get_many, positions[piece], out[piece]) for piece in pieces]

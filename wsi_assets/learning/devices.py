@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from wsi_assets.errors import ConfigError, ModelError
 
@@ -49,6 +50,13 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The network's layers in ``precision``; weights, losses and sums stay float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``; a GPU copies it from page-locked memory, and nothing waits for that."""
+    if tensor.is_cpu and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @contextlib.contextmanager

@@ -104,14 +104,13 @@ def kept_normals(count: int, tumor: int, *, ratio: float, tumor_share: float) ->
 
 
 def hard_example_mask(losses: Tensor, labels: Tensor, keep: int) -> Tensor:
-    """(n,) bool: all tumor patches and the ``keep`` normal ones of the highest loss, the earlier of equals.
+    """(n,) bool: all tumor patches and the ``keep`` normal ones of the highest loss.
 
     Online hard example mining (Shrivastava et al. 2016) as used for imbalanced detection (Liu et al. 2016).
     """
     mask = labels == 1
     hardness = losses.detach().masked_fill(mask, -torch.inf)
-    mask[torch.argsort(hardness, descending=True, stable=True)[:keep]] = True
-    return mask
+    return mask.index_fill(0, hardness.topk(keep).indices, True)
 
 
 def training_warnings(options: TrainingOptions, imbalance: Imbalance, split: Split) -> dict[str, str]:

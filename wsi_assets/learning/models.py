@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from wsi_assets.errors import ModelError, one_line
 from wsi_assets.index.options import LARGEST_PATCH
-from wsi_assets.learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, dihedral, normalize
+from wsi_assets.learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 CLASSES = ("normal", "tumor")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -68,8 +68,9 @@ class PatchClassifier(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         views = [patches]
         if self.tta:
-            codes = (torch.full((len(patches),), code) for code in range(8))
-            views = [dihedral(patches, code) for code in codes]
+            views += [view.flip(1) for view in views]
+            views += [view.flip(2) for view in views]
+            views += [view.transpose(1, 2).contiguous() for view in views]
         inputs = map(self.architecture.inputs, views)
         return torch.stack([self.model(view).float().softmax(dim=1) for view in inputs]).mean(dim=0)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from wsi_assets.drawing import BLUE, GREEN, GREY, canvas_png, new_canvas, plain_
 from wsi_assets.learning.records import EpochRecord
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from wsi_assets.patches import PatchStore
 
 DPI = 100
@@ -20,26 +22,32 @@ GAP = 4
 
 def curves_png(epochs: Sequence[EpochRecord]) -> bytes:
     """Loss, accuracy with AUC, and learning rate over the epochs, 900 pixels wide; the best is marked."""
-    canvas = new_canvas(9, 3.1)
-    x = [record.epoch for record in epochs]
-    best = [record.epoch for record in epochs if record.is_best][-1]
-    lines = {
+    return canvas_png(curves([vars(record) for record in epochs]), DPI)
+
+
+def curves(epochs: Sequence[Mapping[str, Any]]) -> Figure:
+    """A panel for loss, accuracy and learning rate, as far as the rows have them, e.g. of the CSV."""
+    panels = {
         "Loss": {"train_loss": BLUE, "val_loss": GREEN},
         "Accuracy": {"train_acc": BLUE, "val_acc": GREEN, "val_auc": GREY},
         "Learning rate": {"lr": BLUE},
     }
-    for axes, (title, colors) in zip(canvas.subplots(1, 3), lines.items(), strict=True):
-        for name, color in colors.items():
-            values = [getattr(record, name) for record in epochs]
-            axes.plot(x, values, "o-", color=color, label=name, markersize=3.5, linewidth=1.6)
-        axes.axvline(best, color=GREY, linewidth=1, linestyle="--", label="best")
+    panels = {title: colors for title, colors in panels.items() if colors.keys() & epochs[0].keys()}
+    canvas = new_canvas(9, 3.1)
+    x = [row["epoch"] for row in epochs]
+    best = min(epochs, key=lambda row: row["val_loss"])["epoch"]
+    for axes, (title, colors) in zip(canvas.subplots(1, len(panels)), panels.items(), strict=True):
+        for name in filter(epochs[0].__contains__, colors):
+            style = {"color": colors[name], "ls": "--" if "val" in name else "-", "ms": 3.5, "lw": 1.6}
+            axes.plot(x, [row[name] for row in epochs], marker="o", label=name.replace("_", " "), **style)
+        axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label="best")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7.5, frameon=False)
         plain_axes(axes)
-    return canvas_png(canvas, DPI)
+    return canvas
 
 
 def confusion_png(confusion: Sequence[int]) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wsi_assets.errors import ModelError
 from wsi_assets.index.slide_index import is_test, resolution_of
@@ -55,7 +56,9 @@ def predict(
     if not slides:
         return {}
     table = locate(store, index)
-    _check_fits(loaded, store, index)
+    first = next(iter(index.values()))
+    level = store.info.get("level", resolution_of(first) if "level" in first else None)
+    check_fits(loaded, store.info.get("patch_size"), level, f"the store {store.path}")
     asked = np.array([slide_id in slides for slide_id in table.slide_ids])[table.slides]
     rows = np.flatnonzero(asked & (table.positions >= 0))
     probs = np.full(len(table.positions), np.nan)
@@ -70,19 +73,21 @@ def predict(
     return found
 
 
-def _check_fits(loaded: LoadedModel, store: PatchStore, index: Index) -> None:
-    """Refuse patches of another size or level than the model was trained on, as far as both are known."""
-    first = next(iter(index.values()))
-    level = resolution_of(first) if "level" in first else None
+def check_fits(loaded: LoadedModel, patch_size: int | None, level: int | str | None, what: str) -> None:
+    """Refuse patches of another size or level than the model was trained on, as far as both are known.
+
+    Raises:
+        ModelError: it was trained on others than those of ``what``.
+    """
     for name, trained, found in (
-        ("patch_size", loaded.patch_size, store.info.get("patch_size")),
-        ("level", loaded.card.get("level"), store.info.get("level", level)),
+        ("patch_size", loaded.patch_size, patch_size),
+        ("level", loaded.card.get("level"), level),
     ):
         if trained is not None and found is not None and str(found) != str(trained):
             raise ModelError(
-                f"was trained on {name} {trained}, and the store {store.path} has {found}",
+                f"was trained on {name} {trained}, and {what} has {found}",
                 path=loaded.path,
-                remedy="Use the model and the store of one level",
+                remedy="Use a model of the level that is predicted",
             )
 
 
@@ -102,26 +107,31 @@ def patch_probabilities(
         in_use(device, "prediction_batch_size"),
         BatchReader(store, workers=options.num_workers, pin=device.type == "cuda") as reader,
     ):
-        return tumor_probabilities(classifier, reader, positions, size, device, precision, progress)
+        batches = reader.read(ordered_batches(positions, size))
+        return tumor_probabilities(classifier, batches, len(positions), device, precision, progress)
 
 
 @torch.inference_mode()
 def tumor_probabilities(
     classifier: PatchClassifier,
-    reader: BatchReader,
-    positions: np.ndarray,
-    batch_size: int,
+    batches: Iterable[Tensor],
+    total: int,
     device: torch.device,
     precision: str,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Tumor probability of the patches at ``positions``, (n,) float64, by a classifier on ``device``."""
+    """Tumor probability of patches in batches, (n,) float64, by a classifier on ``device``.
+
+    Args:
+        batches: uint8 (n, size, size, 3) RGB each; total: patches of all of them, at most.
+    """
     classifier.eval()
-    parts, done = [], 0
-    for patches in reader.read(ordered_batches(positions, batch_size)):
+    # One array: small ones kept from each batch would cut up the memory that batches come and go in.
+    found, done = torch.empty(total, device=device), 0
+    for patches in batches:
         patches = patches.to(device, non_blocking=True)
         with autocast(device, precision):
-            parts.append(classifier(patches)[:, 1])
+            found[done : done + len(patches)] = classifier(patches)[:, 1]
         done += len(patches)
-        progress(done, len(positions), "predicting patches")
-    return torch.cat(parts).double().cpu().numpy() if parts else np.empty(0)
+        progress(done, total, "predicting patches")
+    return found[:done].double().cpu().numpy()

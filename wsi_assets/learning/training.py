@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
 from wsi_assets.errors import ModelError
@@ -28,10 +29,12 @@ from wsi_assets.learning.data import (
     Split,
     epoch_batches,
     locate,
+    ordered_batches,
     split_patches,
 )
 from wsi_assets.learning.imbalance import (
     Imbalance,
+    class_weights,
     hard_example_mask,
     kept_normals,
     measure_imbalance,
@@ -52,8 +55,12 @@ if TYPE_CHECKING:
 
 PRETRAINED_RATE = 0.1
 """Share of ``lr`` at which a pretrained body learns."""
-BATCH_NORM_PATCHES = 2048
-"""Training patches from which batch-norm statistics are computed before a validation."""
+BATCH_NORM_PATCHES, BATCH_NORM_SHARE = 2048, 0.25
+"""Training patches for batch-norm statistics before a validation: at most so many, and this share of an
+epoch's."""
+SECONDS_BETWEEN_SAVES = 60.0
+"""What a kill may cost. The files hold four times the weights: after each short epoch they would cost more
+than the epoch."""
 _INCIDENTAL = {"num_workers", "save_interval", "device"}
 """Options that change neither weights nor CSV, so a run may be resumed with others."""
 
@@ -71,22 +78,20 @@ def train(
 ) -> TrainingResult:
     """Train on the patches of an index that are not of test slides.
 
-    Writes ``epoch_losses.csv`` after every epoch, and into ``checkpoints`` ``best.pt`` and ``best.json`` at
-    the lowest validation loss so far, ``ckpt_epoch_N.pt`` every ``save_interval`` epochs, and ``resume.pt``,
-    from which a training cut off goes on and ends as an uninterrupted one.
+    Writes ``epoch_losses.csv`` after every epoch, and into ``checkpoints`` ``ckpt_epoch_N.pt`` every
+    ``save_interval`` epochs and, once a minute, ``best.pt`` and ``best.json`` of the lowest validation loss
+    so far and ``resume.pt``, from which a training cut off goes on and ends as an uninterrupted one.
 
     Args:
         store: the patches of ``index``; both may be another program's.
         checkpoint_dir, loss_csv: other places than ``checkpoints`` and ``epoch_losses.csv`` in ``folder``.
-        on_epoch: called after an epoch's files are in place; what it raises ends the training.
+        on_epoch: called after each epoch; what it raises ends the training.
 
     Raises:
         ModelError: too few patches, no such network or weights, a diverged training, a full GPU.
         ConfigError: a device that is not there.
         StoreError: the store is of another index, or a patch cannot be read.
     """
-    checkpoints = Path(checkpoint_dir or Path(folder) / "checkpoints")
-    csv_path = Path(loss_csv or Path(folder) / CSV_NAME)
     device = devices.resolve_device(options.device)
     table = locate(store, index)
     split = split_patches(table, index, options)
@@ -98,40 +103,26 @@ def train(
         BatchReader(store, workers=options.num_workers, pin=device.type == "cuda") as reader,
     ):
         torch.manual_seed(options.seed)
-        learner = make_learner(_patch_size(store, index), imbalance, options, device)
-        classifier = PatchClassifier(learner.model, learner.architecture)
-        facts = _facts(store, index, table, split, learner)
-        run = _Run(learner, Schedule(options, len(batches)), facts, checkpoints)
+        learner = make_learner(store.info["patch_size"], imbalance, options, device)
+        schedule, facts = Schedule(options, len(batches)), _facts(store, index, table, split, learner)
+        places = Path(checkpoint_dir or Path(folder, "checkpoints")), Path(loss_csv or Path(folder, CSV_NAME))
+        run = _Run(learner, schedule, validation, facts, *places)
         run.resume()
-        while not run.schedule.finished:
-            started, epoch = time.perf_counter(), run.schedule.epoch + 1
+        while not schedule.finished:
+            started, epoch = time.perf_counter(), schedule.epoch + 1
             # Dropout draws from torch's generator: seeded so, an epoch is the same after a resume.
             torch.manual_seed(int(np.random.SeedSequence([options.seed, epoch]).generate_state(1)[0]))
             batches = epoch_batches(split.train, table.labels, options, epoch)
-            trained = train_epoch(learner, reader, table, batches, run.schedule, progress)
+            trained = train_epoch(learner, reader, table, batches, schedule, progress)
             update_batch_norm(learner, reader, table.positions[split.train], epoch)
-            probabilities = tumor_probabilities(
-                classifier, reader, validation.positions, options.batch_size, device, learner.precision
-            )
-            if not np.isfinite([*probabilities, trained["objective"], trained["train_loss"]]).all():
-                raise ModelError(
-                    f"training diverged in epoch {epoch}: its loss is not a number any more",
-                    remedy="Lower lr, or use precision=float32",
-                )
-            scores = validation.scores(probabilities)
-            is_best = scores["val_loss"] < run.schedule.best_loss
-            seconds = time.perf_counter() - started
-            record = EpochRecord(epoch=epoch, **trained, **scores, seconds=seconds, is_best=is_best)
-            run.history.append(record)
-            write_csv(csv_path, run.history)
-            run.end_epoch(
-                record, validation.choose(probabilities, options.val_specificity) if is_best else {}
-            )
+            probabilities = validate(learner, reader, validation)
+            record = run.end_epoch(trained, probabilities, time.perf_counter() - started)
             if on_epoch is not None:
                 on_epoch(record)
-        if options.tta:
-            run.choose_with_views(validation, reader)
-    return run.result(csv_path, split, training_warnings(options, imbalance, split))
+        learner.model.load_state_dict(run.best)
+        if options.tta:  # the averages that the finished model gives; in each epoch they would cost eightfold
+            run.choose(validate(learner, reader, validation, tta=True))
+    return run.result(split, training_warnings(options, imbalance, split))
 
 
 @dataclass
@@ -151,7 +142,7 @@ class Learner:
         """uint8 patches of a batch to the network's input, transformed where transforms are given."""
         # Always in float32: colors in bfloat16 would be in steps of a hundredth.
         with devices.autocast(self.device, "float32"):
-            patches = patches.to(self.device, non_blocking=True)
+            patches = devices.sent(patches, self.device)
             return self.architecture.inputs(patches if transforms is None else augment(patches, transforms))
 
 
@@ -195,40 +186,46 @@ def train_epoch(
     """Learn from each batch once; returns the training's part of an ``EpochRecord``."""
     options, epoch = learner.options, schedule.epoch + 1
     learner.model.train(not options.freeze_backbone)  # a frozen body stays as it predicts
-    sums = torch.zeros(4, dtype=torch.float64, device=learner.device)
-    started, waited, done, tumor = time.perf_counter(), reader.waited, 0, 0
-    total = sum(len(batch.rows) for batch in batches)
+    labels = table.labels[np.concatenate([batch.rows for batch in batches])]
+    logits = torch.empty(len(labels), 2, device=learner.device)
+    objective = torch.zeros((), device=learner.device)
     what = f"training epoch {epoch} of at most {options.max_epochs}, patches"
+    started, waited, done = time.perf_counter(), reader.waited, 0
     stream = reader.read([table.positions[batch.rows] for batch in batches])
     for number, (batch, patches) in enumerate(zip(batches, stream, strict=True)):
-        labels, transforms = table.labels[batch.rows], None
+        part, transforms = slice(done, done + len(patches)), None
         if options.use_augmentation:
             drawn = {"seed": options.seed, "epoch": epoch, "batch": number, "plain": batch.plain}
-            transforms = draw_transforms(len(labels), **drawn)
+            transforms = draw_transforms(len(patches), **drawn)
         lr = options.lr * schedule.rate
         for group in learner.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        sums += _step(learner, patches, labels, transforms)  # stays on the device: nothing waits for it
+        # Both stay on the device: nothing waits for it until the epoch ends.
+        loss, logits[part] = _step(learner, patches, labels[part], transforms)
+        objective += loss
         schedule.step += 1
-        done += len(labels)
-        tumor += int(labels.sum())
-        progress(done, total, what)
-    objective, correct, tumor_loss, normal_loss = sums.tolist()  # waits for the device
+        done = part.stop
+        progress(done, len(labels), what)
+    logits = logits.double().cpu()
     seconds = time.perf_counter() - started
+    truth, (normal, tumor) = torch.from_numpy(labels), np.bincount(labels, minlength=2)
+    equal = torch.tensor(class_weights(normal, tumor), dtype=torch.float64)
     return {
-        "train_loss": (tumor_loss / tumor + normal_loss / (done - tumor)) / 2,
-        "train_acc": correct / done,
-        "objective": objective / len(batches),
+        "train_loss": functional.cross_entropy(logits, truth, equal).item(),
+        "train_acc": (logits.argmax(dim=1) == truth).double().mean().item(),
+        "objective": objective.item() / len(batches),
         "lr": lr,
         "images_per_second": done / seconds,
         "waiting": (reader.waited - waited) / seconds,
     }
 
 
-def _step(learner: Learner, patches: Tensor, labels: np.ndarray, transforms: Transforms | None) -> Tensor:
-    """Learn from one batch: (objective, correct patches, cross-entropy of tumor, of normal patches)."""
+def _step(
+    learner: Learner, patches: Tensor, labels: np.ndarray, transforms: Transforms | None
+) -> tuple[Tensor, Tensor]:
+    """Learn from one batch: what was back-propagated, and the outputs (n, 2)."""
     options = learner.options
-    targets = torch.from_numpy(labels).to(learner.device, non_blocking=True)
+    targets = devices.sent(torch.from_numpy(labels), learner.device)
     learner.optimizer.zero_grad(set_to_none=True)
     with devices.autocast(learner.device, learner.precision):
         logits = learner.model(learner.inputs(patches, transforms))
@@ -242,47 +239,89 @@ def _step(learner: Learner, patches: Tensor, labels: np.ndarray, transforms: Tra
         objective = losses.mean()
     objective.backward()
     learner.optimizer.step()
-    with torch.no_grad():
-        plain = patch_losses(logits, targets).double()
-        correct = (logits.argmax(dim=1) == targets).sum().double()
-        by_class = ((plain * (targets == label)).sum() for label in (1, 0))
-        return torch.stack((objective.double(), correct, *by_class))
+    return objective.detach(), logits.detach()
 
 
 @torch.no_grad()
 def update_batch_norm(learner: Learner, reader: BatchReader, positions: np.ndarray, epoch: int) -> None:
     """Compute batch-norm statistics anew on unaugmented training patches: running averages lag behind."""
-    if learner.options.freeze_backbone:
+    options, imbalance = learner.options, learner.imbalance
+    if options.freeze_backbone:
         return
-    chosen = np.random.default_rng([learner.options.seed, epoch, 2]).permutation(positions)
-    chosen = chosen[:BATCH_NORM_PATCHES]
-    stream = reader.read(np.array_split(chosen, max(1, len(chosen) // learner.options.batch_size)))
+    share = int(BATCH_NORM_SHARE * (imbalance.seen_normal + imbalance.seen_tumor))
+    count = min(BATCH_NORM_PATCHES, max(options.batch_size, share))
+    chosen = np.random.default_rng([options.seed, epoch, 2]).permutation(positions)[:count]
+    stream = reader.read(np.array_split(chosen, max(1, len(chosen) // options.batch_size)))
     with devices.autocast(learner.device, learner.precision):
         update_bn((learner.inputs(patches) for patches in stream), learner.model)
 
 
+def validate(
+    learner: Learner, reader: BatchReader, validation: Validation, *, tta: bool = False
+) -> np.ndarray:
+    """Tumor probability of each patch that validates."""
+    classifier = PatchClassifier(learner.model, learner.architecture, tta=tta)
+    batches = reader.read(ordered_batches(validation.positions, learner.options.batch_size))
+    return tumor_probabilities(
+        classifier, batches, len(validation.positions), learner.device, learner.precision
+    )
+
+
+@dataclass
 class _Run:
-    """What of a training changes from epoch to epoch, and its files in ``checkpoints``."""
+    """What of a training changes from epoch to epoch, and its files.
 
-    def __init__(self, learner: Learner, schedule: Schedule, facts: dict[str, Any], checkpoints: Path):
-        self.learner, self.schedule, self.facts, self.checkpoints = learner, schedule, facts, checkpoints
-        self.history: list[EpochRecord] = []
-        self.best: dict[str, Tensor] = {}
-        self.resumed_from: int | None = None
+    Attributes:
+        facts: what ``best.json`` says whatever the epoch; card: all of it, of the best epoch.
+        best: weights of the best epoch.
+        saved: when its files were written last.
+    """
 
-    def end_epoch(self, record: EpochRecord, chosen: dict[str, Any]) -> None:
-        """Save the model, with what was ``chosen`` on validation if it is the best, and the state."""
-        state = files.state_of(self.learner.model)
-        if record.is_best:
-            self.best = state
-            of_epoch = {"epoch": record.epoch, "val_loss": record.val_loss, "val_auc": record.val_auc}
-            card = files.model_card(self.learner.architecture, **self.facts, **of_epoch, **chosen)
-            files.save_weights(self.checkpoints / files.BEST_NAME, state)
-            write_json(self.checkpoints / files.CARD_NAME, card)
-        if record.epoch % self.learner.options.save_interval == 0:
-            files.save_weights(self.checkpoints / f"ckpt_epoch_{record.epoch}.pt", state)
+    learner: Learner
+    schedule: Schedule
+    validation: Validation
+    facts: dict[str, Any]
+    checkpoints: Path
+    csv_path: Path
+    history: list[EpochRecord] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
+    resumed_from: int | None = None
+    saved: float = field(default_factory=time.monotonic)
+
+    def end_epoch(self, trained: dict[str, Any], probabilities: np.ndarray, seconds: float) -> EpochRecord:
+        """Judge the epoch on what ``probabilities`` it gave to the patches that validate, and go on."""
+        epoch, model = self.schedule.epoch + 1, self.learner.model
+        if not np.isfinite([*probabilities, trained["objective"], trained["train_loss"]]).all():
+            raise ModelError(
+                f"training diverged in epoch {epoch}: its loss is not a number any more",
+                remedy="Lower lr, or use precision=float32",
+            )
+        scores = self.validation.scores(probabilities)
+        is_best = scores["val_loss"] < self.schedule.best_loss
+        record = EpochRecord(epoch=epoch, **trained, **scores, seconds=seconds, is_best=is_best)
+        self.history.append(record)
+        write_csv(self.csv_path, self.history)
+        if is_best:
+            self.best = files.state_of(model)
+            of_epoch = {"epoch": epoch, "val_loss": record.val_loss, "val_auc": record.val_auc}
+            self.card = files.model_card(self.learner.architecture, **self.facts, **of_epoch)
+            self.choose(probabilities)
+        if epoch % self.learner.options.save_interval == 0:
+            files.save_weights(self.checkpoints / f"ckpt_epoch_{epoch}.pt", files.state_of(model))
         if self.schedule.end_epoch(record.val_loss):
-            self.learner.model.load_state_dict(self.best)
+            model.load_state_dict(self.best)
+        if time.monotonic() - self.saved >= SECONDS_BETWEEN_SAVES:
+            self.save()
+        return record
+
+    def choose(self, probabilities: np.ndarray) -> None:
+        """Choose threshold and calibration on the patches that validate."""
+        self.card |= self.validation.choose(probabilities, self.learner.options.val_specificity)
+
+    def save(self) -> None:
+        """Write the best weights and the state to resume from."""
+        self._publish_best()
         plain = {
             "run_digest": self.facts["provenance"]["run_digest"],
             "schedule": self.schedule.state(),
@@ -290,21 +329,10 @@ class _Run:
             "optimizer": self.learner.optimizer.state_dict(),
             "history": [asdict(record) for record in self.history],
             "best": self.best,
+            "card": self.card,
         }
         files.save_weights(self.checkpoints / files.RESUME_NAME, plain)
-
-    def choose_with_views(self, validation: Validation, reader: BatchReader) -> None:
-        """Choose threshold and calibration again, with the averages over flips and turns that the finished
-        model gives; epoch by epoch they would cost eight validations."""
-        learner, options = self.learner, self.learner.options
-        learner.model.load_state_dict(self.best)
-        classifier = PatchClassifier(learner.model, learner.architecture, tta=True)
-        probabilities = tumor_probabilities(
-            classifier, reader, validation.positions, options.batch_size, learner.device, learner.precision
-        )
-        card = files.read_card(self.checkpoints / files.BEST_NAME)
-        chosen = validation.choose(probabilities, options.val_specificity)
-        write_json(self.checkpoints / files.CARD_NAME, {**card, **chosen})
+        self.saved = time.monotonic()
 
     def resume(self) -> None:
         """Go on where a training of the same digest was cut off, if there is one."""
@@ -315,15 +343,16 @@ class _Run:
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.schedule.restore(state["schedule"])
         self.history = [EpochRecord(**plain) for plain in state["history"]]
-        self.best, self.resumed_from = state["best"], len(self.history)
+        self.best, self.card, self.resumed_from = state["best"], state["card"], len(self.history)
 
-    def result(self, csv_path: Path, split: Split, warnings: dict[str, str]) -> TrainingResult:
-        """What the finished training left; nothing is left to resume."""
+    def result(self, split: Split, warnings: dict[str, str]) -> TrainingResult:
+        """What the finished training leaves; nothing is left to resume."""
+        self._publish_best()
         (self.checkpoints / files.RESUME_NAME).unlink(missing_ok=True)
         return TrainingResult(
             best_path=self.checkpoints / files.BEST_NAME,
             card=files.read_card(self.checkpoints / files.BEST_NAME),
-            csv_path=csv_path,
+            csv_path=self.csv_path,
             epochs=tuple(self.history),
             resumed_from=self.resumed_from,
             split=split,
@@ -332,10 +361,9 @@ class _Run:
             warnings=warnings,
         )
 
-
-def _patch_size(store: PatchStore, index: Index) -> int:
-    known = store.info.get("patch_size") or next(iter(index.values())).get("patch_size")
-    return int(known or store.get(0).shape[0])
+    def _publish_best(self) -> None:
+        files.save_weights(self.checkpoints / files.BEST_NAME, self.best)
+        write_json(self.checkpoints / files.CARD_NAME, self.card)
 
 
 def _facts(
@@ -356,18 +384,18 @@ def _facts(
         [part.tobytes() for part in parts.values()],
         weights_digest(options.weights),
     )
+    counts = {
+        f"{name}_{kind}": int((labels[part] == label).sum())
+        for name, part in parts.items()
+        for label, kind in ((1, "tumor"), (0, "normal"))
+    }
+    seen = {name: getattr(imbalance, name) for name in ("seen_tumor", "seen_normal", "kept_normal")}
     return {
-        "patch_size": _patch_size(store, index),
+        "patch_size": store.info["patch_size"],
         "level": resolution_of(entries[0]) if "level" in entries[0] else None,
         "mpp": float(median(mpp)) if mpp else None,
         "split": {"unit": split.unit, "rows": list(split.rows)},
-        "counts": {
-            **{f"{name}_tumor": int((labels[part] == 1).sum()) for name, part in parts.items()},
-            **{f"{name}_normal": int((labels[part] == 0).sum()) for name, part in parts.items()},
-            "seen_tumor": imbalance.seen_tumor,
-            "seen_normal": imbalance.seen_normal,
-            "kept_normal": imbalance.kept_normal,
-        },
+        "counts": {**counts, **seen},
         "class_weights": list(imbalance.weights),
         "tta": options.tta,
         "parameters": options.model_dump(),

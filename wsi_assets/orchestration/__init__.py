@@ -4,7 +4,8 @@ Of Dagster 1.13 this uses, beside what is stable, public and documented:
 
 * beta or preview, each because nothing stable does it: ``observable_source_asset`` (files that others write,
   by partition), ``BackfillPolicy`` (many slides a run), ``partitions_def`` of asset checks (one result a
-  level), ``AutomationConditionSensorDefinition`` with a default status (conditions apply without a click);
+  level), ``MultiToSingleDimensionPartitionMapping`` (a slide at a level is made from both),
+  ``AutomationConditionSensorDefinition`` with a default status (conditions apply without a click);
 * not public, in ``orphaned_runs``: ``DagsterInstance.all_logs`` (the process number that a run logs),
   ``DagsterInstance.report_run_failed`` and ``EventLogStorage.free_concurrency_slots_for_run`` (what the UI's
   button does). Dagster's run monitoring asks the launcher whether a run lives; its local launcher cannot say,

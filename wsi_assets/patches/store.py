@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,23 +88,26 @@ class PatchStore(Closing):
             IndexError: there is no such patch.
             StoreError: its bytes are damaged or gone.
         """
-        reader = self._opened()
-        if not 0 <= index < len(reader.metadata.keys):
-            raise IndexError(f"patch {index} of {len(reader.metadata.keys)}")
-        size = reader.metadata.info["patch_size"]
-        data = reader.read(index)
-        try:
-            if reader.metadata.info["codec"] == "pixels":
-                return np.frombuffer(data, np.uint8).reshape(size, size, 3)
-            return decode(data, size)
-        except Exception as error:  # each image library has its own errors
-            raise damaged(self.path, f"{reader.metadata.keys[index]}: {error}") from error
+        return self.get_many([index])[0]
 
-    def get_many(self, indices: Iterable[int]) -> np.ndarray:
-        """Several patches, uint8 (k, P, P, 3) RGB, in the order asked for."""
-        size = self.info["patch_size"]
-        patches = [self.get(int(index)) for index in indices]
-        return np.stack(patches) if patches else np.empty((0, size, size, 3), np.uint8)
+    def get_many(self, indices: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """Several patches, uint8 (k, P, P, 3) RGB, in the order asked for; into ``out`` where it is given."""
+        reader = self._opened()
+        info, keys = reader.metadata.info, reader.metadata.keys
+        if out is None:
+            out = np.empty((len(indices), info["patch_size"], info["patch_size"], 3), np.uint8)
+        for index, patch in zip(indices, out, strict=True):
+            if not 0 <= index < len(keys):
+                raise IndexError(f"patch {index} of {len(keys)}")
+            data = reader.read(index)
+            try:
+                if info["codec"] == "pixels":
+                    patch[:] = np.frombuffer(data, np.uint8).reshape(patch.shape)
+                else:
+                    decode(data, patch)
+            except Exception as error:  # each image library has its own errors
+                raise damaged(self.path, f"{keys[index]}: {error}") from error
+        return out
 
     def encoded(self, index: int) -> bytes:
         """The stored bytes of one patch: a JPEG or PNG image, or of HDF5 its pixels."""

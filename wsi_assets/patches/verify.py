@@ -118,7 +118,8 @@ def _compare(
             for row, (y, x) in places.items():
                 unread.remove(row)
                 try:
-                    difference, wrong = compare(store.get(row), read_averaged(reader.read, y, x, size, step))
+                    expected, _ = read_averaged(reader.read_window, y, x, size, step)
+                    difference, wrong = compare(store.get(row), expected)
                 except (SlideError, StoreError) as error:
                     yield row, 0.0, error.fault
                 else:
@@ -135,7 +136,7 @@ def _comparison(info: Mapping[str, Any]) -> Compare:
 
     def compare(stored: np.ndarray, expected: np.ndarray) -> tuple[float, bool]:
         if tolerance and not np.array_equal(stored, expected):
-            expected = decode(encode(expected), info["patch_size"])
+            expected = decode(encode(expected))
         difference = float(np.abs(stored.astype(np.int16) - expected).mean())
         return difference, difference > tolerance
 

@@ -1,13 +1,23 @@
 """What the strategies against imbalance are worth, beside a plain script and a regression on colors.
 
-``python -m wsi_assets_tests.benchmarks.bench_ablation [--seeds 5] [--epochs 20] [--model test_resnet]``
+``python -m wsi_assets_tests.benchmarks.bench_ablation [--data rare] [--seeds 5] [--epochs 20]
+[--model test_resnet] [--device auto]``
 
 The demo's tissue is drawn harder: tumor cells are nearly those of germinal centers, and stain, section and
 scanner differ from slide to slide. Patches with under 30 % tumor are left out, so that labels are sure. Each
-seed is tested on a third of the slides and trains on the others, with 24 normal patches to a tumor patch. A
-row is the mean over seeds with the standard deviation; the counts say in how many runs its AUC is above the
-color regression's and the plain script's. The tissue is drawn, so the table ranks strategies and says little
-about a clinic.
+seed is tested on a third of the slides and trains on the others: ``rare`` has 24 normal patches to a tumor
+patch, ``few`` 800 patches of which a quarter are tumor. A row is the mean over seeds with the standard
+deviation; the counts say in how many runs its AUC is above the color regression's and the plain script's. The
+tissue is drawn, so the table ranks strategies and says little about a clinic.
+
+With resnet18 on a GPU, mean of three seeds on each of the three folds, the AUC was
+
+    ====  ==============  ==============  ================
+    data  all four        plain script    color regression
+    ====  ==============  ==============  ================
+    rare  .933 .969 .961  .906 .953 .942  .933 .941 .960
+    few   .956 .974 .971  .929 .969 .970  .937 .951 .958
+    ====  ==============  ==============  ================
 """
 
 from __future__ import annotations
@@ -31,8 +41,9 @@ from wsi_assets.demo import painting
 from wsi_assets.demo.layout import DESMOPLASIA, FAT, FOLLICLE, GLASS, NEST, STROMA, lay_out
 from wsi_assets.demo.nuclei import BLAST, TUMOR_CELL
 from wsi_assets.index import Index, SamplingOptions, sample_index
-from wsi_assets.learning import TrainingOptions, predict, train
+from wsi_assets.learning import PredictionOptions, TrainingOptions, predict, train
 from wsi_assets.learning.cross_validation import metrics
+from wsi_assets.learning.devices import resolve_device
 from wsi_assets.patches import open_store
 
 STRATEGIES = ("use_augmentation", "use_class_weights", "use_focal_loss", "use_ohem")
@@ -42,6 +53,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none": dict.fromkeys(STRATEGIES, False),
     "one normal per tumor": {"normal_per_tumor": 1.0},
 }
+DATA = {"rare": (24, None), "few": (3, 600)}
+"""Name -> normal patches to a tumor patch of the training slides, and how many normal ones at most."""
 SIDE, PATCH, FOLDS = 1536, 64, 3
 METRICS = ("roc_auc", "average_precision", "sensitivity", "specificity")
 
@@ -64,7 +77,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="the script gets as many steps")
     parser.add_argument("--slides", type=int, default=30)
     parser.add_argument("--likeness", type=float, default=0.85, help="of tumor cells to blasts, 0 to 1")
-    parser.add_argument("--normals", type=float, default=24, help="normal patches to a tumor patch")
+    parser.add_argument("--data", choices=DATA, default="rare", help="what the training slides hold")
+    parser.add_argument("--device", default="auto", help="of trainings and plain script")
     parser.add_argument("--only", nargs="*", help="names of variants")
     parser.add_argument("--json", type=Path, help="where the rows go")
     asked = parser.parse_args()
@@ -73,14 +87,14 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(asked.seeds):
-            drawn, test = thinned(patches, seed, asked.normals)
+            drawn, test = thinned(patches, seed, asked.data)
             found = {"color regression": color_regression(drawn, test)}
             steps = 0
             for name in asked.only or VARIANTS:
                 place = Path(folder) / str(seed) / name.replace(" ", "_")
                 found[name] = product(drawn, test, VARIANTS[name], seed, asked, place)
                 steps = steps or found[name]["steps"]
-            found["plain script"] = plain_script(drawn, test, asked.model, steps, seed)
+            found["plain script"] = plain_script(drawn, test, asked, steps, seed)
             for name, run in found.items():
                 runs.setdefault(name, []).append(run)
             print(
@@ -120,13 +134,14 @@ def draw_patches(slides: int, likeness: float) -> Patches:
     )
 
 
-def thinned(patches: Patches, seed: int, normals: float) -> tuple[Patches, np.ndarray]:
-    """The patches without most tumor of the training slides, and which of them test."""
+def thinned(patches: Patches, seed: int, data: str) -> tuple[Patches, np.ndarray]:
+    """The patches, of the training slides those of a data set, and which of them test."""
+    normals, most = DATA[data]
     test = patches.slides % FOLDS == seed % FOLDS
-    tumor = np.flatnonzero(~test & (patches.labels == 1))
-    wanted = int((~test & (patches.labels == 0)).sum() / normals)
-    left_out = np.random.default_rng(seed).permutation(tumor)[wanted:]
-    kept = np.setdiff1d(np.arange(len(test)), left_out)
+    rng = np.random.default_rng(seed)
+    tumor, normal = (rng.permutation(np.flatnonzero(~test & (patches.labels == label))) for label in (1, 0))
+    normal = normal[:most]
+    kept = np.sort(np.concatenate([np.flatnonzero(test), normal, tumor[: int(len(normal) / normals)]]))
     return Patches(patches.pixels[kept], patches.labels[kept], patches.slides[kept]), test[kept]
 
 
@@ -157,6 +172,7 @@ def product(
         max_epochs=asked.epochs,
         num_workers=1,
         seed=seed,
+        device=asked.device,
         **{name: value for name, value in changes.items() if name in STRATEGIES},
     )
     index, pixels = _index_of(patches, test, changes.get("normal_per_tumor", 20.0), seed)
@@ -167,7 +183,7 @@ def product(
     started = time.perf_counter()
     with open_store(folder / "patches_lmdb") as store:
         result = train(store, index, options, folder)
-        predictions = predict(store, index, result.best_path)
+        predictions = predict(store, index, result.best_path, PredictionOptions(device=asked.device))
     seen = result.counts["seen_tumor"] + result.counts["seen_normal"]
     return {
         **metrics(predictions),
@@ -216,10 +232,11 @@ def color_regression(patches: Patches, test: np.ndarray) -> dict[str, Any]:
     return _judged(patches.labels[test], model.predict_proba(features[test])[:, 1])
 
 
-def plain_script(patches: Patches, test: np.ndarray, network: str, steps: int, seed: int) -> dict[str, Any]:
+def plain_script(patches: Patches, test: np.ndarray, asked: Any, steps: int, seed: int) -> dict[str, Any]:
     """What one would write in an afternoon: flips, weighted cross-entropy, AdamW, the best epoch."""
     import timm
 
+    device = resolve_device(asked.device)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     rest = np.flatnonzero(~test)
@@ -228,16 +245,18 @@ def plain_script(patches: Patches, test: np.ndarray, network: str, steps: int, s
     ]
     val = rest[np.isin(patches.slides[rest], held_out)]
     part = rest[~np.isin(patches.slides[rest], held_out)]
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    labels = torch.from_numpy(patches.labels)
+    mean, std = ([[[m]] for m in v] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+    labels = torch.from_numpy(patches.labels).to(device)
 
     def inputs(rows: np.ndarray) -> torch.Tensor:
-        return (torch.from_numpy(patches.pixels[rows]).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        pixels = torch.from_numpy(patches.pixels[rows]).to(device)
+        return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
-    model = timm.create_model(network, num_classes=2)
+    model = timm.create_model(asked.model, num_classes=2).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     counts = np.bincount(patches.labels[part], minlength=2)
-    loss_of = torch.nn.CrossEntropyLoss(weight=torch.tensor(len(part) / 2 / counts).float())
+    loss_of = torch.nn.CrossEntropyLoss(weight=torch.tensor(len(part) / 2 / counts).float().to(device))
     lowest, best, started = np.inf, {}, time.perf_counter()
     for _ in range(max(1, steps * 64 // len(part))):
         model.train()
@@ -257,7 +276,7 @@ def plain_script(patches: Patches, test: np.ndarray, network: str, steps: int, s
     model.load_state_dict(best)
     with torch.inference_mode():
         parts = [model(inputs(rows)).softmax(1)[:, 1] for rows in np.array_split(np.flatnonzero(test), 8)]
-    found = _judged(patches.labels[test], torch.cat(parts).numpy())
+    found = _judged(patches.labels[test], torch.cat(parts).cpu().numpy())
     return {**found, "seconds": time.perf_counter() - started}
 
 

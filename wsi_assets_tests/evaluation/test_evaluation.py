@@ -321,7 +321,7 @@ def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
         counts=[{"slide": "tumor_001", "patches": 1234, "tumor": 56}],
         split=[{"part": "training", "patients": 3}],
         split_notes=["Split by slide: too few patients."],
-        epochs=[{"epoch": 1, "train_loss": 0.7, "train_acc": 0.5, "val_loss": "", "val_acc": None}],
+        epochs=[{"epoch": 1, "train_loss": 0.7, "train_acc": 0.5, "val_loss": 0.6, "val_acc": 0.5}],
         cross_validation={
             "folds": [
                 {"fold": n, "slides": ["a", "b"], "tumor": 9, "normal": 99, "roc_auc": auc}

@@ -8,6 +8,7 @@ from hypothesis import given
 from wsi_assets.errors import ModelError, StoreError
 from wsi_assets.learning.data import (
     NEITHER,
+    PIECE,
     BatchReader,
     epoch_batches,
     locate,
@@ -111,27 +112,26 @@ def test_batches_come_in_order_however_many_read(tmp_path, workers):
 
 
 class Counting:
-    reads = 0
+    info, reads = {"patch_size": 4}, 0
 
-    def get_many(self, positions):
-        if max(positions) > 100:
-            raise StoreError("patch 101 cannot be read", path="store")
+    def get_many(self, positions, out):
+        if max(positions) > 1000:
+            raise StoreError("patch 1001 cannot be read", path="store")
         self.reads += len(positions)
-        return np.zeros((len(positions), 4, 4, 3), np.uint8)
 
 
 def test_reading_ahead_is_bounded():
     store = Counting()
     with BatchReader(store, workers=2) as reader:
-        stream = reader.read(ordered_batches(np.arange(100), 2))
+        stream = reader.read(ordered_batches(np.arange(1000), 40))
         next(stream)
         for thread in threading.enumerate():
             if thread.name.startswith("patches"):
                 thread.join(0.02)
-        assert store.reads <= 2 * (1 + 4)
+        assert store.reads <= 40 + 4 * PIECE + 40
         stream.close()
 
 
 def test_an_unreadable_patch_ends_the_reading_with_its_own_error():
-    with BatchReader(Counting(), workers=2) as reader, pytest.raises(StoreError, match="patch 101"):
-        list(reader.read([np.arange(3), np.array([101])]))
+    with BatchReader(Counting(), workers=2) as reader, pytest.raises(StoreError, match="patch 1001"):
+        list(reader.read([np.arange(3), np.array([1001])]))

@@ -25,11 +25,17 @@ def assert_same_weights(first, second):
         assert torch.equal(value, weights_of(second)[key]), key
 
 
+SAVES = "wsi_assets.learning.training.SECONDS_BETWEEN_SAVES"
 EVEN = Imbalance(1, 1, 1, (1.0, 1.0))
 
 
 class KilledError(Exception):
     pass
+
+
+@pytest.fixture
+def saved_each_epoch(monkeypatch):
+    monkeypatch.setattr(SAVES, 0)
 
 
 def stop_after(epoch):
@@ -206,25 +212,34 @@ def test_training_leaves_torchs_global_generator_alone(tmp_path):
     assert torch.equal(torch.rand(4), expected)
 
 
-@pytest.mark.parametrize("killed_after", [2, 5])
-def test_a_stopped_training_resumes_and_ends_like_an_uninterrupted_one(tmp_path, killed_after, monkeypatch):
+@pytest.mark.parametrize(("saved", "killed"), [(0, 2), (2, 2), (5, 5), (2, 5)])
+def test_a_killed_training_goes_on_where_it_was_saved_and_ends_as_if_nothing_was(
+    tmp_path, saved, killed, monkeypatch
+):
     # Patience from the second step on, so that the resumed run goes through every phase.
     monkeypatch.setattr("wsi_assets.learning.schedule.FIRST_STEPS", 1)
     options = quick(max_epochs=7, save_interval=2, lr=0.05, patience=1)
     store = cohort(separable=False)
     whole = run(store, options, tmp_path / "whole")
+
+    def on_epoch(record):
+        monkeypatch.setattr(SAVES, 0 if record.epoch < saved else 60)
+        stop_after(killed)(record)
+
+    monkeypatch.setattr(SAVES, 0 if saved else 60)
     with pytest.raises(KilledError):
-        run(store, options, tmp_path / "stopped", on_epoch=stop_after(killed_after))
+        run(store, options, tmp_path / "stopped", on_epoch=on_epoch)
     seen = []
     resumed = run(store, options, tmp_path / "stopped", on_epoch=seen.append)
-    assert resumed.resumed_from == killed_after
-    assert [record.epoch for record in seen] == list(range(killed_after + 1, len(whole.epochs) + 1))
+    assert (resumed.resumed_from or 0) == saved
+    assert [record.epoch for record in seen] == list(range(saved + 1, len(whole.epochs) + 1))
     assert resumed.csv_path.read_bytes() == whole.csv_path.read_bytes()
-    assert resumed.best.epoch == whole.best.epoch
+    assert resumed.card["thresholds"] == whole.card["thresholds"]
     assert_same_weights(resumed.best_path, whole.best_path)
     assert not (tmp_path / "stopped" / "checkpoints" / "resume.pt").exists()
 
 
+@pytest.mark.usefixtures("saved_each_epoch")
 @pytest.mark.parametrize("change", [{"lr": 0.02}, {"num_workers": 1}])
 def test_only_a_run_of_the_same_outcome_is_continued(tmp_path, change):
     with pytest.raises(KilledError):
@@ -233,6 +248,7 @@ def test_only_a_run_of_the_same_outcome_is_continued(tmp_path, change):
     assert again.resumed_from == (2 if "num_workers" in change else None)
 
 
+@pytest.mark.usefixtures("saved_each_epoch")
 def test_other_patches_are_another_training(tmp_path):
     with pytest.raises(KilledError):
         run(cohort(), quick(), tmp_path, on_epoch=stop_after(2))
@@ -240,6 +256,7 @@ def test_other_patches_are_another_training(tmp_path):
     assert run(cohort(seed=1), quick(), tmp_path).resumed_from is None
 
 
+@pytest.mark.usefixtures("saved_each_epoch")
 def test_other_starting_weights_under_the_same_name_are_another_training(tmp_path):
     started = weights_of(run(cohort(), quick(max_epochs=1), tmp_path / "source").best_path)
     start, folder = tmp_path / "start.pt", tmp_path / "run"
@@ -251,6 +268,7 @@ def test_other_starting_weights_under_the_same_name_are_another_training(tmp_pat
     assert run(cohort(), options, folder).resumed_from is None
 
 
+@pytest.mark.usefixtures("saved_each_epoch")
 def test_a_damaged_resume_file_is_passed_over(tmp_path):
     with pytest.raises(KilledError):
         run(cohort(), quick(), tmp_path, on_epoch=stop_after(2))
