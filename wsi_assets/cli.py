@@ -205,6 +205,7 @@ def predict(
 
     They need no annotation. What is up to date stays. Exit status as of `run`.
     """
+    prepare_workers()  # as above
     from wsi_assets.console import predict_and_report
     from wsi_assets.orchestration.config import parse_settings
 
