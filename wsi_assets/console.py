@@ -17,7 +17,7 @@ from rich.table import Table
 from wsi_assets.cli import FAILED, LEFT_OUT, OK
 from wsi_assets.errors import EvaluationError
 from wsi_assets.progress import progress_bars
-from wsi_assets.slides.resolution import Resolution, words_of
+from wsi_assets.slides.resolution import words_of
 
 if TYPE_CHECKING:
     from wsi_assets.index.doctor import SlideHealth
@@ -38,7 +38,7 @@ def _say(line: str, style: str | None = None) -> None:
 def run_and_report(
     settings: Settings,
     given: ParameterSet,
-    levels: Sequence[int | str],
+    levels: Sequence[str],
     upto: str,
     *,
     annotations_gone: bool = False,
@@ -55,8 +55,6 @@ def run_and_report(
     if trains and no_test:
         upto = "trained_model"
     no_test = no_test or upto == "trained_model"  # then nothing is tested anyway
-    for level in levels:
-        Resolution.parse(level)
     started = time.monotonic()
     with open_instance(settings) as instance, progress_bars(console) as bars, progress_on_terminal(bars):
         # A run that was killed would hold the pool that this one needs.
@@ -130,7 +128,7 @@ def predict_and_report(settings: Settings, given: ParameterSet, level: str, slid
     return FAILED if outcome.failure else LEFT_OUT if outcome.left_out else OK
 
 
-def print_plan(settings: Settings, given: ParameterSet, levels: Sequence[int | str], upto: str) -> int:
+def print_plan(settings: Settings, given: ParameterSet, levels: Sequence[str], upto: str) -> int:
     """Print what a run would make, and why."""
     from wsi_assets.orchestration.cli_run import CommandLineRun
     from wsi_assets.orchestration.instance import look_into_instance
@@ -153,7 +151,7 @@ def run_demo(home: Path) -> int:
     with progress_bars(console) as bars:
         make_cohort(home, progress=bars)
     settings = isolated_home(home)
-    status = run_and_report(settings, ParameterSet(DEMO_PARAMETERS), [DEMO_LEVEL], "evaluation")
+    status = run_and_report(settings, ParameterSet(DEMO_PARAMETERS), [str(DEMO_LEVEL)], "evaluation")
     made = settings.storage_dir / f"level_{DEMO_LEVEL}"
     model, new = made / "checkpoints" / "best.pt", home / "new"
     picture = new / "storage" / "slides" / "new_001" / made.name / "new_001.png"
@@ -323,7 +321,7 @@ def _print_level(outcome: LevelOutcome, storage: Path) -> None:
     table = Table(title=f"{words_of(outcome.level)} ({outcome.seconds:.0f} s)", title_justify="left")
     for column in ("asset", "status", "result", "path"):
         table.add_column(column, overflow="fold")
-    resource, level = StorageResource(storage_dir=str(storage)), str(outcome.level)
+    resource, level = StorageResource(storage_dir=str(storage)), outcome.level
     asked = [one for one in all_artefacts() if one.optional and one.name in outcome.records]
     for artefact in (*level_chain(), *asked):
         record = outcome.records.get(artefact.name)

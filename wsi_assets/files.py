@@ -143,15 +143,15 @@ def fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``; the lock goes with the process, however it ends.
+def file_lock(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path``, once it is free if ``wait``; it goes with the process, however it ends.
 
     Where the file system has no locks, nothing is held.
 
     Raises:
         BlockingIOError: another process, or another part of this one, holds it.
     """
-    with _locked(path, os.O_RDWR | os.O_CREAT):
+    with _locked(path, os.O_RDWR | os.O_CREAT, wait=wait):
         yield
 
 

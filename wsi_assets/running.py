@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -15,9 +16,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 
 STATUS = 130
 PATIENCE_SECONDS = 2
+
+PRELOADED = [
+    *("cv2", "imagecodecs", "shapely", "tifffile"),
+    *("click", "wsi_assets.annotations.reading", "wsi_assets.index.slide_regions"),
+    *("wsi_assets.index.tissue", "wsi_assets.index.pictures", "wsi_assets.patches.extraction"),
+]
+"""What is loaded once for all worker processes, which are forked with it."""
 
 _asked = threading.Event()
 _ending = threading.Lock()
@@ -33,6 +43,8 @@ def as_command() -> Iterator[None]:
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
+    gc.set_threshold(10_000)  # loading Dagster makes many objects and no garbage
+    atexit.register(gc.freeze)  # Python's own end would search all of that again: most of a second
     os.environ["MPLBACKEND"] = "agg"  # Jupyter leaves a name here that matplotlib refuses elsewhere
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {one: signal.signal(one, _interrupt) for one in signals}
@@ -61,8 +73,24 @@ def was_asked() -> bool:
     return _asked.is_set()
 
 
+def prepare_workers() -> None:
+    """Load in the background what worker processes need, so that the first pool starts without a wait."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
+
+
+def worker_pool(processes: int) -> ProcessPoolExecutor:
+    """Processes that hold nothing of this one's files, locks and threads, and start within milliseconds."""
+    prepare_workers()
+    context = multiprocessing.get_context("forkserver")
+    return ProcessPoolExecutor(processes, context, initializer=start_worker)
+
+
 def start_worker() -> None:
     """Initializer of a pool's process: its parent alone decides about Ctrl-C, and it ends with its parent."""
+    import cv2
+
+    cv2.setNumThreads(1)  # a process a core is enough; OpenCV would start a thread a core in each
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     # It would wait for tasks for ever: each worker holds the other end of the pipe too.

@@ -11,9 +11,7 @@ from rich.console import Console
 
 from wsi_assets import console
 from wsi_assets.cli import USAGE, main
-from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.cli_run import LevelOutcome
-from wsi_assets.orchestration.config import ParameterSet
 from wsi_assets.orchestration.instance import prepare_home
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import Record
@@ -151,12 +149,12 @@ def test_a_command_line_that_is_not_understood_does_not_end_as_one_that_left_sli
     assert "Error: " in result.output
 
 
-@pytest.mark.parametrize(("level", "upto"), [(99, "evaluation"), (0, "training")])
-def test_a_level_or_asset_that_is_none_is_reported_before_any_slide_is_read(home, level, upto):
-    settings = Settings.from_environment({}, home=home)
-    with pytest.raises(ConfigError):
-        console.run_and_report(settings, ParameterSet({}), [1, level], upto)
-    assert not settings.storage_dir.exists()
+@pytest.mark.parametrize("line", ["run --level 1 --level 99", "run --level 0 --upto training"])
+def test_a_level_or_asset_that_is_none_is_reported_before_any_slide_is_read(home, line):
+    folders = ["--images", str(home / "images"), "--storage", str(home / "storage")]
+    result = CliRunner().invoke(main, [*line.split(), *folders])
+    assert result.exit_code == console.FAILED
+    assert not (home / "storage").exists()
 
 
 def test_a_slide_that_is_left_out_is_named_and_fails(home, capsys):
@@ -171,7 +169,7 @@ def outcome() -> LevelOutcome:
     """A level whose report was just made."""
     facts = {"roc_auc": 0.98, "average_precision": 0.97}
     record = Record("evaluation", "4", "1", {}, {}, "r", "v", facts)
-    return LevelOutcome(4, made=["evaluation"], records={"evaluation": record})
+    return LevelOutcome("4", made=["evaluation"], records={"evaluation": record})
 
 
 def test_on_a_narrow_terminal_the_report_s_path_can_be_copied(tmp_path, capsys, monkeypatch):

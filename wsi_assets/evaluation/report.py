@@ -14,7 +14,7 @@ Heatmap and detection files are missing for a slide whose downsample is unknown.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.metadata import version
@@ -62,6 +62,7 @@ class ReportContext:
         quarantined: rows of patches that could not be read.
         audit: rows of repairs and skips of annotations.
         config: setting -> value.
+        changed: settings whose value is not the default.
         seconds: step -> seconds it took.
         mlflow_url: where the training run is.
     """
@@ -83,6 +84,7 @@ class ReportContext:
     quarantined: Sequence[Mapping[str, Any]] | None = None
     audit: Sequence[Mapping[str, Any]] | None = None
     config: Mapping[str, Any] | None = None
+    changed: Collection[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     mlflow_url: str | None = None
 
@@ -140,6 +142,7 @@ def write_report(
     created = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     metrics["context"] |= {"created": created, "left_out": dict(context.left_out or {})}
     write_json(out / "metrics.json", metrics)
+    own, defaults = evaluation.options.model_dump(), type(evaluation.options)().model_dump()
     html = render(
         "report.html.j2",
         evaluation=evaluation,
@@ -150,6 +153,8 @@ def write_report(
         pages=pages,
         worst={"False positives": false_positives, "False negatives": false_negatives},
         froc_plain=metrics["froc"],
+        settings={**(context.config or {}), **{f"evaluation.{name}": own[name] for name in own}},
+        changed={*context.changed, *(f"evaluation.{name}" for name in own if own[name] != defaults[name])},
     )
     path = out / "report.html"
     path.write_text(html, encoding="utf-8")

@@ -1,1 +1,16 @@
-"""Dagster and MLflow around the domain packages: partitions, assets, checks, jobs, automation, storage."""
+"""The asset graph and the command line's way through it.
+
+Of Dagster 1.13 this uses, beside what is stable, public and documented:
+
+* beta or preview, each because nothing stable does it: ``observable_source_asset`` (files that others write,
+  by partition), ``BackfillPolicy`` (many slides a run), ``partitions_def`` of asset checks (one result a
+  level), ``MultiToSingleDimensionPartitionMapping`` (a slide at a level is made from both),
+  ``AutomationConditionSensorDefinition`` with a default status (conditions apply without a click);
+* not public, in ``orphaned_runs``: ``DagsterInstance.all_logs`` (the process number that a run logs),
+  ``DagsterInstance.report_run_failed`` and ``EventLogStorage.free_concurrency_slots_for_run`` (what the UI's
+  button does). Dagster's run monitoring asks the launcher whether a run lives; its local launcher cannot say,
+  and runs of the command line have none. Without this a killed run holds its pool for ever;
+* reserved tags, in ``cli_run``: ``.dagster/repository``, by which the page of a job finds its runs, and
+  ``dagster/asset_partition_range_start`` and ``_end``, as ``dagster asset materialize --partition-range``
+  sets them.
+"""

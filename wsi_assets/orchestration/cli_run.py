@@ -48,7 +48,7 @@ from wsi_assets.orchestration.slide_folder import (
 )
 from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.running import was_asked
-from wsi_assets.slides.resolution import Resolution, words_of
+from wsi_assets.slides.resolution import words_of
 
 if TYPE_CHECKING:
     from wsi_assets.orchestration.storage import Record
@@ -79,7 +79,7 @@ class LevelOutcome:
         records: asset -> the provenance of what there is now.
     """
 
-    level: int | str
+    level: str
     made: list[str] = field(default_factory=list)
     up_to_date: list[str] = field(default_factory=list)
     failure: str | None = None
@@ -124,7 +124,7 @@ class CommandLineRun:
         self.storage = StorageResource.of(settings)
         self.definitions = build_definitions(settings)
 
-    def plan(self, levels: Sequence[int | str], upto: str = "evaluation") -> list[str]:
+    def plan(self, levels: Sequence[str], upto: str = "evaluation") -> list[str]:
         """One line for everything that would be made, and why; makes and writes nothing."""
         parameters, lines = (self.storage.parameters.read(), self.given), []
         seen, _, _ = self._look(annotations_gone=False)
@@ -146,14 +146,14 @@ class CommandLineRun:
             slide_id: ["to be made"] if slide_id in stale else found for slide_id, found in versions.items()
         }
         for level in levels:
-            chain, key = chain_upto(upto), Resolution.parse(level).key
+            chain = chain_upto(upto)
             for artefact in chain:
-                lines += self.storage.parameters.changes(artefact, key, self._given_for(artefact, key))
-            for name, why in stale_artefacts(self.storage, chain, key, usable, *parameters).items():
-                lines.append(f"{name} of {words_of(key)}: {why}")
+                lines += self.storage.parameters.changes(artefact, level, self._given_for(artefact, level))
+            for name, why in stale_artefacts(self.storage, chain, level, usable, *parameters).items():
+                lines.append(f"{name} of {words_of(level)}: {why}")
         return lines
 
-    def check_sides(self, levels: Sequence[int | str], *, no_test: bool = False) -> None:
+    def check_sides(self, levels: Sequence[str], *, no_test: bool = False) -> None:
         """See before anything is made that a detector can be trained and tested; ``no_test``: only trained.
 
         Raises:
@@ -227,32 +227,31 @@ class CommandLineRun:
         outcome.up_to_date = sorted(seen.keys() - made - outcome.left_out.keys())
         return outcome
 
-    def run_level(self, level: int | str, upto: str = "evaluation") -> LevelOutcome:
+    def run_level(self, level: str, upto: str = "evaluation") -> LevelOutcome:
         """Make a level's assets up to ``upto``, all that are out of date in one run."""
-        chain, key = chain_upto(upto), Resolution.parse(level).key
-        outcome, started = LevelOutcome(level), time.monotonic()
-        self.instance.add_dynamic_partitions(LEVELS.name, [key])
+        chain, outcome, started = chain_upto(upto), LevelOutcome(level), time.monotonic()
+        self.instance.add_dynamic_partitions(LEVELS.name, [level])
         usable, outcome.left_out = usable_slides(self.storage, self.folder, self.instance)
         parameters = (self.storage.parameters.read(), self.given)
-        stale = stale_artefacts(self.storage, chain, key, usable, *parameters)
+        stale = stale_artefacts(self.storage, chain, level, usable, *parameters)
         outcome.up_to_date = [artefact.name for artefact in chain if artefact.name not in stale]
         for name, why in stale.items():
             if why != "is not made":
                 self.say(f"{words_of(level)}: {name} is made again ({why})")
-        self._keep(chain, key)
-        self._evaluate_open_checks([artefact for artefact in chain if artefact.name not in stale], key)
+        self._keep(chain, level)
+        self._evaluate_open_checks([artefact for artefact in chain if artefact.name not in stale], level)
         if stale:
             job = CROSS_VALIDATED_LEVEL if chain[-1].optional else LEVEL_PIPELINE
-            result = self._execute(job, stale, partition_key=key)
+            result = self._execute(job, stale, partition_key=level)
             outcome.made = [e.asset_key.to_user_string() for e in result.get_asset_materialization_events()]
             if not result.success:
-                outcome.failure = self._failure(result, chain, key, stale.keys() - outcome.made)
+                outcome.failure = self._failure(result, chain, level, stale.keys() - outcome.made)
         outcome.records = {
             artefact.name: record
             for artefact in chain
-            if (record := self.storage.record(artefact, key)) is not None
+            if (record := self.storage.record(artefact, level)) is not None
         }
-        outcome.failed_checks = self.storage.failed_checks(chain, key)
+        outcome.failed_checks = self.storage.failed_checks(chain, level)
         if outcome.failure is None:
             outcome.left_out = dict(outcome.records[chain[0].name].facts.get("left_out", {}))
         outcome.seconds = time.monotonic() - started
@@ -278,7 +277,7 @@ class CommandLineRun:
         path = self.storage.artefact(comparison) / str(comparison.main_file)
         return {"path": str(path), "left_out": record.facts.get("left_out", {}) if record else {}}
 
-    def predict_slides(self, level: int | str, slide_ids: Sequence[str] = ()) -> PredictionOutcome:
+    def predict_slides(self, level: str, slide_ids: Sequence[str] = ()) -> PredictionOutcome:
         """Predict the slides of the folder, or some of them, where that is missing or out of date.
 
         Raises:
@@ -286,30 +285,29 @@ class CommandLineRun:
             ConfigError: the folder has no slide of such an id.
             ModelError: there is no such model.
         """
-        key = Resolution.parse(level).key
-        options: Any = options_of(SLIDE_PREDICTION, key, self.storage.parameters.read(), self.given)
+        options: Any = options_of(SLIDE_PREDICTION, level, self.storage.parameters.read(), self.given)
         mlflow = MlflowResource.of(self.settings)
         parameters = (self.storage.parameters.read(), self.given)
-        detector = find_detector(self.storage, mlflow, key, options.model, *parameters)
+        detector = find_detector(self.storage, mlflow, level, options.model, *parameters)
         slides = self.run_slides((TISSUE_REGIONS,), slide_ids, annotations_gone=True)
         wanted = sorted({*slides.made, *slides.up_to_date})
         outcome = PredictionOutcome(left_out=slides.left_out, notices=slides.notices)
-        self.instance.add_dynamic_partitions(LEVELS.name, [key])
+        self.instance.add_dynamic_partitions(LEVELS.name, [level])
         images = {
             one: files[SLIDE_IMAGE].version for one, files in known_slides(self.instance, wanted).items()
         }
-        stale = unpredicted(self.storage, SLIDE_PREDICTION, key, detector, images, *parameters)
-        self._keep((SLIDE_PREDICTION, *RULES), key)
+        stale = unpredicted(self.storage, SLIDE_PREDICTION, level, detector, images, *parameters)
+        self._keep((SLIDE_PREDICTION, *RULES), level)
         order = self.instance.get_dynamic_partitions(SLIDES.name)
         for stretch in stretches(order, stale, SLIDES_A_RUN):
-            ends = [str(both(slide_id, key)) for slide_id in (stretch[0], stretch[-1])]
+            ends = [str(both(slide_id, level)) for slide_id in (stretch[0], stretch[-1])]
             result = self._execute(PREDICT_SLIDES, [SLIDE_PREDICTION.name], range_of=ends)
             if not result.success:
                 failed = {one.partition("|")[2]: why for one, why in failed_slides(result).items()}
                 outcome.left_out.update(failed)
                 outcome.failure = outcome.failure if failed else failure_of(result)
         for slide_id in wanted:
-            where = self.storage.artefact(SLIDE_PREDICTION, both(slide_id, key))
+            where = self.storage.artefact(SLIDE_PREDICTION, both(slide_id, level))
             if slide_id not in outcome.left_out and (where / SUMMARY).is_file():
                 outcome.slides[slide_id] = json.loads((where / SUMMARY).read_text(encoding="utf-8"))
                 outcome.notices += [f"{slide_id}: {line}" for line in outcome.slides[slide_id]["notices"]]
@@ -401,11 +399,8 @@ class CommandLineRun:
         range_of: Sequence[str] = (),
         config: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        # The UI's page Jobs shows runs of the code location by the first of these.
-        tags = {
-            ".dagster/repository": f"__repository__@{LOCATION}",
-            "wsi_assets/launched_by": "command line",
-        }
+        # The UI's page Jobs shows runs of the code location by this.
+        tags = {".dagster/repository": f"__repository__@{LOCATION}"}
         if range_of:
             tags |= range_tags(range_of)
         result = self.definitions.resolve_job_def(job).execute_in_process(
@@ -425,10 +420,10 @@ class CommandLineRun:
         return result
 
 
-def accepted_slides(settings: Settings, levels: Sequence[int | str], *given: ParameterSet) -> list[str]:
+def accepted_slides(settings: Settings, levels: Sequence[str], *given: ParameterSet) -> list[str]:
     """Slides that were accepted for any of the levels though their names contradict their annotations."""
     said = (StorageResource.of(settings).parameters.read(), *given)
-    each: list[Any] = [options_of(PATCH_STORE, str(level), *said) for level in levels]
+    each: list[Any] = [options_of(PATCH_STORE, level, *said) for level in levels]
     return sorted({slide_id for options in each for slide_id in options.accepted_slides})
 
 

@@ -13,15 +13,13 @@ file's.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import enum
-import fcntl
 import json
 import reprlib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +28,17 @@ import pydantic
 import yaml
 
 from wsi_assets.errors import ConfigError
-from wsi_assets.files import publish_file
+from wsi_assets.files import file_lock, publish_file
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts
 from wsi_assets.slides.resolution import Resolution, words_of
 
-COMMAND_LINE = "--set"
+COMMAND_LINE, LAUNCHPAD = "--set", "Launchpad"
 
 _HEADER = """\
 # What this cohort is made with. Edit it, or give a value in the Launchpad or with --set: it is kept here.
 # Flat names are for every asset that has them; group them by asset, and by level under `levels`.
 # What is not named has the default of the README. Comments of your own are not kept.
 """
-
-_UNREADABLE = (
-    yaml.YAMLError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-)
-"""What YAML's reader raises on text that is no YAML; faults of dates and numbers it does not translate."""
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
@@ -83,12 +70,26 @@ def given_in(artefact: Artefact, config: dg.Config) -> dict[str, Any]:
     }
 
 
+def check_launchpad(run_config: Mapping[str, Any]) -> None:
+    """See that what was given for any asset of a run is possible, before the first is made.
+
+    Dagster's forms know types and choices, no bounds: what breaks one would show hours later.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    for artefact in all_artefacts():
+        config = run_config.get("ops", {}).get(artefact.name, {}).get("config", {})
+        values = {name: value for name, value in config.items() if name in artefact.options.model_fields}
+        ParameterSet({artefact.name: values}, LAUNCHPAD)
+
+
 class ParameterSet:
     """Values by name, by asset and by level, checked against every asset's options.
 
     Args:
         content: as the module describes; ``asset.name`` is short for a name below its asset.
-        source: the file, or what the values come from; named in errors.
+        source: the file, or the name of what the values come from, for errors.
 
     Raises:
         ConfigError: a name is unknown or a value impossible, in one line with its place.
@@ -168,8 +169,8 @@ class ParameterSet:
         return self._error(f"there is no parameter {_short(prefix + name)}", remedy)
 
     def _error(self, fault: str, remedy: str | None = None) -> ConfigError:
-        if self.source == COMMAND_LINE:
-            return ConfigError(f"{COMMAND_LINE}: {fault}", remedy=remedy)
+        if isinstance(self.source, str):
+            return ConfigError(f"{self.source}: {fault}", remedy=remedy)
         return ConfigError(fault, path=self.source, remedy=remedy)
 
 
@@ -214,7 +215,9 @@ class ParameterFile:
         """Write what :meth:`changes` names into the file; returns its lines."""
         if not given or not self.changes(artefact, level, given):
             return []
-        with self._locked():
+        # One writer at a time: runs of several levels end when they end.
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(self.path.with_name(".parameters.lock"), wait=True):
             lines, said = self.changes(artefact, level, given), self.read()
             if lines:
                 changed = {name: to for name, (_, to) in _changed(said, artefact, level, given).items()}
@@ -226,15 +229,6 @@ class ParameterFile:
                     text = yaml.safe_dump(said.content, sort_keys=False, allow_unicode=True)
                     unfinished.write_text(_HEADER + text, encoding="utf-8")
         return lines
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer at a time: runs of several levels end when they end."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(".parameters.lock").open("a") as handle:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
 
 
 def _changed(
@@ -260,9 +254,9 @@ def read_parameters(path: str | Path) -> ParameterSet:
         raise ConfigError(
             f"cannot be read ({error.strerror})", path=path, remedy="Check its permissions"
         ) from error
-    except _UNREADABLE as error:
+    except Exception as error:  # of text that is no YAML, its reader raises nearly anything
         raise ConfigError(f"cannot be read ({error!s:.200})", path=path) from error
-    return ParameterSet({} if content is None else content, path)
+    return ParameterSet({} if content is None else content, Path(path))
 
 
 def parse_settings(pairs: list[str]) -> ParameterSet:
@@ -280,7 +274,7 @@ def parse_settings(pairs: list[str]) -> ParameterSet:
             )
         try:
             content[name.strip()] = yaml.safe_load(text) if text.strip() else ""
-        except _UNREADABLE as error:
+        except Exception as error:  # as above
             raise ConfigError(f"--set {_short(pair)} cannot be read ({error!s:.200})") from error
     return ParameterSet(content, COMMAND_LINE)
 

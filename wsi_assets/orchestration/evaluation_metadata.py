@@ -81,7 +81,7 @@ def report_context(
             storage.artefact(above["test_predictions"], level),
             metrics,
         ),
-        epochs=_epochs(storage.level_folder(level) / "epoch_losses.csv"),
+        epochs=read_epochs(storage.level_folder(level) / "epoch_losses.csv"),
         left_out=facts["slide_index"].get("left_out"),
         quarantined=_quarantined(storage.artefact(above["patch_store"], level)),
         audit=_audit(storage, sampled),
@@ -90,8 +90,14 @@ def report_context(
             for name, record in known.items()
             for parameter, value in record.parameters.items()
         },
+        changed=[
+            f"{name}.{parameter}"
+            for name, record in known.items()
+            for parameter, default in above[name].options().model_dump(mode="json").items()
+            if record.parameters.get(parameter) != default
+        ],
         seconds={name: said["seconds"] for name, said in facts.items() if "seconds" in said},
-        mlflow_url=_page(storage.mlflow_run(level)),
+        mlflow_url=storage.mlflow_note(level).get("page"),
     )
 
 
@@ -133,19 +139,6 @@ def metric_rows(metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
     ]
 
 
-def confusion_rows(outcome: Evaluation) -> list[dict[str, Any]]:
-    """The confusion matrix of the test patches at the default threshold."""
-    point = outcome.patch.at_default
-    if point is None:
-        return []
-    columns = ("truth", "predicted tumor", "predicted normal")
-    rows = (
-        ("tumor", point.true_positives, point.false_negatives),
-        ("normal", point.false_positives, point.true_negatives),
-    )
-    return [dict(zip(columns, row, strict=True)) for row in rows]
-
-
 def heatmap_pictures(outcome: Evaluation, folder: Path) -> dict[str, dg.MetadataValue]:
     """Heatmaps of the slides that look most like tumor, from the written report."""
     most = [score.slide_id for score in outcome.slide.ranking[:HEATMAPS_SHOWN]]
@@ -157,7 +150,8 @@ def heatmap_pictures(outcome: Evaluation, folder: Path) -> dict[str, dg.Metadata
     }
 
 
-def _epochs(path: Path) -> list[dict[str, float]] | None:
+def read_epochs(path: Path) -> list[dict[str, float]] | None:
+    """Rows of ``epoch_losses.csv``; None if it is missing or damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
@@ -211,10 +205,3 @@ def _audit(storage: StorageResource, slide_ids: Mapping[str, Any]) -> list[dict[
         if record is not None
         for row in record.facts.get("audit", [])
     ]
-
-
-def _page(path: Path) -> str | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["page"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

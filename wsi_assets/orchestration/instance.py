@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import sqlalchemy
 
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.settings import Settings
@@ -49,20 +54,55 @@ def isolated_home(home: Path) -> Settings:
     return Settings.from_environment({}, home=home)
 
 
-def open_instance(settings: Settings) -> dg.DagsterInstance:
+@contextlib.contextmanager
+def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """The instance of the prepared home, for work in this process.
 
     What steps print is not kept: Dagster starts four processes a step for that, which break a Ctrl-C.
     """
     home = prepare_home(settings)
-    unkept = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
-    return dg.DagsterInstance.local_temp(str(home), overrides={"compute_logs": unkept})
+    unkept = {"module": "dagster.core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    with (
+        _swift_records(home),
+        dg.DagsterInstance.local_temp(str(home), overrides={"compute_logs": unkept}) as instance,
+    ):
+        yield instance
 
 
-def look_into_instance(settings: Settings) -> dg.DagsterInstance:
+def look_into_instance(settings: Settings) -> contextlib.AbstractContextManager[dg.DagsterInstance]:
     """The instance of the home if there is one, else an empty one that leaves nothing behind."""
     there = Path(os.environ.get("DAGSTER_HOME") or settings.storage_dir / "dagster_home").exists()
     return open_instance(settings) if there else dg.DagsterInstance.ephemeral()
+
+
+@contextlib.contextmanager
+def _swift_records(home: Path) -> Iterator[None]:
+    """While this is open, records in sqlite do not wait for the disk at every event; a run has hundreds.
+
+    A power cut may cost the last events, never the database; artefacts have their records beside them.
+    """
+    held: dict[str, sqlite3.Connection] = {}
+
+    def on_connect(connection: Any, _: Any) -> None:
+        if not isinstance(connection, sqlite3.Connection):
+            return
+        path = connection.execute("PRAGMA database_list").fetchone()[2]
+        if not Path(path).is_relative_to(home.resolve()):
+            return
+        connection.execute("PRAGMA journal_mode = WAL")  # as Dagster does once its tables are made
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if path not in held:
+            # Dagster connects anew for every event, and the last one to close writes the whole log back.
+            held[path] = sqlite3.connect(path, check_same_thread=False)
+            held[path].execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", on_connect)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", on_connect)
+        for connection in held.values():
+            connection.close()
 
 
 def _shipped_settings() -> Path:

@@ -11,7 +11,13 @@ import dagster as dg
 
 from wsi_assets.files import digest
 from wsi_assets.orchestration.artefact import Artefact
-from wsi_assets.orchestration.config import COMMAND_LINE, ParameterSet, given_in, options_of
+from wsi_assets.orchestration.config import (
+    LAUNCHPAD,
+    ParameterSet,
+    check_launchpad,
+    given_in,
+    options_of,
+)
 from wsi_assets.orchestration.io_managers import PROVENANCE
 from wsi_assets.orchestration.storage import Record, StorageResource, recipe_of
 from wsi_assets.slides.resolution import Resolution
@@ -47,8 +53,9 @@ class Making:
             for one in artefact.inputs:
                 if one.must_pass:
                     storage.require_checked(one, self.partition)
+        check_launchpad(context.run.run_config)
         self._given = {} if config is None else given_in(artefact, config)
-        given = ParameterSet({artefact.name: self._given} if self._given else {}, COMMAND_LINE)
+        given = ParameterSet({artefact.name: self._given}, LAUNCHPAD)
         self.options: Any = options_of(artefact, self.partition, storage.parameters.read(), given)
         above = [one for one in artefact.inputs if one.by_level]
         recorded = {one.name: storage.version(one, self.partition) for one in above}
@@ -113,7 +120,7 @@ class Making:
             # Pictures are what people look for first.
             metadata={
                 **(metadata or {}),
-                **{name: fact for name, fact in facts.items() if fact is not None},
+                **{name: fact for name, fact in facts.items() if fact not in (None, {}, [])},
                 PROVENANCE: dg.MetadataValue.json(asdict(record)),
             },
             data_version=dg.DataVersion(record.version),

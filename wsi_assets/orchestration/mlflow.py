@@ -7,9 +7,7 @@ A training outlives its bookkeeping: when MLflow cannot be reached this warns on
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +19,7 @@ import dagster as dg
 
 from wsi_assets.errors import ModelError, one_line
 from wsi_assets.files import digest, publish_folder, write_json
+from wsi_assets.orchestration.evaluation_metadata import model_card, read_epochs
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.slides.resolution import name_of, option_of, words_of
@@ -190,10 +189,32 @@ class MlflowResource(dg.ConfigurableResource):
             log_system_metrics=True,
         )
         run.run_id = started.info.run_id
-        base = self.uri if self.uri.startswith("http") else self.pages_url
-        run.url = f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run.run_id}"
+        run.url = self._page(experiment, run.run_id)
         run.note = {"run_id": run.run_id, "experiment": experiment, "uri": self.uri, "page": run.url}
         mlflow.log_params({name: str(value)[:MAX_PARAMETER_LENGTH] for name, value in parameters.items()})
+
+    def add_comparison(self, pages: Path, warn: Warn) -> str | None:
+        """Log the folder ``pages`` to the run of all comparisons; returns the address of the page there."""
+        try:
+            mlflow = self.client()
+            experiment = self.experiment(mlflow)
+            found = mlflow.search_runs(
+                [experiment], "tags.kind = 'level_comparison'", max_results=1, output_format="list"
+            )
+            known = {"run_id": found[0].info.run_id} if found else {"run_name": "all levels side by side"}
+            with mlflow.start_run(
+                experiment_id=experiment, tags={"kind": "level_comparison"}, **known
+            ) as run:
+                mlflow.log_artifacts(str(pages), "level_comparison")
+        except Exception as error:  # whatever MLflow, its database or the network raise
+            warn(f"MLflow does not take the comparison ({one_line(error)[:300]}); this goes on")
+            return None
+        page = self._page(experiment, run.info.run_id)
+        return f"{page}/artifacts/level_comparison/comparison.html"
+
+    def _page(self, experiment: str, run_id: str) -> str:
+        base = self.uri if self.uri.startswith("http") else self.pages_url
+        return f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
     def add_evaluation(
         self, level: str, values: Mapping[str, float | None], report: Path, warn: Warn
@@ -202,16 +223,13 @@ class MlflowResource(dg.ConfigurableResource):
 
         ASAP's heatmaps stay in the storage. Returns the address of the page there.
         """
-        try:
-            noted = json.loads(self.storage.mlflow_run(level).read_text(encoding="utf-8"))
-            run_id, page = noted["run_id"], noted["page"]
-            if noted["uri"] != self.uri:
-                return None
-        except (OSError, ValueError, KeyError, TypeError):
+        noted = self.storage.mlflow_note(level)
+        if noted.get("uri") != self.uri:
             return None
+        run_id = noted["run_id"]
         try:
-            mlflow, model = self.client(), noted.get("model_id")
-            mlflow.log_metrics(_known(values), run_id=run_id, **({"model_id": model} if model else {}))
+            mlflow = self.client()
+            mlflow.log_metrics(_known(values), run_id=run_id, model_id=noted.get("model_id"))
             for file in sorted(report.rglob("*")):
                 if file.is_file() and file.suffix != ".tif":
                     place = Path("report") / file.relative_to(report).parent
@@ -219,7 +237,7 @@ class MlflowResource(dg.ConfigurableResource):
         except Exception as error:  # as above
             warn(f"MLflow does not take the evaluation ({one_line(error)[:300]}); this goes on")
             return None
-        return f"{page}/artifacts/report/report.html"
+        return f"{noted['page']}/artifacts/report/report.html"
 
 
 def registered_name(level: str) -> str:
@@ -229,11 +247,9 @@ def registered_name(level: str) -> str:
 
 def runs_page(url: str, storage: StorageResource) -> str:
     """Where MLflow shows all trainings, or its experiments while nothing was trained."""
-    for level in storage.levels():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            note = json.loads(storage.mlflow_run(level).read_text(encoding="utf-8"))
-            return f"{url}/#/experiments/{note['experiment']}/runs?workflowType=machine_learning"
-    return f"{url}/#/experiments"
+    known = [note["experiment"] for level in storage.levels() if (note := storage.mlflow_note(level))]
+    runs = f"/{known[0]}/runs?workflowType=machine_learning" if known else ""
+    return f"{url}/#/experiments{runs}"
 
 
 def log_outcome(
@@ -277,24 +293,14 @@ def log_finished(resource: MlflowResource, level: str, warn: Warn) -> str | None
     """Log the finished training of a level from its files; returns the run's page, None if MLflow is away.
 
     Raises:
-        ModelError: the level has no model.
+        ModelError: the level has no model, or its card is damaged.
     """
     folder = resource.storage.level_folder(level)
-    card_path = folder / "checkpoints" / "best.json"
-    try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-        with (folder / "epoch_losses.csv").open(newline="", encoding="utf-8") as stream:
-            losses = list(csv.DictReader(stream))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the level has no finished training ({one_line(error)[:100]})",
-            path=card_path,
-            remedy=f"Train first: wsi-assets run {option_of(level)} --upto trained_model",
-        ) from error
+    card = model_card(folder / "checkpoints" / "best.pt")
     with resource.training_run(level, card.get("parameters", {}), {"logged": "from files"}, warn) as run:
-        for row in losses:
+        for row in read_epochs(folder / "epoch_losses.csv") or ():
             epoch = int(row.pop("epoch"))
-            run.metrics({name: float(value) for name, value in row.items()}, step=epoch)
+            run.metrics(row, step=epoch)
         log_outcome(run, folder, card)
     return run.url
 

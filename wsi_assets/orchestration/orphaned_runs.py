@@ -2,10 +2,6 @@
 
 Dagster's code server notices when a run that it started dies, but not when it died itself (power cut, killed
 machine), and nobody watches runs of the command line. What was made stays; a new run continues.
-
-Dagster has no public interface for this. Three methods that are not public are called here and nowhere else:
-``DagsterInstance.all_logs``, for the process number that a run logs, ``DagsterInstance.report_run_failed``,
-and ``EventLogStorage.free_concurrency_slots_for_run``, which the UI's button calls.
 """
 
 from __future__ import annotations

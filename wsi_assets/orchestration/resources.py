@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +16,12 @@ from pydantic import PrivateAttr
 
 from wsi_assets.errors import SlideError
 from wsi_assets.orchestration.settings import Settings
-from wsi_assets.running import start_worker
+from wsi_assets.running import worker_pool
 from wsi_assets.slides.naming import normalize_id
 
 if TYPE_CHECKING:
     from wsi_assets.patches import DaskExecutor
     from wsi_assets.slides import Cohort, SlideFile, SlideListing
-
-
-PRELOADED = [
-    *("cv2", "imagecodecs", "shapely", "tifffile"),
-    *("wsi_assets.annotations.reading", "wsi_assets.index.slide_regions", "wsi_assets.index.tissue"),
-    *("wsi_assets.index.pictures", "wsi_assets.slides.reader", "wsi_assets.slides.fingerprints"),
-]
-"""What worker processes load before their first task, so that none of them waits for it."""
 
 
 class SlideFolderResource(dg.ConfigurableResource):
@@ -128,10 +119,7 @@ class WorkersResource(dg.ConfigurableResource):
         if processes < 2:
             yield None
             return
-        # A server forked before threads start; what tasks import, it has.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        with ProcessPoolExecutor(processes, context, initializer=_start_worker) as executor:
+        with worker_pool(processes) as executor:
             yield executor
 
     def open_cluster(self) -> AbstractContextManager[DaskExecutor | None]:
@@ -139,11 +127,3 @@ class WorkersResource(dg.ConfigurableResource):
         from wsi_assets.patches import open_executor
 
         return open_executor(self.scheduler)
-
-
-def _start_worker() -> None:
-    # A process a core is enough; OpenCV would start a thread a core in each.
-    import cv2
-
-    start_worker()
-    cv2.setNumThreads(1)

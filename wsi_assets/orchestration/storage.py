@@ -82,8 +82,8 @@ class StorageResource(dg.ConfigurableResource):
     def slide_folder(self, slide_id: str) -> Path:
         return self.root / "slides" / slide_id
 
-    def level_folder(self, level: int | str) -> Path:
-        return self.root / name_of(str(level))
+    def level_folder(self, level: str) -> Path:
+        return self.root / name_of(level)
 
     def levels(self) -> list[str]:
         """Levels and magnifications that have a folder, in order."""
@@ -101,9 +101,15 @@ class StorageResource(dg.ConfigurableResource):
                 found += [one] if path.is_dir() and one.name == path.name else []
         return [one.key for one in sorted(found, key=lambda one: (one.mpp or 0, one.level or 0))]
 
-    def mlflow_run(self, level: int | str) -> Path:
+    def mlflow_run(self, level: str) -> Path:
         """Names the MLflow run of the level's model."""
         return self.level_folder(level) / "mlflow_run.json"
+
+    def mlflow_note(self, level: str) -> dict[str, Any]:
+        """What is known of that run: ``run_id``, ``experiment``, ``uri``, ``page``, ``model_id``."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(self.mlflow_run(level).read_text(encoding="utf-8"))
+        return {}
 
     def artefact(self, artefact: Artefact, partition: str | None = None) -> Path:
         """The file or folder of an asset's partition."""

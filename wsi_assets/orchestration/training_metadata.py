@@ -11,13 +11,6 @@ if TYPE_CHECKING:
     from wsi_assets.learning import EpochRecord, TrainingOptions, TrainingResult
     from wsi_assets.patches import PatchStore
 
-PICTURES = {
-    "curves": "losses by epoch",
-    "confusion": "validation patches at the best epoch, predicted tumor from 0.5 on",
-    "augmentation": "patches as stored and as training sees them",
-}
-"""Name of a picture -> what it shows."""
-
 
 def epoch_line(record: EpochRecord, of: int) -> str:
     """One epoch for the log."""
@@ -40,7 +33,7 @@ def epoch_metrics(record: EpochRecord) -> dict[str, float]:
 def training_pictures(
     result: TrainingResult, store: PatchStore, options: TrainingOptions
 ) -> dict[str, bytes]:
-    """PNG files by the names of ``PICTURES``; no augmentation where it is switched off."""
+    """Name -> PNG file; no augmentation where it is switched off."""
     from wsi_assets.learning import augmentation_mosaic_png, confusion_png, curves_png
 
     pictures = {"curves": curves_png(result.epochs), "confusion": confusion_png(result.best.confusion)}
@@ -77,7 +70,7 @@ def training_metadata(result: TrainingResult, pictures: Mapping[str, bytes]) -> 
     rows = [{"epoch": record.epoch, **epoch_metrics(record)} for record in result.epochs]
     return {
         **metrics,
-        **{name: picture(image, PICTURES[name]) for name, image in pictures.items()},
+        **{name: picture(image, name) for name, image in pictures.items()},
         "resumed_from": result.resumed_from or "the start",
         "epoch_table": table(rows),
         "split": table(result.split.rows),

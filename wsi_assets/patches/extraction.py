@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
-import multiprocessing
 import os
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from wsi_assets.patches.codecs import encoder
 from wsi_assets.patches.parts import new_part, write_part
 from wsi_assets.patches.patch_reader import PatchReader
 from wsi_assets.patches.plan import source_of
-from wsi_assets.running import start_worker
+from wsi_assets.running import worker_pool
 from wsi_assets.slides.fingerprints import fingerprint, signature
 
 
@@ -100,9 +99,7 @@ def run_tasks(
                 stream.write(part)
             yield task, reasons
     elif workers > 1:
-        # Fresh processes: what this one has open, or its threads hold, is not theirs.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=start_worker) as processes:
+        with worker_pool(workers) as processes:
             try:
                 for task, (reasons, _) in _as_completed(
                     processes, tasks, partial(extract, folder=folder), workers

@@ -146,7 +146,7 @@ settings = isolated_home(Path(sys.argv[1]))
 with open_instance(settings) as instance:
     run = CommandLineRun(instance, settings, parse_settings([]))
     assert len(run.run_slides().made) == int(sys.argv[2])
-    assert run.run_level(0, "slide_index").failure is None
+    assert run.run_level("0", "slide_index").failure is None
 """
 """What `wsi-assets run --level 0 --upto slide_index` does."""
 

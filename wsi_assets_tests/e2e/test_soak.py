@@ -136,11 +136,11 @@ def test_two_hundred_slides_one_by_one_through_the_whole_graph_leave_the_process
             slides = runner.run_slides()
             assert len(slides.up_to_date) == (0 if number == BEFORE else number)
             assert slides.left_out == {}
-            level = runner.run_level(0, "patch_store")
+            level = runner.run_level("0", "patch_store")
             assert level.failure is None
             decoded.append(level.records["patch_store"].facts["decoded"])
             if (number - BEFORE) % TO_THE_END == 0:
-                level = runner.run_level(0)
+                level = runner.run_level("0")
                 assert level.failure is None
                 assert level.made == ["trained_model", "test_predictions", "evaluation"]
                 runner.compare_levels()

@@ -80,7 +80,7 @@ def test_only_the_annotation_and_what_follows_from_it_turns_stale(graph):
     )
     see(graph)
     assert stale(graph) == {("annotation_regions", "tumor_001")}, "Dagster goes one step at a time"
-    planned = CommandLineRun(graph.instance, graph.settings, ParameterSet(QUICK)).plan([0], "sampled_index")
+    planned = CommandLineRun(graph.instance, graph.settings, ParameterSet(QUICK)).plan(["0"], "sampled_index")
     named = [line.split(" of ")[0] for line in planned if " of " in line]
     assert named == ["annotation_regions", *MADE[2:]]
     assert graph.make("annotation_regions", partition="tumor_001").success

@@ -78,6 +78,16 @@ def test_mlflow_away_is_one_warning_and_the_training_goes_on(nowhere):
     assert not nowhere.storage.mlflow_run("4").exists()
 
 
+def test_comparisons_are_one_run_and_none_where_mlflow_is_away(resource, nowhere, tmp_path):
+    pages = report(tmp_path)
+    first, again = (resource.add_comparison(pages, pytest.fail) for _ in range(2))
+    assert first == again
+    assert first.endswith("level_comparison/comparison.html")
+    warnings: list[str] = []
+    assert nowhere.add_comparison(pages, warnings.append) is None
+    assert len(warnings) == 1
+
+
 def test_a_level_without_a_model_cannot_be_logged(resource):
     with pytest.raises(ModelError):
         log_finished(resource, "4", print)

@@ -10,6 +10,7 @@ from wsi_assets.orchestration.artefact import all_artefacts
 from wsi_assets.orchestration.config import (
     ParameterFile,
     ParameterSet,
+    check_launchpad,
     given_in,
     launchpad_config,
     options_of,
@@ -53,6 +54,12 @@ def test_a_choice_of_the_launchpad_arrives_as_its_value():
         [index], run_config={"ops": {"index": {"config": {"label_rule": "center", "patch_size": 64}}}}
     )
     assert seen == {"label_rule": "center", "patch_size": 64}
+
+
+def test_what_the_launchpad_gives_for_a_later_asset_is_refused_before_the_first():
+    check_launchpad({"ops": {"slide_index": {"config": {"label_rule": "center"}}, "elsewhere": {}}})
+    with pytest.raises(ConfigError, match=r"trained_model\.lr=-1"):
+        check_launchpad({"ops": {"slide_index": {}, "trained_model": {"config": {"lr": -1}}}})
 
 
 def test_what_is_nearer_wins():

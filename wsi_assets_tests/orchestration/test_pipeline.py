@@ -154,7 +154,7 @@ def made(tmp_path_factory):
     with dg.instance_for_test() as instance:
         graph = Graph(home, instance)
         run = CommandLineRun(instance, graph.settings, ParameterSet(QUICK))
-        slides, level = run.run_slides(), run.run_level(0)
+        slides, level = run.run_slides(), run.run_level(LEVEL)
         assert level.failure is None
         assert slides.left_out == {}
         graph.first = (slides, level)
@@ -203,14 +203,14 @@ def test_while_a_run_extracts_or_stores_patches_no_other_process_builds_the_stor
 def again(graph: Graph, *given: str, upto: str = "evaluation", instance: dg.DagsterInstance | None = None):
     """What another `wsi-assets run` makes: (slides, assets of the level)."""
     run = CommandLineRun(instance or graph.instance, graph.settings, parse_settings(list(given)))
-    slides, level = run.run_slides(), run.run_level(0, upto)
+    slides, level = run.run_slides(), run.run_level(LEVEL, upto)
     assert level.failure is None
     return slides.made, level.made
 
 
 def planned(graph: Graph, *given: str) -> list[str]:
     """What `wsi-assets run --dry-run` prints."""
-    return CommandLineRun(graph.instance, graph.settings, parse_settings(list(given))).plan([0])
+    return CommandLineRun(graph.instance, graph.settings, parse_settings(list(given))).plan([LEVEL])
 
 
 class TestLevel:
@@ -295,7 +295,7 @@ class TestLevel:
     def test_a_parameter_says_what_it_makes_out_of_date(self, made):
         lines: list[str] = []
         run = CommandLineRun(made.instance, made.settings, parse_settings(["seed=7"]), lines.append)
-        assert run.run_level(0, "sampled_index").made == ["sampled_index"]
+        assert run.run_level(LEVEL, "sampled_index").made == ["sampled_index"]
         assert any("sampled_index" in line and "seed was 42 and is 7" in line for line in lines)
         level = Level(LEVEL, made.storage, run.folder, made.instance)
         assert self.up_to_date(level, "sampled_index")
@@ -340,7 +340,7 @@ class TestLevel:
 
     def test_before_anything_is_made_a_run_asks_for_test_slides_tumor_and_true_names(self, graph):
         def sides(**options):
-            CommandLineRun(graph.instance, graph.settings, parse_settings([])).check_sides([0], **options)
+            CommandLineRun(graph.instance, graph.settings, parse_settings([])).check_sides([LEVEL], **options)
 
         write_cohort(graph.home, ("tumor_001", "normal_001"))
         with pytest.raises(ConfigError, match="test slide"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -331,12 +332,10 @@ def test_a_worker_that_dies_is_one_line_and_the_next_build_continues(
     entries, tmp_path, small_batches, always_a_pool
 ):
     path = tmp_path / "patches_lmdb"
-    parent = psutil.Process()
 
     def kill_a_worker(done, total, what):
-        for child in parent.children():
-            if any("spawn_main" in part for part in child.cmdline()):
-                child.kill()
+        for child in multiprocessing.active_children():
+            child.kill()
 
     with pytest.raises(StoreError, match="a worker process died") as error:
         build_store(plan_patches(index_of(*entries), ONE), path, "lmdb", workers=2, progress=kill_a_worker)

@@ -15,7 +15,6 @@ from wsi_assets.orchestration.assets.learning import TEST_PREDICTIONS, TRAINED_M
 from wsi_assets.orchestration.automation import follow_reports
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.evaluation_metadata import (
-    confusion_rows,
     headline,
     heatmap_pictures,
     metric_rows,
@@ -105,7 +104,6 @@ def evaluation(
             **({"report": dg.MetadataValue.url(address)} if address else {}),
             **{f"view_{one.slide_id}": folder.viewer_page(one.slide_id) for one in outcome.slide.ranking[:3]},
             "metrics": table(metric_rows(metrics)),
-            "confusion": table(confusion_rows(outcome)),
             "slides": table([asdict(score) for score in outcome.slide.ranking]),
             "notes": list(outcome.notes),
         },
@@ -120,7 +118,10 @@ def evaluation(
     "intervals, time. `level_comparison/comparison.html`.",
 )
 def level_comparison(
-    context: dg.AssetExecutionContext, storage: StorageResource, evaluation: dict[str, Path]
+    context: dg.AssetExecutionContext,
+    storage: StorageResource,
+    mlflow: MlflowResource,
+    evaluation: dict[str, Path],
 ) -> dg.MaterializeResult:
     from wsi_assets.evaluation import read_levels, write_comparison
 
@@ -131,6 +132,7 @@ def level_comparison(
         rows, left_out = read_levels(files)
         pages = _empty(storage.root / "level_comparison_in_progress")
         chart = write_comparison(rows, pages).with_name("comparison.png")
+    address = mlflow.add_comparison(pages, context.log.warning)
     shown = [
         {"level": row["level"], "mpp": row["mpp"], **{k: f["value"] for k, f in row["metrics"].items()}}
         for row in rows
@@ -139,8 +141,9 @@ def level_comparison(
         pages,
         facts={"left_out": left_out},
         metadata={
-            "levels": table(shown),
             **({"picture": picture(chart.read_bytes(), "metrics by level")} if rows else {}),
+            **({"report": dg.MetadataValue.url(address)} if address else {}),
+            "levels": table(shown),
         },
     )
 

@@ -1,7 +1,6 @@
 """The patches themselves, in the store of the user's choice."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -97,13 +96,10 @@ def patch_store(
                 progress=progress_to(context.log),
             ) as staged:
                 # The IO manager publishes the store before this goes on: until then nobody else can build it.
-                yield _result(making, staged, level_folder)
+                yield _result(making, staged)
 
 
-def _result(making: Making, staged: "StagedStore", level_folder: Path) -> dg.MaterializeResult:
-    from wsi_assets.patches import STORE_NAMES
-
-    older = [name for kind, name in STORE_NAMES.items() if kind != staged.backend]
+def _result(making: Making, staged: "StagedStore") -> dg.MaterializeResult:
     return making.result(
         staged,
         facts={
@@ -116,9 +112,5 @@ def _result(making: Making, staged: "StagedStore", level_folder: Path) -> dg.Mat
             "patches_per_second": round(staged.patches_per_second, 1),
             "quarantined": len(staged.quarantined),
         },
-        metadata={
-            "quarantine": table(staged.quarantined[:200], QUARANTINE),
-            # Not removed: a store may have taken days. Nothing of the graph reads it any more.
-            "older_stores_of_other_backends": [name for name in older if (level_folder / name).exists()],
-        },
+        metadata={"quarantine": table(staged.quarantined[:200], QUARANTINE)},
     )

@@ -1,0 +1,27 @@
+"""The records of a command: fast while it runs, whole in their files when it ends."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from wsi_assets.orchestration.instance import open_instance
+from wsi_assets.orchestration.partitions import SLIDES
+from wsi_assets.orchestration.settings import Settings
+
+
+def test_what_a_command_recorded_is_in_the_files_when_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    with open_instance(Settings.from_environment({}, home=tmp_path)) as instance:
+        instance.add_dynamic_partitions(SLIDES.name, ["tumor_001"])
+    assert not [*tmp_path.rglob("*.db-wal"), *tmp_path.rglob("*.db-shm")]
+    with dg.DagsterInstance.get() as again:
+        assert again.get_dynamic_partitions(SLIDES.name) == ["tumor_001"]
+
+
+def test_two_commands_record_in_one_home_at_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    settings = Settings.from_environment({}, home=tmp_path)
+    with open_instance(settings) as one, open_instance(settings) as other:
+        one.add_dynamic_partitions(SLIDES.name, ["tumor_001"])
+        other.add_dynamic_partitions(SLIDES.name, ["tumor_002"])
+        assert set(one.get_dynamic_partitions(SLIDES.name)) == {"tumor_001", "tumor_002"}
