@@ -187,6 +187,32 @@ def run(
 
 
 @main.command()
+@scales(several=False)
+@click.argument("slide_ids", nargs=-1, metavar="[SLIDE_ID]...")
+@folders
+@click.option("--model", help="newest, champion, or the path of a best.pt; as --set slide_prediction.model=…")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set one parameter; repeatable.")
+def predict(
+    levels: list[str],
+    slide_ids: tuple[str, ...],
+    settings: Settings,
+    model: str | None,
+    pairs: tuple[str, ...],
+) -> None:
+    """Predict slides with a level's model, all of the folder or those named, and rank them.
+
+    They need no annotation. What is up to date stays. Exit status as of `run`.
+    """
+    from wsi_assets.console import predict_and_report
+    from wsi_assets.orchestration.config import parse_settings
+
+    if model:
+        named = model if model in ("newest", "champion") else Path(model).absolute()
+        pairs = (*pairs, f"slide_prediction.model={json.dumps(str(named))}")
+    sys.exit(predict_and_report(settings, parse_settings(list(pairs)), levels[0], slide_ids))
+
+
+@main.command()
 @click.option("--home", type=FOLDER, default=Path("demo"), show_default=True, help="Everything goes here.")
 def demo(home: Path) -> None:
     """Make a small annotated cohort and run the whole pipeline on it."""

@@ -76,10 +76,7 @@ def run_and_report(
     for outcome in outcomes:
         _print_level(outcome, settings.storage_dir)
     left_out = {**{key: reason for o in outcomes for key, reason in o.left_out.items()}, **slides.left_out}
-    if left_out:
-        console.print(f"\n[yellow]{len(left_out)} left out:[/yellow]")
-        for name, reason in sorted(left_out.items()):
-            _say(f"  {name}: {reason}")
+    _print_left_out(left_out)
     if compared:
         _say(f"\nAll evaluated levels side by side: {compared['path']}")
         for level, reason in compared["left_out"].items():
@@ -91,6 +88,46 @@ def run_and_report(
     if incomparable or any(outcome.failure for outcome in outcomes):
         return FAILED
     return LEFT_OUT if left_out else OK
+
+
+def predict_and_report(settings: Settings, given: ParameterSet, level: str, slide_ids: Sequence[str]) -> int:
+    """Predict slides, print them ranked and what was left out; returns the exit status."""
+    from wsi_assets.orchestration.assets.slide_prediction import SLIDE_PREDICTION
+    from wsi_assets.orchestration.cli_run import CommandLineRun
+    from wsi_assets.orchestration.instance import open_instance
+    from wsi_assets.orchestration.metadata import progress_on_terminal
+    from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
+    from wsi_assets.orchestration.partitions import both
+
+    started = time.monotonic()
+    with open_instance(settings) as instance, progress_bars(console) as bars, progress_on_terminal(bars):
+        fail_orphaned_runs(instance, lambda line: _print_notices([line]))
+        commanded = CommandLineRun(instance, settings, given, lambda line: _print_notices([line]))
+        outcome = commanded.predict_slides(level, slide_ids)
+    if outcome.slides:
+        table = Table(box=SIMPLE_HEAD)
+        for column in ("slide", "score", "calibrated", "area mm2", "detections", "files"):
+            table.add_column(
+                column, overflow="fold", justify="left" if column in ("slide", "files") else "right"
+            )
+        ranked = sorted(outcome.slides.items(), key=lambda pair: -(pair[1]["score"] or 0))
+        for slide_id, found in ranked:
+            numbers = [found[name] for name in ("score", "calibrated", "area_mm2")]
+            cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
+            folder = commanded.storage.artefact(SLIDE_PREDICTION, both(slide_id, level))
+            where = str(folder.relative_to(settings.storage_dir))
+            table.add_row(slide_id, *cells, str(found["detections"]), where)
+        _page().print(table)
+    _print_notices(outcome.notices)
+    _print_left_out(outcome.left_out)
+    if outcome.failure:
+        _say(f"error: {outcome.failure}", "red")
+    console.print(
+        f"{words_of(level)}: {outcome.made} predicted, {len(outcome.slides) - outcome.made} up to date, "
+        f"{len(outcome.left_out)} left out"
+    )
+    _say(f"Everything is in {settings.storage_dir} ({time.monotonic() - started:.0f} s).")
+    return FAILED if outcome.failure else LEFT_OUT if outcome.left_out else OK
 
 
 def print_plan(settings: Settings, given: ParameterSet, levels: Sequence[int | str], upto: str) -> int:
@@ -107,8 +144,8 @@ def print_plan(settings: Settings, given: ParameterSet, levels: Sequence[int | s
 
 
 def run_demo(home: Path) -> int:
-    """Make the demo cohort in ``home`` and take one level through the whole graph."""
-    from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, make_cohort
+    """Make the demo cohort in ``home``, take one level through the whole graph, and predict a new slide."""
+    from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, make_cohort, make_new_slide
     from wsi_assets.orchestration.config import ParameterSet
     from wsi_assets.orchestration.instance import isolated_home
 
@@ -117,14 +154,22 @@ def run_demo(home: Path) -> int:
         make_cohort(home, progress=bars)
     settings = isolated_home(home)
     status = run_and_report(settings, ParameterSet(DEMO_PARAMETERS), [DEMO_LEVEL], "evaluation")
-    report = settings.storage_dir / f"level_{DEMO_LEVEL}" / "report" / "report.html"
+    made = settings.storage_dir / f"level_{DEMO_LEVEL}"
+    model, new = made / "checkpoints" / "best.pt", home / "new"
+    picture = new / "storage" / "slides" / "new_001" / made.name / "new_001.png"
+    if model.is_file():
+        make_new_slide(new)
+        given = ParameterSet({"slide_prediction": {"model": str(model)}})
+        status = status or predict_and_report(isolated_home(new), given, str(DEMO_LEVEL), ())
     console.print("\n[bold]Where to go next[/bold]")
-    _say(f"  the report      {report}")
+    _say(f"  the report      {made / 'report' / 'report.html'}")
+    _say(f"  a new slide     {picture}")
     # The environment may not be activated: `make demo` does without.
     program = shutil.which("wsi-assets") and "wsi-assets"
     program = program or str(Path(sys.executable).with_name("wsi-assets"))
     for what, arguments in (
         ("the graph      ", ["ui", "--home", str(home)]),
+        ("the new slide  ", ["ui", "--home", str(new)]),
         ("your own slides", ["run", "--level", "0", "--images", "DIR", "--annotations", "DIR"]),
     ):
         _say(f"  {what} {shlex.join([program, *arguments])}")
@@ -262,6 +307,13 @@ def _print_slides(slides: SlidesOutcome) -> None:
 def _print_notices(notices: Iterable[str]) -> None:
     for notice in notices:
         _say(f"note: {notice}", "dim")
+
+
+def _print_left_out(left_out: Mapping[str, str]) -> None:
+    if left_out:
+        console.print(f"\n[yellow]{len(left_out)} left out:[/yellow]")
+        for name, reason in sorted(left_out.items()):
+            _say(f"  {name}: {reason}")
 
 
 def _print_level(outcome: LevelOutcome, storage: Path) -> None:

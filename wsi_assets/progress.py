@@ -47,6 +47,8 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         def listen(done: int, total: int, what: str) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
+            elif done < bars.tasks[tasks[what]].completed:  # the next slide's
+                bars.reset(tasks[what], total=total)
             bars.update(tasks[what], completed=done, total=total)
 
         yield listen

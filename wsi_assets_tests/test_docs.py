@@ -9,7 +9,7 @@ import click
 import pytest
 
 from wsi_assets.cli import main
-from wsi_assets.orchestration.artefact import all_artefacts
+from wsi_assets.orchestration.artefact import level_artefacts
 from wsi_assets_tests.parameters_page import PAGE, page
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +39,8 @@ def test_every_option_of_a_command_exists():
 
 
 def test_every_artefact_of_a_level_is_named():
-    for artefact in all_artefacts():
-        if artefact.by_level and artefact.name != "patch_store":
+    for artefact in level_artefacts():
+        if artefact.name != "patch_store":
             assert artefact.path.format(level="level_4").removeprefix("level_4/") in README
 
 

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = exports(
             "CohortSummary",
             "DemoSlide",
             "make_cohort",
+            "make_new_slide",
         ),
     },
 )

@@ -123,15 +123,27 @@ def make_cohort(folder: str | Path, *, seed: int = 7, progress: Progress = silen
     return CohortSummary(images, annotations, tuple(slides))
 
 
-def _make_slide(plan: _Plan, images: Path, annotations: Path, seed: int) -> DemoSlide:
+def make_new_slide(folder: str | Path, *, seed: int = 7) -> DemoSlide:
+    """Write ``folder/images/new_001.tif``, a slide as they come in: with two tumors that nobody annotated.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    images = Path(folder) / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    return _make_slide(_Plan("new_001", 1536, tumors=2, unscanned=128), images, None, seed)
+
+
+def _make_slide(plan: _Plan, images: Path, folder: Path | None, seed: int) -> DemoSlide:
+    """Write a slide, and its annotation into ``folder`` if there is one."""
     # Seeded by the id: adding a slide to the cohort leaves the others as they are.
     rng = np.random.default_rng([seed, zlib.crc32(plan.slide_id.encode())])
     layout: Layout = lay_out(rng, plan.side, plan.side, plan.tumors, plan.cut_out)
     pixels = paint(rng, layout, cross=plan.cross, unscanned=plan.unscanned)
     path, annotation_path = images / f"{plan.slide_id}.tif", None
     write_slide(path, pixels)
-    if plan.tumors:
-        annotation_path = annotations / f"{plan.slide_id}.xml"
+    if plan.tumors and folder:
+        annotation_path = folder / f"{plan.slide_id}.xml"
         tumor_group, exclusion_group = plan.groups
         annotations = [(tumor_group, ring) for ring in layout.tumor]
         annotations += [(exclusion_group, ring) for ring in layout.excluded]

@@ -107,8 +107,7 @@ def find_detections(heatmap: Heatmap, options: EvaluationOptions, mpp: float | N
         mpp: level-0 pixel size in um; unknown, the challenge's 0.243 is assumed.
     """
     cell_um = heatmap.step * (mpp or CHALLENGE_MPP)
-    known = np.isfinite(heatmap.probability)
-    smooth = _smoothed(heatmap.probability, known, options.detection_smoothing_um / cell_um)
+    known, smooth = np.isfinite(heatmap.probability), smoothed(heatmap, options, mpp)
     radius = options.detection_radius_um / cell_um
     rows, cols = np.nonzero(known & (smooth >= options.detection_threshold))
     around = _smoothed(heatmap.probability, known, max(radius / 2, 1.0))
@@ -122,6 +121,13 @@ def find_detections(heatmap: Heatmap, options: EvaluationOptions, mpp: float | N
         x, y = heatmap.centers(row, col)
         found.append(Detection(float(smooth[row, col]), int(x), int(y)))
     return tuple(found)
+
+
+def smoothed(heatmap: Heatmap, options: EvaluationOptions, mpp: float | None) -> np.ndarray:
+    """The map whose peaks are detections, (rows, cols) float64; arguments as of :func:`find_detections`."""
+    cell_um = heatmap.step * (mpp or CHALLENGE_MPP)
+    known = np.isfinite(heatmap.probability)
+    return _smoothed(heatmap.probability, known, options.detection_smoothing_um / cell_um)
 
 
 def detections_csv(detections: Iterable[Detection]) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from wsi_assets.evaluation.heatmap import Heatmap
+from wsi_assets.annotations.geojson import PREDICTION
+from wsi_assets.drawing import TUMOR, rgb
+from wsi_assets.evaluation.heatmap import Detection, Heatmap
 
 BANDS = tuple(i / 10 for i in range(1, 11))
 """Edges of the probability bands of the GeoJSON; below the first nothing is drawn."""
@@ -27,22 +31,56 @@ def heatmap_geojson(heatmap: Heatmap | None) -> str:
         if not inside.any():
             continue
         low, high = BANDS[number - 1 : number + 1]
-        name = f"Tumor probability {low:.1f} to {high:.1f}"
+        name = f"{PREDICTION} {low:.1f} to {high:.1f}"
         color = colormaps["viridis"]((low + high) / 2, bytes=True)[:3]
         mean = float(probability[inside].mean(dtype=float))
-        properties = {
-            "objectType": "annotation",
-            "name": name,
-            "classification": {"name": name, "color": [int(part) for part in color]},
-            "isLocked": True,
-            "measurements": {"Patches": int(inside.sum()), "Mean probability": mean},
-        }
-        features.append({"type": "Feature", "geometry": _polygons(heatmap, inside), "properties": properties})
+        measured = {"Patches": int(inside.sum()), "Mean probability": mean}
+        features.append(_feature(_plain(_polygons(heatmap, inside)), (name, name, color), measured))
+    return _collection(features)
+
+
+def regions_geojson(heatmap: Heatmap | None, detections: Sequence[Detection], threshold: float) -> str:
+    """What a detector found, for QuPath, (x, y) in level-0 pixels: regions of cells from ``threshold`` on, of
+    the class Tumor, and detections as points. Unlocked there, a region is one that somebody accepted."""
+    import shapely
+
+    features, color = [], rgb(TUMOR)
+    if heatmap is not None:
+        for one in shapely.get_parts(_polygons(heatmap, heatmap.probability >= threshold)):
+            kind = (f"{PREDICTION} from {threshold:.2f}", "Tumor", color)
+            features.append(_feature(_plain(one), kind, {}))
+    for found in detections:
+        point = {"type": "Point", "coordinates": [found.x, found.y]}
+        kind = (f"{PREDICTION} {found.probability:.2f}", "Detection", (0, 0, 0))
+        features.append(_feature(point, kind, {"Probability": found.probability}))
+    return _collection(features)
+
+
+def _feature(geometry: dict, kind: tuple[str, str, Sequence[int]], measured: dict) -> dict[str, Any]:
+    """A locked QuPath annotation; ``kind`` is its name, class and color."""
+    name, group, color = kind
+    properties = {
+        "objectType": "annotation",
+        "name": name,
+        "classification": {"name": group, "color": [int(part) for part in color]},
+        "isLocked": True,
+        "measurements": measured,
+    }
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def _collection(features: list[dict]) -> str:
     return json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":")) + "\n"
 
 
-def _polygons(heatmap: Heatmap, inside: np.ndarray) -> dict:
-    """GeoJSON geometry of the cells ``inside`` (rows, cols) bool."""
+def _plain(geometry: Any) -> dict:
+    import shapely
+
+    return json.loads(shapely.to_geojson(geometry))
+
+
+def _polygons(heatmap: Heatmap, inside: np.ndarray) -> Any:
+    """Shapely geometry of the cells ``inside`` (rows, cols) bool."""
     import shapely
 
     # Neighbors in a row are joined first: a union of ten thousand strips is quicker than of a million cells.
@@ -54,7 +92,7 @@ def _polygons(heatmap: Heatmap, inside: np.ndarray) -> dict:
     x0 = heatmap.left + starts * heatmap.step
     x1 = heatmap.left + (stops - 1) * heatmap.step + heatmap.cell
     y0 = heatmap.top + rows * heatmap.step
-    return json.loads(shapely.to_geojson(shapely.union_all(shapely.box(x0, y0, x1, y0 + heatmap.cell))))
+    return shapely.union_all(shapely.box(x0, y0, x1, y0 + heatmap.cell))
 
 
 def write_likelihood_tiff(path: Path, heatmap: Heatmap, size: tuple[int, int], mpp: float | None) -> None:

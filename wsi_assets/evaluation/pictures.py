@@ -29,6 +29,7 @@ from wsi_assets.drawing import (
 if TYPE_CHECKING:
     from wsi_assets.evaluation.evaluation import SlideEvaluation
     from wsi_assets.evaluation.heatmap import Detection, Heatmap
+    from wsi_assets.evaluation.slide_files import PredictedSlide
     from wsi_assets.slides.reader import SlideReader
 
 Box = tuple[float, float, float, float]
@@ -80,7 +81,7 @@ class Scene:
     square: tuple[float, float, float] | None = None
 
 
-def view_of(slide: SlideEvaluation, reader: SlideReader | None, side: int) -> View:
+def view_of(slide: SlideEvaluation | PredictedSlide, reader: SlideReader | None, side: int) -> View:
     """The part of a slide that holds its predictions and annotation, its longer side about ``side`` pixels.
 
     Args:
@@ -205,7 +206,9 @@ def _hex(probability: float) -> str:
     return "#" + _viridis(float(probability))[:3].tobytes().hex()
 
 
-def heatmap_picture(slide: SlideEvaluation, view: View, side: int, threshold: float) -> np.ndarray:
+def heatmap_picture(
+    slide: SlideEvaluation | PredictedSlide, view: View, side: int, threshold: float
+) -> np.ndarray:
     """The heatmap over the slide in grey with annotation, detections, legend and scale bar, RGB (h, w, 3)."""
     import cv2
 
@@ -233,8 +236,24 @@ def heatmap_picture(slide: SlideEvaluation, view: View, side: int, threshold: fl
             for color, width in ((INK, line + 2), ("#ffffff", line)):
                 cv2.circle(picture, center, round(0.02 * side), rgb(color), width, cv2.LINE_AA)
     length, text = scale_bar(x1 - x0, slide.predictions.mpp, 0.3)
-    colors = {"annotation": TUMOR, **{f"p {p}": _hex(p) for p in (0.0, 0.5, 1.0)}}
-    return np.vstack([picture, legend(size[0], slide.slide_id, colors, (length / downsample, text))])
+    colors = {} if slide.geometry is None else {"annotation": TUMOR}
+    strip = legend(size[0], slide.slide_id, colors, (length / downsample, text))
+    return np.vstack([picture, _color_bar(size[0]), strip])
+
+
+def _color_bar(width: int) -> np.ndarray:
+    """Probabilities 0 to 1 in viridis with numbers below, uint8 (h, width, 3)."""
+    import cv2
+
+    size = min(max(width / 1000, 0.36), 1.0)
+    high = round(20 * size)
+    colors = _viridis(np.linspace(0, 1, width))[None, :, :3].repeat(high, axis=0)
+    numbers = np.full((round(34 * size), width, 3), 255, np.uint8)
+    for share, text in ((0, "0"), (0.25, "tumor probability"), (0.5, "0.5"), (1, "1")):
+        wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.8 * size, 1)[0][0]
+        at = round(share * (width - 1) - share * wide), round(27 * size)
+        cv2.putText(numbers, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.8 * size, rgb(INK), 1, cv2.LINE_AA)
+    return np.vstack([colors, numbers])
 
 
 def crops_of(slide: SlideEvaluation) -> list[tuple[str, tuple[float, float], float]]:

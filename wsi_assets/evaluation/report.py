@@ -56,6 +56,8 @@ class ReportContext:
         epochs: rows with the columns of ``epoch_losses.csv``.
         cross_validation: ``folds``, rows of numbers, with ``mean`` and ``spread`` (standard deviation) of the
             rows, as in ``cross_validation.json``; None if there was none.
+        hard_negatives: ``round`` and ``patches`` of those that were learned from, and ``rows`` of ``metric``,
+            ``before`` and ``after``, empty where the test slides are others; None if there were none.
         left_out: slide id -> why it is not part of this level.
         quarantined: rows of patches that could not be read.
         audit: rows of repairs and skips of annotations.
@@ -76,6 +78,7 @@ class ReportContext:
     warnings: Sequence[str] = ()
     epochs: Sequence[Mapping[str, Any]] | None = None
     cross_validation: Mapping[str, Any] | None = None
+    hard_negatives: Mapping[str, Any] | None = None
     left_out: Mapping[str, str] | None = None
     quarantined: Sequence[Mapping[str, Any]] | None = None
     audit: Sequence[Mapping[str, Any]] | None = None

@@ -20,14 +20,18 @@ from wsi_assets.index.split import split_slides
 from wsi_assets.slides import normalize_id, slide_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from wsi_assets.index.options import SamplingOptions
 
 
-def sample_index(index: Index, options: SamplingOptions) -> Index:
+def sample_index(
+    index: Index,
+    options: SamplingOptions,
+    hard_negatives: Mapping[str, Collection[Sequence[float]]] | None = None,
+) -> Index:
     """Choose patches: the same slides with the chosen patches only, in the same order.
 
     The split (:func:`split_slides`) comes first, and each entry's ``split`` says on which side it is; with
@@ -36,11 +40,15 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
     (all of them in a cohort without tumor), spread equally over the slides as far as each has them.
     Incompletely annotated slides give no normal patch.
 
+    Args:
+        hard_negatives: slide id -> (y, x, ...) of normal patches that training slides keep in addition.
+
     Raises:
         ConfigError: the list of incompletely annotated slides cannot be read.
         SlideIndexError: it is no index.
     """
     check_index(index)
+    hard = hard_negatives or {}
     incomplete = incomplete_slides(options.incomplete_slides)
     try:
         if options.val_size is None:
@@ -50,7 +58,11 @@ def sample_index(index: Index, options: SamplingOptions) -> Index:
         quotas = normal_quotas(index, options, incomplete, sides)
         return {
             slide_id: {
-                **(entry if sides[slide_id] == "test" else _chosen(slide_id, entry, quotas, options)),
+                **(
+                    entry
+                    if sides[slide_id] == "test"
+                    else _chosen(slide_id, entry, quotas, options, hard.get(slide_id, ()))
+                ),
                 **({} if options.val_size is None else {"split": sides[slide_id]}),
                 "config": {**entry.get("config", {}), **options.model_dump()},
             }
@@ -186,14 +198,23 @@ def _is_shipped(source: str | Path) -> bool:
     return str(source).lower() == "camelyon16"
 
 
-def _chosen(slide_id: str, entry: Entry, quotas: Mapping[str, int], options: SamplingOptions) -> Entry:
-    """The entry with all its patches but those normal ones that are beyond its quota by rank."""
+def _chosen(
+    slide_id: str,
+    entry: Entry,
+    quotas: Mapping[str, int],
+    options: SamplingOptions,
+    hard: Collection[Sequence[float]],
+) -> Entry:
+    """The entry with all its patches but those normal ones that are beyond its quota by rank and not hard."""
     _, normal = classes(entry)
     places = np.array([patch[:2] for patch in entry["patches"]], np.int64).reshape(-1, 2)
     candidates = np.flatnonzero(normal)
     order = np.argsort(ranks(slide_id, places[candidates], options.seed), kind="stable")
     kept = ~normal
     kept[candidates[order[: quotas[slide_id]]]] = True
+    if hard and quotas[slide_id]:  # an incompletely annotated slide has no quota
+        wanted = {(int(y), int(x)) for y, x, *_ in hard}
+        kept |= [(y, x) in wanted for y, x in places.tolist()]
     chosen = np.flatnonzero(kept).tolist()
     return {**entry, **{key: [entry[key][i] for i in chosen] for key in PER_PATCH if key in entry}}
 

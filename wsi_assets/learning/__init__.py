@@ -12,10 +12,18 @@ __getattr__, __dir__, __all__ = exports(
     {
         "records": ("EpochRecord", "TrainingResult"),
         "checkpoints": ("LoadedModel", "load_model"),
-        "options": ("CrossValidationOptions", "PredictionOptions", "TrainingOptions"),
+        "options": (
+            "CrossValidationOptions",
+            "HardNegativeOptions",
+            "PredictionOptions",
+            "SlidePredictionOptions",
+            "TrainingOptions",
+        ),
         "pictures": ("augmentation_mosaic_png", "confusion_png", "curves_png"),
         "training": ("train",),
         "prediction": ("predict",),
+        "slide_prediction": ("slide_grid", "slide_probabilities"),
         "cross_validation": ("cross_validate",),
+        "hard_negatives": ("find_hard_negatives", "joined"),
     },
 )

@@ -109,15 +109,12 @@ class CrossValidationOptions(BaseModel):
     )
 
 
-class PredictionOptions(BaseModel):
-    """How test slides are predicted."""
+class ComputingOptions(BaseModel):
+    """How probabilities are computed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     prediction_batch_size: int = Field(64, ge=1, description="Patches in one prediction step.")
-    prediction_threshold: float = Field(
-        0.5, ge=0, le=1, description="A patch with at least this tumor probability is predicted tumor."
-    )
     prediction_precision: _PRECISION = Field(
         "float32",
         description="Arithmetic of prediction; with float32 the batch size changes no more than the last "
@@ -125,3 +122,46 @@ class PredictionOptions(BaseModel):
     )
     num_workers: int = Field(4, ge=0, description=_WORKERS)
     device: str = Field("auto", min_length=1, description=_DEVICE)
+
+
+class PredictionOptions(ComputingOptions):
+    """How test slides are predicted."""
+
+    prediction_threshold: float = Field(
+        0.5, ge=0, le=1, description="A patch with at least this tumor probability is predicted tumor."
+    )
+
+
+class SlidePredictionOptions(ComputingOptions):
+    """How any slide is predicted, from its own pixels."""
+
+    model: str = Field(
+        "newest",
+        min_length=1,
+        description="Who predicts: newest (the level's trained_model), champion (the version of the level's "
+        "registered model in MLflow that has this alias), or the path of a best.pt with its best.json beside "
+        "it, from anywhere.",
+    )
+    prediction_stride: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Distance of patch corners, pixels of the level; half a patch if not given.",
+    )
+    predict_new_slides: bool = Field(
+        False,
+        description="Slides that are new or changed are predicted by themselves while the sensor of this "
+        "name is on; set it below the level.",
+    )
+
+
+class HardNegativeOptions(ComputingOptions):
+    """Which normal patches of training slides are hard."""
+
+    hard_negative_threshold: float = Field(
+        0.5, ge=0, le=1, description="Least tumor probability of a normal patch that is a hard negative."
+    )
+    hard_negatives_per_slide: int = Field(
+        200, ge=1, description="Most hard negatives of one slide in a round, the falsest."
+    )
+    seed: int = Field(42, ge=0, description="Seed of every random choice.")

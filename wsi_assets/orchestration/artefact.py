@@ -6,15 +6,15 @@ command line read them. ``build.py`` lists the modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel, ConfigDict
 
-from wsi_assets.orchestration.partitions import LEVELS, SLIDES
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES, SLIDES_AND_LEVELS
 
 GROUP = "cohort"
 """One group of all assets: the UI opens its graph expanded; of several it shows closed boxes."""
@@ -33,10 +33,12 @@ class Artefact:
     Attributes:
         name: the asset's.
         code_version: raise it when a change of code changes what the artefact holds.
-        path: below the storage folder, with ``{slide}`` or ``{level}`` for an asset of slides or of levels;
-            of level 4 it is ``level_4``, of the magnification 10x ``10x``.
+        path: below the storage folder, with ``{slide}``, ``{level}`` or both for an asset of slides, of
+            levels or of slides at levels; of level 4 it is ``level_4``, of the magnification 10x ``10x``.
         options: the domain's option class; its fields are the asset's parameters.
         inputs: the artefacts it is made from.
+        feedback: parameter -> name of an artefact of the same level that is made from this one and read again
+            while the parameter is on, as the last round left it; a graph has no circles.
         sources: the user's files it is made from: ``slide_image``, ``slide_annotation``.
         main_file: the file without which the folder at ``path`` is nothing; None where ``path`` is a file.
         without_effect: parameters that change how fast or on what it is made, or what is checked.
@@ -53,6 +55,7 @@ class Artefact:
     path: str
     options: type[BaseModel] = NoOptions
     inputs: tuple[Artefact, ...] = ()
+    feedback: Mapping[str, str] = field(default_factory=dict, hash=False)
     sources: tuple[str, ...] = ()
     main_file: str | None = None
     without_effect: frozenset[str] = frozenset()
@@ -74,7 +77,7 @@ class Artefact:
     @property
     def gathers_slides(self) -> bool:
         """Whether it is made from the regions of all slides."""
-        return self.by_level and any(one.by_slide for one in self.inputs)
+        return not self.by_slide and any(one.by_slide for one in self.inputs)
 
     @property
     def key(self) -> dg.AssetKey:
@@ -82,6 +85,8 @@ class Artefact:
 
     @cached_property
     def partitions_def(self) -> dg.PartitionsDefinition | None:
+        if self.by_slide and self.by_level:
+            return SLIDES_AND_LEVELS
         return SLIDES if self.by_slide else LEVELS if self.by_level else None
 
     def asset_arguments(self, *, io_manager_key: str = "pickle_io") -> dict[str, Any]:
@@ -104,10 +109,15 @@ def all_artefacts() -> tuple[Artefact, ...]:
 
 
 def slide_artefacts() -> tuple[Artefact, ...]:
-    """The assets of a slide, in the order in which they are made."""
-    return tuple(artefact for artefact in all_artefacts() if artefact.by_slide)
+    """The assets of a slide alone, in the order in which they are made."""
+    return tuple(artefact for artefact in all_artefacts() if artefact.by_slide and not artefact.by_level)
+
+
+def level_artefacts() -> tuple[Artefact, ...]:
+    """The assets of a level alone, in the order in which they are made."""
+    return tuple(artefact for artefact in all_artefacts() if artefact.by_level and not artefact.by_slide)
 
 
 def level_chain() -> tuple[Artefact, ...]:
-    """The assets that every level has, in the order in which they are made."""
-    return tuple(artefact for artefact in all_artefacts() if artefact.by_level and not artefact.optional)
+    """Those of them that every level has."""
+    return tuple(artefact for artefact in level_artefacts() if not artefact.optional)

@@ -316,7 +316,8 @@ def up_to_date(artefact: Artefact, level: Level) -> Result:
     if artefact.gathers_slides:
         usable, _ = usable_slides(storage, level.folder, level.instance)
     level.record(artefact)
-    why = storage.why_out_of_date(artefact, level.level, parameters, inputs_of_level(artefact, usable, above))
+    above = inputs_of_level(artefact, usable, above) | storage.feedback(artefact, level.level, parameters)
+    why = storage.why_out_of_date(artefact, level.level, parameters, above)
     if why is None:
         return True, "made from what there is now"
     return False, f"out of date: {why}. Materialize it again"

@@ -5,8 +5,9 @@ the index while their switch is on. No model is ever trained by an automation.
 
 Features of Dagster that are beta or preview in 1.13 and used here, each because nothing stable does it:
 ``observable_source_asset`` (files that others write, by partition), ``BackfillPolicy`` (many slides a run),
-``partitions_def`` of asset checks (a result a level), ``AutomationConditionSensorDefinition`` with a default
-status (conditions apply without a click).
+``partitions_def`` of asset checks (a result a level), ``MultiToSingleDimensionPartitionMapping`` (a slide at
+a level is made from the slide and the level), ``AutomationConditionSensorDefinition`` with a default status
+(conditions apply without a click).
 """
 
 from __future__ import annotations

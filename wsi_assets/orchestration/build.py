@@ -9,9 +9,18 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.artefact import Artefact, level_chain, slide_artefacts
 from wsi_assets.orchestration.asset_checks import ALL_CHECKS
-from wsi_assets.orchestration.assets import cross_validation, evaluation, index, learning, patches, slides
+from wsi_assets.orchestration.assets import (
+    cross_validation,
+    evaluation,
+    hard_negatives,
+    index,
+    learning,
+    patches,
+    slide_prediction,
+    slides,
+)
 from wsi_assets.orchestration.automation import build_automation_sensors, follow_index
 from wsi_assets.orchestration.io_managers import (
     ModelIOManager,
@@ -22,11 +31,20 @@ from wsi_assets.orchestration.io_managers import (
 from wsi_assets.orchestration.mlflow import MlflowResource
 from wsi_assets.orchestration.partitions import LEVELS
 from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResource
-from wsi_assets.orchestration.sensors import build_slide_folder_sensor
+from wsi_assets.orchestration.sensors import build_prediction_sensor, build_slide_folder_sensor
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
 
-MODULES = (slides, index, patches, learning, cross_validation, evaluation)
+MODULES = (
+    slides,
+    index,
+    patches,
+    learning,
+    cross_validation,
+    evaluation,
+    hard_negatives,
+    slide_prediction,
+)
 """The modules of assets, in the order in which they are made."""
 
 ARTEFACTS: tuple[Artefact, ...] = tuple(
@@ -78,6 +96,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         executor=STEP_PROCESSES,
         sensors=[
             build_slide_folder_sensor(settings.poll_seconds),
+            build_prediction_sensor(settings.poll_seconds),
             *build_automation_sensors(settings.poll_seconds, others, stores),
         ],
         resources={
@@ -103,12 +122,12 @@ def _jobs() -> list:
     return [
         dg.define_asset_job(
             SLIDE_REGIONS,
-            made(lambda one: one.by_slide),
+            made(lambda one: one in slide_artefacts()),
             description="Tissue and annotation of slides: run it again after mending a slide that failed.",
         ),
         dg.define_asset_job(
             LEVEL_PIPELINE,
-            made(lambda one: one.by_level and not one.optional),
+            made(lambda one: one in level_chain()),
             description="One level from index to evaluation. Add a level in the dialog, or choose levels.",
         ),
         dg.define_asset_job(
@@ -120,6 +139,11 @@ def _jobs() -> list:
             COMPARE_LEVELS,
             made(lambda one: one.partitions_def is None),
             description="All evaluated levels side by side, from the reports that are there.",
+        ),
+        dg.define_asset_job(
+            slide_prediction.PREDICT_SLIDES,
+            made(lambda one: one is slide_prediction.SLIDE_PREDICTION),
+            description="Slides at a level, by its model: choose one level and the slides.",
         ),
         dg.define_asset_job(
             LEVEL_CHECKS,

@@ -6,19 +6,22 @@ Every run is a normal Dagster run of the instance, so the UI shows it. What is o
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from wsi_assets.errors import ConfigError, EvaluationError, SlideError, one_line
-from wsi_assets.orchestration.artefact import Artefact, all_artefacts, slide_artefacts
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_artefacts, slide_artefacts
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate_checks_of
 from wsi_assets.orchestration.assets.index import SLIDE_INDEX
 from wsi_assets.orchestration.assets.patches import PATCH_STORE
+from wsi_assets.orchestration.assets.slide_prediction import PREDICT_SLIDES, SLIDE_PREDICTION, SUMMARY
+from wsi_assets.orchestration.assets.slides import TISSUE_REGIONS
 from wsi_assets.orchestration.build import (
     COMPARE_LEVELS,
     CROSS_VALIDATED_LEVEL,
@@ -29,11 +32,14 @@ from wsi_assets.orchestration.build import (
 from wsi_assets.orchestration.config import ParameterSet, options_of
 from wsi_assets.orchestration.instance import LOCATION
 from wsi_assets.orchestration.level_plan import stale_artefacts, stale_slides, usable_slides
-from wsi_assets.orchestration.partitions import LEVELS, SLIDES
+from wsi_assets.orchestration.mlflow import MlflowResource
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES, both, range_tags, stretches
+from wsi_assets.orchestration.prediction_plan import RULES, find_detector, unpredicted
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.slide_folder import (
     SLIDE_ANNOTATION,
+    SLIDE_IMAGE,
     Seen,
     doubt,
     known_slides,
@@ -81,6 +87,23 @@ class LevelOutcome:
     failed_checks: list[str] = field(default_factory=list)
     seconds: float = 0.0
     records: dict[str, Record] = field(default_factory=dict)
+
+
+@dataclass
+class PredictionOutcome:
+    """What happened to the slides that were to be predicted.
+
+    Attributes:
+        slides: slide id -> its ``prediction.json``; made: how many of these were predicted now.
+        left_out: slide id -> reason.
+        failure: one line, why a run failed as a whole.
+    """
+
+    slides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    made: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    failure: str | None = None
 
 
 class CommandLineRun:
@@ -171,23 +194,34 @@ class CommandLineRun:
                     remedy=f"Say what it is in cohort.csv, or that its name does not count (--accept {one})",
                 )
 
-    def run_slides(self, *, annotations_gone: bool = False) -> SlidesOutcome:
+    def run_slides(
+        self,
+        artefacts: Sequence[Artefact] | None = None,
+        only: Collection[str] = (),
+        *,
+        annotations_gone: bool = False,
+    ) -> SlidesOutcome:
         """Register the slides of the folder and make their regions where these are missing or out of date.
 
+        Args:
+            artefacts: which regions, all of them without; only: ids of slides, all of them without.
+
         Raises:
+            ConfigError: the folder has no slide of an id in ``only``.
             SlideError: the folder cannot be listed, or what it shows suggests a disk that is not mounted;
                 ``annotations_gone`` believes that annotations are gone.
         """
         self.storage.parameters.read()
-        seen, outcome, known = self._look(annotations_gone)
+        regions = artefacts or slide_artefacts()
+        seen, outcome, known = self._look(annotations_gone, only)
         register(self.instance, self.storage, known, seen, known)
         made: set[str] = set()
         # New slides get all their regions in one run; then each asset where it alone is out of date.
-        for artefacts in (slide_artefacts(), *((one,) for one in slide_artefacts())):
-            made |= self._make_slides(artefacts, seen, outcome, annotations_gone)
+        for some in (regions, *((one,) for one in regions if len(regions) > 1)):
+            made |= self._make_slides(some, seen, outcome, annotations_gone)
         outcome.made = sorted(made - outcome.left_out.keys())
         for slide_id in outcome.made:
-            records = [self.storage.record(artefact, slide_id) for artefact in slide_artefacts()]
+            records = [self.storage.record(artefact, slide_id) for artefact in regions]
             said = [line for record in records if record for line in record.facts.get("notices", [])]
             outcome.notices += [f"{slide_id}: {line}" for line in said]
         outcome.up_to_date = sorted(seen.keys() - made - outcome.left_out.keys())
@@ -244,8 +278,47 @@ class CommandLineRun:
         path = self.storage.artefact(comparison) / str(comparison.main_file)
         return {"path": str(path), "left_out": record.facts.get("left_out", {}) if record else {}}
 
+    def predict_slides(self, level: int | str, slide_ids: Sequence[str] = ()) -> PredictionOutcome:
+        """Predict the slides of the folder, or some of them, where that is missing or out of date.
+
+        Raises:
+            SlideError: the folder cannot be listed.
+            ConfigError: the folder has no slide of such an id.
+            ModelError: there is no such model.
+        """
+        key = Resolution.parse(level).key
+        options: Any = options_of(SLIDE_PREDICTION, key, self.storage.parameters.read(), self.given)
+        mlflow = MlflowResource.of(self.settings)
+        parameters = (self.storage.parameters.read(), self.given)
+        detector = find_detector(self.storage, mlflow, key, options.model, *parameters)
+        slides = self.run_slides((TISSUE_REGIONS,), slide_ids, annotations_gone=True)
+        wanted = sorted({*slides.made, *slides.up_to_date})
+        outcome = PredictionOutcome(left_out=slides.left_out, notices=slides.notices)
+        self.instance.add_dynamic_partitions(LEVELS.name, [key])
+        images = {
+            one: files[SLIDE_IMAGE].version for one, files in known_slides(self.instance, wanted).items()
+        }
+        stale = unpredicted(self.storage, SLIDE_PREDICTION, key, detector, images, *parameters)
+        if stale:
+            self._keep((SLIDE_PREDICTION, *RULES), key)
+        order = self.instance.get_dynamic_partitions(SLIDES.name)
+        for stretch in stretches(order, stale, SLIDES_A_RUN):
+            ends = [str(both(slide_id, key)) for slide_id in (stretch[0], stretch[-1])]
+            result = self._execute(PREDICT_SLIDES, [SLIDE_PREDICTION.name], range_of=ends)
+            if not result.success:
+                failed = {one.partition("|")[2]: why for one, why in failed_slides(result).items()}
+                outcome.left_out.update(failed)
+                outcome.failure = None if failed else failure_of(result)
+        for slide_id in wanted:
+            where = self.storage.artefact(SLIDE_PREDICTION, both(slide_id, key))
+            if slide_id not in outcome.left_out and (where / SUMMARY).is_file():
+                outcome.slides[slide_id] = json.loads((where / SUMMARY).read_text(encoding="utf-8"))
+                outcome.notices += [f"{slide_id}: {line}" for line in outcome.slides[slide_id]["notices"]]
+        outcome.made = len(stale.keys() & outcome.slides.keys())
+        return outcome
+
     def _look(
-        self, annotations_gone: bool
+        self, annotations_gone: bool, only: Collection[str] = ()
     ) -> tuple[dict[str, Seen], SlidesOutcome, dict[str, dict[str, Any]]]:
         """What the files of each slide hold, the outcome so far, and what was known of the slides."""
         listing = self.folder.list()
@@ -257,9 +330,18 @@ class CommandLineRun:
             )
         registered = self.instance.get_dynamic_partitions(SLIDES.name)
         doubt(self.folder, registered, self.storage, annotations=not annotations_gone)
-        known = known_slides(self.instance, [slide.slide_id for slide in listing.slides])
-        seen, unread = observe_all(listing.slides, known)
-        outcome = SlidesOutcome(left_out={**listing.left_out, **unread}, notices=list(listing.notices))
+        slides, left_out = list(listing.slides), dict(listing.left_out)
+        if only:
+            slides = [one for one in slides if one.slide_id in only]
+            left_out = {name: why for name, why in left_out.items() if name in only}
+            if lost := sorted(set(only) - {one.slide_id for one in slides} - left_out.keys()):
+                raise ConfigError(
+                    f"{self.settings.images_dir} has no slide {', '.join(lost)}",
+                    remedy="A slide's id is its file's name without the ending",
+                )
+        known = known_slides(self.instance, [slide.slide_id for slide in slides])
+        seen, unread = observe_all(slides, known)
+        outcome = SlidesOutcome(left_out={**left_out, **unread}, notices=list(listing.notices))
         return seen, outcome, known
 
     def _evaluate_open_checks(self, artefacts: Sequence[Artefact], key: str) -> None:
@@ -326,9 +408,7 @@ class CommandLineRun:
             "wsi_assets/launched_by": "command line",
         }
         if range_of:
-            # As `dagster asset materialize --partition-range` does.
-            tags["dagster/asset_partition_range_start"] = range_of[0]
-            tags["dagster/asset_partition_range_end"] = range_of[-1]
+            tags |= range_tags(range_of)
         result = self.definitions.resolve_job_def(job).execute_in_process(
             instance=self.instance,
             partition_key=partition_key,
@@ -355,7 +435,7 @@ def accepted_slides(settings: Settings, levels: Sequence[int | str], *given: Par
 
 def chain_upto(upto: str) -> tuple[Artefact, ...]:
     """The assets that make a level up to ``upto``, in order."""
-    assets = [artefact for artefact in all_artefacts() if artefact.by_level]
+    assets = level_artefacts()
     names = [artefact.name for artefact in assets]
     if upto not in names:
         raise ConfigError(f"there is no level asset {upto!r}", remedy=f"Choose one of {', '.join(names)}")
@@ -364,17 +444,6 @@ def chain_upto(upto: str) -> tuple[Artefact, ...]:
         for artefact in assets[: names.index(upto) + 1]
         if not artefact.optional or artefact.name == upto
     )
-
-
-def stretches(order: Sequence[str], wanted: Collection[str], at_most: int) -> Iterator[list[str]]:
-    """The stretches of ``order`` that are all wanted, none longer than ``at_most``."""
-    stretch: list[str] = []
-    for key in [*order, None]:
-        if stretch and (key not in wanted or len(stretch) == at_most):
-            yield stretch
-            stretch = []
-        if key in wanted:
-            stretch.append(str(key))
 
 
 def failed_slides(result: dg.ExecuteInProcessResult) -> dict[str, str]:

@@ -43,8 +43,14 @@ def model_card(best: Path) -> dict[str, Any]:
     return card
 
 
-def report_context(storage: StorageResource, level: str) -> ReportContext:
-    """Counts, split, curves, exclusions, repairs and parameters of the level, from its artefacts."""
+def report_context(
+    storage: StorageResource, level: str, metrics: Mapping[str, Metric] | None = None
+) -> ReportContext:
+    """Counts, split, curves, exclusions, repairs and parameters of the level, from its artefacts.
+
+    Args:
+        metrics: of :func:`headline`, to set beside those of the model before a round of hard negatives.
+    """
     from wsi_assets.evaluation import ReportContext
     from wsi_assets.index import slide_table
 
@@ -70,6 +76,11 @@ def report_context(storage: StorageResource, level: str) -> ReportContext:
         split_notes=tuple(facts["trained_model"].get("warnings", {}).values()),
         warnings=tuple(storage.failed_checks(above.values(), level)),
         cross_validation=_cross_validation(storage, level),
+        hard_negatives=_hard_negatives(
+            facts["sampled_index"].get("hard_negatives"),
+            storage.artefact(above["test_predictions"], level),
+            metrics,
+        ),
         epochs=_epochs(storage.level_folder(level) / "epoch_losses.csv"),
         left_out=facts["slide_index"].get("left_out"),
         quarantined=_quarantined(storage.artefact(above["patch_store"], level)),
@@ -163,6 +174,23 @@ def _cross_validation(storage: StorageResource, level: str) -> dict[str, Any] | 
         return None
     path = storage.artefact(named["cross_validation"], level) / "folds.json"
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _hard_negatives(
+    used: Mapping[str, Any] | None, predictions: Path, metrics: Mapping[str, Metric]
+) -> dict[str, Any] | None:
+    """The round that was learned from, with the metrics before and after, if of the same test slides."""
+    if not used:
+        return None
+    before, rows = used["before"] or {}, []
+    tested = {slide_id: len(entry["patches"]) for slide_id, entry in read_plain_pickle(predictions).items()}
+    if before.get("tested") == tested:
+        rows = [
+            {"metric": name, "before": before["metrics"][name], "after": one.value}
+            for name, one in metrics.items()
+            if one.value is not None and name in before["metrics"]
+        ]
+    return {"round": used["round"], "patches": used["patches"], "rows": rows}
 
 
 def _quarantined(pointer: Path) -> list[dict[str, Any]]:

@@ -25,9 +25,8 @@ from wsi_assets.files import (
     write_plain_pickle,
 )
 from wsi_assets.orchestration.metadata import picture, user_errors_as_failures
-from wsi_assets.orchestration.storage import record_beside, store_named_by
+from wsi_assets.orchestration.storage import place_of, record_beside, store_named_by
 from wsi_assets.patches.options import Backend
-from wsi_assets.slides.resolution import name_of
 
 if TYPE_CHECKING:
     from wsi_assets.patches import PatchStore, StagedStore
@@ -90,9 +89,7 @@ class StorageIOManager(dg.ConfigurableIOManager):
         asset = "__".join(context.asset_key.path)
         if template is None:
             template = asset if partition is None else f"{asset}/{{partition}}"
-        return Path(self.storage_dir) / str(template).format(
-            partition=partition, slide=partition, level=name_of(partition or "")
-        )
+        return Path(self.storage_dir) / place_of(str(template), partition)
 
 
 class LazyPickles(Mapping[str, Any]):

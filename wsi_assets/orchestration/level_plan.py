@@ -51,7 +51,7 @@ def stale_artefacts(
     versions = {one.name: storage.version(one, level) for one in optional}
     for artefact in chain:
         used = options_of(artefact, level, *parameters).model_dump(mode="json")
-        inputs = inputs_of_level(artefact, usable, versions)
+        inputs = inputs_of_level(artefact, usable, versions) | storage.feedback(artefact, level, used)
         needed = [one.name for one in artefact.inputs if one.by_level and not one.optional]
         again = [name for name in needed if versions.get(name) is None]
         why = storage.why_out_of_date(artefact, level, used, inputs)

@@ -24,6 +24,7 @@ class Making:
         config: what somebody gave in the Launchpad or on the command line; the file and the defaults say the
             rest. Given values are written to the file once the asset is made.
         inputs: what it is made from, where that is not the recorded versions of the artefact's inputs.
+        level: of an asset of slides at levels, whose run may have several.
 
     Raises:
         ConfigError: the partition is no level or magnification, or a value is unknown or impossible.
@@ -37,9 +38,10 @@ class Making:
         artefact: Artefact,
         config: dg.Config | None = None,
         inputs: Mapping[str, Any] | None = None,
+        level: str | None = None,
     ):
         self.context, self.storage, self.artefact = context, storage, artefact
-        self.partition = context.partition_key if artefact.by_level else None
+        self.partition = level or (context.partition_key if artefact.by_level else None)
         if artefact.by_level:
             Resolution.parse(self.partition)
             for one in artefact.inputs:
@@ -51,6 +53,7 @@ class Making:
         above = [one for one in artefact.inputs if one.by_level]
         recorded = {one.name: storage.version(one, self.partition) for one in above}
         self.inputs = recorded if inputs is None else dict(inputs)
+        self.inputs |= storage.feedback(artefact, self.partition, self.parameters)
         self._started = time.monotonic()
 
     @property

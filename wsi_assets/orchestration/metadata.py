@@ -37,7 +37,7 @@ def progress_on_terminal(listener: Progress) -> Iterator[None]:
 
 def progress_to(log: Any, clock: Callable[[], float] = time.monotonic) -> Progress:
     """A :class:`Progress` that writes rate and time left to a Dagster log, at most every ten seconds."""
-    started: dict[str, tuple[float, int]] = {}
+    started: dict[str, tuple[float, int, int]] = {}
     last = clock()
 
     def report(done: int, total: int, what: str) -> None:
@@ -46,7 +46,10 @@ def progress_to(log: Any, clock: Callable[[], float] = time.monotonic) -> Progre
         listener = _terminal.get()
         if listener is not None:
             listener(done, total, what)
-        begin, begin_done = started.setdefault(what, (now, done))
+        begin, begin_done, before = started.get(what, (now, done, done))
+        if done < before:  # the next slide's
+            begin, begin_done = now, done
+        started[what] = begin, begin_done, done
         if now - last < LOG_EVERY_SECONDS and done < total:
             return
         last = now

@@ -20,7 +20,7 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.errors import ModelError, one_line
-from wsi_assets.files import digest, write_json
+from wsi_assets.files import digest, publish_folder, write_json
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.slides.resolution import name_of, option_of, words_of
@@ -152,6 +152,32 @@ class MlflowResource(dg.ConfigurableResource):
         else:
             write_json(note, run.note)
 
+    def champion(self, level: str) -> tuple[Path, str]:
+        """The folder of the model that has the alias champion, copied here once, and its version.
+
+        Raises:
+            ModelError: MLflow is away, or no version of the level's registered model has it.
+        """
+        name = registered_name(level)
+        try:
+            mlflow = self.client()
+            found = mlflow.MlflowClient().get_model_version_by_alias(name, "champion")
+            copy = (
+                self.storage.root
+                / "champions"
+                / f"{name}-{found.version}-{digest(self.uri, found.source)[:8]}"
+            )
+            if not copy.exists():
+                with publish_folder(copy) as unfinished:
+                    where = f"models:/{name}/{found.version}"
+                    mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(unfinished))
+            return next(copy.rglob("best.pt")).parent, str(found.version)
+        except Exception as error:  # whatever MLflow, its database or the network raise
+            raise ModelError(
+                f"MLflow gives no champion of {words_of(level)} ({one_line(error)[:200] or 'no best.pt'})",
+                remedy=f"Give a version of {name} the alias champion there, or set model=newest",
+            ) from error
+
     def _start(self, run: TrainingRun, parameters: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """Begin the run, which also measures the machine."""
         mlflow = self.client()
@@ -196,6 +222,11 @@ class MlflowResource(dg.ConfigurableResource):
         return f"{page}/artifacts/report/report.html"
 
 
+def registered_name(level: str) -> str:
+    """The name of a level's models in MLflow: wsi-level-4, wsi-10x."""
+    return f"wsi-{name_of(level).replace('_', '-')}"
+
+
 def runs_page(url: str, storage: StorageResource) -> str:
     """Where MLflow shows all trainings, or its experiments while nothing was trained."""
     for level in storage.levels():
@@ -233,7 +264,7 @@ def log_outcome(
         described = f"Tumor or normal, of patches of {what}. " + ", ".join(
             f"{name} {value:.4g}" for name, value in best.items()
         )
-        name = f"wsi-{name_of(run.level).replace('_', '-')}"
+        name = registered_name(run.level)
         run.note["model_id"] = log_model(mlflow, checkpoints, name, int(card["patch_size"]), described)
         mlflow.log_metrics(best, model_id=run.note["model_id"])
 

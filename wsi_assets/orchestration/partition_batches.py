@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,7 +24,10 @@ fault."""
 
 @dataclass(frozen=True)
 class Made:
-    """What was made of one slide: the value to store, versions of what it was made from, what to show."""
+    """What was made of one slide: the value to store, versions of what it was made from, what to show.
+
+    Without a value what is stored is up to date and stays.
+    """
 
     value: Any
     inputs: Mapping[str, Any]
@@ -32,8 +36,8 @@ class Made:
 
 
 def make_slides(
-    making: Making,
-    workers: WorkersResource,
+    makings: Mapping[str, Making],
+    workers: WorkersResource | None,
     io_manager: StorageIOManager,
     prepare: Callable[[str], Callable[[], Any]],
     finish: Callable[[str, Any], Made],
@@ -41,33 +45,36 @@ def make_slides(
     """Make every partition of this run, each stored as it is made; one that cannot be made costs only itself.
 
     Args:
-        prepare: slide id -> the reading of files, to be called in any process; raises what a user can mend.
-        finish: (slide id, what was read) -> what is stored and shown.
+        makings: partition -> its making; those of one level, or of all slides, share one.
+        workers: where files are read; None is this process.
+        prepare: partition -> the reading of files, to be called in any process; raises what a user can mend.
+        finish: (partition, what was read) -> what is stored and shown.
 
     Raises:
         Failure: at the end, naming the slides that could not be made; the others are made and logged.
     """
-    slide_ids = list(making.context.partition_keys)
+    making = next(iter(makings.values()))
     progress, what = progress_to(making.context.log), f"slides: {making.artefact.name}"
     made: dict[str, dict[str, Any]] = {}
     faults: dict[str, str] = {}
-    progress(0, len(slide_ids), what)
-    with workers.open(len(slide_ids)) as executor:
-        for done, (slide_id, read) in enumerate(_read(slide_ids, prepare, executor), start=1):
+    progress(0, len(makings), what)
+    with workers.open(len(makings)) if workers else nullcontext() as executor:
+        for done, (key, read) in enumerate(_read(list(makings), prepare, executor), start=1):
             try:
-                made[slide_id] = _store(making, io_manager, slide_id, finish(slide_id, read()))
+                made[key] = _store(makings[key], io_manager, key, finish(key, read()))
             except ClusterError:
                 raise
             except WsiAssetsError as error:
-                faults[slide_id] = str(error)
+                faults[key] = str(error)
             except BrokenExecutor as error:
                 raise WsiAssetsError(
                     f"a worker process died ({one_line(error) or 'killed'}), the slides before it are made",
                     remedy="Give it more memory, then run again; it continues",
                 ) from error
-            progress(done, len(slide_ids), what)
+            progress(done, len(makings), what)
     result = _result(making.context, made, faults)
-    making.keep_parameters()
+    for one in {id(one): one for one in makings.values()}.values():
+        one.keep_parameters()
     return result
 
 
@@ -94,10 +101,12 @@ def _read(
             future.cancel()
 
 
-def _store(making: Making, io_manager: StorageIOManager, slide_id: str, made: Made) -> dict[str, Any]:
-    record = making.record(slide_id, made.inputs, made.facts)
-    path = making.storage.artefact(making.artefact, slide_id)
-    stored = io_manager.publish(path, made.value, asdict(record))
+def _store(making: Making, io_manager: StorageIOManager, key: str, made: Made) -> dict[str, Any]:
+    record = making.record(key, made.inputs, made.facts)
+    path = making.storage.artefact(making.artefact, key)
+    stored = {"path": dg.MetadataValue.path(str(path))}
+    if made.value is not None:
+        stored = io_manager.publish(path, made.value, asdict(record))
     return {**made.metadata, **stored, "version": record.version}
 
 

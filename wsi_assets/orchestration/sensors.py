@@ -1,18 +1,24 @@
-"""The sensor that watches the slide folder.
+"""The sensors: one watches the slide folder, one predicts what is new.
 
-It adds partitions and reports what changed; it never removes a slide. Regions of what is new or changed
-follow by their automation conditions.
+The first adds partitions and reports what changed; it never removes a slide. Regions of what is new or
+changed follow by their automation conditions.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 
-from wsi_assets.errors import ConfigError, SlideError
+from wsi_assets.errors import ConfigError, ModelError, SlideError
 from wsi_assets.files import digest
-from wsi_assets.orchestration.partitions import LEVELS, SLIDES
+from wsi_assets.orchestration.assets.slide_prediction import PREDICT_SLIDES, SLIDE_PREDICTION
+from wsi_assets.orchestration.assets.slides import TISSUE_REGIONS
+from wsi_assets.orchestration.config import options_of
+from wsi_assets.orchestration.mlflow import MlflowResource
+from wsi_assets.orchestration.partition_batches import SLIDES_PER_RUN
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES, both, range_tags, stretches
+from wsi_assets.orchestration.prediction_plan import find_detector, unpredicted
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.slide_folder import (
     RETIRED,
@@ -99,7 +105,7 @@ def _poll(
         del waiting[slide_id]
         events += news(storage, slide_id, files, known[slide_id], is_new=slide_id not in registered)
     requests = [SLIDES.build_add_request(new)] if new else []
-    levels, found = ([], []) if waiting else news_of_levels(context.instance, storage)
+    levels, found = ([], []) if waiting else news_of_levels(context.instance, storage, now)
     requests += [LEVELS.build_add_request(levels)] if levels else []
     for fault in faults:
         context.log.warning(fault)
@@ -117,3 +123,59 @@ def _poll(
 
 def _is_retired(known: Seen) -> bool:
     return SLIDE_IMAGE in known and known[SLIDE_IMAGE].version == RETIRED
+
+
+def build_prediction_sensor(poll_seconds: int) -> dg.SensorDefinition:
+    """The switch that predicts slides by themselves, at the levels whose parameters say so.
+
+    No stock automation condition knows the level of a partition of slides and levels: one would ask for every
+    slide at every level that has a model. This asks for what `wsi-assets predict` would make, each once.
+    """
+
+    @dg.sensor(
+        name="predict_new_slides",
+        job_name=PREDICT_SLIDES,
+        minimum_interval_seconds=poll_seconds,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="The switch for slide_prediction: while it is on, slides that are new or changed are "
+        "predicted at the levels for which parameters.yaml says predict_new_slides, by their model; a newer "
+        "model predicts all of them again. One that failed waits until its file or the model changes.",
+    )
+    def predict_new_slides(
+        context: dg.SensorEvaluationContext,
+        folder: SlideFolderResource,
+        storage: StorageResource,
+        mlflow: MlflowResource,
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        asked, asking = json.loads(context.cursor or "{}"), {}
+        registered = context.instance.get_dynamic_partitions(SLIDES.name)
+        levels = context.instance.get_dynamic_partitions(LEVELS.name)
+        faults = []
+        try:
+            said = storage.parameters.read()
+            known = known_slides(context.instance, folder.slides().keys() & set(registered))
+        except (SlideError, ConfigError) as error:
+            yield dg.SkipReason(str(error))
+            return
+        images = {one: seen[SLIDE_IMAGE].version for one, seen in known.items() if SLIDE_IMAGE in seen}
+        for level in levels:
+            options: Any = options_of(SLIDE_PREDICTION, level, said)
+            if not options.predict_new_slides:
+                continue
+            try:
+                detector = find_detector(storage, mlflow, level, options.model, said)
+            except ModelError as error:
+                faults.append(str(error))
+                continue
+            for one in unpredicted(storage, SLIDE_PREDICTION, level, detector, images, said):
+                inputs = detector.inputs(images[one], storage.version(TISSUE_REGIONS, one))
+                asking[both(one, level)] = digest(inputs, options.model_dump())
+        context.update_cursor(json.dumps(asking))
+        news = {key for key, inputs in asking.items() if asked.get(key) != inputs}
+        for level in levels:
+            for stretch in stretches([both(one, level) for one in registered], news, SLIDES_PER_RUN):
+                yield dg.RunRequest(tags=range_tags(stretch))
+        if not news:
+            yield dg.SkipReason("; ".join([f"{len(asking)} wait or have failed", *faults]))
+
+    return predict_new_slides

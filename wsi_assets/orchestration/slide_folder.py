@@ -14,7 +14,7 @@ import dagster as dg
 
 from wsi_assets.errors import SlideError
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts, slide_artefacts
-from wsi_assets.orchestration.partitions import LEVELS, SLIDES
+from wsi_assets.orchestration.partitions import LEVELS, SLIDES, both
 from wsi_assets.orchestration.storage import Record, StorageResource
 from wsi_assets.slides.fingerprints import CORRECTED, NO_ANNOTATION
 
@@ -180,7 +180,7 @@ def news(storage: StorageResource, slide_id: str, seen: Seen, known: Seen, *, is
             record.inputs.get(asset, file.version) != file.version for asset, file in seen.items()
         ):
             break
-        events.append(_found(storage, artefact, record))
+        events.append(_found(storage, artefact, record, slide_id))
     return events
 
 
@@ -195,14 +195,26 @@ def observation(asset: str, slide_id: str, file: FileSeen) -> dg.AssetObservatio
 
 
 def news_of_levels(
-    instance: dg.DagsterInstance, storage: StorageResource
+    instance: dg.DagsterInstance, storage: StorageResource, slide_ids: Iterable[str]
 ) -> tuple[list[str], list[dg.AssetMaterialization]]:
-    """Levels that the storage folder holds, and events for what is made, for an instance that knows none."""
-    levels: list[str] = []
+    """Levels that the storage folder holds, and events for what is made, also of slides at levels, for an
+    instance that knows none."""
+    if instance.get_dynamic_partitions(LEVELS.name):
+        return [], []
+    keys: dict[str, list[str]] = {level: [level] for level in storage.levels()}
+    for slide_id in slide_ids:
+        for level in storage.predicted_levels(slide_id):
+            keys.setdefault(level, [level]).append(both(slide_id, level))
     events: list[dg.AssetMaterialization] = []
-    for level in () if instance.get_dynamic_partitions(LEVELS.name) else storage.levels():
-        records = [(one, storage.record(one, level)) for one in all_artefacts() if one.by_level]
-        found = [_found(storage, artefact, record) for artefact, record in records if record]
+    levels = []
+    for level, partitions in keys.items():
+        found = [
+            _found(storage, artefact, record, key)
+            for key in partitions
+            for artefact in all_artefacts()
+            if artefact.by_level and artefact.by_slide == isinstance(key, dg.MultiPartitionKey)
+            if (record := storage.record(artefact, key)) is not None
+        ]
         events += found
         levels += [level] if found else []
     return levels, events
@@ -239,7 +251,7 @@ def register(
     for slide_id, files in seen.items():
         for event in news(storage, slide_id, files, known[slide_id], is_new=slide_id in new):
             instance.report_runless_asset_event(event)
-    levels, events = news_of_levels(instance, storage)
+    levels, events = news_of_levels(instance, storage, slide_ids)
     instance.add_dynamic_partitions(LEVELS.name, levels)
     for event in events:
         instance.report_runless_asset_event(event)
@@ -249,15 +261,17 @@ def _seen_in(metadata: Mapping[str, Any]) -> FileSeen:
     return FileSeen(*(str(metadata[name].value) for name in ("path", "signature", "fingerprint")))
 
 
-def _found(storage: StorageResource, artefact: Artefact, record: Record) -> dg.AssetMaterialization:
+def _found(
+    storage: StorageResource, artefact: Artefact, record: Record, partition: str
+) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         artefact.key,
-        partition=record.partition,
+        partition=partition,
         description="Found in the storage folder, with its provenance",
         metadata={
-            "path": dg.MetadataValue.path(str(storage.artefact(artefact, record.partition))),
+            "path": dg.MetadataValue.path(str(storage.artefact(artefact, partition))),
             "parameters": record.parameters,
         },
         # Of slides made in batches Dagster computes the version by itself.
-        tags={DATA_VERSION_TAG: record.version} if artefact.by_level else None,
+        tags=None if artefact.by_slide else {DATA_VERSION_TAG: record.version},
     )

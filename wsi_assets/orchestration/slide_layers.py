@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import threading
 import time
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from wsi_assets.errors import WsiAssetsError
 from wsi_assets.files import read_plain_pickle
 from wsi_assets.orchestration.assets.evaluation import EVALUATION
+from wsi_assets.orchestration.assets.slide_prediction import SLIDE_PREDICTION
 from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_REGIONS
+from wsi_assets.orchestration.partitions import both
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
@@ -61,20 +64,29 @@ def layers_of(storage: StorageResource, slide_id: str) -> SlideLayers:
         excluded=_rings(regions.excluded) if regions else (),
         ignored=_rings(regions.ignored) if regions else (),
         mpp=TissueRegions.from_plain(tissue).scale.mpp if tissue else None,
-        heat=tuple(filter(None, (_heat(storage, level, slide_id) for level in storage.levels()))),
+        heat=tuple(filter(None, _heats(storage, slide_id))),
     )
 
 
-def _heat(storage: StorageResource, level: str, slide_id: str) -> Heat | None:
+def _heats(storage: StorageResource, slide_id: str) -> Iterator[Heat | None]:
+    """Predictions of the slide by its own pixels, then those of the evaluations it was a test slide of."""
+    for level in storage.predicted_levels(slide_id):
+        folder = storage.artefact(SLIDE_PREDICTION, both(slide_id, level))
+        yield _heat(f"{words_of(level)}, predicted", folder, folder, slide_id)
+    for level in storage.levels():
+        report = storage.artefact(EVALUATION, level)
+        yield _heat(words_of(level), report / "heatmaps", report / "detections", slide_id)
+
+
+def _heat(name: str, maps: Path, tables: Path, slide_id: str) -> Heat | None:
     from wsi_assets.viewer import Heat
 
-    report = storage.artefact(EVALUATION, level)
-    probability_map = report / "heatmaps" / f"{slide_id}_likelihood_map.tif"
+    probability_map = maps / f"{slide_id}_likelihood_map.tif"
     if not probability_map.is_file():
         return None
-    with (report / "detections" / f"{slide_id}.csv").open(encoding="utf-8") as lines:
+    with (tables / f"{slide_id}.csv").open(encoding="utf-8") as lines:
         detections = tuple(tuple(map(float, line)) for line in csv.reader(lines))
-    return Heat(words_of(level), probability_map, detections)
+    return Heat(name, probability_map, detections)
 
 
 def _stored(storage: StorageResource, artefact: Any, slide_id: str) -> Any:

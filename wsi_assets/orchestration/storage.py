@@ -18,8 +18,9 @@ import dagster as dg
 
 from wsi_assets.errors import ConfigError, StoreError, WsiAssetsError
 from wsi_assets.files import digest, write_json
-from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts
 from wsi_assets.orchestration.config import ParameterFile
+from wsi_assets.orchestration.partitions import parts_of
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.slides.resolution import Resolution, name_of
 
@@ -86,8 +87,15 @@ class StorageResource(dg.ConfigurableResource):
 
     def levels(self) -> list[str]:
         """Levels and magnifications that have a folder, in order."""
+        return self._levels_in(self.root)
+
+    def predicted_levels(self, slide_id: str) -> list[str]:
+        """Levels and magnifications at which a slide was predicted, in order."""
+        return self._levels_in(self.slide_folder(slide_id))
+
+    def _levels_in(self, folder: Path) -> list[str]:
         found = []
-        for path in self.root.glob("*"):
+        for path in folder.glob("*"):
             with contextlib.suppress(ConfigError):
                 one = Resolution.parse(path.name.removeprefix("level_"))
                 found += [one] if path.is_dir() and one.name == path.name else []
@@ -99,7 +107,7 @@ class StorageResource(dg.ConfigurableResource):
 
     def artefact(self, artefact: Artefact, partition: str | None = None) -> Path:
         """The file or folder of an asset's partition."""
-        return self.root / artefact.path.format(slide=partition, level=name_of(partition or ""))
+        return self.root / place_of(artefact.path, partition)
 
     def record_path(self, artefact: Artefact, partition: str | None = None) -> Path:
         return record_beside(self.artefact(artefact, partition))
@@ -123,6 +131,13 @@ class StorageResource(dg.ConfigurableResource):
         """Version of an artefact; None if it or its record is missing."""
         record = self.record(artefact, partition)
         return record and record.version
+
+    def feedback(
+        self, artefact: Artefact, partition: str | None, parameters: Mapping[str, Any]
+    ) -> dict[str, str | None]:
+        """Name -> version of what an artefact reads of an earlier round with these parameters."""
+        names = [name for parameter, name in artefact.feedback.items() if parameters.get(parameter)]
+        return {one.name: self.version(one, partition) for one in all_artefacts() if one.name in names}
 
     def keep_check_results(self, artefact: Artefact, partition: str, results: Mapping[str, Result]) -> None:
         """Write what the checks found beside the artefact, with the making they were about."""
@@ -195,6 +210,12 @@ class StorageResource(dg.ConfigurableResource):
         if record.code_version != artefact.code_version or record.parameters.keys() != parameters.keys():
             differs.append("its code changed")
         return ", ".join(differs) or "a file that a parameter names changed"
+
+
+def place_of(template: str, partition: str | None) -> str:
+    """An artefact's path below the storage folder."""
+    slide, level = parts_of(partition)
+    return template.format(partition=partition, slide=slide, level=name_of(level))
 
 
 def record_beside(path: Path) -> Path:

@@ -27,7 +27,7 @@ from wsi_assets.patches.backends.base import (
     backend_classes,
 )
 from wsi_assets.patches.codecs import encoder
-from wsi_assets.patches.extraction import ExtractTask, fingerprint_now, run_tasks
+from wsi_assets.patches.extraction import ExtractTask, run_tasks
 from wsi_assets.patches.options import Backend, ExtractionOptions
 from wsi_assets.patches.parts import EncodedPatches, Place
 from wsi_assets.patches.plan import PatchPlan, read_batches
@@ -148,8 +148,6 @@ class _Build:
     def __init__(self, plan: PatchPlan, path: Path, backend: Backend, progress: Progress):
         self._plan, self._path, self._backend, self._progress = plan, path, backend, progress
         self._content = plan.content(backend)
-        self._fingerprints = [slide.fingerprint or fingerprint_now(slide.path) for slide in plan.slides]
-        self._slides = list(zip(plan.slides, self._fingerprints, strict=True))
         self._lost: dict[int, str] = {}
         """Number of a patch in the plan -> why it could not be read."""
         self._old = _open_old(path, backend)
@@ -159,12 +157,8 @@ class _Build:
 
     def is_current(self) -> bool:
         """Whether the old store is the plan's, and nothing is left to try again."""
-        # An index without fingerprints does not say when a slide changed.
-        return (
-            self.old_info.get("plan_digest") == self._plan.digest(self._backend)
-            and not self.old_info["quarantined"]
-            and [slide["fingerprint"] for slide in self.old_info["slides"]] == self._fingerprints
-        )
+        same = self.old_info.get("plan_digest") == self._plan.digest(self._backend)
+        return same and not self.old_info["quarantined"]
 
     def extract(self, executor: Executor | None, workers: int | None) -> int:
         """Have all patches that are not at hand in parts; how many were read."""
@@ -207,17 +201,15 @@ class _Build:
 
     def _places(self) -> Iterator[list[Place]]:
         """Where the patches of each slide are."""
-        return (self._encoded.find(slide.source(mark), slide.coords) for slide, mark in self._slides)
+        return (self._encoded.find(slide.source, slide.coords) for slide in self._plan.slides)
 
     def _tasks(self, missing: list[np.ndarray]) -> Iterator[ExtractTask]:
         """What is to be read of each slide; one without any missing patch is not opened."""
-        for (slide, mark), wanted in zip(self._slides, missing, strict=True):
+        for slide, wanted in zip(self._plan.slides, missing, strict=True):
             coords, seen = slide.coords[wanted], os.access(slide.path, os.R_OK)
+            source = slide.path, seen, slide.fingerprint, slide.level, slide.step
             for chosen in read_batches(coords, self._plan.patch_size, slide.step):
-                rows = wanted[chosen] + slide.first
-                yield ExtractTask(
-                    rows, slide.path, seen, mark, slide.level, slide.step, coords[chosen], self._content
-                )
+                yield ExtractTask(wanted[chosen] + slide.first, *source, coords[chosen], self._content)
 
     def _metadata(self) -> StoreMetadata:
         plan, backend = self._plan, self._backend
@@ -234,16 +226,16 @@ class _Build:
             **_counts(backend, labels[readable]),
             "stride": plan.stride,
             "plan_digest": plan.digest(backend),
-            "digest": digest(plan.digest(backend), sorted(self._lost), self._fingerprints),
+            "digest": digest(plan.digest(backend), sorted(self._lost)),
             "slides": [
                 {
-                    "slide_id": slide.slide_id,
-                    "fingerprint": mark,
-                    "level": slide.level,
-                    "step": slide.step,
-                    **slide.scale,
+                    "slide_id": s.slide_id,
+                    "fingerprint": s.fingerprint,
+                    "level": s.level,
+                    "step": s.step,
+                    **s.scale,
                 }
-                for slide, mark in self._slides
+                for s in plan.slides
             ],
             "quarantined": quarantined,
         }

@@ -139,21 +139,18 @@ def _as_completed(
 def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[tuple[int, int], bytes]]:
     """((y, x), encoded patch) of those that can be read; why not, of the rest, into ``reasons``.
 
-    A patch that is just one of the slide's JPEG tiles is not encoded again under the codec ``jpeg``: the tile
-    is smaller, its pixels are exactly the slide's, and it costs no time. Parts of a tile are not cut out so:
-    jpegtran's lossless crop, 1.5 to 3 times as fast as coding again, loses what color at half resolution
-    (4:2:0, as most scanners write) takes from beyond the cut, in one pixel of 300.
+    A patch that is just one of the slide's JPEG tiles is not encoded again under the codec ``jpeg``.
     """
-    content, size = task.content, task.content["patch_size"]
+    content = task.content
     encode = encoder(content["codec"], content["quality"])
     waiting = set(range(len(task.coords)))
     try:
-        patches = _reader(task).read(task.coords, size, task.step, jpeg=content["codec"] == "jpeg")
+        patches = _reader(task).read(
+            task.coords, content["patch_size"], task.step, jpeg=content["codec"] == "jpeg"
+        )
         for number, patch in patches:
             waiting.remove(number)
-            reason = patch.fault
-            if patch.missing > content["max_no_data"] * size**2 or patch.missing == size**2:
-                reason = f"the slide has no pixels for {patch.missing / size**2:.0%} of it"
+            reason = patch.why_unusable(content["max_no_data"])
             if reason is None:
                 yield tuple(task.coords[number].tolist()), patch.jpeg or encode(patch.pixels)
             else:
@@ -183,11 +180,3 @@ def close_reader() -> None:
     if getattr(_held, "wanted", None) is not None:
         _held.reader.close()
     _held.wanted = _held.reader = None
-
-
-def fingerprint_now(path: str) -> str:
-    """The slide's fingerprint, empty if it does not read; for an index that lacks it."""
-    try:
-        return fingerprint(path)
-    except SlideError:
-        return ""

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsi_assets.errors import SlideIndexError
+from wsi_assets.errors import SlideError, SlideIndexError
 from wsi_assets.files import digest
 from wsi_assets.patches.backends.base import FORMAT, MAX_PATCH_SIZE
-from wsi_assets.patches.options import Backend, ExtractionOptions
+from wsi_assets.slides.fingerprints import fingerprint
+
+if TYPE_CHECKING:
+    from wsi_assets.patches.options import Backend, ExtractionOptions
 
 BATCH_PIXELS = 1024 * 256 * 256
 """Pixels of the patches in a batch: a part of a second's work, and about as much as a small slide holds."""
@@ -29,7 +32,7 @@ def patch_key(slide_id: str, count: int) -> str:
     return f"{slide_id}_{count:06d}"
 
 
-def source_of(fingerprint: str | None, level: int, step: float) -> str:
+def source_of(fingerprint: str, level: int, step: float) -> str:
     """Identity of the pixels that a slide's patches are made of."""
     return f"{fingerprint} level {level} step {step!r}"
 
@@ -39,7 +42,7 @@ class SlidePlan:
     """The patches of one slide.
 
     Attributes:
-        fingerprint: content fingerprint of the slide when it was indexed; None in an index that lacks one.
+        indexed_fingerprint: None in an index that lacks it.
         first: count of the slide's first patch.
         level, step: the level that is read, and how many of its pixels, each way, are averaged to one.
         coords: int32 (n, 2), top-left (y, x) in pixels so averaged.
@@ -49,7 +52,7 @@ class SlidePlan:
 
     slide_id: str
     path: str
-    fingerprint: str | None
+    indexed_fingerprint: str | None
     first: int
     level: int
     step: float
@@ -60,9 +63,20 @@ class SlidePlan:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def source(self, fingerprint: str | None) -> str:
-        """Identity of the pixels that patches are made of: the slide's contents, the level and the step."""
-        return source_of(fingerprint, self.level, self.step)
+    @cached_property
+    def fingerprint(self) -> str:
+        """The slide's contents when it was indexed, in an index that lacks it now; "" if it does not read."""
+        if self.indexed_fingerprint is not None:
+            return self.indexed_fingerprint
+        try:
+            return fingerprint(self.path)
+        except SlideError:
+            return ""
+
+    @property
+    def source(self) -> str:
+        """Identity of the pixels that patches are made of."""
+        return source_of(self.fingerprint, self.level, self.step)
 
 
 @dataclass(frozen=True)
@@ -113,8 +127,7 @@ class PatchPlan:
     def digest(self, backend: Backend = "lmdb") -> str:
         """Identity of what is asked for: equal digests make equal stores, if all patches can be read."""
         slides = [
-            (s.slide_id, s.source(s.fingerprint), dict(s.scale), s.coords.tobytes(), s.labels.tobytes())
-            for s in self.slides
+            (s.slide_id, s.source, dict(s.scale), s.coords.tobytes(), s.labels.tobytes()) for s in self.slides
         ]
         return digest(self.content(backend), self.stride, slides)
 
@@ -178,7 +191,7 @@ def _slide_plan(slide_id: str, entry: Mapping[str, Any], first: int) -> SlidePla
     return SlidePlan(
         slide_id=slide_id,
         path=str(entry["slide_path"]),
-        fingerprint=entry.get("fingerprint"),
+        indexed_fingerprint=entry.get("fingerprint"),
         first=first,
         level=int(entry["level"]),
         step=float(entry.get("step", 1.0)),

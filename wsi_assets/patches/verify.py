@@ -118,7 +118,8 @@ def _compare(
             for row, (y, x) in places.items():
                 unread.remove(row)
                 try:
-                    difference, wrong = compare(store.get(row), read_averaged(reader.read, y, x, size, step))
+                    expected, _ = read_averaged(reader.read_window, y, x, size, step)
+                    difference, wrong = compare(store.get(row), expected)
                 except (SlideError, StoreError) as error:
                     yield row, 0.0, error.fault
                 else:

@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = exports(
         "options": ("ScaleOptions",),
         "scale": ("Level", "Scale", "true_downsamples"),
         "reader": ("Region", "SlideReader", "open_slide"),
-        "reference": ("ReferenceReader",),
+        "level_reader": ("LevelReader", "ReferenceReader"),
         "reduce": ("read_averaged", "reduce_mean"),
         "resolution": ("Place", "Resolution", "locate"),
         "tiff_tiles": ("TileLevel", "open_tiles"),

@@ -15,7 +15,7 @@ from wsi_assets.slides.listing import SlideFile, unreadable
 NO_ANNOTATION, CORRECTED = "none", ", corrected "
 """Version of the annotation of a slide that has none; what stands between that and the correction's."""
 
-_WHOLE = 64 << 20
+_WHOLE = 4 << 20
 _ENDS = 256 << 10
 _BLOCK = 4 << 10
 _STRIDE = 128 << 10
@@ -23,13 +23,16 @@ _AT_ONCE = 512
 _THREADS = 8
 
 
-def fingerprint(path: str | Path) -> str:
+def fingerprint(path: str | Path, *, whole: bool = False) -> str:
     """32 hex digits that stay while the content stays, whatever the file's time or name.
 
-    A file up to 64 MiB is read whole. Of a larger one: its size, its first and last 256 KiB (where TIFF keeps
+    A file up to 4 MiB is read whole. Of a larger one: its size, its first and last 256 KiB (where TIFF keeps
     the length of every tile), and 4 KiB of every 128 KiB between, 0.06 to 0.2 s a GB. So a copy cut short, a
     slide coded again, and a hole of 128 KiB with its mending are seen; bytes changed in place between the
-    samples are not. A slide of several files counts with all of them.
+    samples, with all lengths kept, are not. A slide of several files counts with all of them.
+
+    Args:
+        whole: read all of a file of any size, as of annotations, where a digit may be changed in place.
 
     Raises:
         SlideError: the file is missing or does not read.
@@ -38,7 +41,7 @@ def fingerprint(path: str | Path) -> str:
     total = hashlib.blake2b(digest_size=16)
     try:
         for name, part in _parts(path):
-            total.update(name.encode() + b"\0" + _digest_of(part))
+            total.update(name.encode() + b"\0" + _digest_of(part, whole))
     except OSError as error:
         raise unreadable(path, error) from error
     return total.hexdigest()
@@ -50,8 +53,9 @@ def annotation_version(slide: SlideFile) -> str:
     Raises:
         SlideError: as for :func:`fingerprint`.
     """
-    version = NO_ANNOTATION if slide.annotation_path is None else fingerprint(slide.annotation_path)
-    return version + (f"{CORRECTED}{fingerprint(slide.correction_path)}" if slide.correction_path else "")
+    read = partial(fingerprint, whole=True)
+    version = NO_ANNOTATION if slide.annotation_path is None else read(slide.annotation_path)
+    return version + (f"{CORRECTED}{read(slide.correction_path)}" if slide.correction_path else "")
 
 
 def signature(path: str | Path) -> tuple[int, int]:
@@ -93,7 +97,7 @@ def _files_in(folder: Path) -> list[tuple[str, Path]]:
     return sorted((file.relative_to(folder).as_posix(), file) for file in files)
 
 
-def _digest_of(path: Path) -> bytes:
+def _digest_of(path: Path, whole: bool) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("it is a pipe, socket or device, no file")  # which may never answer
     state = hashlib.blake2b(digest_size=16)
@@ -101,7 +105,7 @@ def _digest_of(path: Path) -> bytes:
     with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(_THREADS) as pool:
         size = os.fstat(stream.fileno()).st_size
         state.update(size.to_bytes(8, "big"))
-        spans = _spans(size)
+        spans = [(0, size)] if whole or size <= _WHOLE else _samples(size)
         groups = [spans[at : at + _AT_ONCE] for at in range(0, len(spans), _AT_ONCE)]
         for digest in pool.map(partial(_digest_of_spans, stream.fileno()), groups):
             state.update(digest)
@@ -120,9 +124,7 @@ def _digest_of_spans(file: int, spans: list[tuple[int, int]]) -> bytes:
     return part.digest()
 
 
-def _spans(size: int) -> list[tuple[int, int]]:
-    """(start, length) of what is read of a file of this size."""
-    if size <= _WHOLE:
-        return [(0, size)]
+def _samples(size: int) -> list[tuple[int, int]]:
+    """(start, length) of what is read of a large file."""
     inner = range(_ENDS, size - _ENDS - _BLOCK, _STRIDE)
     return [(0, _ENDS), *((start, _BLOCK) for start in inner), (size - _ENDS, _ENDS)]

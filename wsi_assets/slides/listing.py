@@ -221,10 +221,11 @@ def _why_left_out(
     if text.encode(errors="ignore").decode() != text:
         name = f"the name of its file or folder is no text in {sys.getfilesystemencoding().upper()}"
         return f"{name}: {path}. Rename it, or set PYTHONUTF8=1"
-    if "..." in slide_id or slide_id.startswith("__") or any(ord(letter) < 32 for letter in slide_id):
+    reserved = "..." in slide_id or "|" in slide_id or slide_id.startswith("__")
+    if reserved or any(ord(letter) < 32 for letter in slide_id):
         return (
-            "its id has three full stops, a control character, or two underscores in front, as patch stores' "
-            f"own names do: {path}. Rename it"
+            "its id has three full stops, an upright bar, a control character, or two underscores in front, "
+            f"as patch stores' own names do: {path}. Rename it"
         )
     if len(slide_id.encode()) > LONGEST_ID:
         return f"its id has more than {LONGEST_ID} bytes: {path}. Rename it"

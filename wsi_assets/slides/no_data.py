@@ -8,17 +8,14 @@ from collections.abc import Callable, Iterable
 import cv2
 import numpy as np
 
+from wsi_assets.slides.windows import Read, Window
+
 SIDE = 9
 """An unscanned area or a padding holds a square of this many pixels of the level; less is part of the slide.
 Odd, so that OpenCV's opening does not shift."""
 
 MARGIN = SIDE - 1
 """Pixels around a window that decide about it."""
-
-Window = tuple[np.ndarray, np.ndarray]
-"""uint8 (h, w, 3) RGB, and bool (h, w), where there are pixels; white elsewhere."""
-Read = Callable[[int, int, int, int], Window]
-"""(y, x, height, width) of a window inside level 0 -> it."""
 
 _WHITE, _BLACK = 254, 1
 _ALONG = 32

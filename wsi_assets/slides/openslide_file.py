@@ -25,8 +25,7 @@ from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
 from wsi_assets.slides.levels import Size, is_sound, odd_picture, reductions_to, size_of, true_levels
 from wsi_assets.slides.listing import stat_or_none, unreadable
-from wsi_assets.slides.no_data import Window
-from wsi_assets.slides.tile_grid import tiles_over
+from wsi_assets.slides.windows import Window, tiles_over
 
 # Each damaged tag would be a line of its own; what comes of the damage is one error of ours.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)

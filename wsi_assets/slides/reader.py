@@ -16,12 +16,12 @@ from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.cohort import SlideRow
 from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, may_lack_data, no_data, padding_colors
-from wsi_assets.slides.openslide_file import OpenSlideFile, Window
+from wsi_assets.slides.openslide_file import OpenSlideFile
 from wsi_assets.slides.options import ScaleOptions
 from wsi_assets.slides.reduce import area_mean
 from wsi_assets.slides.scale import Level, Scale, content_size, scale_of, true_downsamples
 from wsi_assets.slides.tiff_tiles import TileLevel, open_tiles
-from wsi_assets.slides.tile_grid import everywhere
+from wsi_assets.slides.windows import Window, everywhere, over_edges
 
 _DEFAULT = ScaleOptions()
 _BLOCK = 1024
@@ -91,14 +91,8 @@ class SlideReader(Closing):
         if not 0 <= level < len(self.levels):
             raise IndexError(f"{self.slide_id} has levels 0 to {len(self.levels) - 1}, not {level}")
         limits = self.levels[level]
-        pixels = np.full((height, width, 3), 255, np.uint8)
-        missing = np.ones((height, width), bool)
-        top, bottom = max(0, y), min(limits.height, y + height)
-        left, right = max(0, x), min(limits.width, x + width)
-        if top < bottom and left < right:
-            window = (slice(top - y, bottom - y), slice(left - x, right - x))
-            pixels[window], missing[window] = self._read_inside(limits, top, bottom, left, right)
-        return Region(pixels, missing)
+        read, size = partial(self._read_inside, limits), (limits.width, limits.height)
+        return Region(*over_edges(read, size, y, x, height, width, outside=True))
 
     def reduced(self, downsample: float) -> Region:
         """The whole slide, area-averaged to ceil(height / downsample) x ceil(width / downsample) of level 0.
@@ -129,10 +123,11 @@ class SlideReader(Closing):
             bottom, right = min(height, top + block), min(width, left + block)
             y0, x0, y1, x1 = (round(edge * step) for edge in (top, left, bottom, right))
             if y0 < level.height and x0 < level.width:
-                inside = self._read_inside(level, y0, min(y1, level.height), x0, min(x1, level.width))
+                inside = min(y1, level.height) - y0, min(x1, level.width) - x0
+                found = self._read_inside(level, y0, x0, *inside)
                 cells = (bottom - top, right - left)
                 window = (slice(top, bottom), slice(left, right))
-                pixels[window], missing[window] = area_mean(*inside, cells, (y1 - y0, x1 - x0))
+                pixels[window], missing[window] = area_mean(*found, cells, (y1 - y0, x1 - x0))
         return Region(pixels, missing)
 
     def thumbnail(self, max_side: int) -> np.ndarray:
@@ -153,7 +148,7 @@ class SlideReader(Closing):
         self._file.close()
         self._paddings = None
 
-    def _read_inside(self, level: Level, top: int, bottom: int, left: int, right: int) -> Window:
+    def _read_inside(self, level: Level, y: int, x: int, height: int, width: int) -> Window:
         """Pixels and no-data of a window inside a level, decided from the window and what lies around it."""
         if self._paddings is None:
             # At the first read, not at opening: many only ask a slide for its levels. A damaged border is no
@@ -162,13 +157,13 @@ class SlideReader(Closing):
             with contextlib.suppress(SlideError):
                 base = self.levels[0]
                 self._paddings = padding_colors(partial(self._read_window, 0), base.height, base.width)
-        pixels, present = self._read_window(level.index, top, left, bottom - top, right - left)
+        pixels, present = self._read_window(level.index, y, x, height, width)
         if not may_lack_data(pixels, present, self._paddings):
-            return pixels, everywhere(False, *present.shape)
-        y0, y1 = max(0, top - MARGIN), min(level.height, bottom + MARGIN)
-        x0, x1 = max(0, left - MARGIN), min(level.width, right + MARGIN)
+            return pixels, everywhere(False, height, width)
+        y0, y1 = max(0, y - MARGIN), min(level.height, y + height + MARGIN)
+        x0, x1 = max(0, x - MARGIN), min(level.width, x + width + MARGIN)
         pixels, present = self._read_window(level.index, y0, x0, y1 - y0, x1 - x0)
-        inner = (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
+        inner = np.s_[y - y0 : y - y0 + height, x - x0 : x - x0 + width]
         return pixels[inner], no_data(pixels, present, self._paddings)[inner]
 
     def _read_window(self, level: int, y: int, x: int, height: int, width: int) -> Window:

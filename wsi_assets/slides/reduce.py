@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from scipy import sparse
+
+from wsi_assets.slides.windows import Read
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 _STRIP_PIXELS = 1 << 20
 """Pixels averaged at a time, so that memory stays near that of the result."""
@@ -69,24 +73,25 @@ def reduce_mean(pixels: np.ndarray, no_data: np.ndarray, factor: int) -> tuple[n
     return np.concatenate(means), np.concatenate(missing)
 
 
-def read_averaged(
-    read: Callable[[int, int, int, int], np.ndarray], y: int, x: int, size: int, step: float
-) -> np.ndarray:
-    """The patch at (y, x) of a grid whose pixels are ``step`` x ``step`` pixels of a level: (size, size, 3).
+def read_averaged(read: Read, y: int, x: int, size: int, step: float) -> tuple[np.ndarray, float]:
+    """The patch at (y, x) of a grid whose pixels are ``step`` x ``step`` pixels of a level.
 
     The exact area average: a patch begins where the one before it ends, also within a pixel of the level.
+    ``read`` gives the level's pixels, also over its edges.
 
-    Args:
-        read: the level's uint8 (h, w, 3) at top, left, height, width.
+    Returns:
+        uint8 (size, size, 3), perhaps a view of what was read; and the share of it that the slide lacks.
     """
     step = float(step)
     if step == 1:
-        return read(y, x, size, size)
+        pixels, present = read(y, x, size, size)
+        return pixels, 1 - np.count_nonzero(present) / size**2
     left, width, across = _cells(x, size, step)
-    rows, parts = max(1, int(_BAND_PIXELS / step / width)), []
+    rows, parts, there, whole = max(1, int(_BAND_PIXELS / step / width)), [], 0, 0
     for first in range(0, size, rows):
         top, height, down = _cells(y + first, min(rows, size - first), step)
-        pixels = read(top, left, height, width)
+        pixels, present = read(top, left, height, width)
+        there, whole = there + np.count_nonzero(present), whole + present.size
         if step.is_integer():
             parts.append(cv2.resize(pixels, (size, down.shape[0]), interpolation=cv2.INTER_AREA))
             continue
@@ -94,13 +99,15 @@ def read_averaged(
         columns = cv2.transpose(lines.reshape(-1, width, 3)).reshape(width, -1)
         means = (across @ columns).reshape(size, -1, 3)
         parts.append(cv2.transpose(cv2.convertScaleAbs(means)))
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+    return np.concatenate(parts) if len(parts) > 1 else parts[0], 1 - there / whole
 
 
 @lru_cache(1024)
 def _cells(first: int, count: int, step: float) -> tuple[int, int, sparse.csr_array]:
     """First pixel, number of pixels, and share of each in the cells ``first`` and on, ``step`` wide each:
     (cells, pixels) float32."""
+    from scipy import sparse  # which takes as long to import as all the rest a worker needs
+
     # To a millionth of a pixel, so that noise of floating point reads no row more.
     edges = np.round((first + np.arange(count + 1)) * step, 6)
     start = math.floor(edges[0])
@@ -111,6 +118,7 @@ def _cells(first: int, count: int, step: float) -> tuple[int, int, sparse.csr_ar
     # Pixels beyond the last have no share.
     columns, ends = np.minimum(at, length - 1).ravel(), np.arange(count + 1) * at.shape[1]
     matrix = sparse.csr_array((shares.astype(np.float32).ravel(), columns, ends), shape=(count, length))
+    matrix.eliminate_zeros()  # which would take a quarter of the time
     return start, length, matrix
 
 

@@ -19,8 +19,8 @@ from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
 from wsi_assets.slides.listing import unreadable
-from wsi_assets.slides.openslide_file import OpenSlideFile, Window, damaged_tile, is_whole_start
-from wsi_assets.slides.tile_grid import everywhere, tiles_over
+from wsi_assets.slides.openslide_file import OpenSlideFile, damaged_tile, is_whole_start
+from wsi_assets.slides.windows import Window, everywhere, tiles_over
 
 _CACHE_BYTES = 48 << 20
 _BLOCK = 512
@@ -64,10 +64,14 @@ class TileLevel(Closing):
         self._is_jpeg = page.compression == _JPEG
         self._colorspace = _COLORSPACES.get(page.photometric)
         self._slide, self._owns_slide, self._lock = slide, owns_slide, threading.Lock()
-        kept = _CACHE_BYTES // (self.tile_height * self.tile_width * 3)
-        self._kept_tile = lru_cache(max(1, kept))(self.read_tile)
+        self.keep(_CACHE_BYTES)
         self._file = self.path.open("rb", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size
+
+    def keep(self, tiles: int) -> None:
+        """Keep the last ``tiles`` tiles that windows are cut from, as far as memory allows."""
+        most = _CACHE_BYTES // (self.tile_height * self.tile_width * 3)
+        self._kept_tile = lru_cache(max(1, min(tiles, most)))(self.read_tile)
 
     def read_tile(self, row: int, col: int) -> np.ndarray | None:
         """A whole tile, uint8 (tile height, tile width, 3) RGB, or None if it was never written.
@@ -93,11 +97,13 @@ class TileLevel(Closing):
             tile = self._kept_tile(row, col)
             if tile is not None:
                 return tile[top : top + height, left : left + width], everywhere(True, height, width)
-        pixels, present = np.full((height, width, 3), 255, np.uint8), np.zeros((height, width), bool)
+        pixels, present = np.empty((height, width, 3), np.uint8), np.ones((height, width), bool)
         for row, col, target, source in tiles_over(y, x, height, width, self.tile_height, self.tile_width):
             tile = self._kept_tile(row, col)
-            if tile is not None:
-                pixels[target], present[target] = tile[source], True
+            if tile is None:
+                pixels[target], present[target] = 255, False
+            else:
+                pixels[target] = tile[source]
         return pixels, present
 
     def jpeg_file(self, row: int, col: int) -> bytes | None:
@@ -222,12 +228,11 @@ def open_tiles(
         verified: the level was compared before; compare nothing now.
 
     Raises:
-        SlideError: the path is no slide that opens.
-        IndexError: there is no such level.
+        SlideError: the path is no slide that opens, or it has no such level.
     """
     used = slide or OpenSlideFile(Path(path))
     if not 0 <= level < len(used.sizes):
-        raise IndexError(f"{path} has levels 0 to {len(used.sizes) - 1}, not {level}")
+        raise SlideError(f"has levels 0 to {len(used.sizes) - 1}, not {level}", path=path)
     tiles = None
     # Whatever tifffile makes of a damaged file that OpenSlide opens, OpenSlide serves it.
     with contextlib.suppress(Exception):

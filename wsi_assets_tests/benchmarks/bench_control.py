@@ -23,7 +23,7 @@ from typing import Any
 
 import dagster as dg
 
-from wsi_assets.orchestration.artefact import all_artefacts
+from wsi_assets.orchestration.artefact import slide_artefacts
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.instance import open_instance
 from wsi_assets.orchestration.partitions import SLIDES
@@ -60,7 +60,7 @@ def make_cohort(settings: Settings, instance: dg.DagsterInstance, slides: int) -
     seen, _ = observe_all(slides, known)
     register(instance, StorageResource.of(settings), known, seen, known)
     for slide_id in instance.get_dynamic_partitions(SLIDES.name):
-        for artefact in (one for one in all_artefacts() if one.by_slide):
+        for artefact in slide_artefacts():
             instance.report_runless_asset_event(dg.AssetMaterialization(artefact.key, partition=slide_id))
 
 

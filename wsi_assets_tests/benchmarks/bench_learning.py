@@ -1,16 +1,17 @@
-"""Training and prediction against the same network on ready-made tensors, in one run on one machine.
+"""Training, prediction and whole slides against the same network on ready-made tensors, in one run.
 
     python -m wsi_assets_tests.benchmarks.bench_learning [--model resnet50] [--size 64] [--json FILE]
 
 Both sides take the same steps in turns, so that whatever else the machine does hits both. The bar is a ratio
 of 0.95, on the CPU and on a GPU where there is one. On a busy machine read the ratio of processor time, which
 waits for nobody; it counts reading too. Patches come from an LMDB store built from the real cohort
-(``WSI_TEST_DATA``).
+(``WSI_TEST_DATA``), those of a whole slide from a file made of a few JPEG tiles; there the bar is 0.9.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -21,17 +22,20 @@ import numpy as np
 import torch
 
 from wsi_assets.learning.augmentation import draw_transforms, normalize
+from wsi_assets.learning.checkpoints import LoadedModel
 from wsi_assets.learning.data import Batch, BatchReader, PatchTable
-from wsi_assets.learning.devices import autocast, in_use, resolve_device
+from wsi_assets.learning.devices import autocast, in_use, resolve_device, resolve_precision
 from wsi_assets.learning.imbalance import Imbalance
 from wsi_assets.learning.models import Architecture, PatchClassifier, build_model
-from wsi_assets.learning.options import PredictionOptions, TrainingOptions
+from wsi_assets.learning.options import PredictionOptions, SlidePredictionOptions, TrainingOptions
 from wsi_assets.learning.prediction import patch_probabilities
 from wsi_assets.learning.schedule import Schedule
+from wsi_assets.learning.slide_prediction import slide_probabilities
 from wsi_assets.learning.training import make_learner, train_epoch
 from wsi_assets.patches import ExtractionOptions, build_store, open_store, plan_patches
 from wsi_assets_tests.benchmarks import rows
 from wsi_assets_tests.conftest import REAL_DATA
+from wsi_assets_tests.patches.made import entry, grid, write_mosaic_slide
 
 BAR = 0.95
 
@@ -62,6 +66,8 @@ def main() -> None:
             store = make_store(Path(folder), asked.size or size)
             found += training(store, options, device, asked.steps or steps, asked.turns)
             found += prediction(store, options, device, asked.steps or steps, asked.turns)
+            size = store.info["patch_size"]
+            found += whole_slide(Path(folder), size, options, device, asked.steps or steps, asked.turns)
     peak = rows.peak_memory() / 2**30
     found.append(rows.Row("training and prediction, peak memory of the process", peak, "GiB"))
     if torch.cuda.is_available():
@@ -114,7 +120,7 @@ def training(store, options: TrainingOptions, device: torch.device, steps: int, 
             torch.cuda.synchronize()
         return len(order) / (time.perf_counter() - started)
 
-    what, waits = f"training, {described(options, store, learner.precision, device)}", []
+    what, waits = f"training, {described(options, store.info['patch_size'], learner.precision, device)}", []
     with BatchReader(store, workers=options.num_workers, pin=device.type == "cuda") as reader:
 
         def loop() -> float:
@@ -147,7 +153,8 @@ def prediction(
     store, options: TrainingOptions, device: torch.device, steps: int, turns: int
 ) -> list[rows.Row]:
     """Probabilities of patches in random order, in float32 on both sides."""
-    model, _ = build_model(options.model_name, patch_size=store.info["patch_size"])
+    size = store.info["patch_size"]
+    model, _ = build_model(options.model_name, patch_size=size)
     model = model.to(device)
     classifier = PatchClassifier(model, Architecture(options.model_name))
     positions = np.random.default_rng(0).integers(0, len(store), 2 * options.batch_size * steps)
@@ -167,18 +174,56 @@ def prediction(
         patch_probabilities(classifier, store, positions, settings)
         return len(positions) / (time.perf_counter() - started)
 
-    what = f"prediction, {described(options, store, settings.prediction_precision, device)}"
+    what = f"prediction, {described(options, size, settings.prediction_precision, device)}"
     return [compare(what, ready_made, loop, turns)]
 
 
-def described(options: TrainingOptions, store, precision: str, device: torch.device) -> str:
+@torch.inference_mode()
+def whole_slide(
+    folder: Path, size: int, options: TrainingOptions, device: torch.device, steps: int, turns: int
+) -> list[rows.Row]:
+    """A slide from its file, every patch of it, in the precision that prediction has and in the fastest."""
+    model, architecture = build_model(options.model_name, patch_size=size)
+    loaded = LoadedModel(folder / "best.pt", model.to(device), architecture, {"patch_size": size})
+    side = math.ceil((2 * steps * options.batch_size) ** 0.5 * size / 512)
+    slide = write_mosaic_slide(folder / "slide.tif", side, side)
+    patches = grid(side * 512, side * 512, size)
+    of_slide = entry(slide, patches, size)
+    pixels = torch.randint(0, 256, (options.batch_size, size, size, 3), dtype=torch.uint8)
+    ready = architecture.inputs(pixels.to(device)).clone()
+    found = []
+    for precision in dict.fromkeys(("float32", resolve_precision("auto", device))):
+        settings = SlidePredictionOptions(
+            prediction_batch_size=options.batch_size, prediction_precision=precision, device=str(device)
+        )
+
+        def ready_made(precision: str = precision) -> float:
+            started, batches = time.perf_counter(), math.ceil(len(patches) / options.batch_size)
+            for _ in range(batches):
+                with autocast(device, precision):
+                    model(ready)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return batches * options.batch_size / (time.perf_counter() - started)
+
+        def loop(settings: SlidePredictionOptions = settings) -> float:
+            started = time.perf_counter()
+            slide_probabilities(of_slide, loaded, settings)
+            return len(patches) / (time.perf_counter() - started)
+
+        what = f"whole slide from file, {described(options, size, precision, device)}"
+        found.append(compare(what, ready_made, loop, turns, bar=0.9))
+    return found
+
+
+def described(options: TrainingOptions, size: int, precision: str, device: torch.device) -> str:
     """Network, patches and device, short enough for a table."""
-    return (
-        f"{options.model_name}, {options.batch_size} of {store.info['patch_size']} px, {precision}, {device}"
-    )
+    return f"{options.model_name}, {options.batch_size} of {size} px, {precision}, {device}"
 
 
-def compare(what: str, ready_made, loop, turns: int, note: Callable[[], str] = str) -> rows.Row:
+def compare(
+    what: str, ready_made, loop, turns: int, note: Callable[[], str] = str, bar: float = BAR
+) -> rows.Row:
     """Both sides in turns. The row is the turn whose ratio is the median, with its own two sides."""
 
     def turn(side) -> tuple[float, float]:
@@ -191,7 +236,7 @@ def compare(what: str, ready_made, loop, turns: int, note: Callable[[], str] = s
     (ready, _), (ours, _) = pairs[turns // 2]
     processor = statistics.median(ready_[1] / loop_[1] for ready_, loop_ in pairs)
     told = "; ".join(filter(None, [f"{processor:.3f} by processor time", note()]))
-    return rows.at_least(f"{what}, against ready-made tensors", ours, ready, "img/s", BAR, told)
+    return rows.at_least(f"{what}, against ready-made tensors", ours, ready, "img/s", bar, told)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,16 @@ import numpy as np
 
 from wsi_assets.index import sample_index
 from wsi_assets.index.options import SamplingOptions
-from wsi_assets.patches import STORE_NAMES, ExtractionOptions, build_store, open_store, plan_patches
+from wsi_assets.patches import (
+    STORE_NAMES,
+    ExtractionOptions,
+    PatchPlan,
+    build_store,
+    open_store,
+    plan_patches,
+)
 from wsi_assets.patches.codecs import decode, encoder
+from wsi_assets.patches.patch_reader import PatchReader
 from wsi_assets.slides import open_tiles
 from wsi_assets_tests.benchmarks.rows import Row, arguments, at_least, below, tell
 from wsi_assets_tests.patches.made import TILE, entry, grid, index_of, write_mosaic_slide
@@ -63,18 +71,33 @@ def best(times: list[tuple[float, float]]) -> tuple[float, float]:
     return min(processor for processor, _ in times), min(clock for _, clock in times)
 
 
-def slides(folder: Path, count: int, rows: int, columns: int, **options: Any) -> list[dict[str, Any]]:
-    """Entries of slides of distinct content whose every patch is stored."""
-    made = []
+def slides(
+    folder: Path, count: int, rows: int, columns: int, *, step: float = 1.0, **options: Any
+) -> list[dict[str, Any]]:
+    """Entries of slides of distinct content whose every patch is stored, ``step`` of its pixels to one."""
+    made, (height, width) = [], (int(rows * TILE / step), int(columns * TILE / step))
     for number in range(count):
         path = write_mosaic_slide(folder / f"s{number:03d}.tif", rows, columns, **options)
         path.write_bytes(path.read_bytes() + b"%d" % number)  # slides of one size have one content otherwise
-        made.append(entry(path, grid(rows * TILE, columns * TILE, SIZE), SIZE))
+        made.append(entry(path, grid(height, width, SIZE), SIZE, step=step))
     return made
 
 
+def in_turns(
+    plan: PatchPlan, limit: Callable[[], None], folder: Path, repeats: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Best times of the build to LMDB and of the limit, in turns so that both see the same machine."""
+    builds, limits = [], []
+    for turn in range(repeats):
+        limits.append(timed(limit))
+        target = folder / f"{turn}" / "patches_lmdb"
+        builds.append(timed(lambda target=target: build_store(plan, target, "lmdb")))
+        shutil.rmtree(target.parent)
+    return best(builds), best(limits)
+
+
 def extraction(folder: Path, levels: int, patches: int, count: int, repeats: int) -> Row:
-    """One process: the build, and the limit, in turns so that both see the same machine."""
+    """One process against decoding each tile and encoding each patch."""
     rows, columns = {256: (8, 8), 800: (10, 20)}[patches]
     entries = slides(folder / "slides", count, rows, columns, levels=levels)
     plan = plan_patches(index_of(*entries), ONE)
@@ -88,13 +111,7 @@ def extraction(folder: Path, levels: int, patches: int, count: int, repeats: int
                     for y, x in np.ndindex(TILE // SIZE, TILE // SIZE):
                         encode(tile[y * SIZE : (y + 1) * SIZE, x * SIZE : (x + 1) * SIZE])
 
-    times: dict[str, list] = {"limit": [], "build": []}
-    for turn in range(repeats):
-        times["limit"].append(timed(limit))
-        target = folder / f"{turn}" / "patches_lmdb"
-        times["build"].append(timed(lambda target=target: build_store(plan, target, "lmdb")))
-        shutil.rmtree(target.parent)
-    build, least = best(times["build"]), best(times["limit"])
+    build, least = in_turns(plan, limit, folder, repeats)
     return at_least(
         f"extraction to LMDB, {levels} level(s), {count} slides of {patches} patches, against decoding and "
         "encoding once",
@@ -104,6 +121,30 @@ def extraction(folder: Path, levels: int, patches: int, count: int, repeats: int
         0.75,
         f"wall {least[1] / build[1]:.2f}",
     )
+
+
+def averaged(folder: Path, step: float, what: str, repeats: int) -> Row:
+    """The same at a magnification that no level has; per pixel of the slide."""
+    rows, columns = 10, 20
+    entries = slides(folder / "slides", 4, rows, columns, step=step)
+    plan = plan_patches(index_of(*entries), ONE)
+    encode = encoder("jpeg", 95)
+    with PatchReader(entries[0]["slide_path"], 0) as reader:
+        patches = [patch.pixels for _, patch in reader.read(plan.slides[0].coords[:64], SIZE, step)]
+
+    def limit() -> None:
+        for one in plan.slides:
+            with open_tiles(one.path, 0, verified=True) as level:
+                for place in np.ndindex(rows, columns):
+                    level.read_tile(*place)
+            for number in range(len(one)):
+                encode(patches[number % len(patches)])
+
+    build, least = in_turns(plan, limit, folder, repeats)
+    pixels = len(plan) * (SIZE * step) ** 2 / 1e6
+    what = f"extraction at {what} ({step:.3f} pixels to one), against decoding and encoding once"
+    note = f"wall {least[1] / build[1]:.2f}"
+    return at_least(what, pixels / build[0], pixels / least[0], "MPixel/s", 0.75, note)
 
 
 def processes(folder: Path, count: int, repeats: int) -> Row:
@@ -225,6 +266,8 @@ def main() -> None:
             for patches, count in ((256, 8), (800, 4)):
                 folder = Path(name) / f"{levels}_{patches}"
                 rows.append(extraction(folder, levels, patches, count, repeats))
+        for step, what in ((1 / 0.2328 / 4, "10x, levels of 0.23 um"), (0.5 / 0.243, "20x, 0.243 um")):
+            rows.append(averaged(Path(name) / f"{step}", step, what, repeats))
         rows.append(processes(Path(name) / "processes", 2 if asked.quick else 16, repeats))
         rows += memory(Path(name) / "memory")
         for count in (10,) if asked.quick else (40, 100):

@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from wsi_assets.orchestration.artefact import all_artefacts, level_chain
+from wsi_assets.orchestration.artefact import level_chain, slide_artefacts
 from wsi_assets_tests.e2e.conftest import settings
 from wsi_assets_tests.e2e.killing import Ended, Runs
 from wsi_assets_tests.slides.made import halved, picture, write_pyramid
@@ -164,7 +164,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(runs, folders, undis
 
 
 STAGES = {
-    "slides": tuple(artefact.name for artefact in all_artefacts() if artefact.by_slide),
+    "slides": tuple(artefact.name for artefact in slide_artefacts()),
     **{artefact.name: (artefact.name,) for artefact in level_chain()},
 }
 """Stage -> the steps it consists of."""

@@ -12,12 +12,16 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import EvaluationError
 from wsi_assets.evaluation.heatmap import Detection, detections_csv, find_detections, heatmap_of
-from wsi_assets.evaluation.heatmap_files import heatmap_geojson, write_likelihood_tiff
+from wsi_assets.evaluation.heatmap_files import heatmap_geojson, regions_geojson, write_likelihood_tiff
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import read_predictions
+from wsi_assets.index import IndexOptions, build_indices
+from wsi_assets.patches.patch_reader import PatchReader
 from wsi_assets_tests.evaluation.synthetic import entry, grid_entry
+from wsi_assets_tests.slides.made import picture, write_pyramid
 
 SHARP = EvaluationOptions(detection_smoothing_um=0, detection_radius_um=0, detection_threshold=0.5)
 
@@ -44,6 +48,30 @@ def test_a_cell_lies_in_the_middle_of_its_patch(patch_size, stride, downsample, 
         assert heatmap.centers(r, c) == pytest.approx(middle)
     assert heatmap.cell == pytest.approx(min(stride, patch_size) * downsample)
     assert np.isnan(heatmap.probability).sum() == heatmap.probability.size - 2
+
+
+def test_at_a_magnification_that_no_level_has_the_heatmap_lies_where_its_patches_lie(tmp_path):
+    """Each cell holds the mean of its patch, so it must be that of the pixels it covers on the slide."""
+    tissue = picture(900, 1100, seed=3)
+    write_pyramid(tmp_path / "test_1.tif", [tissue], compression=None, photometric="rgb", mpp=0.2328)
+    options = IndexOptions(patch_size=24, min_tissue=0.05)
+    index = build_indices(tmp_path, None, ["20x"], options=options).levels["20x"].index
+    (plain,) = index.values()
+    assert plain["step"] == pytest.approx(0.5 / 0.2328)
+    with PatchReader(plain["slide_path"], 0) as reader:
+        coords = np.array([patch[:2] for patch in plain["patches"]])
+        patches = dict(reader.read(coords, 24, plain["step"]))
+    probs = [patches[number].pixels.mean() / 255 for number in range(len(coords))]
+    heatmap = map_of({**plain, "probs": probs, "preds": [0] * len(probs)})
+    height, width = heatmap.probability.shape
+    assert min(height, width) > 10
+    for row, col in np.argwhere(np.isfinite(heatmap.probability)):
+        x, y = heatmap.centers(row, col)
+        place = int(y - heatmap.cell / 2), int(x - heatmap.cell / 2)
+        covered = tissue[
+            place[0] : int(place[0] + heatmap.cell) + 2, place[1] : int(place[1] + heatmap.cell) + 2
+        ]
+        assert heatmap.probability[row, col] * 255 == pytest.approx(covered.mean(), abs=2)
 
 
 def test_patches_off_the_grid_are_refused():
@@ -153,6 +181,20 @@ def test_geojson_covers_the_cells_of_each_band_at_level_0(stride, patch_size):
         assert area.area == pytest.approx(2 * heatmap.cell**2)
         for row in (0, 1):
             assert area.contains(shapely.Point(*heatmap.centers(row, col)))
+
+
+def test_predicted_regions_correct_an_annotation_only_once_somebody_unlocked_them(tmp_path):
+    heatmap = map_of(grid_entry("test_1", np.array([[0.9, 0.8, 0.1], [np.nan, 0.1, 0.9]])))
+    path = tmp_path / "test_1.geojson"
+    path.write_text(regions_geojson(heatmap, find_detections(heatmap, SHARP, 0.243), 0.8))
+    assert read_annotation(None, correction=path).geometry.is_empty
+    content = json.loads(path.read_text())
+    for feature in content["features"]:
+        feature["properties"]["isLocked"] = False
+    path.write_text(json.dumps(content))
+    accepted = read_annotation(None, correction=path).geometry
+    assert len(accepted.geoms) == 2
+    assert accepted.area == pytest.approx(3 * heatmap.cell**2)
 
 
 def test_the_tiff_lies_over_the_slide_as_asap_scales_it(tmp_path):

@@ -55,6 +55,9 @@ def test_a_magnification_is_made_verified_reported_and_compared_with_a_level(wsi
     page = (tmp_path / "storage" / "level_comparison" / "comparison.html").read_text()
     assert "../20x/report/report.html" in page
     assert wsi_assets("verify", "--mag", "20", "--fraction", "1").exit_code == 0
+    logged = wsi_assets("log", "--mag", "20")
+    assert logged.exit_code == 0, logged.output
+    assert "20x" in logged.output
     assert StorageResource(storage_dir=str(tmp_path / "storage")).levels() == ["0", "20x"]
     assert "nothing to do" in wsi_assets("run", "--mag", "20", "--dry-run").output
 

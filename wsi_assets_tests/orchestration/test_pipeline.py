@@ -403,6 +403,39 @@ class TestLevel:
             about = report_context(graph.storage, LEVEL)
             assert about.cross_validation == json.loads((folder / "folds.json").read_text())
 
+    def test_hard_negatives_are_learned_from_in_the_next_round_and_the_report_compares(self, made, tmp_path):
+        shutil.copytree(made.home, tmp_path / "copy")
+        with dg.instance_for_test() as instance:
+            graph = Graph(tmp_path / "copy", instance)
+            few = ("normal_per_tumor=0.5", "hard_negative_threshold=0")
+            again(graph, *few, instance=instance)
+            asked = again(graph, upto="hard_negatives", instance=instance)
+            assert asked == ([], ["hard_negatives"])
+            hard = read_plain_pickle(graph.storage.artefact(ASSETS["hard_negatives"], LEVEL))
+            sampled = graph.storage.artefact(ASSETS["sampled_index"], LEVEL)
+            before = read_plain_pickle(sampled)
+            _, level = again(graph, "use_hard_negatives=true", instance=instance)
+            assert level == [one.name for one in level_chain()][1:]
+            after = read_plain_pickle(sampled)
+            added = {
+                slide_id: {patch[:2] for patch in entry["patches"]}
+                - {p[:2] for p in before[slide_id]["patches"]}
+                for slide_id, entry in after.items()
+            }
+            wanted = {
+                slide_id: {(y, x) for y, x, _ in patches} for slide_id, patches in hard["patches"].items()
+            }
+            assert {slide_id: places for slide_id, places in added.items() if places} == wanted
+            assert again(graph, instance=instance) == ([], []), "a new model alone asks for no new round"
+            report = (graph.storage.artefact(ASSETS["evaluation"], LEVEL) / "report.html").read_text()
+            assert "Both models on the same test slides" in report
+            used = graph.storage.record(ASSETS["sampled_index"], LEVEL).facts["hard_negatives"]
+            assert used["before"]["tested"] == {"test_001": len(after["test_001"]["patches"])}
+            assert again(graph, upto="hard_negatives", instance=instance)[1] == ["hard_negatives"]
+            record = graph.storage.record(ASSETS["hard_negatives"], LEVEL)
+            assert record.facts["round"] == 2
+            assert record.facts["patches"] >= used["patches"], "those of earlier rounds stay"
+
     def test_checks_fail_where_a_record_or_an_artefact_is_missing(self, made, tmp_path):
         home = tmp_path / "copy"
         shutil.copytree(made.home, home)

@@ -80,8 +80,10 @@ def holed(tmp_path_factory):
 def test_both_ways_of_reading_agree_on_pixels_and_on_what_is_missing(holed, places, size):
     found = []
     for direct in (True, False):
-        reader = PatchReader(holed, 0, direct=direct)
-        assert (reader.tiles is not None) == direct
+        reader = PatchReader(holed, 0)
+        if not direct:
+            reader.tiles.close()
+            reader.tiles = None
         found.append(dict(reader.read(np.array(places, np.int32), size)))
         reader.close()
     for number in range(len(places)):

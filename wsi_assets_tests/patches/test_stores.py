@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import shutil
+import struct
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -220,18 +221,12 @@ def test_verifying_reads_the_whole_file_with_lmdbs_own_checker(built, tmp_path):
     shutil.copytree(built, tmp_path / "copy")
     with (tmp_path / "copy" / "data.mdb").open("r+b") as file, open_store(tmp_path / "copy") as store:
         assert store.problems() == []
-        root = int.from_bytes(file.read(1 << 12)[128:136], "little")
-        assert root > 0
-        file.seek(0, 2)
-        pages = file.tell() >> 12
-        for page in range(2, pages):  # damage a page of the tree, not of a patch
-            file.seek(page << 12)
-            head = file.read(16)
-            if head[10] & 0x02:
-                file.seek((page << 12) + 20)
-                file.write(b"\xff" * 64)
-                file.flush()
-                break
+        # The later of two meta pages, by its transaction's number, names the root of the tree.
+        metas = [struct.unpack("<QQQ", file.read(1 << 12)[128:152]) for _ in range(2)]
+        root, _, _ = max(metas, key=lambda meta: meta[2])
+        file.seek((root << 12) + 16)  # its list of nodes
+        file.write(b"\xff" * 64)
+        file.flush()
         assert store.problems()
 
 
@@ -251,7 +246,7 @@ def test_verifying_finds_the_one_patch_that_is_not_its_slides(built, entries):
 
 
 def test_a_slide_that_fails_while_it_is_verified_has_each_patch_once(built, entries, monkeypatch):
-    read, reads = ReferenceReader.read, Counter()
+    read, reads = ReferenceReader.read_window, Counter()
 
     def fails_after_three(reader, *window):
         reads[reader] += 1
@@ -259,7 +254,7 @@ def test_a_slide_that_fails_while_it_is_verified_has_each_patch_once(built, entr
             raise SlideError("cannot be read")
         return read(reader, *window)
 
-    monkeypatch.setattr(ReferenceReader, "read", fails_after_three)
+    monkeypatch.setattr(ReferenceReader, "read_window", fails_after_three)
     with open_store(built) as store:
         report = verify_store(store, index_of(*entries), 1.0)
         assert len({key for key, _ in report.problems}) == len(report.problems)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from wsi_assets.index import build_slide_index, load_index, save_index
-from wsi_assets.patches import open_store
+from wsi_assets.patches import open_store, verify_store
 from wsi_assets_tests.annotations.files import SQUARE, annotation, asap
 from wsi_assets_tests.scripts import consumer
 from wsi_assets_tests.slides.made import picture, write_pyramid
@@ -78,6 +78,20 @@ def test_a_program_written_from_the_specification_runs_on_what_the_commands_made
     results = consumer.read_test_index(folder / "slide_index_test.pkl")
     assert set(results) == {"test_073_node_1", "test_073_node_2"}
     assert all(0 <= prob <= 1 for probs, _ in results.values() for prob in probs)
+
+
+def test_an_index_of_a_magnification_and_of_its_pixel_size_are_one(real_data, tmp_path):
+    targets = ("--target_mag", 20, "--target_mpp", 0.5, "--patch_size", 128, "--out_dir", tmp_path)
+    done("build_index", *targets, cwd=real_data / "cohort")
+    one, other = (load_index(tmp_path / f"index_{name}.pkl") for name in ("20x", "0.5um"))
+    assert {slide_id: entry["patches"] for slide_id, entry in one.items()} == {
+        slide_id: entry["patches"] for slide_id, entry in other.items()
+    }
+    assert [entry["mpp"] for entry in one.values()] == pytest.approx([0.5] * len(one))
+    done("save_patches", "--index_file", "index_20x.pkl", "--codec", "png", cwd=tmp_path)
+    with open_store(tmp_path / "patches_lmdb") as store:
+        assert len(store) == sum(len(entry["patches"]) for entry in one.values()) > 0
+        assert verify_store(store, one, 1.0).ok
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import AnnotationError, ConfigError, SlideError
 from wsi_assets.slides import (
+    SlideFile,
     annotation_version,
     find_slides,
     fingerprint,
@@ -28,6 +29,7 @@ from wsi_assets.slides import (
     slide_id_of,
 )
 from wsi_assets.slides.fingerprints import NO_ANNOTATION
+from wsi_assets_tests.slides.made import picture, write_pyramid
 
 
 def touch(folder, *names):
@@ -343,6 +345,23 @@ def test_a_large_file_cut_short_has_another_fingerprint(tmp_path_factory, size, 
     with path.open("wb") as stream:
         stream.truncate(size - less)
     assert fingerprint(path) != whole
+
+
+def test_other_pixels_in_as_many_bytes_and_an_annotation_edited_anywhere_are_seen(tmp_path):
+    rng = np.random.default_rng(0)
+    for seed, name in enumerate(("a.tif", "b.tif")):
+        tissue = picture(2048, 2048, seed=seed)
+        write_pyramid(tmp_path / name, [tissue], tile=512, compression=None, photometric="rgb")
+    one, other = tmp_path / "a.tif", tmp_path / "b.tif"
+    assert one.stat().st_size == other.stat().st_size > 4 << 20
+    assert fingerprint(one) != fingerprint(other)
+    path, data = tmp_path / "a.xml", bytearray(rng.bytes(6 << 20))
+    versions = set()
+    for place in (0, 2_000_001, 3_333_333):
+        data[place] ^= 1
+        path.write_bytes(data)
+        versions.add(annotation_version(SlideFile("a", one, path)))
+    assert len(versions) == 3
 
 
 @pytest.mark.parametrize("place", [0, 200_000, -1, -200_000])

@@ -82,12 +82,13 @@ def test_a_patch_is_the_exact_area_average_and_begins_where_the_last_one_ended(s
     def read(top, left, height, width):
         values = rows[top : top + height, None] + columns[None, left : left + width]
         assert values.shape == (height, width)
-        return np.repeat(values[..., None], 3, axis=2).astype(np.uint8)
+        return np.repeat(values[..., None], 3, axis=2).astype(np.uint8), np.ones((height, width), bool)
 
     def means(values, first):
         edges = (first + np.arange(size + 1)) * step
         return np.diff(np.interp(edges, np.arange(side + 1), np.concatenate([[0], np.cumsum(values)]))) / step
 
     expected = means(rows, y)[:, None] + means(columns, x)[None]
-    found = read_averaged(read, y, x, size, step)
+    found, missing = read_averaged(read, y, x, size, step)
+    assert missing == 0
     assert np.abs(found - expected[..., None]).max() <= 0.51

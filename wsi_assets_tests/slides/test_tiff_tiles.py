@@ -79,7 +79,7 @@ def test_a_tile_never_written_is_none(tmp_path):
 def test_a_place_outside_the_grid_is_refused(real_data):
     with open_tiles(real_data / JPEG_SLIDES[1], 0) as level, pytest.raises(IndexError):
         level.read_tile(14, 0)
-    with pytest.raises(IndexError):
+    with pytest.raises(SlideError):
         open_tiles(real_data / JPEG_SLIDES[1], 5)
 
 
@@ -183,7 +183,7 @@ def assert_exact(path, truth):
                     y, x = int(rng.integers(0, image.shape[0] - h)), int(rng.integers(0, image.shape[1] - w))
                     wanted = image[y : y + h, x : x + w]
                     np.testing.assert_array_equal(slide.read_region(level.index, y, x, h, w).pixels, wanted)
-                    np.testing.assert_array_equal(reference.read(y, x, h, w), wanted)
+                    np.testing.assert_array_equal(reference.read_window(y, x, h, w)[0], wanted)
 
 
 def test_where_openslide_can_only_blend_a_pixel_does_not_depend_on_the_window(tmp_path, monkeypatch):

@@ -91,9 +91,9 @@ def evaluation(
             progress=progress,
         )
         pages = _empty(storage.root / f"report_{name_of(level)}_in_progress")
-        about = report_context(storage, level)
+        metrics = headline(outcome)
+        about = report_context(storage, level, metrics)
         write_report(outcome, pages, context=about, progress=progress)
-    metrics = headline(outcome)
     values = {name: metric.value for name, metric in metrics.items()}
     measured = {f"test_{name}": value for name, value in values.items()}
     address = mlflow.add_evaluation(level, measured, pages, context.log.warning)

@@ -5,7 +5,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import pydantic
 
+from wsi_assets.errors import SlideIndexError
+from wsi_assets.files import read_plain_pickle
 from wsi_assets.index.options import IndexOptions, SamplingOptions
 from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_REGIONS
@@ -35,12 +38,25 @@ SLIDE_INDEX = Artefact(
     automation=follow_at_night,
 )
 
+HARD_NEGATIVES_NAME = "hard_negatives"
+
+
+class SampledIndexOptions(SamplingOptions):
+    """Which indexed patches are learnt from, also in later rounds."""
+
+    use_hard_negatives: bool = pydantic.Field(
+        False,
+        description="Training slides keep the patches of hard_negatives in addition: materialize it first.",
+    )
+
+
 SAMPLED_INDEX = Artefact(
     name="sampled_index",
     code_version="2",
     path="{level}/index_{level}_sampled.pkl",
-    options=SamplingOptions,
+    options=SampledIndexOptions,
     inputs=(SLIDE_INDEX,),
+    feedback={"use_hard_negatives": HARD_NEGATIVES_NAME},
     may_name_a_file=frozenset({"incomplete_slides"}),
     must_pass=("sample_is_of_index",),
     shown=("slides", "patches", "tumor", "normal"),
@@ -106,15 +122,30 @@ def sampled_index(
 
     with user_errors_as_failures():
         making = Making(context, storage, SAMPLED_INDEX, config)
-        sampled = sample_index(slide_index, making.options)
+        hard = _hard_negatives(storage, context.partition_key, making)
+        sampled = sample_index(slide_index, making.options, hard["patches"])
     return making.result(
         sampled,
-        facts=counts(sampled),
+        facts={**counts(sampled), **hard["facts"]},
         metadata={
             "counts_picture": picture(counts_png(slide_index, sampled), "patches by slide"),
             "counts_by_slide": table(slide_table(sampled)),
         },
     )
+
+
+def _hard_negatives(storage: StorageResource, level: str, making: Making) -> dict[str, Any]:
+    """``patches`` that the last round left, where they are asked for, and ``facts`` of them."""
+    if not making.options.use_hard_negatives:
+        return {"patches": {}, "facts": {}}
+    if not making.inputs[HARD_NEGATIVES_NAME]:
+        raise SlideIndexError(
+            "use_hard_negatives is on, and there are none of this level",
+            remedy="Make them with the model trained without: use_hard_negatives=false, then hard_negatives",
+        )
+    left = read_plain_pickle(storage.level_folder(level) / f"{HARD_NEGATIVES_NAME}.pkl")
+    facts = {"round": left["round"], "patches": sum(map(len, left["patches"].values()))}
+    return {"patches": left["patches"], "facts": {"hard_negatives": {**facts, "before": left["before"]}}}
 
 
 def _regions(

@@ -111,7 +111,8 @@ def tissue_regions(
             slide = folder.slide(slide_id)
             return partial(read_tissue, slide_id, slide.path, making.options, slide.said)
 
-        return make_slides(making, workers, pickle_io, prepare, partial(_tissue, folder))
+        makings = dict.fromkeys(context.partition_keys, making)
+        return make_slides(makings, workers, pickle_io, prepare, partial(_tissue, folder))
 
 
 def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -> Made:
@@ -168,7 +169,8 @@ def annotation_regions(
             tissue = tissue_regions[slide_id]
             return partial(read_slide_annotation, slide, making.options, tissue)
 
-        return make_slides(making, workers, pickle_io, prepare, partial(_annotation, folder, storage))
+        makings = dict.fromkeys(context.partition_keys, making)
+        return make_slides(makings, workers, pickle_io, prepare, partial(_annotation, folder, storage))
 
 
 def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id: str, read: Any) -> Made:

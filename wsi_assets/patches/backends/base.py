@@ -7,14 +7,16 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import disk_fault
-from wsi_assets.patches.options import Backend
 from wsi_assets.slides.closing import Closing
+
+if TYPE_CHECKING:
+    from wsi_assets.patches.options import Backend
 
 FORMAT = 7
 """Version of our metadata; a store of another version is built again."""

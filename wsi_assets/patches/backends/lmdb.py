@@ -29,7 +29,9 @@ from wsi_assets.patches.codecs import codec_of, decode
 _METADATA = b"__info__"
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FIRST_MAP_SIZE = 1 << 30
-_COMMIT_BYTES = 16 << 20
+_COMMIT_BYTES = 512 << 10
+"""What one transaction writes: more leaves the processor's cache, and takes three times as long."""
+_LEAST_FREE = 16 << 20
 
 
 class LmdbReader(StoreReader):
@@ -134,7 +136,7 @@ def _errors_of_the_disk(path: Path) -> Iterator[None]:
     except lmdb.Error as error:
         code = {lmdb.DiskError: errno.ENOSPC, lmdb.ReadonlyError: errno.EROFS}.get(type(error))
         code = code or getattr(error, "code", 0)
-        if code == errno.EIO and shutil.disk_usage(path).free < _COMMIT_BYTES:
+        if code == errno.EIO and shutil.disk_usage(path).free < _LEAST_FREE:
             code = errno.ENOSPC  # EIO is LMDB's word for a write that ended early
         if code > 0:
             raise OSError(code, os.strerror(code), str(path)) from error

@@ -1,14 +1,36 @@
-"""Windows over a grid of tiles."""
+"""Windows of a level: over its edges, and over a grid of tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
 
 Part = tuple[slice, slice]
 """(rows, columns) of an array."""
+Window = tuple[np.ndarray, np.ndarray]
+"""uint8 (h, w, 3) RGB, and bool (h, w), where there are pixels; white elsewhere."""
+Read = Callable[[int, int, int, int], Window]
+"""(y, x, height, width) of a window inside a level -> it."""
+
+
+def over_edges(
+    read: Read, size: tuple[int, int], y: int, x: int, height: int, width: int, *, outside: bool = False
+) -> Window:
+    """A window that may reach over the edges of a level of ``size`` (width, height).
+
+    There it is white, and the second array is ``outside``.
+    """
+    top, bottom = max(0, y), min(size[1], y + height)
+    left, right = max(0, x), min(size[0], x + width)
+    if (bottom - top, right - left) == (height, width):
+        return read(y, x, height, width)
+    pixels, mask = np.full((height, width, 3), 255, np.uint8), np.full((height, width), outside)
+    if top < bottom and left < right:
+        inner = np.s_[top - y : bottom - y, left - x : right - x]
+        pixels[inner], mask[inner] = read(top, left, bottom - top, right - left)
+    return pixels, mask
 
 
 def tiles_over(

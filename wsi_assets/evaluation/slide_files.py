@@ -1,0 +1,135 @@
+"""The files of one predicted slide: what other viewers open over it, a picture, and its score.
+
+<slide>_likelihood_map.tif  the probability map for ASAP, a tiled pyramid
+<slide>.csv                 detections: probability,x,y at level 0, without a header
+<slide>.geojson             regions above the threshold and detections, for QuPath
+<slide>.png                 the heatmap over the slide
+prediction.json             score, area, model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_assets.drawing import png_of
+from wsi_assets.evaluation import pictures
+from wsi_assets.evaluation.heatmap import (
+    Detection,
+    Heatmap,
+    detections_csv,
+    find_detections,
+    heatmap_of,
+    smoothed,
+)
+from wsi_assets.evaluation.heatmap_files import regions_geojson, write_likelihood_tiff
+from wsi_assets.evaluation.metrics import Calibration
+from wsi_assets.evaluation.options import EvaluationOptions
+from wsi_assets.evaluation.predictions import SlidePredictions, read_predictions
+from wsi_assets.files import write_json
+
+PICTURE_SIDE = 1000
+SUMMARY = "prediction.json"
+
+
+@dataclass(frozen=True)
+class PredictedSlide:
+    """What is drawn of a slide; ``heatmap`` is None where it has no patches."""
+
+    predictions: SlidePredictions
+    heatmap: Heatmap | None
+    detections: tuple[Detection, ...]
+    geometry: None = None
+
+    @property
+    def slide_id(self) -> str:
+        return self.predictions.slide_id
+
+
+def write_slide_prediction(
+    folder: Path,
+    slide_id: str,
+    entry: Mapping[str, Any],
+    card: Mapping[str, Any],
+    options: EvaluationOptions,
+    about: Mapping[str, Any] | None = None,
+    *,
+    open_slide: Callable[[str], Any] | None = None,
+) -> dict[str, Any]:
+    """Write all files of a predicted slide into ``folder``; returns what ``prediction.json`` holds.
+
+    ``score`` is the highest smoothed probability of the heatmap, ``calibrated`` the same at the prevalence of
+    the model's validation slides, ``area_mm2`` that of the cells from the model's threshold on. What cannot
+    be known is None: the score of a slide without patches, the area where the pixel size is not known.
+
+    Args:
+        entry: of an index, with ``probs``; nan for a patch that could not be read.
+        card: the model's ``best.json``; about: what else ``prediction.json`` shall say.
+        open_slide: path -> reader, ``wsi_assets.slides.open_slide`` by default.
+
+    Raises:
+        SlideError: the slide does not open or read.
+    """
+    if open_slide is None:
+        from wsi_assets.slides import open_slide
+    (part,) = read_predictions({slide_id: entry})
+    heatmap = heatmap_of(part)
+    found = find_detections(heatmap, options, part.mpp) if heatmap else ()
+    threshold = card["thresholds"]["validation"]["threshold"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{slide_id}.csv").write_text(detections_csv(found), encoding="utf-8")
+    (folder / f"{slide_id}.geojson").write_text(regions_geojson(heatmap, found, threshold), encoding="utf-8")
+    slide = PredictedSlide(part, heatmap, found)
+    with open_slide(part.slide_path) as reader:
+        size = reader.levels[0].height, reader.levels[0].width
+        view = pictures.view_of(slide, reader, options.heatmap_side)
+    if heatmap is not None:
+        write_likelihood_tiff(folder / f"{slide_id}_likelihood_map.tif", heatmap, size, part.mpp)
+    drawn = pictures.heatmap_picture(slide, view, PICTURE_SIDE, options.detection_threshold)
+    (folder / f"{slide_id}.png").write_bytes(png_of(drawn))
+    score = area = None
+    if heatmap is not None and part.seen.any():
+        score = float(np.nanmax(smoothed(heatmap, options, part.mpp)))
+        cells = np.count_nonzero(heatmap.probability >= threshold)
+        area = cells * (heatmap.cell * part.mpp / 1000) ** 2 if part.mpp else None
+    curve = card["calibration"] and Calibration(
+        card["calibration"]["temperature"], card["calibration"]["shift"]
+    )
+    summary = {
+        "slide_id": slide_id,
+        "score": score,
+        "calibrated": float(curve(np.array(score))) if curve and score is not None else None,
+        "area_mm2": area,
+        "detections": len(found),
+        "patches": len(part.probs),
+        "unread": int((~part.seen).sum()),
+        "level": entry.get("resolution") or part.level,
+        "mpp": entry.get("mpp"),
+        "patch_size": part.patch_size,
+        "stride": part.stride,
+        "threshold": threshold,
+        "probs": card["probs"],
+        "notices": _notices(part, entry, card),
+        **(about or {}),
+    }
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _notices(part: SlidePredictions, entry: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
+    """A line on each thing for which the score may mean little."""
+    notices = []
+    trained, here = card.get("mpp"), entry.get("mpp")
+    if trained and here and not 0.8 < here / trained < 1.25:
+        notices.append(
+            f"its pixels are {here:.3g} um wide, those that the model learned from {trained:.3g} um"
+        )
+    if not part.seen.any():
+        notices.append(
+            "no patch of it lies on tissue" if not len(part.probs) else "none of its patches reads"
+        )
+    return notices

@@ -1,0 +1,165 @@
+"""The detector at work: any slide at any level, predicted from its own pixels. Made only when asked for."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from wsi_assets.errors import SlideError
+from wsi_assets.learning.options import SlidePredictionOptions
+from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.assets.evaluation import EVALUATION
+from wsi_assets.orchestration.assets.index import SLIDE_INDEX
+from wsi_assets.orchestration.assets.learning import POOL, TRAINED_MODEL, trained_model
+from wsi_assets.orchestration.assets.patches import PATCH_STORE
+from wsi_assets.orchestration.assets.slides import TISSUE_REGIONS, slide_image
+from wsi_assets.orchestration.config import launchpad_config
+from wsi_assets.orchestration.io_managers import LazyPickles, ReportIOManager
+from wsi_assets.orchestration.making import Making
+from wsi_assets.orchestration.metadata import picture, progress_to, rounded, user_errors_as_failures
+from wsi_assets.orchestration.mlflow import MlflowResource
+from wsi_assets.orchestration.partition_batches import SLIDES_PER_RUN, Made, make_slides
+from wsi_assets.orchestration.partitions import OF_ITS_LEVEL, OF_ITS_SLIDE, parts_of
+from wsi_assets.orchestration.prediction_plan import Detector, find_detector
+from wsi_assets.orchestration.resources import SlideFolderResource
+from wsi_assets.orchestration.slide_folder import SLIDE_IMAGE, image_version
+from wsi_assets.orchestration.storage import StorageResource
+
+if TYPE_CHECKING:
+    from wsi_assets.learning import LoadedModel
+
+PREDICT_SLIDES = "predict_slides"
+"""The job that makes this asset alone."""
+
+SUMMARY = "prediction.json"
+"""What was found on a slide, in numbers."""
+
+SLIDE_PREDICTION = Artefact(
+    name="slide_prediction",
+    code_version="1",
+    path="slides/{slide}/{level}",
+    options=SlidePredictionOptions,
+    inputs=(TISSUE_REGIONS, TRAINED_MODEL),
+    sources=(SLIDE_IMAGE,),
+    main_file=SUMMARY,
+    # What the model is, its digest says.
+    without_effect=frozenset(
+        {"model", "num_workers", "device", "prediction_batch_size", "predict_new_slides"}
+    ),
+    optional=True,
+)
+
+SlidePredictionConfig = launchpad_config(SLIDE_PREDICTION)
+
+
+@dg.asset(
+    **SLIDE_PREDICTION.asset_arguments(io_manager_key="report_io"),
+    ins={
+        "tissue_regions": dg.AssetIn(partition_mapping=OF_ITS_SLIDE, metadata={"load": "mapping"}),
+    },
+    deps=[
+        dg.AssetDep(slide_image, partition_mapping=OF_ITS_SLIDE),
+        dg.AssetDep(trained_model, partition_mapping=OF_ITS_LEVEL),
+    ],
+    kinds={"pytorch", "geotiff"},
+    pool=POOL,
+    backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
+    description="Where a slide looks like tumor to the level's model: heatmap for ASAP, detections, regions "
+    "for QuPath, a picture and a score, below `slides/<slide>/`. Any slide, annotated or not; what is up to "
+    "date stays. Only made when asked for. Cut off, it resumes with the next slide.",
+)
+def slide_prediction(
+    context: dg.AssetExecutionContext,
+    config: SlidePredictionConfig,
+    folder: SlideFolderResource,
+    storage: StorageResource,
+    mlflow: MlflowResource,
+    tissue_regions: LazyPickles,
+    report_io: dg.ResourceParam[ReportIOManager],
+) -> dg.MaterializeResult:
+    levels = {level: None for _, level in map(parts_of, context.partition_keys)}
+    with user_errors_as_failures():
+        at = {level: _AtLevel(context, config, storage, mlflow, level) for level in levels}
+        makings = {key: at[parts_of(key)[1]].making for key in context.partition_keys}
+
+        def prepare(key: str) -> partial:
+            slide_id, level = parts_of(key)
+            return partial(at[level].predict, key, folder, tissue_regions.get(slide_id))
+
+        return make_slides(makings, None, report_io, prepare, lambda key, made: made)
+
+
+class _AtLevel:
+    """What all slides of a level share in a run: the model, loaded when the first slide needs it."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        config: dg.Config,
+        storage: StorageResource,
+        mlflow: MlflowResource,
+        level: str,
+    ):
+        self.making = Making(context, storage, SLIDE_PREDICTION, config, level=level)
+        self.detector: Detector = find_detector(
+            storage, mlflow, level, self.making.options.model, storage.parameters.read()
+        )
+        self._loaded: LoadedModel | None = None
+
+    def predict(self, key: str, folder: SlideFolderResource, tissue: dict[str, Any] | None) -> Made:
+        """Predict one slide, or show what is up to date."""
+        making, (slide_id, _) = self.making, parts_of(key)
+        slide = folder.slide(slide_id)
+        if tissue is None:
+            raise SlideError("has no tissue_regions", path=slide.path, remedy="Materialize them first")
+        version = making.storage.version(TISSUE_REGIONS, slide_id)
+        inputs = self.detector.inputs(image_version(tissue["fingerprint"], slide), version)
+        files, made = making.storage.artefact(SLIDE_PREDICTION, key), None
+        if making.storage.why_out_of_date(SLIDE_PREDICTION, key, making.parameters, inputs):
+            files = made = self._write(slide_id, slide.path, tissue)
+        summary = json.loads((files / SUMMARY).read_text(encoding="utf-8"))
+        for notice in summary["notices"]:
+            making.context.log.warning(f"{slide_id}: {notice}")
+        known = {name: rounded(summary[name]) for name in ("score", "calibrated", "area_mm2")}
+        return Made(
+            made,
+            inputs=inputs,
+            facts={name: summary[name] for name in ("score", "detections", "patches", "unread", "notices")},
+            metadata={
+                "heatmap": picture((files / f"{slide_id}.png").read_bytes(), f"heatmap of {slide_id}"),
+                "viewer": folder.viewer_page(slide_id),
+                **known,
+                **{name: summary[name] for name in ("detections", "patches", "unread", "notices")},
+                "model": summary["model"],
+            },
+        )
+
+    def _write(self, slide_id: str, path: Path, plain: dict[str, Any]) -> Path:
+        """A new folder with the files of a slide's prediction."""
+        import time
+        from dataclasses import replace
+
+        from wsi_assets.evaluation.slide_files import write_slide_prediction
+        from wsi_assets.index import TissueRegions
+        from wsi_assets.learning import load_model, slide_grid, slide_probabilities
+
+        began, making, rules = time.monotonic(), self.making, self.detector.options
+        self._loaded = self._loaded or load_model(self.detector.path)
+        tissue = replace(TissueRegions.from_plain(plain), slide_path=str(path))
+        stride, size = making.options.prediction_stride, self._loaded.patch_size
+        entry = slide_grid(tissue, making.resolution.key, rules[SLIDE_INDEX], size, stride)
+        entry["probs"] = slide_probabilities(
+            entry,
+            self._loaded,
+            making.options,
+            max_no_data=rules[PATCH_STORE].max_no_data,
+            progress=progress_to(making.context.log),
+        )
+        folder = making.storage.slide_folder(slide_id) / f"{making.resolution.name}_in_progress"
+        shutil.rmtree(folder, ignore_errors=True)
+        about = {"model": self.detector.said, "seconds": round(time.monotonic() - began, 2)}
+        write_slide_prediction(folder, slide_id, entry, self.detector.card, rules[EVALUATION], about)
+        return folder
