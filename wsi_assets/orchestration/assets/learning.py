@@ -60,7 +60,7 @@ TestPredictionsConfig = launchpad_config(TEST_PREDICTIONS)
     kinds={"pytorch", "mlflow"},
     pool=POOL,
     description="A tumor classifier trained against class imbalance: `checkpoints/best.pt`, `best.json`, "
-    "`epoch_losses.csv`, and an MLflow run. Cut off, it resumes from its last epoch.",
+    "`epoch_losses.csv`, and an MLflow run. Cut off, it goes on from what it saved, a minute before at most.",
 )
 def trained_model(
     context: dg.AssetExecutionContext,
