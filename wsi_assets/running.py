@@ -46,6 +46,9 @@ def as_command() -> Iterator[None]:
     gc.set_threshold(10_000)  # loading Dagster makes many objects and no garbage
     atexit.register(gc.freeze)  # Python's own end would search all of that again: most of a second
     os.environ["MPLBACKEND"] = "agg"  # Jupyter leaves a name here that matplotlib refuses elsewhere
+    # A pool that is killed leaves semaphores; Python's own helper process frees them, and need not say so.
+    others = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (others, "ignore:resource_tracker")))
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {one: signal.signal(one, _interrupt) for one in signals}
     received, wakeup = socket.socketpair()

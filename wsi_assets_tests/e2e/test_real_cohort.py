@@ -108,7 +108,7 @@ def test_the_training_is_in_mlflow_with_level_and_run_id(finished):
 
     client = MlflowClient(f"sqlite:///{finished[0]}/storage/mlflow.db")
     experiment = client.get_experiment_by_name("wsi_assets")
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = client.search_runs([experiment.experiment_id], "tags.level = '0'")
     assert run.info.status == "FINISHED"
     assert run.data.tags["level"] == "0"
     assert run.data.tags["dagster_run_id"]
