@@ -65,6 +65,7 @@ class ReportContext:
         changed: settings whose value is not the default.
         seconds: step -> seconds it took.
         mlflow_url: where the training run is.
+        viewer: slide id -> address of its page in the slide viewer.
     """
 
     cohort: str | None = None
@@ -87,6 +88,7 @@ class ReportContext:
     changed: Collection[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     mlflow_url: str | None = None
+    viewer: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -139,6 +139,9 @@ def index_level(
     empty: dict[str, str] = {}
     wanted, known = _resolution(level), set()
     for tissue, tumor, annotation_path in slides:
+        if cohort.row(tissue.slide_id).label == "unknown":
+            left_out[tissue.slide_id] = f"{cohort.path} says that its label is unknown; it can be predicted"
+            continue
         known.update(v.index for v in tissue.levels)
         try:
             target = _place(tissue, wanted, options)

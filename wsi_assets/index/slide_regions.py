@@ -66,7 +66,7 @@ def read_tumor(
         if correction:
             regions = read_annotation(None, options, correction=correction, bounds=bounds)
     annotated = regions is not None and not regions.geometry.is_empty
-    if label and annotated != (label == "tumor"):
+    if label in ("tumor", "normal") and annotated != (label == "tumor"):
         raise AnnotationError(
             f"has {'' if annotated else 'no '}annotated tumor, and the cohort's table calls it {label}",
             path=correction or annotation or slide.path,

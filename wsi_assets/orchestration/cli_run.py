@@ -164,6 +164,7 @@ class CommandLineRun:
         from wsi_assets.slides import is_test_slide
 
         slides, cohort = self.folder.slides(), self.folder.cohort()
+        slides = {one: slide for one, slide in slides.items() if slide.said.label != "unknown"}
         options: Any = options_of(SLIDE_INDEX, None, self.storage.parameters.read(), self.given)
         accepted = accepted_slides(self.settings, levels, self.given)
         sides = cohort.sides(cohort.patients(slides, options.patient_pattern))

@@ -30,7 +30,11 @@ _COLUMNS = {
 """Field -> other names of its column: QuPath's, CLAM's, TRIDENT's, STAMP's, Slideflow's."""
 _WORDS = {
     "split": {"train": "train training", "validation": "validation valid val", "test": "test testing"},
-    "label": {"tumor": "tumor tumour tumor_tissue", "normal": "normal normal_tissue"},
+    "label": {
+        "tumor": "tumor tumour tumor_tissue",
+        "normal": "normal normal_tissue",
+        "unknown": "unknown unlabeled",
+    },
 }
 _BOUNDS = {"base_mag": (1.0, 200.0), "mpp": MPP_RANGE}
 _NOTHING = {"", "na", "nan", "none", "null"}
@@ -42,12 +46,13 @@ class SlideRow:
     """What the table says of one slide; None is nothing.
 
     ``label`` stands where an annotation is missing or not understood: ``normal`` makes it a normal slide,
-    ``tumor`` leaves it out until it is annotated. ``mpp``: um per level-0 pixel.
+    ``tumor`` leaves it out until it is annotated; an ``unknown`` one is in no index and can be predicted.
+    ``mpp``: um per level-0 pixel.
     """
 
     patient: str | None = None
     split: Side | None = None
-    label: Literal["tumor", "normal"] | None = None
+    label: Literal["tumor", "normal", "unknown"] | None = None
     base_mag: float | None = None
     mpp: float | None = None
 

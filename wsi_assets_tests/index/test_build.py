@@ -41,6 +41,9 @@ def test_a_label_decides_what_the_annotation_does_not(folders):
     assert not any(patch[2] for patch in entry["patches"])
     contradicted = indexed(folders, "slide,label\ntumor_001_node_1,normal\n")
     assert "normal" in contradicted.left_out["tumor_001_node_1"]
+    unknown = indexed(folders, "slide,label\ntumor_004_node_1,unknown\ntumor_064_node_1,normal\n")
+    assert "unknown" in unknown.levels[0].left_out["tumor_004_node_1"]
+    assert "tumor_004_node_1" not in unknown.levels[0].index
 
 
 def test_patient_split_and_scale_are_the_tables(folders):

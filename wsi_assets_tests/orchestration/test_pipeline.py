@@ -429,6 +429,7 @@ class TestLevel:
             assert again(graph, instance=instance) == ([], []), "a new model alone asks for no new round"
             report = (graph.storage.artefact(ASSETS["evaluation"], LEVEL) / "report.html").read_text()
             assert "Both models on the same test slides" in report
+            assert "/slide/test_001" in report, "the page of a test slide in the viewer"
             used = graph.storage.record(ASSETS["sampled_index"], LEVEL).facts["hard_negatives"]
             assert used["before"]["tested"] == {"test_001": len(after["test_001"]["patches"])}
             assert again(graph, upto="hard_negatives", instance=instance)[1] == ["hard_negatives"]

@@ -1,7 +1,7 @@
 """How good the detector is, on slides it has never seen."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from wsi_assets.slides.resolution import name_of
 
 EVALUATION = Artefact(
     name="evaluation",
-    code_version="6",
+    code_version="7",
     path="{level}/report",
     options=EvaluationOptions,
     inputs=(TEST_PREDICTIONS, TRAINED_MODEL, CROSS_VALIDATION),
@@ -91,7 +91,10 @@ def evaluation(
         )
         pages = _empty(storage.root / f"report_{name_of(level)}_in_progress")
         metrics = headline(outcome)
-        about = report_context(storage, level, metrics)
+        about = replace(
+            report_context(storage, level, metrics),
+            viewer={slide_id: folder.viewer_page(slide_id).url for slide_id in test_predictions},
+        )
         write_report(outcome, pages, context=about, progress=progress)
     values = {name: metric.value for name, metric in metrics.items()}
     measured = {f"test_{name}": value for name, value in values.items()}
