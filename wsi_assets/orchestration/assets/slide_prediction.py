@@ -64,7 +64,7 @@ SlidePredictionConfig = launchpad_config(SLIDE_PREDICTION)
         dg.AssetDep(slide_image, partition_mapping=OF_ITS_SLIDE),
         dg.AssetDep(trained_model, partition_mapping=OF_ITS_LEVEL),
     ],
-    kinds={"pytorch", "geotiff"},
+    kinds={"pytorch", "tiff"},
     pool=POOL,
     backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
     description="Where a slide looks like tumor to the level's model: heatmap for ASAP, detections, regions "
