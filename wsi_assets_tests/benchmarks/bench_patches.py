@@ -242,7 +242,8 @@ def reading(folder: Path) -> list[Row]:
                 what = f"random reads, {backend}, against plain h5py"
             else:
                 data = [store.encoded(index) for index in order]
-                bare = lambda data=data: [decode(value, SIZE) for value in data] and None  # noqa: E731
+                pixels = np.empty((SIZE, SIZE, 3), np.uint8)
+                bare = lambda data=data, out=pixels: [decode(value, out) for value in data] and None  # noqa: E731
                 what = f"random reads, {backend} {codec}, against a bare decode"
             read = lambda store=store, order=order: [store.get(i) for i in order] and None  # noqa: E731
             times: dict[str, list] = {"bare": [], "ours": []}
