@@ -226,6 +226,9 @@ def updates(folder: Path, count: int) -> list[Row]:
     return found
 
 
+RGB = (SIZE, SIZE, 3)
+
+
 def reading(folder: Path) -> list[Row]:
     """Random patches from each store, in turns with what the codec or library takes by itself."""
     (row,) = slides(folder / "slides", 1, 12, 12)
@@ -242,8 +245,7 @@ def reading(folder: Path) -> list[Row]:
                 what = f"random reads, {backend}, against plain h5py"
             else:
                 data = [store.encoded(index) for index in order]
-                pixels = np.empty((SIZE, SIZE, 3), np.uint8)
-                bare = lambda data=data, out=pixels: [decode(value, out) for value in data] and None  # noqa: E731
+                bare = lambda data=data: [decode(value, np.empty(RGB, np.uint8)) for value in data] and None  # noqa: E731
                 what = f"random reads, {backend} {codec}, against a bare decode"
             read = lambda store=store, order=order: [store.get(i) for i in order] and None  # noqa: E731
             times: dict[str, list] = {"bare": [], "ours": []}
