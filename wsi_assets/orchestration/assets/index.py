@@ -10,7 +10,7 @@ import pydantic
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import read_plain_pickle
 from wsi_assets.index.options import IndexOptions, SamplingOptions
-from wsi_assets.orchestration.artefact import Artefact
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts
 from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_REGIONS
 from wsi_assets.orchestration.automation import follow_at_night, follow_index
 from wsi_assets.orchestration.config import launchpad_config
@@ -143,7 +143,8 @@ def _hard_negatives(storage: StorageResource, level: str, making: Making) -> dic
             "use_hard_negatives is on, and there are none of this level",
             remedy="Make them with the model trained without: use_hard_negatives=false, then hard_negatives",
         )
-    left = read_plain_pickle(storage.level_folder(level) / f"{HARD_NEGATIVES_NAME}.pkl")
+    (artefact,) = (one for one in all_artefacts() if one.name == HARD_NEGATIVES_NAME)
+    left = read_plain_pickle(storage.artefact(artefact, level))
     facts = {"round": left["round"], "patches": sum(map(len, left["patches"].values()))}
     return {"patches": left["patches"], "facts": {"hard_negatives": {**facts, "before": left["before"]}}}
 
