@@ -23,7 +23,15 @@ from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.dicom import volume_files
 from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
-from wsi_assets.slides.levels import Size, is_sound, odd_picture, reductions_to, size_of, true_levels
+from wsi_assets.slides.levels import (
+    Size,
+    has_numbers,
+    lists_its_tiles,
+    odd_picture,
+    reductions_to,
+    size_of,
+    true_levels,
+)
 from wsi_assets.slides.listing import stat_or_none, unreadable
 from wsi_assets.slides.windows import Window, tiles_over
 
@@ -123,7 +131,7 @@ class OpenSlideFile(Closing):
         if _is_tiff(self._entry):
             # A damaged page may be any error, and damage may link pages in a circle.
             with contextlib.suppress(Exception), tifffile.TiffFile(self._entry) as file:
-                pages.extend(takewhile(is_sound, islice(file.pages, _MAX_TIFF_PAGES)))
+                pages.extend(takewhile(has_numbers, islice(file.pages, _MAX_TIFF_PAGES)))
         return pages
 
     def read(self, level: int, y: int, x: int, height: int, width: int) -> Window:
@@ -225,7 +233,7 @@ class OpenSlideFile(Closing):
         with contextlib.suppress(Exception):  # whatever tifffile makes of damage: OpenSlide's level remains
             first = [size_of(page) for page in self.tiff_pages].index(sizes[0])
             with tifffile.TiffFile(self._entry) as file:
-                below = [page for page in file.pages[first].pages or () if page.is_tiled and is_sound(page)]
+                below = [page for page in file.pages[first].pages or () if page.is_tiled and has_numbers(page)]
             below = [page for page in below if reductions_to(sizes[0], size_of(page))]
             return sorted((page for page in below if is_plain(page, self.vendor)), key=size_of, reverse=True)
         return []
@@ -237,16 +245,22 @@ class OpenSlideFile(Closing):
         return int(width or 1), int(height or 1)
 
     def _check_tiles(self, count: int) -> None:
-        """Refuse tiles that cannot be: OpenSlide takes memory for one first, and ends the process without."""
+        """Refuse tiles that cannot be.
+
+        OpenSlide takes memory for a tile before it reads it, and ends the process without. A picture that is
+        larger than its list of tiles would be read for minutes, mostly as tiles that were never written.
+        """
         tiles = [self._tile_of(number) for number in range(count)]
-        size = self._entry.stat().st_size
+        size, fault = self._entry.stat().st_size, None
         pages = self.tiff_pages if self.vendor in _TILE_TABLES else []
         lengths = (page.databytecounts for page in pages if _TILE_LENGTHS in page.tags)
         if max(map(math.prod, tiles)) > _MAX_TILE_PIXELS or max(chain(*lengths), default=0) > size:
+            fault = f"lists a larger tile than its {size} bytes can hold"
+        elif not all(map(lists_its_tiles, pages)):
+            fault = "lists fewer tiles than its size takes"
+        if fault:
             raise SlideError(
-                f"lists a larger tile than its {size} bytes can hold",
-                path=self.path,
-                remedy="The file is damaged or cut short; copy or scan it again",
+                fault, path=self.path, remedy="The file is damaged or cut short; copy or scan it again"
             )
 
     def _check_jpeg_tiles(self, level: int, y: int, x: int, height: int, width: int) -> None:
