@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wsi_assets.errors import WsiAssetsError
+from wsi_assets.errors import DiskError, WsiAssetsError
 
 STAGING_PREFIX = ".partial-"
 """Unfinished files and folders begin with this; a killed process's are removed by the next one that publishes
@@ -43,7 +43,7 @@ def publish_file(path: str | Path) -> Iterator[Path]:
     also after a power cut.
 
     Raises:
-        WsiAssetsError: the disk is full or cannot be written.
+        DiskError: the disk is full or cannot be written.
     """
     path = Path(path)
     with _staging(path, folder=False) as staged:
@@ -59,7 +59,7 @@ def publish_folder(path: str | Path) -> Iterator[Path]:
     See :func:`publish` for what a reader, and a process that comes after a kill, finds.
 
     Raises:
-        WsiAssetsError: the disk is full or cannot be written.
+        DiskError: the disk is full or cannot be written.
     """
     path = Path(path)
     with _staging(path, folder=True) as staged:
@@ -155,7 +155,7 @@ def file_lock(path: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def disk_fault(error: BaseException, path: str | Path | None = None) -> WsiAssetsError | None:
+def disk_fault(error: BaseException, path: str | Path | None = None) -> DiskError | None:
     """The one line for a full, read-only or failing disk behind ``error``; None if it is another fault.
 
     The causes of an error count too: databases wrap what the disk reported in errors of their own.
@@ -177,7 +177,7 @@ def disk_fault(error: BaseException, path: str | Path | None = None) -> WsiAsset
             if code in _FULL:
                 what, remedy = "cannot be written (the disk is full)", "Free some space"
             path = getattr(seen, "filename", None) or path
-            return WsiAssetsError(what, path=path, remedy=f"{remedy}, then run again; it continues")
+            return DiskError(what, path=path, remedy=f"{remedy}, then run again; it continues")
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -209,7 +209,7 @@ def _staging(path: Path, *, folder: bool) -> Iterator[Path]:
         fault = disk_fault(error)
         if fault is None:
             raise
-        raise WsiAssetsError(fault.fault, path=path, remedy=fault.remedy) from error
+        raise DiskError(fault.fault, path=path, remedy=fault.remedy) from error
     finally:
         remove(staged)
 
