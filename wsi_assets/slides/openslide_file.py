@@ -233,8 +233,8 @@ class OpenSlideFile(Closing):
         with contextlib.suppress(Exception):  # whatever tifffile makes of damage: OpenSlide's level remains
             first = [size_of(page) for page in self.tiff_pages].index(sizes[0])
             with tifffile.TiffFile(self._entry) as file:
-                below = [page for page in file.pages[first].pages or () if page.is_tiled and has_numbers(page)]
-            below = [page for page in below if reductions_to(sizes[0], size_of(page))]
+                below = [page for page in file.pages[first].pages or () if has_numbers(page)]
+            below = [page for page in below if page.is_tiled and reductions_to(sizes[0], size_of(page))]
             return sorted((page for page in below if is_plain(page, self.vendor)), key=size_of, reverse=True)
         return []
 
@@ -270,11 +270,14 @@ class OpenSlideFile(Closing):
             return
         across = -(-page.imagewidth // page.tilewidth)
         with self._entry.open("rb", buffering=0) as stream:
+            end = os.fstat(stream.fileno()).st_size
             for row, col, _, _ in tiles_over(y, x, height, width, page.tilelength, page.tilewidth):
                 number = row * across + col
                 offset, length = page.dataoffsets[number], page.databytecounts[number]
                 if (level, number) in self._sound or min(offset, length) <= 0:
                     continue
+                if offset + length > end:
+                    raise damaged_tile(self.path, level, row, col, "the file ends before it")
                 if fault := fault_of(os.pread(stream.fileno(), length, offset), page.jpegtables):
                     raise damaged_tile(self.path, level, row, col, fault)
                 self._sound.add((level, number))
