@@ -1,4 +1,4 @@
-"""Dagster's records in PostgreSQL, as the documentation says to keep them, on a private server of Debian's package.
+"""Dagster's records in PostgreSQL, as documented, on a private server of Debian's package.
 
 The server is this module's own: another port, another folder, no word to one that may run on the machine.
 """
@@ -98,7 +98,7 @@ def _client(
 
 
 def home_on_postgres(storage: Path) -> Path:
-    """A Dagster home with the settings that are shipped and the section that the documentation tells to add."""
+    """A Dagster home with the settings that are shipped and the section for PostgreSQL of the documentation."""
     home = storage / "dagster_home"
     home.mkdir(parents=True)
     page = (PROJECT / "docs/dagster.md").read_text(encoding="utf-8")
