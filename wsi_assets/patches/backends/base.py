@@ -13,6 +13,7 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import disk_fault
+from wsi_assets.patches.codecs import decode
 from wsi_assets.slides.closing import Closing
 
 if TYPE_CHECKING:
@@ -133,6 +134,10 @@ class StoreReader(Closing):
     @abstractmethod
     def read(self, row: int) -> bytes | memoryview:
         """The encoded patch, the caller's own; StoreError if it is gone or does not read."""
+
+    def pixels(self, row: int, out: np.ndarray) -> np.ndarray:
+        """A patch as uint8 (P, P, 3) RGB: ``out``, or an array that the library itself made."""
+        return decode(self.read(row), out)
 
     def problems(self) -> list[str]:
         """What the library's own checker finds wrong with the files, where it has one; slow."""
