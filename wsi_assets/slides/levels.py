@@ -7,34 +7,12 @@ from collections.abc import Callable, Sequence
 
 import tifffile
 
-Size = tuple[int, int]
-"""(width, height) in pixels."""
+from wsi_assets.slides.tiff_pages import Size, size_of
 
 _PAGE_NAME, _X_RESOLUTION, _RESOLUTION_UNIT = 285, 282, 296
 _PER_CM = {2: 1 / 2.54, 3: 1.0}
 _SAME_SCALE = 1.5
 _OTHER_PICTURES = re.compile(r"\b(label|macro|overview|thumbnail)\b", re.IGNORECASE)
-
-
-def size_of(page: tifffile.TiffPage) -> Size:
-    """(width, height) of a TIFF page."""
-    return page.imagewidth, page.imagelength
-
-
-def has_numbers(page: tifffile.TiffPage) -> bool:
-    """Whether a page's sizes and the places of its data are numbers: damage may leave anything."""
-    sides = page.imagewidth, page.imagelength, page.tilewidth, page.tilelength
-    if {*map(type, (*sides, *page.dataoffsets, *page.databytecounts))} != {int}:
-        return False
-    return not page.is_tiled or min(sides) > 0
-
-
-def lists_its_tiles(page: tifffile.TiffPage) -> bool:
-    """Whether a page with numbers lists every tile that its size takes."""
-    if not page.is_tiled:
-        return True
-    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
-    return tiles <= len(page.dataoffsets) == len(page.databytecounts)
 
 
 def true_levels(

@@ -98,7 +98,7 @@ def _client(
 
 
 def home_on_postgres(storage: Path) -> Path:
-    """A Dagster home with the settings that are shipped and the section for PostgreSQL of the documentation."""
+    """A Dagster home with the settings that are shipped and the documented section for PostgreSQL."""
     home = storage / "dagster_home"
     home.mkdir(parents=True)
     page = (PROJECT / "docs/dagster.md").read_text(encoding="utf-8")
