@@ -36,7 +36,7 @@ SECONDS = 2
 """Between two slides that are dropped before the servers."""
 
 TRAINING = {
-    "model_name": "shufflenet_v2_x0_5",
+    "model_name": "resnet10t",
     "weights": "none",
     # PyTorch keeps the code that it generates for each size of batch it meets (oneDNN, up to 1,024
     # pieces), and the last batch is of another size after every slide. Of so few sizes all are met before
