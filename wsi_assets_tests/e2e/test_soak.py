@@ -6,6 +6,7 @@ process a run. Memory is that of the process alone, without pages of files, whic
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import time
@@ -173,9 +174,10 @@ def look_at_servers(platform: Platform, held: dict[str, Held]) -> None:
     ui = psutil.Process(platform.process.pid)
     held["wsi-assets ui"].look(ui)
     for server in ui.children(recursive=True):
-        for sign, name in SERVERS.items():
-            if sign in " ".join(server.cmdline()):
-                held[name].look(server)
+        with contextlib.suppress(psutil.NoSuchProcess):  # a run that just ended
+            for sign, name in SERVERS.items():
+                if sign in " ".join(server.cmdline()):
+                    held[name].look(server)
 
 
 @pytest.mark.trial
