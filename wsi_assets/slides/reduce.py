@@ -18,8 +18,6 @@ _STRIP_PIXELS = 1 << 20
 """Pixels averaged at a time, so that memory stays near that of the result."""
 _BAND_PIXELS = 1 << 22
 """Pixels of a level that are averaged to a patch at a time."""
-_UNITS = 257
-"""Of a cell's area, as many as 16 bits hold of the brightest pixel: 65,535 // 255."""
 
 
 def area_mean(
@@ -78,8 +76,8 @@ def reduce_mean(pixels: np.ndarray, no_data: np.ndarray, factor: int) -> tuple[n
 def read_averaged(read: Read, y: int, x: int, size: int, step: float) -> tuple[np.ndarray, float]:
     """The patch at (y, x) of a grid whose pixels are ``step`` x ``step`` pixels of a level.
 
-    The area average, to within 1 gray level: a patch begins where the one before it ends, also within a
-    pixel of the level. ``read`` gives the level's pixels, also over its edges.
+    The exact area average: a patch begins where the one before it ends, also within a pixel of the level.
+    ``read`` gives the level's pixels, also over its edges.
 
     Returns:
         uint8 (size, size, 3), perhaps a view of what was read; and the share of it that the slide lacks.
@@ -91,26 +89,23 @@ def read_averaged(read: Read, y: int, x: int, size: int, step: float) -> tuple[n
     left, width, across = _cells(x, size, step)
     rows, parts, there, whole = max(1, int(_BAND_PIXELS / step / width)), [], 0, 0
     for first in range(0, size, rows):
-        top, height, down = _cells(y + first, min(rows, size - first), step, _UNITS)
+        top, height, down = _cells(y + first, min(rows, size - first), step)
         pixels, present = read(top, left, height, width)
         there, whole = there + np.count_nonzero(present), whole + present.size
         if step.is_integer():
             parts.append(cv2.resize(pixels, (size, down.shape[0]), interpolation=cv2.INTER_AREA))
             continue
-        # 16-bit integers take half the time of floats here, and 1 value in 100 comes out 1 higher or lower.
-        lines = down @ pixels.reshape(height, -1).astype(np.uint16)
-        columns = cv2.transpose(lines.reshape(-1, width, 3)).reshape(width, -1).astype(np.float32)
+        lines = down @ pixels.reshape(height, -1).astype(np.float32)
+        columns = cv2.transpose(lines.reshape(-1, width, 3)).reshape(width, -1)
         means = (across @ columns).reshape(size, -1, 3)
-        parts.append(cv2.transpose(cv2.convertScaleAbs(means, alpha=1 / _UNITS)))
+        parts.append(cv2.transpose(cv2.convertScaleAbs(means)))
     return np.concatenate(parts) if len(parts) > 1 else parts[0], 1 - there / whole
 
 
 @lru_cache(1024)
-def _cells(
-    first: int, count: int, step: float, units: int | None = None
-) -> tuple[int, int, sparse.csr_array]:
+def _cells(first: int, count: int, step: float) -> tuple[int, int, sparse.csr_array]:
     """First pixel, number of pixels, and share of each in the cells ``first`` and on, ``step`` wide each:
-    (cells, pixels) float32, or uint16 in whole ``units``, of which every cell has all."""
+    (cells, pixels) float32."""
     from scipy import sparse  # which takes as long to import as all the rest a worker needs
 
     # To a millionth of a pixel, so that noise of floating point reads no row more.
@@ -118,14 +113,11 @@ def _cells(
     start = math.floor(edges[0])
     length = math.ceil(edges[-1]) - start
     low, high = edges[:-1, None] - start, edges[1:, None] - start
-    at = np.floor(low).astype(np.int64) + np.arange(math.ceil(step) + 2)
-    filled = np.clip((at - low) / (high - low), 0, 1)  # of the cell, before the pixel
-    if units:
-        filled = np.rint(filled * units)
-    shares = np.diff(filled).astype(np.uint16 if units else np.float32)
+    at = np.floor(low).astype(np.int64) + np.arange(math.ceil(step) + 1)
+    shares = np.maximum(np.minimum(at + 1, high) - np.maximum(at, low), 0) / (high - low)
     # Pixels beyond the last have no share.
-    columns, ends = np.minimum(at[:, :-1], length - 1).ravel(), np.arange(count + 1) * shares.shape[1]
-    matrix = sparse.csr_array((shares.ravel(), columns, ends), shape=(count, length))
+    columns, ends = np.minimum(at, length - 1).ravel(), np.arange(count + 1) * at.shape[1]
+    matrix = sparse.csr_array((shares.astype(np.float32).ravel(), columns, ends), shape=(count, length))
     matrix.eliminate_zeros()  # which would take a quarter of the time
     return start, length, matrix
 

@@ -74,7 +74,7 @@ def test_nothing_is_enlarged_and_a_slide_of_unknown_pixels_has_no_magnification(
     x=st.integers(0, 500),
     size=st.integers(1, 24),
 )
-def test_a_patch_is_the_area_average_to_a_gray_level_and_begins_where_the_last_one_ended(step, y, x, size):
+def test_a_patch_is_the_exact_area_average_and_begins_where_the_last_one_ended(step, y, x, size):
     side = int((max(y, x) + size) * step) + 2
     rng = np.random.default_rng(side)
     rows, columns = rng.integers(0, 128, side), rng.integers(0, 128, side)
@@ -91,4 +91,4 @@ def test_a_patch_is_the_area_average_to_a_gray_level_and_begins_where_the_last_o
     expected = means(rows, y)[:, None] + means(columns, x)[None]
     found, missing = read_averaged(read, y, x, size, step)
     assert missing == 0
-    assert np.abs(found - expected[..., None]).max() <= 1
+    assert np.abs(found - expected[..., None]).max() <= 0.51
