@@ -94,12 +94,10 @@ def patch_metrics(
     options: EvaluationOptions,
     validation_threshold: float | None = None,
 ) -> PatchMetrics:
-    """Every patch-level metric of one set of patches.
+    """Every patch-level metric of n patches.
 
     Args:
-        probs: (n,) tumor probabilities in [0, 1].
-        labels: (n,) bool, True for tumor.
-        patients: (n,) whose patch it is; patches of one patient are resampled together.
+        probs: in [0, 1]; labels: True for tumor; patients: whose patch it is.
         validation_threshold: the threshold chosen on validation patches, None if none was.
     """
     probs, labels = np.asarray(probs, float), np.asarray(labels, bool)

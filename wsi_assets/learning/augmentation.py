@@ -10,8 +10,22 @@ The transforms are those that change a stained section without changing its diag
   2001), each amount a becomes a * alpha + beta: thicker or thinner sections, stronger or fresher dye. Of the
   augmentations compared by Tellez et al. (2019) stain and color generalized best to other centers.
 - **Color**: brightness, contrast, saturation and a few degrees of hue, for lamps and scanners.
-- **Blur**: a Gaussian of up to 1.5 pixels on a fifth of the patches, for focus; more would remove the
-  chromatin texture by which the model decides.
+- **Blur**: a Gaussian of up to 1 pixel on a tenth of the patches, for focus; at 1 um a pixel 1.5 pixels
+  wiped out the nuclei, and mining would choose such patches as hard ones.
+
+How strong the color changes: between the light (stain 0.05, hue and saturation 0.1) and the strong ones of
+Tellez et al. Hematoxylin in normal tissue of three CAMELYON16 patients differs by a factor of two and hue by
+40 degrees, more than is drawn here. Color as a signal survives: a regression on seven color figures that
+learns from augmented patches finds tumor on plain ones with an AUC of .74 .99 .99 (three folds of real
+patches) and .93 .97 .96 (drawn ones), against .74 .99 1.00 and .93 .95 .96 without. Single trainings of
+resnet18, with more blur, AUC on drawn tissue (two columns) and on quarters of real patches (two, of few
+slides); a smaller network was level (.969 .990 as here, .970 .989 with a third):
+
+    ============================  ====  ====  ====  ====
+    as here                       .969  .960  .966  .403
+    about a third, half as often  .939  .941  .923  .188
+    1.6 times as strong           .956  .973        .266
+    ============================  ====  ====  ====  ====
 
 Scaling, free rotation and elastic deformation are left out: nuclear size and shape are features. Every number
 comes from (seed, epoch, batch) on the CPU, so it depends neither on the number of workers nor on the device.
@@ -36,8 +50,8 @@ STAIN_ALPHA, STAIN_BETA = 0.15, 0.02
 BRIGHTNESS, CONTRAST, SATURATION, HUE_DEGREES = 0.15, 0.15, 0.2, 10.0
 COLOR_SHARE = 0.8
 """Share of patches whose stain and color change; the others keep their own, as in validation."""
-BLUR_SHARE = 0.2
-BLUR_SIGMA = (0.4, 1.5)
+BLUR_SHARE = 0.1
+BLUR_SIGMA = (0.3, 1.0)
 """Standard deviation of the blur in pixels of the patch, smallest and largest."""
 BLUR_RADIUS = 4
 CPU_PIECE = 8 * 256 * 256 * 3
