@@ -66,6 +66,19 @@ class SlideEvaluation:
 
 
 @dataclass(frozen=True)
+class PatientSummary:
+    """One patient's slides together. ``lesions`` are those that are not isolated tumor cells."""
+
+    patient: str
+    slides: int
+    tumor_slides: int
+    highest_top_mean: float | None
+    patch: PatchMetrics
+    lesions: int
+    lesions_detected: int
+
+
+@dataclass(frozen=True)
 class Exclusion:
     """``excluded`` of ``total`` slides or patches (``unit``) are not in ``metrics``, and why."""
 
@@ -92,6 +105,7 @@ class Evaluation:
     slide: SlideMetrics
     froc: Froc
     slides: tuple[SlideEvaluation, ...]
+    patients: tuple[PatientSummary, ...]
     exclusions: tuple[Exclusion, ...]
     notes: tuple[str, ...]
     seconds: float
@@ -108,6 +122,7 @@ class Evaluation:
                 "per_slide": {one.slide_id: asdict(one.patch) for one in self.slides},
             },
             "slide": asdict(self.slide),
+            "patients": [asdict(one) for one in self.patients],
             "froc": self.froc.to_plain(),
             "exclusions": [asdict(one) for one in self.exclusions],
             "notes": list(self.notes),
@@ -166,6 +181,7 @@ def evaluate(
         slide=slide_metrics([one.score for one in slides], options),
         froc=_froc(slides, options, sizes),
         slides=tuple(slides),
+        patients=tuple(_patients(slides, options)),
         exclusions=tuple(_exclusions(slides)),
         notes=tuple(_notes(read)),
         seconds=time.monotonic() - began,
@@ -221,6 +237,26 @@ def _froc(
             official.append(match(one.slide_id, one.score.patient, one.detections, lesions))
     left_out = {one.slide_id: one.not_in_froc for one in slides if one.not_in_froc}
     return froc([one.hits for one in used], options, left_out, official)
+
+
+def _patients(slides: Sequence[SlideEvaluation], options: EvaluationOptions) -> list[PatientSummary]:
+    rows = []
+    for patient in sorted({one.score.patient for one in slides}):
+        own = [one for one in slides if one.score.patient == patient]
+        best = [hit for one in own if one.hits for hit in one.hits.best.values()]
+        scores = [one.score.top_mean for one in own if one.score.top_mean is not None]
+        rows.append(
+            PatientSummary(
+                patient=patient,
+                slides=len(own),
+                tumor_slides=sum(one.score.is_tumor for one in own),
+                highest_top_mean=max(scores, default=None),
+                patch=patch_metrics(*pooled([one.predictions for one in own if not one.incomplete]), options),
+                lesions=len(best),
+                lesions_detected=sum(hit is not None for hit in best),
+            )
+        )
+    return rows
 
 
 def _exclusions(slides: Sequence[SlideEvaluation]) -> list[Exclusion]:

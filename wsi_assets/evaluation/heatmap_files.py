@@ -13,7 +13,30 @@ from wsi_assets.annotations.geojson import PREDICTION
 from wsi_assets.drawing import TUMOR, rgb
 from wsi_assets.evaluation.heatmap import Detection, Heatmap
 
+BANDS = tuple(i / 10 for i in range(1, 11))
+"""Edges of the probability bands of the GeoJSON; below the first nothing is drawn."""
+
 TILE = 256
+
+
+def heatmap_geojson(heatmap: Heatmap | None) -> str:
+    """Cells of equal probability band as one locked QuPath annotation a band, (x, y) in level-0 pixels."""
+    from matplotlib import colormaps
+
+    features = []
+    probability = np.zeros((0, 0)) if heatmap is None else np.nan_to_num(heatmap.probability)
+    band = np.digitize(probability, BANDS[:-1])
+    for number in range(1, len(BANDS)):
+        inside = band == number
+        if not inside.any():
+            continue
+        low, high = BANDS[number - 1 : number + 1]
+        name = f"{PREDICTION} {low:.1f} to {high:.1f}"
+        color = colormaps["viridis"]((low + high) / 2, bytes=True)[:3]
+        mean = float(probability[inside].mean(dtype=float))
+        measured = {"Patches": int(inside.sum()), "Mean probability": mean}
+        features.append(_feature(_plain(_polygons(heatmap, inside)), (name, name, color), measured))
+    return _collection(features)
 
 
 def regions_geojson(heatmap: Heatmap | None, detections: Sequence[Detection], threshold: float) -> str:
@@ -21,30 +44,39 @@ def regions_geojson(heatmap: Heatmap | None, detections: Sequence[Detection], th
     the class Tumor, and detections as points. Unlocked there, a region is one that somebody accepted."""
     import shapely
 
-    features = []
+    features, color = [], rgb(TUMOR)
     if heatmap is not None:
-        kind = (f"{PREDICTION} from {threshold:.2f}", "Tumor", rgb(TUMOR))
-        found = shapely.get_parts(_polygons(heatmap, heatmap.probability >= threshold))
-        features = [_feature(one, kind, {}) for one in found]
-    for one in detections:
-        kind = (f"{PREDICTION} {one.probability:.2f}", "Detection", (0, 0, 0))
-        features.append(_feature(shapely.Point(one.x, one.y), kind, {"Probability": one.probability}))
-    return json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":")) + "\n"
+        for one in shapely.get_parts(_polygons(heatmap, heatmap.probability >= threshold)):
+            kind = (f"{PREDICTION} from {threshold:.2f}", "Tumor", color)
+            features.append(_feature(_plain(one), kind, {}))
+    for found in detections:
+        point = {"type": "Point", "coordinates": [found.x, found.y]}
+        kind = (f"{PREDICTION} {found.probability:.2f}", "Detection", (0, 0, 0))
+        features.append(_feature(point, kind, {"Probability": found.probability}))
+    return _collection(features)
 
 
-def _feature(geometry: Any, kind: tuple[str, str, Sequence[int]], measured: dict) -> dict[str, Any]:
-    """A locked QuPath annotation of a shapely geometry; ``kind`` is its name, class and color."""
-    import shapely
-
+def _feature(geometry: dict, kind: tuple[str, str, Sequence[int]], measured: dict) -> dict[str, Any]:
+    """A locked QuPath annotation; ``kind`` is its name, class and color."""
     name, group, color = kind
     properties = {
         "objectType": "annotation",
         "name": name,
-        "classification": {"name": group, "color": list(color)},
+        "classification": {"name": group, "color": [int(part) for part in color]},
         "isLocked": True,
         "measurements": measured,
     }
-    return {"type": "Feature", "geometry": json.loads(shapely.to_geojson(geometry)), "properties": properties}
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def _collection(features: list[dict]) -> str:
+    return json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":")) + "\n"
+
+
+def _plain(geometry: Any) -> dict:
+    import shapely
+
+    return json.loads(shapely.to_geojson(geometry))
 
 
 def _polygons(heatmap: Heatmap, inside: np.ndarray) -> Any:

@@ -44,8 +44,13 @@ class Lesion:
 
 @dataclass(frozen=True)
 class LesionMap:
-    """The lesions of a slide: ``labels`` (rows, cols) int32, 0 for none, a window of the slide's mask that
-    begins at its (row, col) ``origin``; ``downsample`` is level-0 pixels per mask pixel."""
+    """The lesions of a slide.
+
+    Attributes:
+        labels: (rows, cols) int32, 0 where no lesion is, a window of the mask.
+        origin: mask (row, col) of the window's first pixel.
+        downsample: level-0 pixels per mask pixel.
+    """
 
     labels: np.ndarray
     origin: tuple[int, int]
@@ -99,9 +104,10 @@ def lesions_of_mask(mask: np.ndarray, mpp: float, origin: tuple[int, int] = (0, 
 
 
 def lesions_of_geometry(geometry, mpp: float, size: tuple[int, int] | None = None) -> LesionMap:
-    """Lesions of annotated tumor, a valid shapely Polygon or MultiPolygon of level-0 (x, y).
+    """Lesions of annotated tumor.
 
     Args:
+        geometry: shapely Polygon or MultiPolygon, (x, y) in level-0 pixels, valid.
         mpp: level-0 pixel size in um.
         size: (height, width) of level 0, None if unknown; widening stops at the slide's edge.
 
@@ -130,8 +136,10 @@ def corner_mask(geometry, scale: int, origin: tuple[int, int], shape: tuple[int,
     A scan along each row of corners: of a valid geometry, the inside begins and ends at every other edge.
 
     Args:
+        geometry: shapely Polygon or MultiPolygon, (x, y) in level-0 pixels, valid.
         scale: level-0 pixels per mask pixel.
-        origin, shape: mask (row, col) of the first pixel, and (rows, cols), of the bool mask returned.
+        origin: mask (row, col) of the first pixel.
+        shape: (rows, cols) of the bool mask that is returned.
     """
     rows, cols = shape
     if not rows or not cols:

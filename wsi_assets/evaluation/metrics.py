@@ -94,10 +94,12 @@ def patch_metrics(
     options: EvaluationOptions,
     validation_threshold: float | None = None,
 ) -> PatchMetrics:
-    """Every patch-level metric of n patches.
+    """Every patch-level metric of one set of patches.
 
     Args:
-        probs: in [0, 1]; labels: True for tumor; patients: whose patch it is.
+        probs: (n,) tumor probabilities in [0, 1].
+        labels: (n,) bool, True for tumor.
+        patients: (n,) whose patch it is; patches of one patient are resampled together.
         validation_threshold: the threshold chosen on validation patches, None if none was.
     """
     probs, labels = np.asarray(probs, float), np.asarray(labels, bool)

@@ -78,8 +78,12 @@ class View:
 class Scene:
     """What a page draws of a part of a slide, everything in level-0 pixels.
 
-    ``image`` is a data URI, None where the pixels could not be read; ``bar`` length and text of the scale
-    bar; ``annotation`` the SVG path of the tumor; ``square`` (x, y, side) of a patch to mark.
+    Attributes:
+        image: the pixels as a data URI, None where they could not be read.
+        bar: length and text of the scale bar.
+        annotation: SVG path of the annotated tumor near the box.
+        radius: of the rings around the detections.
+        square: (x, y, side) of a patch to mark.
     """
 
     box: Box

@@ -17,11 +17,12 @@ Predictions = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class SlidePredictions:
-    """One test slide's patches, (n,) each, and their tumor probabilities, nan where one could not be read.
+    """One test slide's patches and their tumor probabilities.
 
-    ``y`` and ``x`` are top-left corners, they, ``patch_size`` and ``stride`` in pixels of ``level``, of which
-    one is ``downsample`` level-0 pixels; ``partial`` patches have too little tumor to be of either class;
-    ``mpp`` is the level-0 pixel size in um. ``downsample`` and ``mpp`` are None if unknown.
+    ``y`` and ``x`` (n,) are top-left corners in pixels of ``level``, ``patch_size`` and ``stride`` are in
+    such pixels too; ``probs`` (n,) is nan where a patch could not be read; ``partial`` (n,) are patches with
+    too little tumor to be of either class. ``downsample`` turns pixels of ``level`` into level-0 pixels;
+    ``mpp`` is the level-0 pixel size in um; both are None if unknown.
     """
 
     slide_id: str

@@ -4,8 +4,8 @@
     metrics.json                         every metric, and what the level is
     plots/*.svg                          the charts
     heatmaps/<slide>.png                 the heatmap over the slide
+    heatmaps/<slide>.geojson             the same for QuPath
     heatmaps/<slide>_likelihood_map.tif  the same for ASAP, where the slide opens
-    heatmaps/<slide>.geojson             predicted regions and detections for QuPath
     detections/<slide>.csv               probability,x,y at level 0, without a header; empty if there are none
 
 Heatmap and detection files are missing for a slide whose downsample is unknown.
@@ -28,7 +28,7 @@ from wsi_assets.errors import SlideError
 from wsi_assets.evaluation import charts, pictures
 from wsi_assets.evaluation.evaluation import Evaluation, SlideEvaluation
 from wsi_assets.evaluation.heatmap import detections_csv
-from wsi_assets.evaluation.heatmap_files import regions_geojson, write_likelihood_tiff
+from wsi_assets.evaluation.heatmap_files import heatmap_geojson, write_likelihood_tiff
 from wsi_assets.files import write_json
 from wsi_assets.progress import Progress, silent
 from wsi_assets.slides.resolution import words_of
@@ -45,17 +45,26 @@ class ReportContext:
     """What is known of a level beside its evaluation. Whatever is None is shown as not available.
 
     Attributes:
-        level, mpp, magnification: the partition, um a pixel there, and effective magnification.
-        counts, split, quarantined, audit: rows with any columns: slides of the index, patients of both sides
-            of the training, patches that could not be read, repairs and skips of annotations.
+        cohort: where the slides come from.
+        level, mpp, magnification, patch_size: the partition, its um a pixel, effective magnification, and
+            pixels of its patches.
+        model: what it is, as rows of name and value.
+        counts: rows of the index: one a slide, any columns.
+        split: rows of the training and validation split, any columns.
+        split_notes: sentences about the split, e.g. that it had to be by slide.
         warnings: one line each on what is wrong with what the metrics rest on; a reader sees them first.
         epochs: rows with the columns of ``epoch_losses.csv``.
-        cross_validation: what ``folds.json`` holds.
+        cross_validation: ``folds``, rows of numbers, with ``mean`` and ``spread`` (standard deviation) of the
+            rows, as in ``cross_validation.json``; None if there was none.
         hard_negatives: ``round`` and ``patches`` of those that were learned from, and ``rows`` of ``metric``,
-            ``before`` and ``after``, empty where the test slides are others.
+            ``before`` and ``after``, empty where the test slides are others; None if there were none.
         left_out: slide id -> why it is not part of this level.
-        config, changed: setting -> value, and those whose value is not the default.
+        quarantined: rows of patches that could not be read.
+        audit: rows of repairs and skips of annotations.
+        config: setting -> value.
+        changed: settings whose value is not the default.
         seconds: step -> seconds it took.
+        mlflow_url: where the training run is.
         viewer: slide id -> address of its page in the slide viewer.
     """
 
@@ -195,8 +204,7 @@ def _slide_page(
     heatmaps = out / "heatmaps"
     if part.downsample:
         (out / "detections" / f"{name}.csv").write_text(detections_csv(slide.detections), encoding="utf-8")
-        regions = regions_geojson(slide.heatmap, slide.detections, options.prediction_threshold)
-        (heatmaps / f"{name}.geojson").write_text(regions, encoding="utf-8")
+        (heatmaps / f"{name}.geojson").write_text(heatmap_geojson(slide.heatmap), encoding="utf-8")
     crops, reason = [], None
     with ExitStack() as stack:
         try:

@@ -27,8 +27,12 @@ FEW_VALIDATING = 20
 
 @dataclass(frozen=True)
 class Imbalance:
-    """What the batches of an epoch hold, with copies; ``kept_normal`` are left after mining; ``weights`` of
-    (normal, tumor) in the loss are those of what is back-propagated, (1, 1) when switched off."""
+    """What the batches of an epoch hold: which patches are mined does not change how many are.
+
+    Attributes:
+        seen_normal, seen_tumor: patches with copies; kept_normal: of the normal ones after mining.
+        weights: (normal, tumor) in the loss, from what is back-propagated; (1, 1) when switched off.
+    """
 
     seen_normal: int
     seen_tumor: int

@@ -58,6 +58,7 @@ class TrainingResult:
         card: what ``best.json`` beside it says.
         csv_path: ``epoch_losses.csv``.
         resumed_from: the epoch after which this run continued, or None.
+        device: e.g. ``cpu`` or ``cuda:0``; precision: ``float32`` or ``bfloat16``, as used.
         warnings: what a user should know: code, e.g. ``few_validation_patches``, -> one sentence.
     """
 
@@ -78,8 +79,8 @@ class TrainingResult:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Distinct patches as ``train_*`` and ``val_*``, of an epoch with copies as ``seen_tumor`` and
-        ``seen_normal``, and ``kept_normal`` of those after mining."""
+        """Patches as ``train_tumor``, ``train_normal`` (distinct), ``seen_tumor``, ``seen_normal`` (an epoch,
+        with copies), ``kept_normal`` (of those, after mining), ``val_tumor``, ``val_normal``."""
         return self.card["counts"]
 
     @property

@@ -17,8 +17,12 @@ CLIP = 1e-7
 
 @dataclass(frozen=True)
 class Validation:
-    """The patches that validate, (n,) each: ``positions`` in the store, ``truth`` 1 for tumor, and
-    ``weights``, how many patches each stands for, at the prevalence of their slides."""
+    """The patches that validate, at the prevalence of their slides.
+
+    Attributes:
+        positions: (n,) in the store; truth: (n,) 1 for tumor.
+        weights: (n,) how many patches each stands for.
+    """
 
     positions: np.ndarray
     truth: np.ndarray

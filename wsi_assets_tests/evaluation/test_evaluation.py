@@ -284,6 +284,21 @@ def test_the_official_froc_is_for_the_challenges_pixels_or_asked_for(mpp, asked,
     assert lengths == pytest.approx([6 * 256 * mpp * 4 / 12**0.5] * 2, rel=0.1)
 
 
+def test_a_patient_is_a_row_with_all_its_slides():
+    entries, regions = cohort()
+    result = evaluate(entries, tumor_regions=regions, options=FAST)
+    first, _, last = result.patients
+    assert (first.patient, first.slides, first.tumor_slides) == ("test_001", 2, 1)
+    assert (first.patch.tumor, first.patch.normal) == (36, 252)
+    assert (first.lesions, first.lesions_detected) == (1, 1)
+    assert (last.lesions, last.patch.at_default.sensitivity.value, last.patch.roc_auc.value) == (
+        0,
+        None,
+        None,
+    )
+    assert sum(row.patch.tumor for row in result.patients) == result.patch.tumor
+
+
 def test_the_worst_patches_are_the_surest_mistakes_with_their_level_0_centres():
     patches = [(0, 0, 0), (0, 256, 0), (0, 512, 1), (256, 0, 1), (256, 256, 0)]
     plain = entry("test_1", patches, [0.6, 0.95, 0.4, 0.02, float("nan")], downsample=4.0)

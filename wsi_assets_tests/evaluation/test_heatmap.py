@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from wsi_assets.annotations import read_annotation
 from wsi_assets.errors import EvaluationError
 from wsi_assets.evaluation.heatmap import Detection, detections_csv, find_detections, heatmap_of
-from wsi_assets.evaluation.heatmap_files import regions_geojson, write_likelihood_tiff
+from wsi_assets.evaluation.heatmap_files import heatmap_geojson, regions_geojson, write_likelihood_tiff
 from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import read_predictions
 from wsi_assets.index import IndexOptions, build_indices
@@ -81,7 +81,7 @@ def test_patches_off_the_grid_are_refused():
 
 def test_a_slide_without_patches_has_no_heatmap_and_an_empty_file():
     assert map_of(entry("test_1", [], [])) is None
-    assert json.loads(regions_geojson(None, (), 0.5))["features"] == []
+    assert json.loads(heatmap_geojson(None))["features"] == []
 
 
 def test_a_single_peak_is_found_at_its_level_0_center():
@@ -169,16 +169,18 @@ def test_the_csv_is_what_the_challenge_reads():
 
 
 @pytest.mark.parametrize(("stride", "patch_size"), [(256, 256), (128, 256), (300, 256)])
-def test_geojson_covers_the_cells_from_the_threshold_on_at_level_0(stride, patch_size):
+def test_geojson_covers_the_cells_of_each_band_at_level_0(stride, patch_size):
     probability = np.array([[0.05, 0.15, 0.95], [np.nan, 0.19, 1.0]])
     shape = {"stride": stride, "patch_size": patch_size, "downsample": 2.0}
     heatmap = map_of(grid_entry("test_1", probability, **shape))
-    features = json.loads(regions_geojson(heatmap, (), 0.5))["features"]
-    areas = [shapely.from_geojson(json.dumps(feature["geometry"])) for feature in features]
-    assert all(area.is_valid for area in areas)
-    assert sum(area.area for area in areas) == pytest.approx(2 * heatmap.cell**2)
-    for row in (0, 1):
-        assert any(area.contains(shapely.Point(*heatmap.centers(row, 2))) for area in areas)
+    features = json.loads(heatmap_geojson(heatmap))["features"]
+    assert [feature["properties"]["name"][-10:] for feature in features] == ["0.1 to 0.2", "0.9 to 1.0"]
+    for feature, col in zip(features, (1, 2), strict=True):
+        area = shapely.from_geojson(json.dumps(feature["geometry"]))
+        assert area.is_valid
+        assert area.area == pytest.approx(2 * heatmap.cell**2)
+        for row in (0, 1):
+            assert area.contains(shapely.Point(*heatmap.centers(row, col)))
 
 
 def test_predicted_regions_correct_an_annotation_only_once_somebody_unlocked_them(tmp_path):
