@@ -1,19 +1,22 @@
 """One description an asset: its name, options, code version, artefact and inputs stand together, once.
 
-Each asset module opens with the descriptions of its assets; paths, provenance, parameters, checks and the
-command line read them. ``build.py`` lists the modules.
+Each module of ``assets`` opens with the descriptions of its assets; paths, provenance, parameters, checks and
+the command line read them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel, ConfigDict
 
+from wsi_assets.orchestration import assets
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES, SLIDES_AND_LEVELS
 
 GROUP = "cohort"
@@ -109,8 +112,15 @@ _known: dict[str, Artefact] = {}
 
 
 def all_artefacts() -> tuple[Artefact, ...]:
-    """Every asset's description, in the order in which they are made; ``build.py`` imports all of them."""
+    """Every asset's description, in the order in which they are made."""
+    _import_assets()
     return tuple(_known.values())
+
+
+@cache
+def _import_assets() -> None:
+    for module in iter_modules(assets.__path__):
+        import_module(f"{assets.__name__}.{module.name}")
 
 
 def slide_artefacts() -> tuple[Artefact, ...]:
