@@ -69,9 +69,6 @@ class Artefact:
     shown: tuple[str, ...] = ()
     automation: Callable[[str], dg.AutomationCondition] | None = None
 
-    def __post_init__(self) -> None:
-        _known[self.name] = self
-
     @property
     def by_slide(self) -> bool:
         return "{slide}" in self.path
@@ -107,20 +104,22 @@ class Artefact:
         }
 
 
-_known: dict[str, Artefact] = {}
-"""By name. An asset's inputs are imported, and so known, before it."""
-
-
-def all_artefacts() -> tuple[Artefact, ...]:
-    """Every asset's description, in the order in which they are made."""
-    _import_assets()
-    return tuple(_known.values())
-
-
 @cache
-def _import_assets() -> None:
-    for module in iter_modules(assets.__path__):
-        import_module(f"{assets.__name__}.{module.name}")
+def all_artefacts() -> tuple[Artefact, ...]:
+    """Every asset's description in the package ``assets``, in the order in which they are made."""
+    modules = [import_module(f"{assets.__name__}.{module.name}") for module in iter_modules(assets.__path__)]
+    ordered: dict[str, Artefact] = {}
+
+    def add(artefact: Artefact) -> None:
+        for one in artefact.inputs:
+            add(one)
+        ordered[artefact.name] = artefact
+
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, Artefact):
+                add(value)
+    return tuple(ordered.values())
 
 
 def slide_artefacts() -> tuple[Artefact, ...]:
