@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_assets.index.options import TissueOptions
+from wsi_assets.slides.cohort import NOTHING_SAID, SlideRow
 from wsi_assets.slides.options import ScaleOptions
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import AnnotationOptions, TumorRegions
-    from wsi_assets.slides import SlideFile, SlideRow
+    from wsi_assets.slides import SlideFile
 
 
 class SlideOptions(TissueOptions, ScaleOptions):
@@ -19,7 +20,7 @@ class SlideOptions(TissueOptions, ScaleOptions):
 
 
 def read_tissue(
-    slide_id: str, path: Path, options: SlideOptions, said: SlideRow | None = None
+    slide_id: str, path: Path, options: SlideOptions, said: SlideRow = NOTHING_SAID
 ) -> dict[str, Any]:
     """The slide's ``TissueRegions`` as plain values: compressed bits, so that memory follows the tissue.
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import recover
-from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, backend_classes, damaged
-from wsi_assets.patches.codecs import decode
+from wsi_assets.patches.backends import backend_classes
+from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, damaged
 from wsi_assets.patches.options import Backend
 from wsi_assets.slides.closing import Closing
 
@@ -88,26 +88,30 @@ class PatchStore(Closing):
             IndexError: there is no such patch.
             StoreError: its bytes are damaged or gone.
         """
-        return self.get_many([index])[0]
+        size = self.info["patch_size"]
+        return self._pixels(index, np.empty((size, size, 3), np.uint8))
 
     def get_many(self, indices: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
         """Several patches, uint8 (k, P, P, 3) RGB, in the order asked for; into ``out`` where it is given."""
-        reader = self._opened()
-        info, keys = reader.metadata.info, reader.metadata.keys
         if out is None:
-            out = np.empty((len(indices), info["patch_size"], info["patch_size"], 3), np.uint8)
+            size = self.info["patch_size"]
+            out = np.empty((len(indices), size, size, 3), np.uint8)
         for index, patch in zip(indices, out, strict=True):
-            if not 0 <= index < len(keys):
-                raise IndexError(f"patch {index} of {len(keys)}")
-            data = reader.read(index)
-            try:
-                if info["codec"] == "pixels":
-                    patch[:] = np.frombuffer(data, np.uint8).reshape(patch.shape)
-                else:
-                    decode(data, patch)
-            except Exception as error:  # each image library has its own errors
-                raise damaged(self.path, f"{keys[index]}: {error}") from error
+            pixels = self._pixels(index, patch)
+            if pixels is not patch:
+                patch[:] = pixels
         return out
+
+    def _pixels(self, index: int, out: np.ndarray) -> np.ndarray:
+        reader = self._opened()
+        if not 0 <= index < len(reader.metadata.keys):
+            raise IndexError(f"patch {index} of {len(reader.metadata.keys)}")
+        try:
+            return reader.pixels(index, out)
+        except StoreError:
+            raise
+        except Exception as error:  # each image library has its own errors
+            raise damaged(self.path, f"{reader.metadata.keys[index]}: {error}") from error
 
     def encoded(self, index: int) -> bytes:
         """The stored bytes of one patch: a JPEG or PNG image, or of HDF5 its pixels."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.slides.closing import Closing
-from wsi_assets.slides.cohort import SlideRow
+from wsi_assets.slides.cohort import NOTHING_SAID, SlideRow
 from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, may_lack_data, no_data, padding_colors
 from wsi_assets.slides.openslide_file import OpenSlideFile
@@ -37,7 +37,7 @@ class Region:
 
 
 def open_slide(
-    path: str | Path, options: ScaleOptions = _DEFAULT, said: SlideRow | None = None
+    path: str | Path, options: ScaleOptions = _DEFAULT, said: SlideRow = NOTHING_SAID
 ) -> SlideReader:
     """Open a slide: a file OpenSlide knows, or a folder of one DICOM slide.
 
@@ -60,7 +60,7 @@ class SlideReader(Closing):
         notices: a line on each thing of the file that was assumed, contradicted or left out.
     """
 
-    def __init__(self, path: str | Path, options: ScaleOptions = _DEFAULT, said: SlideRow | None = None):
+    def __init__(self, path: str | Path, options: ScaleOptions = _DEFAULT, said: SlideRow = NOTHING_SAID):
         self.path = Path(path)
         self.slide_id = slide_id_of(self.path)
         self._file = OpenSlideFile(self.path)
@@ -71,7 +71,9 @@ class SlideReader(Closing):
             Level(index, *content_size(sizes[0], size, downsample), downsample)
             for index, (size, downsample) in enumerate(zip(sizes, downsamples, strict=True))
         )
-        self.scale: Scale = scale_of(self._file.properties, options.base_mag, said)
+        self.scale: Scale = scale_of(
+            self._file.properties, options.base_mag, known_mag=said.base_mag, known_mpp=said.mpp
+        )
         self.bounds: tuple[int, int, int, int] | None = self._file.bounds
         self.notices: tuple[str, ...] = (*self.scale.notices, *self._file.notices)
         self._tiles: dict[int, TileLevel | None] = {}

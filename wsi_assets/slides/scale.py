@@ -5,10 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from wsi_assets.slides.cohort import SlideRow
 
 MPP_RANGE = (0.05, 20.0)
 """A level-0 pixel outside these um is a writer's default (1000, 352.8), not a measurement."""
@@ -103,8 +99,14 @@ def content_size(base: tuple[int, int], stored: tuple[int, int], downsample: flo
     return width, height
 
 
-def scale_of(properties: Mapping[str, str], base_mag: float, said: SlideRow | None = None) -> Scale:
-    """Scale of a slide from OpenSlide's properties and what the cohort's table says of it.
+def scale_of(
+    properties: Mapping[str, str],
+    base_mag: float,
+    *,
+    known_mag: float | None = None,
+    known_mpp: float | None = None,
+) -> Scale:
+    """Scale of a slide from OpenSlide's properties, and from what the cohort's table says, which comes first.
 
     Magnification: the table's; else the file's objective power, unless its mpp, which is measured, says
     clearly another; else from mpp (:func:`magnification_from_mpp`); else ``base_mag``, with a notice.
@@ -113,12 +115,12 @@ def scale_of(properties: Mapping[str, str], base_mag: float, said: SlideRow | No
     in inches; what is no size of a square pixel on a slide is not believed, and a notice.
     """
     ome = _ome(properties)
-    mpp, mpp_source, notices = said and said.mpp, "cohort", []
+    mpp, mpp_source, notices = known_mpp, "cohort", []
     corrected = mpp is not None
     if not corrected:
         mpp, mpp_source, notices = _mpp_of_file(properties, ome)
-    if said and said.base_mag:
-        return Scale(said.base_mag, "cohort", mpp, mpp_source, tuple(notices))
+    if known_mag:
+        return Scale(known_mag, "cohort", mpp, mpp_source, tuple(notices))
     objective = _number(properties.get("openslide.objective-power")) or ome.get("objective")
     # A table that corrects mpp says the file is wrong about its scale, the objective included.
     if objective is not None and 1 <= objective <= 200 and not corrected:

@@ -7,16 +7,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import disk_fault
+from wsi_assets.patches.codecs import decode
 from wsi_assets.slides.closing import Closing
-
-if TYPE_CHECKING:
-    from wsi_assets.patches.options import Backend
 
 FORMAT = 7
 """Version of our metadata; a store of another version is built again."""
@@ -134,6 +132,10 @@ class StoreReader(Closing):
     def read(self, row: int) -> bytes | memoryview:
         """The encoded patch, the caller's own; StoreError if it is gone or does not read."""
 
+    def pixels(self, row: int, out: np.ndarray) -> np.ndarray:
+        """A patch as uint8 (P, P, 3) RGB: ``out``, or an array that the library itself made."""
+        return decode(self.read(row), out)
+
     def problems(self) -> list[str]:
         """What the library's own checker finds wrong with the files, where it has one; slow."""
         return []
@@ -156,21 +158,6 @@ class StoreWriter(Closing):
     @abstractmethod
     def finish(self, metadata: StoreMetadata) -> None:
         """Write the metadata and have all bytes on disk; a store without is incomplete."""
-
-
-def backend_classes(backend: Backend) -> tuple[type[StoreReader], type[StoreWriter]]:
-    """Reader and writer of a kind of store; its library is imported here."""
-    if backend == "lmdb":
-        from wsi_assets.patches.backends.lmdb import LmdbReader, LmdbWriter
-
-        return LmdbReader, LmdbWriter
-    if backend == "hdf5":
-        from wsi_assets.patches.backends.hdf5 import Hdf5Reader, Hdf5Writer
-
-        return Hdf5Reader, Hdf5Writer
-    from wsi_assets.patches.backends.image_folder import ImageFolderReader, ImageFolderWriter
-
-    return ImageFolderReader, ImageFolderWriter
 
 
 class UnusableStoreError(StoreError):

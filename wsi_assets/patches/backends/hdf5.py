@@ -66,6 +66,10 @@ class Hdf5Reader(StoreReader):
         except ERRORS as error:
             raise damaged(self.path, error) from error
 
+    def pixels(self, row: int, out: np.ndarray) -> np.ndarray:
+        # read_direct into ``out`` takes half as long again.
+        return self._images[row]
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
