@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import wsi_assets.orchestration.build  # noqa: F401  (which makes every asset known)
 from wsi_assets.orchestration.artefact import all_artefacts
 
 PAGE = Path(__file__).parents[1] / "docs" / "parameters.md"
