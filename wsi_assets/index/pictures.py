@@ -1,4 +1,4 @@
-"""Pictures of a slide's tissue and annotations, and of how many patches each slide of a level gives."""
+"""Pictures of a slide's tissue and annotations, and a chart of the patches of each slide."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def overlay_jpeg(
     max_side: int = 720,
     max_bytes: int | None = 60_000,
 ) -> bytes:
-    """:func:`overlay` as a JPEG; less than ``max_side`` if ``max_bytes``, for an event log, demand it."""
+    """:func:`overlay` as a JPEG, made smaller until it has at most ``max_bytes``, for an event log."""
     import cv2
 
     picture = overlay(tissue, tumor, max_side=max_side)
@@ -58,10 +58,13 @@ def overlay_jpeg(
 def overlay(
     tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
 ) -> NDArray[np.uint8]:
-    """Draw the borders of tissue, tumor, excluded and ignored areas on the slide's picture: (h, w, 3) RGB.
+    """Draw the borders of tissue, tumor, excluded and ignored areas on the slide's picture.
 
-    With a legend and a scale bar below. ``max_side``: of the slide's picture, in pixels, as far as
-    ``tissue`` holds it.
+    Args:
+        max_side: longer side of the slide's picture, in pixels; it is not enlarged.
+
+    Returns:
+        uint8 (h, w, 3) RGB, with a legend and a scale bar below the picture.
     """
     import cv2
 
@@ -71,7 +74,7 @@ def overlay(
     height, width = picture.shape[:2]
     downsample = max(base.height / height, base.width / width)
     line = max(1, round(max(height, width) / 600))
-    # The mask covers whole working pixels, which may reach over the slide's edge.
+    # The mask has whole pixels, so it may reach over the slide's edge.
     zoom = tissue.work_downsample / downsample
     warp = np.array([[zoom, 0, (zoom - 1) / 2], [0, zoom, (zoom - 1) / 2]])
     mask = cv2.warpAffine(tissue.mask.astype(np.uint8) * 255, warp, (width, height), flags=cv2.INTER_LINEAR)
@@ -90,9 +93,9 @@ def overlay(
 
 
 def counts_png(index: Index, sampled: Index | None = None) -> bytes:
-    """Patches per slide of a level as a PNG: tumor and normal, and what sampling kept of them.
+    """A bar chart (PNG) of tumor and normal patches per slide, in the index and in the sampled index.
 
-    Every slide is one bar, most patches first; beyond 60 slides the bars lose their names.
+    Slides with most patches come first; with more than 60 slides their names are left out.
     """
     rows = sorted(slide_table(index), key=lambda row: (-row["patches"], row["slide"]))
     kept = {row["slide"]: row for row in slide_table(sampled)} if sampled is not None else None
@@ -125,7 +128,7 @@ def counts_png(index: Index, sampled: Index | None = None) -> bytes:
         ax.set_xlabel("patches", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
-        # Above the bars: wherever it lay among them, some cohort's would be under it.
+        # Above the axes, where it never covers bars.
         ax.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=2)
     axes[0].set_yticks(places if named else [], [row["slide"] for row in rows] if named else [])
     axes[0].set_ylim(max(len(rows), 1) - 0.5, -0.5)

@@ -163,7 +163,7 @@ def test_memory_follows_the_tissue_not_the_slide():
     ("stride", "said"), [(1, r"tries 21\d{9} places"), (256, "makes more than 9 patches")]
 )
 def test_a_stride_too_small_for_the_slide_is_one_line(monkeypatch, stride, said):
-    monkeypatch.setattr(entries, "MOST_PATCHES", 9)
+    monkeypatch.setattr(entries, "MAX_PATCHES", 9)
     tissue = tissue_of("a", np.ones((1728, 764), bool), 128.0)
     with pytest.raises(SlideIndexError, match=f"a stride of {stride} {said} on its tissue") as caught:
         index_slide(tissue, None, 0, IndexOptions(stride=stride))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index import SamplingOptions, fold_slides, sample_index, split_slides
-from wsi_assets.index.split import LEAST_VALIDATING, patients
+from wsi_assets.index.split import MIN_VALIDATION_PATCHES, patients
 from wsi_assets.slides.naming import patient_of
 
 
@@ -68,7 +68,7 @@ def test_a_tenth_of_the_patients_of_each_kind_validates():
 def test_patients_are_added_until_validation_holds_enough_of_each_class():
     index = index_of(*((f"patient_{p:03d}", 40, 5) for p in range(40)))
     sides = split_slides(index, 0.05, 42)
-    assert held(index, sides, "validation") == (240, LEAST_VALIDATING)
+    assert held(index, sides, "validation") == (240, MIN_VALIDATION_PATCHES)
     few = index_of(*((f"patient_{p:03d}", 40, 5) for p in range(6)))
     assert held(few, split_slides(few, 0.05, 42), "validation")[1] == 10  # a third, and no more
 

@@ -1,1 +1,1 @@
-"""The kinds of store: LMDB, HDF5, and a folder of PNG files by class."""
+"""The store backends: LMDB, HDF5, and a folder of PNG files by class."""
