@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from wsi_assets.index.slide_regions import SlideOptions, annotated_by, read_tiss
 from wsi_assets.index.tissue import TissueRegions
 from wsi_assets.progress import Progress, silent
 from wsi_assets.slides import Cohort, ScaleOptions, SlideFile, find_slides, read_cohort
+
+_Read = tuple[dict[str, Any], TumorRegions | None, Path | None]
+"""``TissueRegions`` of a slide as plain values, tumor regions, annotation file."""
 
 
 @dataclass(frozen=True)
@@ -114,24 +118,15 @@ def build_indices(
     how = SlideOptions(
         **{**(tissue or TissueOptions()).model_dump(), **(scale or ScaleOptions()).model_dump()}
     )
-    read: list[tuple[dict[str, Any], TumorRegions | None, Path | None]] = []
-
-    def read_one(slide: SlideFile) -> tuple | WsiAssetsError:
-        try:
-            plain = read_tissue(slide.slide_id, slide.path, how, slide.cohort_row)
-            tumor = read_tumor(slide, annotation, plain)
-            return plain, tumor, annotated_by(slide, tumor)
-        except WsiAssetsError as error:
-            return error
-
+    read: list[_Read] = []
+    read_one = partial(_read_slide, how=how, annotation=annotation)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, (slide, found) in enumerate(
-            zip(listing.slides, pool.map(read_one, listing.slides), strict=True), start=1
-        ):
-            if isinstance(found, WsiAssetsError):
-                left_out[slide.slide_id] = str(found)
+        found = zip(listing.slides, pool.map(read_one, listing.slides), strict=True)
+        for done, (slide, result) in enumerate(found, start=1):
+            if isinstance(result, WsiAssetsError):
+                left_out[slide.slide_id] = str(result)
             else:
-                read.append(found)
+                read.append(result)
             progress(done, len(listing.slides), "reading slides")
     notices = [*listing.notices]
     notices += [
@@ -149,3 +144,15 @@ def build_indices(
             missing[level] = str(error)
         progress(done, len(target_levels), "indexing levels")
     return FolderIndex(levels, missing, dict(sorted(left_out.items())), tuple(notices))
+
+
+def _read_slide(
+    slide: SlideFile, how: SlideOptions, annotation: AnnotationOptions | None
+) -> _Read | WsiAssetsError:
+    """Tissue, tumor and annotation file of a slide, or the error for which it is left out."""
+    try:
+        plain = read_tissue(slide.slide_id, slide.path, how, slide.cohort_row)
+        tumor = read_tumor(slide, annotation, plain)
+        return plain, tumor, annotated_by(slide, tumor)
+    except WsiAssetsError as error:
+        return error
