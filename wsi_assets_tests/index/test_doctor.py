@@ -40,7 +40,7 @@ def test_a_slides_patient_and_side_are_the_cohorts_or_else_its_names():
 
 
 @pytest.mark.parametrize(("label", "problems"), [(None, 0), ("normal", 0), ("tumor", 1)])
-def test_a_slide_without_annotation_that_is_said_to_be_tumor_is_a_problem(real_data, label, problems):
+def test_a_slide_labeled_tumor_without_annotation_is_a_problem(real_data, label, problems):
     path = real_data / "slides/CMU-1-Small-Region.svs"
     health = examine(SlideFile("a", path, None, SlideRow(label=label, base_mag=40.0, mpp=0.25)))
     assert (health.magnification, health.mpp) == ("40 (cohort)", "0.25")
