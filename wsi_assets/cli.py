@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi_assets import __version__
-from wsi_assets.errors import WsiAssetsError
+from wsi_assets.errors import FAILED, USAGE, WsiAssetsError
 from wsi_assets.running import as_command, prepare_workers
 
 if TYPE_CHECKING:
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FOLDERS = ("images", "annotations", "storage")
-
-OK, FAILED, LEFT_OUT, USAGE = 0, 1, 2, 64
-"""Exit statuses, also when several things happened: a failure outweighs a slide that was left out.
-
-A command line that is not understood ends with the system's EX_USAGE: click's own 2 means slides left out."""
 
 
 @contextmanager

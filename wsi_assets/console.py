@@ -14,8 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from wsi_assets.cli import FAILED, LEFT_OUT, OK
-from wsi_assets.errors import EvaluationError
+from wsi_assets.errors import FAILED, LEFT_OUT, OK, EvaluationError
 from wsi_assets.progress import progress_bars
 from wsi_assets.slides.resolution import words_of
 

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from os import PathLike, fspath
 
+OK, FAILED, LEFT_OUT, USAGE = 0, 1, 2, 64
+"""Exit statuses of commands; a failure outweighs a slide that was left out.
+
+A command line that is not understood ends with the system's EX_USAGE, since 2 means slides left out."""
+
 
 class WsiAssetsError(Exception):
     """A fault in the input, the configuration or the machine that a user can mend.

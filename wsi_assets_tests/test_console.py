@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from wsi_assets import console
-from wsi_assets.cli import USAGE, main
+from wsi_assets.cli import main
+from wsi_assets.errors import USAGE
 from wsi_assets.orchestration.cli_run import LevelOutcome
 from wsi_assets.orchestration.instance import prepare_home
 from wsi_assets.orchestration.settings import Settings

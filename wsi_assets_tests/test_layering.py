@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,12 @@ def test_no_module_imports_dagster_internals():
     for path in MODULES:
         private = {name for name in imported_by(path) if name.startswith(("dagster._", "mlflow._"))}
         assert not private, f"{path} imports {private}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in MODULES}
+    graph = {name: (imported_by(path) & names.keys()) - {name} for name, path in names.items()}
+    TopologicalSorter(graph).prepare()
 
 
 def loaded_after(statement: str) -> set[str]:

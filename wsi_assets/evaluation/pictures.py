@@ -29,7 +29,7 @@ from wsi_assets.drawing import (
 if TYPE_CHECKING:
     from wsi_assets.evaluation.evaluation import SlideEvaluation
     from wsi_assets.evaluation.heatmap import Detection, Heatmap
-    from wsi_assets.evaluation.slide_files import PredictedSlide
+    from wsi_assets.evaluation.predictions import SlidePredictions
     from wsi_assets.slides.reader import SlideReader
 
 Box = tuple[float, float, float, float]
@@ -50,6 +50,20 @@ MOST_LESIONS, MOST_FALSE_POSITIVES = 12, 6
 
 SMALLEST_RING = 0.009
 """Radius of the ring around a detection, as a share of the width: a smaller one would not be seen."""
+
+
+@dataclass(frozen=True)
+class PredictedSlide:
+    """What is drawn of a slide; ``heatmap`` is None where it has no patches."""
+
+    predictions: SlidePredictions
+    heatmap: Heatmap | None
+    detections: tuple[Detection, ...]
+    geometry: None = None
+
+    @property
+    def slide_id(self) -> str:
+        return self.predictions.slide_id
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ prediction.json             score, area, model
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ import numpy as np
 from wsi_assets.drawing import png_of
 from wsi_assets.evaluation import pictures
 from wsi_assets.evaluation.heatmap import (
-    Detection,
-    Heatmap,
     detections_csv,
     find_detections,
     heatmap_of,
@@ -34,20 +31,6 @@ from wsi_assets.files import write_json
 
 PICTURE_SIDE = 1000
 SUMMARY = "prediction.json"
-
-
-@dataclass(frozen=True)
-class PredictedSlide:
-    """What is drawn of a slide; ``heatmap`` is None where it has no patches."""
-
-    predictions: SlidePredictions
-    heatmap: Heatmap | None
-    detections: tuple[Detection, ...]
-    geometry: None = None
-
-    @property
-    def slide_id(self) -> str:
-        return self.predictions.slide_id
 
 
 def write_slide_prediction(
@@ -83,7 +66,7 @@ def write_slide_prediction(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{slide_id}.csv").write_text(detections_csv(found), encoding="utf-8")
     (folder / f"{slide_id}.geojson").write_text(regions_geojson(heatmap, found, threshold), encoding="utf-8")
-    slide = PredictedSlide(part, heatmap, found)
+    slide = pictures.PredictedSlide(part, heatmap, found)
     with open_slide(part.slide_path) as reader:
         size = reader.levels[0].height, reader.levels[0].width
         view = pictures.view_of(slide, reader, options.heatmap_side)

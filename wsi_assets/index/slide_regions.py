@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_assets.index.options import TissueOptions
+from wsi_assets.slides.cohort import EMPTY_ROW, SlideRow
 from wsi_assets.slides.options import ScaleOptions
 
 if TYPE_CHECKING:
     from wsi_assets.annotations import AnnotationOptions, TumorRegions
-    from wsi_assets.slides import SlideFile, SlideRow
+    from wsi_assets.slides import SlideFile
 
 
 class SlideOptions(TissueOptions, ScaleOptions):
@@ -19,7 +20,7 @@ class SlideOptions(TissueOptions, ScaleOptions):
 
 
 def read_tissue(
-    slide_id: str, path: Path, options: SlideOptions, cohort_row: SlideRow | None = None
+    slide_id: str, path: Path, options: SlideOptions, cohort_row: SlideRow = EMPTY_ROW
 ) -> dict[str, Any]:
     """Find the tissue of a slide: its ``TissueRegions`` as plain values, with the mask compressed.
 

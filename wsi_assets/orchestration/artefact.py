@@ -66,6 +66,9 @@ class Artefact:
     shown: tuple[str, ...] = ()
     automation: Callable[[str], dg.AutomationCondition] | None = None
 
+    def __post_init__(self) -> None:
+        _known[self.name] = self
+
     @property
     def by_slide(self) -> bool:
         return "{slide}" in self.path
@@ -101,11 +104,13 @@ class Artefact:
         }
 
 
-def all_artefacts() -> tuple[Artefact, ...]:
-    """Every asset's description, in the order in which they are made."""
-    from wsi_assets.orchestration.build import ARTEFACTS  # it imports the assets, which import this module
+_known: dict[str, Artefact] = {}
+"""By name. An asset's inputs are imported, and so known, before it."""
 
-    return ARTEFACTS
+
+def all_artefacts() -> tuple[Artefact, ...]:
+    """Every asset's description, in the order in which they are made; ``build.py`` imports all of them."""
+    return tuple(_known.values())
 
 
 def slide_artefacts() -> tuple[Artefact, ...]:

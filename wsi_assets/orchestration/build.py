@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from wsi_assets.orchestration.artefact import Artefact, level_chain, slide_artefacts
+from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_chain, slide_artefacts
 from wsi_assets.orchestration.asset_checks import ALL_CHECKS
 from wsi_assets.orchestration.assets import (
     cross_validation,
@@ -47,17 +47,6 @@ MODULES = (
 )
 """The modules of assets, in the order in which they are made."""
 
-ARTEFACTS: tuple[Artefact, ...] = tuple(
-    {
-        value.name: value
-        for module in MODULES
-        for value in vars(module).values()
-        if isinstance(value, Artefact)
-    }.values()
-)
-"""Every asset's description, in the order in which they are made."""
-
-
 LEVEL_PIPELINE, CROSS_VALIDATED_LEVEL = "level_pipeline", "cross_validated_level"
 SLIDE_REGIONS, COMPARE_LEVELS, LEVEL_CHECKS = "slide_regions", "compare_levels", "level_checks"
 
@@ -77,7 +66,9 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
     settings = settings or Settings.from_environment()
     storage_dir = str(settings.storage_dir)
     conditions = {
-        artefact.key: artefact.automation(settings.timezone) for artefact in ARTEFACTS if artefact.automation
+        artefact.key: artefact.automation(settings.timezone)
+        for artefact in all_artefacts()
+        if artefact.automation
     }
     assets = dg.map_asset_specs(
         lambda spec: (
@@ -87,8 +78,10 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         ),
         dg.load_assets_from_modules(MODULES),
     )
-    stores = [artefact.name for artefact in ARTEFACTS if artefact.automation is follow_index]
-    others = [artefact.name for artefact in ARTEFACTS if artefact.automation not in (None, follow_index)]
+    stores = [artefact.name for artefact in all_artefacts() if artefact.automation is follow_index]
+    others = [
+        artefact.name for artefact in all_artefacts() if artefact.automation not in (None, follow_index)
+    ]
     return dg.Definitions(
         assets=assets,
         asset_checks=ALL_CHECKS,
@@ -116,7 +109,7 @@ def _jobs() -> list:
     """What a user launches by name."""
 
     def made(wanted: Callable[[Artefact], bool]) -> dg.AssetSelection:
-        return dg.AssetSelection.assets(*(one.key for one in ARTEFACTS if wanted(one)))
+        return dg.AssetSelection.assets(*(one.key for one in all_artefacts() if wanted(one)))
 
     crossed = cross_validation.CROSS_VALIDATION
     return [

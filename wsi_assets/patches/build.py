@@ -17,6 +17,7 @@ import numpy as np
 
 from wsi_assets.errors import StoreError, WsiAssetsError, one_line
 from wsi_assets.files import digest, disk_fault, file_lock, publish, recover, remove, size_of
+from wsi_assets.patches.backends import backend_classes
 from wsi_assets.patches.backends.base import (
     FORMAT,
     UNKNOWN_LABEL,
@@ -24,7 +25,6 @@ from wsi_assets.patches.backends.base import (
     StoreReader,
     StoreWriter,
     UnusableStoreError,
-    backend_classes,
 )
 from wsi_assets.patches.codecs import encoder
 from wsi_assets.patches.extraction import ExtractTask, run_tasks

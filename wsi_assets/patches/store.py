@@ -12,7 +12,8 @@ import numpy as np
 
 from wsi_assets.errors import StoreError
 from wsi_assets.files import recover
-from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, backend_classes, damaged
+from wsi_assets.patches.backends import backend_classes
+from wsi_assets.patches.backends.base import StoreReader, UnusableStoreError, damaged
 from wsi_assets.patches.options import Backend
 from wsi_assets.slides.closing import Closing
 

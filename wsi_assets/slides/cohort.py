@@ -178,11 +178,11 @@ def _rows(lines: list[list[str]]) -> dict[str, SlideRow]:
         try:
             if any(cell.strip() for cell in cells[len(fields) :]):
                 raise ValueError("more cells than columns")
-            said = {name: _value(name, cell) for name, cell in zip(fields, cells, strict=False) if name}
-            slide_id = said.pop("slide_id", None)
+            values = {name: _value(name, cell) for name, cell in zip(fields, cells, strict=False) if name}
+            slide_id = values.pop("slide_id", None)
             if not slide_id or slide_id in rows:
                 raise ValueError("a slide of a line above" if slide_id else "no slide_id")
-            row = rows[slide_id] = SlideRow(**said)
+            row = rows[slide_id] = SlideRow(**values)
             if row.mpp and row.base_mag and not agree(row.mpp, row.base_mag):
                 meant = magnification_from_mpp(row.mpp)
                 raise ValueError(f"{row.base_mag:g}x and {row.mpp:g} um, which is {meant:g}x,")

@@ -136,8 +136,8 @@ def passed_over(paths: list[Path], what: str) -> list[str]:
     if not paths:
         return []
     endings = Counter(path.suffix.lower() or "no ending" for path in paths)
-    said = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items())[:8])
-    return [f"files that are {what} are passed over: {said}, e.g. {paths[0]}"]
+    kinds = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items())[:8])
+    return [f"files that are {what} are ignored: {kinds}, e.g. {paths[0]}"]
 
 
 def content_of(path: Path) -> str | None:

@@ -7,29 +7,12 @@ from collections.abc import Callable, Sequence
 
 import tifffile
 
-Size = tuple[int, int]
-"""(width, height) in pixels."""
+from wsi_assets.slides.tiff_pages import Size, size_of
 
 _PAGE_NAME, _X_RESOLUTION, _RESOLUTION_UNIT = 285, 282, 296
 _PER_CM = {2: 1 / 2.54, 3: 1.0}
 _SAME_SCALE = 1.5
 _OTHER_PICTURES = re.compile(r"\b(label|macro|overview|thumbnail)\b", re.IGNORECASE)
-
-
-def size_of(page: tifffile.TiffPage) -> Size:
-    """(width, height) of a TIFF page."""
-    return page.imagewidth, page.imagelength
-
-
-def is_sound(page: tifffile.TiffPage) -> bool:
-    """Whether a TIFF page is undamaged: its sizes are numbers, and it lists all of its tiles."""
-    sides = page.imagewidth, page.imagelength, page.tilewidth, page.tilelength
-    if {*map(type, (*sides, *page.dataoffsets, *page.databytecounts))} != {int}:
-        return False
-    if not page.is_tiled:
-        return True
-    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
-    return tiles <= len(page.dataoffsets) == len(page.databytecounts)
 
 
 def true_levels(

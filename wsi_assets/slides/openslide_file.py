@@ -23,8 +23,9 @@ from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.dicom import volume_files
 from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
-from wsi_assets.slides.levels import Size, is_sound, odd_picture, reductions_to, size_of, true_levels
+from wsi_assets.slides.levels import odd_picture, reductions_to, true_levels
 from wsi_assets.slides.listing import stat_or_none, unreadable
+from wsi_assets.slides.tiff_pages import JPEG, Size, is_plain, is_sound, size_of
 from wsi_assets.slides.windows import Window, tiles_over
 
 # tifffile would log a line for each damaged tag; damage is reported once, as a SlideError.
@@ -36,7 +37,6 @@ _MAX_TIFF_PAGES = 1000
 _TILE_TABLES = {"generic-tiff", "aperio", "philips"}
 _SUBPIXEL = 1 / 512
 _MAX_BACK = 256
-_JPEG = 7
 _TILE_LENGTHS = 325
 _BLOCK = 1024
 _KEPT_BLOCKS = 16
@@ -221,8 +221,6 @@ class OpenSlideFile(Closing):
         """The SubIFD pages of a TIFF that are levels and can be read, the largest first."""
         if self.vendor != "generic-tiff" or len(sizes) > 1:
             return []
-        from wsi_assets.slides.tiff_tiles import is_plain
-
         with contextlib.suppress(Exception):  # damage can raise any error; OpenSlide's level remains
             first = [size_of(page) for page in self.tiff_pages].index(sizes[0])
             with tifffile.TiffFile(self._entry) as file:
@@ -253,7 +251,7 @@ class OpenSlideFile(Closing):
     def _check_jpeg_tiles(self, level: int, y: int, x: int, height: int, width: int) -> None:
         """Refuse a window over a JPEG tile with a hole, which OpenSlide would decode to wrong pixels."""
         page = self.page_of(level)
-        if page is None or page.compression != _JPEG:
+        if page is None or page.compression != JPEG:
             return
         across = -(-page.imagewidth // page.tilewidth)
         with self._entry.open("rb", buffering=0) as stream:

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.slides.closing import Closing
-from wsi_assets.slides.cohort import SlideRow
+from wsi_assets.slides.cohort import EMPTY_ROW, SlideRow
 from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, may_lack_data, no_data, padding_colors
 from wsi_assets.slides.openslide_file import OpenSlideFile
@@ -37,7 +37,7 @@ class Region:
 
 
 def open_slide(
-    path: str | Path, options: ScaleOptions = _DEFAULT, cohort_row: SlideRow | None = None
+    path: str | Path, options: ScaleOptions = _DEFAULT, cohort_row: SlideRow = EMPTY_ROW
 ) -> SlideReader:
     """Open a slide: a file that OpenSlide reads, or the folder of a DICOM slide.
 
@@ -61,9 +61,7 @@ class SlideReader(Closing):
         notices: lines on what was assumed, contradicted or left out of the file.
     """
 
-    def __init__(
-        self, path: str | Path, options: ScaleOptions = _DEFAULT, cohort_row: SlideRow | None = None
-    ):
+    def __init__(self, path: str | Path, options: ScaleOptions = _DEFAULT, cohort_row: SlideRow = EMPTY_ROW):
         self.path = Path(path)
         self.slide_id = slide_id_of(self.path)
         self._file = OpenSlideFile(self.path)
@@ -74,7 +72,12 @@ class SlideReader(Closing):
             Level(index, *content_size(sizes[0], size, downsample), downsample)
             for index, (size, downsample) in enumerate(zip(sizes, downsamples, strict=True))
         )
-        self.scale: Scale = scale_of(self._file.properties, options.base_mag, cohort_row)
+        self.scale: Scale = scale_of(
+            self._file.properties,
+            options.base_mag,
+            known_mag=cohort_row.base_mag,
+            known_mpp=cohort_row.mpp,
+        )
         self.bounds: tuple[int, int, int, int] | None = self._file.bounds
         self.notices: tuple[str, ...] = (*self.scale.notices, *self._file.notices)
         self._tiles: dict[int, TileLevel | None] = {}

@@ -5,10 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from wsi_assets.slides.cohort import SlideRow
 
 MPP_RANGE = (0.05, 20.0)
 """Plausible size of a level-0 pixel in um. Values outside are defaults of programs, such as 1000 or 352.8."""
@@ -121,8 +117,14 @@ def content_size(base: tuple[int, int], stored: tuple[int, int], downsample: flo
     return width, height
 
 
-def scale_of(properties: Mapping[str, str], base_mag: float, cohort_row: SlideRow | None = None) -> Scale:
-    """Scale of a slide from OpenSlide's properties and its row of the cohort table.
+def scale_of(
+    properties: Mapping[str, str],
+    base_mag: float,
+    *,
+    known_mag: float | None = None,
+    known_mpp: float | None = None,
+) -> Scale:
+    """Scale of a slide from OpenSlide's properties and what the cohort table says of it.
 
     **mpp** is that of the table; else that of the file: OpenSlide's, the OME-XML's of an OME-TIFF, or from a
     TIFF resolution in inches. An implausible size, or one of pixels that are not square, is not believed,
@@ -130,14 +132,19 @@ def scale_of(properties: Mapping[str, str], base_mag: float, cohort_row: SlideRo
 
     **Magnification** is that of the table; else the file's objective power, unless it contradicts mpp, which
     is measured; else from mpp (:func:`magnification_from_mpp`); else ``base_mag``, with a notice.
+
+    Args:
+        properties: OpenSlide's properties.
+        base_mag: magnification of a slide whose file states none.
+        known_mag, known_mpp: magnification and mpp in the cohort table, None if it states none.
     """
     ome = _ome(properties)
-    mpp, mpp_source, notices = cohort_row and cohort_row.mpp, "cohort", []
+    mpp, mpp_source, notices = known_mpp, "cohort", []
     corrected = mpp is not None
     if not corrected:
         mpp, mpp_source, notices = _mpp_of_file(properties, ome)
-    if cohort_row and cohort_row.base_mag:
-        return Scale(cohort_row.base_mag, "cohort", mpp, mpp_source, tuple(notices))
+    if known_mag:
+        return Scale(known_mag, "cohort", mpp, mpp_source, tuple(notices))
     objective = _number(properties.get("openslide.objective-power")) or ome.get("objective")
     # If the table corrects mpp, the objective power in the file is probably wrong too.
     if objective is not None and 1 <= objective <= 200 and not corrected:

@@ -20,6 +20,7 @@ from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
 from wsi_assets.slides.listing import unreadable
 from wsi_assets.slides.openslide_file import OpenSlideFile, damaged_tile, is_whole_start
+from wsi_assets.slides.tiff_pages import COLORSPACES, JPEG, JPEG_2000, is_plain
 from wsi_assets.slides.windows import Window, everywhere, tiles_over
 
 _CACHE_BYTES = 48 << 20
@@ -27,14 +28,7 @@ _BLOCK = 512
 _COMPARED = 128
 """Side of the part of a tile that is compared with OpenSlide: decoders differ in every JPEG block or in none,
 and OpenSlide takes four times as long for a whole tile of 512 pixels."""
-_JPEG = 7
-_COLORSPACES = {2: "RGB", 6: "YCBCR"}
-"""TIFF's photometric interpretation -> the color space of its JPEG data."""
-_LOSSLESS = {1, 5, 8, 32946, 50000}
-"""Uncompressed, LZW, Deflate (two numbers), Zstandard."""
 _END = b"\xff\xd9"
-_JPEG_2000 = {33003: True, 33005: False}
-"""Aperio's two compressions -> whether the components are YCbCr."""
 
 
 class TileLevel(Closing):
@@ -59,8 +53,8 @@ class TileLevel(Closing):
         self._offsets, self._lengths = page.dataoffsets, page.databytecounts
         self._page, self._tables = page, page.jpegtables
         self.by_tifffile = False
-        self._is_jpeg = page.compression == _JPEG
-        self._colorspace = _COLORSPACES.get(page.photometric)
+        self._is_jpeg = page.compression == JPEG
+        self._colorspace = COLORSPACES.get(page.photometric)
         self._slide, self._owns_slide, self._lock = slide, owns_slide, threading.Lock()
         self.keep(_CACHE_BYTES)
         self._file = self.path.open("rb", buffering=0)
@@ -176,13 +170,13 @@ class TileLevel(Closing):
 
     def _decode(self, row: int, col: int, data: bytes) -> np.ndarray:
         """Decode a tile with tifffile, for compressions other than JPEG; Aperio's YCbCr as OpenSlide does."""
-        if self._page.compression in _JPEG_2000 and data.endswith(bytes(16)) and _END not in data[-64:]:
+        if self._page.compression in JPEG_2000 and data.endswith(bytes(16)) and _END not in data[-64:]:
             raise ValueError("it has no end")
         if self._is_jpeg:  # tifffile then reads the file too
             self._page.parent.filehandle.open()
         found = self._page.decode(data, self._number(row, col), jpegtables=self._tables)[0]
         pixels = np.asarray(found)[0]
-        ycbcr = _JPEG_2000.get(self._page.compression, False)  # decoders do not convert it
+        ycbcr = JPEG_2000.get(self._page.compression, False)  # decoders do not convert it
         tile = np.zeros((self.tile_height, self.tile_width, 3), np.uint8)
         tile[: pixels.shape[0], : pixels.shape[1]] = _rgb_of(pixels) if ycbcr else pixels
         return tile
@@ -244,23 +238,6 @@ def open_tiles(
     if slide is None:
         used.close()
     return None
-
-
-def is_plain(page: tifffile.TiffPage, vendor: str) -> bool:
-    """Whether a page holds 8-bit RGB in a compression and a layout whose tiles are decoded directly."""
-    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
-    known = (
-        (page.compression == _JPEG and page.photometric in _COLORSPACES)
-        or (page.compression in _LOSSLESS and page.photometric == 2)
-        or page.compression in _JPEG_2000
-    )
-    return (
-        known
-        and (page.samplesperpixel, page.bitspersample, page.planarconfig, page.imagedepth) == (3, 8, 1, 1)
-        and len(page.dataoffsets) == len(page.databytecounts) == tiles
-        # In SVS files OpenSlide fills a missing tile from the next finer level, so it reads those levels.
-        and (vendor != "aperio" or all((*page.dataoffsets, *page.databytecounts)))
-    )
 
 
 def _rgb_of(ycbcr: np.ndarray) -> np.ndarray:

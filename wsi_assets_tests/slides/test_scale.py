@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from wsi_assets.slides import SlideRow, open_slide, true_downsamples
+from wsi_assets.slides import open_slide, true_downsamples
 from wsi_assets.slides.scale import content_size, magnification_from_mpp, scale_of
 
 
@@ -208,16 +208,16 @@ def test_the_scale_of_the_cohort_table_comes_first_without_a_notice():
     file = {"openslide.objective-power": "40", "openslide.mpp-x": "0.243"}
 
     def said(properties=file, **values):
-        found = scale_of(properties, 40.0, SlideRow(**values))
+        found = scale_of(properties, 40.0, **values)
         assert not found.notices
         return found.base_magnification, found.magnification_source, found.mpp, found.mpp_source
 
-    assert said(base_mag=20.0, mpp=0.5) == (20, "cohort", 0.5, "cohort")
-    assert said(mpp=0.25) == (40, "mpp", 0.25, "cohort")
-    assert said(base_mag=10.0) == (10, "cohort", 0.243, "file")
+    assert said(known_mag=20.0, known_mpp=0.5) == (20, "cohort", 0.5, "cohort")
+    assert said(known_mpp=0.25) == (40, "mpp", 0.25, "cohort")
+    assert said(known_mag=10.0) == (10, "cohort", 0.243, "file")
     assert said() == (40, "objective", 0.243, "file")
-    assert said({}, base_mag=40.0) == (40, "cohort", None, None)
-    assert said({"openslide.objective-power": "20", "openslide.mpp-x": "900"}, mpp=0.25)[0] == 40
+    assert said({}, known_mag=40.0) == (40, "cohort", None, None)
+    assert said({"openslide.objective-power": "20", "openslide.mpp-x": "900"}, known_mpp=0.25)[0] == 40
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from wsi_assets.errors import StoreError
 from wsi_assets.files import disk_fault
 from wsi_assets.patches.codecs import decode
 from wsi_assets.slides.closing import Closing
-
-if TYPE_CHECKING:
-    from wsi_assets.patches.options import Backend
 
 FORMAT = 7
 """Version of the metadata; a store of another version is built again."""
@@ -163,21 +160,6 @@ class StoreWriter(Closing):
     @abstractmethod
     def finish(self, metadata: StoreMetadata) -> None:
         """Write the metadata and sync everything to disk; without this the store is unfinished."""
-
-
-def backend_classes(backend: Backend) -> tuple[type[StoreReader], type[StoreWriter]]:
-    """Reader and writer class of a backend; imports its library."""
-    if backend == "lmdb":
-        from wsi_assets.patches.backends.lmdb import LmdbReader, LmdbWriter
-
-        return LmdbReader, LmdbWriter
-    if backend == "hdf5":
-        from wsi_assets.patches.backends.hdf5 import Hdf5Reader, Hdf5Writer
-
-        return Hdf5Reader, Hdf5Writer
-    from wsi_assets.patches.backends.image_folder import ImageFolderReader, ImageFolderWriter
-
-    return ImageFolderReader, ImageFolderWriter
 
 
 class UnusableStoreError(StoreError):

@@ -1,0 +1,49 @@
+"""The size of a TIFF page, whether it is undamaged, and whether its tiles can be decoded directly."""
+
+from __future__ import annotations
+
+import tifffile
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+JPEG = 7
+COLORSPACES = {2: "RGB", 6: "YCBCR"}
+"""TIFF's photometric interpretation -> the color space of its JPEG data."""
+LOSSLESS = {1, 5, 8, 32946, 50000}
+"""Uncompressed, LZW, Deflate (two numbers), Zstandard."""
+JPEG_2000 = {33003: True, 33005: False}
+"""Aperio's two compressions -> whether the components are YCbCr."""
+
+
+def size_of(page: tifffile.TiffPage) -> Size:
+    """(width, height) of a TIFF page."""
+    return page.imagewidth, page.imagelength
+
+
+def is_sound(page: tifffile.TiffPage) -> bool:
+    """Whether a TIFF page is undamaged: its sizes are numbers, and it lists all of its tiles."""
+    sides = page.imagewidth, page.imagelength, page.tilewidth, page.tilelength
+    if {*map(type, (*sides, *page.dataoffsets, *page.databytecounts))} != {int}:
+        return False
+    if not page.is_tiled:
+        return True
+    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
+    return tiles <= len(page.dataoffsets) == len(page.databytecounts)
+
+
+def is_plain(page: tifffile.TiffPage, vendor: str) -> bool:
+    """Whether a page holds 8-bit RGB in a compression and a layout whose tiles are decoded directly."""
+    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
+    known = (
+        (page.compression == JPEG and page.photometric in COLORSPACES)
+        or (page.compression in LOSSLESS and page.photometric == 2)
+        or page.compression in JPEG_2000
+    )
+    return (
+        known
+        and (page.samplesperpixel, page.bitspersample, page.planarconfig, page.imagedepth) == (3, 8, 1, 1)
+        and len(page.dataoffsets) == len(page.databytecounts) == tiles
+        # In SVS files OpenSlide fills a missing tile from the next finer level, so it reads those levels.
+        and (vendor != "aperio" or all((*page.dataoffsets, *page.databytecounts)))
+    )
