@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import wsi_assets.orchestration.build  # noqa: F401  (imports every asset, which registers its artefact)
 from wsi_assets.orchestration.artefact import all_artefacts
 
 PAGE = Path(__file__).parents[1] / "docs" / "parameters.md"
@@ -14,7 +15,7 @@ MARK = "<!-- generated from here on -->"
 
 
 def page(text: str) -> str:
-    """The page: what stands before the mark as it is, then a table for each asset."""
+    """The page: the text before the mark, then a table for each asset."""
     tables = []
     for artefact in all_artefacts():
         fields = artefact.options.model_fields
