@@ -273,7 +273,7 @@ def _page() -> Console:
 
 def _print_health(rows: Sequence[SlideHealth]) -> None:
     """A row a slide; a terminal that is too narrow goes without the columns that matter least."""
-    from wsi_assets.index.doctor import COLUMNS, DROP_ORDER
+    from wsi_assets.index.doctor import COLUMNS, DROP_ORDER, LEGEND, MAGNIFICATIONS
 
     page = _page()
     filled = [column for column in COLUMNS if any(cell for row in rows for cell in row.cells([column]))]
@@ -288,6 +288,9 @@ def _print_health(rows: Sequence[SlideHealth]) -> None:
         if page.measure(table, options=page.options.update(max_width=WIDE)).maximum <= page.width:
             break
     page.print(table)
+    if MAGNIFICATIONS in columns:
+        shown = " ".join(row.magnifications for row in rows)
+        _print_notices([meaning for sign, meaning in LEGEND.items() if sign in shown])
     if dropped:
         missing = ", ".join(DROP_ORDER[:dropped])
         _print_notices([f"the terminal is too narrow for {missing}; a wider one, or a file, shows all"])

@@ -16,6 +16,8 @@ from wsi_assets.slides.resolution import Resolution, locate
 if TYPE_CHECKING:
     from wsi_assets.slides import Cohort, SlideFile, SlideReader
 
+MAGNIFICATIONS = "40x, 20x, 10x, 5x from level"
+
 COLUMNS = {
     "slide": "slide_id",
     "patient": "patient",
@@ -24,7 +26,7 @@ COLUMNS = {
     "size (px)": "size",
     "levels": "levels",
     "downsamples": "downsamples",
-    "40/20/10/5x from level": "magnifications",
+    MAGNIFICATIONS: "magnifications",
     "mag. (from)": "magnification",
     "mpp": "mpp",
     "tissue": "tissue",
@@ -32,11 +34,17 @@ COLUMNS = {
 }
 """Heading of a column -> attribute of :class:`SlideHealth`."""
 
+LEGEND = {
+    "÷": "1 ÷ 2.06 means: level 1 is read, and 2.06 x 2.06 of its pixels are averaged to one",
+    "-": "- means: the slide's pixels are larger than that, or their size is unknown",
+}
+"""Sign in the column of magnifications -> what it means."""
+
 DROP_ORDER = (
     "downsamples",
-    "40/20/10/5x from level",
     "format",
     "tissue",
+    MAGNIFICATIONS,
     "mpp",
     "size (px)",
     "mag. (from)",
@@ -131,6 +139,6 @@ def _magnifications(reader: SlideReader) -> str:
         text = "-"
         with contextlib.suppress(SlideIndexError):
             found = locate(reader.levels, reader.scale, Resolution.parse(key))
-            text = f"{found.level.index} / {found.step:.3g}" if found.step != 1 else str(found.level.index)
+            text = f"{found.level.index} ÷ {found.step:.3g}" if found.step != 1 else str(found.level.index)
         shown.append(text)
     return ", ".join(shown)

@@ -10,8 +10,13 @@ The transforms are those that change a stained section without changing its diag
   2001), each amount a becomes a * alpha + beta: thicker or thinner sections, stronger or fresher dye. Of the
   augmentations compared by Tellez et al. (2019) stain and color generalized best to other centers.
 - **Color**: brightness, contrast, saturation and a few degrees of hue, for lamps and scanners.
-- **Blur**: a Gaussian of up to 1.5 pixels on a fifth of the patches, for focus; more would remove the
-  chromatin texture by which the model decides.
+- **Blur**: a Gaussian of up to 1 pixel on a tenth of the patches, for focus; at 1 um a pixel 1.5 pixels
+  wipe out the nuclei.
+
+Colors change by more than in the light and by less than in the strong augmentation of Tellez et al. On normal
+tissue of three CAMELYON16 patients mean hematoxylin differs by a factor of two and hue by 40 degrees, which is
+more. Single trainings of resnet18 with a third of the strength were behind in four of four pairs (AUC by .02 to
+.2), on drawn and on real tissue; with 1.6 times the strength they were neither ahead nor behind.
 
 Scaling, free rotation and elastic deformation are left out: nuclear size and shape are features. Every number
 comes from (seed, epoch, batch) on the CPU, so it depends neither on the number of workers nor on the device.
@@ -36,8 +41,8 @@ STAIN_ALPHA, STAIN_BETA = 0.15, 0.02
 BRIGHTNESS, CONTRAST, SATURATION, HUE_DEGREES = 0.15, 0.15, 0.2, 10.0
 COLOR_SHARE = 0.8
 """Share of patches whose stain and color change; the others keep their own, as in validation."""
-BLUR_SHARE = 0.2
-BLUR_SIGMA = (0.4, 1.5)
+BLUR_SHARE = 0.1
+BLUR_SIGMA = (0.3, 1.0)
 """Standard deviation of the blur in pixels of the patch, smallest and largest."""
 BLUR_RADIUS = 4
 CPU_PIECE = 8 * 256 * 256 * 3

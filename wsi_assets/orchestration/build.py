@@ -121,7 +121,8 @@ def _jobs() -> list:
         dg.define_asset_job(
             LEVEL_PIPELINE,
             made(lambda one: one in level_chain()),
-            description="One level from index to evaluation. Add a level in the dialog, or choose levels.",
+            description="One level from index to evaluation. Choose levels in the dialog, or add one: a "
+            "pyramid level (4), a magnification (10x) or a pixel size (0.5um).",
         ),
         dg.define_asset_job(
             CROSS_VALIDATED_LEVEL,

@@ -139,7 +139,7 @@ def locate(levels: Sequence[Level], scale: Scale, resolution: Resolution, tolera
         raise SlideIndexError(
             f"its pixels are {mpp:.4g} um, larger than the {resolution.mpp:.4g} um of {resolution.key}, and "
             "nothing is enlarged",
-            remedy="Choose a lower magnification",
+            remedy="Choose a lower magnification, or a larger level_tolerance if they are nearly it",
         )
     level = max(finer, key=lambda level: level.downsample)
     step = wanted / level.downsample

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 SLIDES = ("test_073_node_2", "tumor_001_node_1")
-STORED, ADDED = "1", "0"
+STORED, ADDED = "1", "20x"
 SHOTS = Path(__file__).parents[2] / "test-artifacts"
 PATIENCE_MS = 60_000
 
@@ -133,14 +133,14 @@ def test_the_overlay_of_a_slide_opens(go):
     shoot(page, "ui_4_overlay")
 
 
-def test_a_level_is_added_in_the_dialog_and_launched(platform, go):
+def test_a_magnification_is_added_in_the_dialog_and_launched(platform, go):
     page = go("/assets/slide_index?view=partitions")
     page.get_by_role("button", name="Materialize").first.click()
     page.get_by_text("Add a partition").first.click()
     page.get_by_placeholder("name", exact=True).fill(ADDED)
     shoot(page, "ui_5_add_level")
     page.get_by_role("button", name="Save").click()
-    platform.wait(lambda: ADDED in platform.levels(), "the level")
+    platform.wait(lambda: ADDED in platform.levels(), "the partition")
     page = go("/assets/slide_index?view=partitions")
     page.get_by_role("button", name="Materialize").first.wait_for()
     launch(page, ADDED)
@@ -149,6 +149,17 @@ def test_a_level_is_added_in_the_dialog_and_launched(platform, go):
     page = go("/runs")
     page.get_by_text("Success").first.wait_for()
     shoot(page, "ui_5_runs")
+
+
+def test_a_partition_that_is_no_level_fails_in_one_line(platform, go):
+    platform.add_level("ten")
+    run = platform.launch("level_pipeline", ["slide_index"], "ten")
+    platform.wait(lambda: platform.status(run) == "FAILURE", "the failure")
+    (why,) = filter(None, platform.failures(run))
+    assert len(why.splitlines()) == 1
+    page = go(f"/runs/{run}")
+    page.get_by_text("'ten' is no level, magnification or pixel size").first.wait_for()
+    shoot(page, "ui_5_no_level")
 
 
 def test_the_launchpad_says_what_an_empty_field_means(go):

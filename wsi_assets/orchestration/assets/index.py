@@ -75,7 +75,8 @@ SampledIndexConfig = launchpad_config(SAMPLED_INDEX)
     },
     kinds={"numpy", "shapely", "pickle"},
     description="Every patch of the level that lies on tissue, labeled by the tumor annotations: "
-    "`index_level_N.pkl`. Slides that cannot take part are named with the reason.",
+    "`index_level_N.pkl`. Slides that cannot take part are named with the reason. A partition is a pyramid "
+    "level (`4`), a magnification (`10x`) or a pixel size (`0.5um`).",
 )
 def slide_index(
     context: dg.AssetExecutionContext,
