@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from wsi_assets.slides.listing import SlideFile, unreadable
+from wsi_assets.slides.file_access import unreadable
+from wsi_assets.slides.listing import SlideFile
 
 NO_ANNOTATION, CORRECTED = "none", ", corrected "
 """Annotation version of a slide without annotation; and what joins that version and the correction's."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.cohort import EMPTY_ROW, Cohort, SlideRow
+from wsi_assets.slides.file_access import stat_or_none
 from wsi_assets.slides.image_files import OTHER_NAMES, SUMS, ImageFiles, passed_over
 from wsi_assets.slides.naming import UNREAD_ANNOTATION_SUFFIXES, annotation_ending, normalize_id, slide_id_of
 
@@ -33,8 +33,6 @@ _FilesByName = dict[str, list[tuple[str, Path]]]
 
 CORRECTIONS = "corrections"
 """Subfolder of the annotation folder whose files correct annotations."""
-
-_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass(frozen=True)
@@ -188,35 +186,6 @@ def _by_near_name(annotations: _FilesByName, other_formats: _FilesByName) -> Cal
 
 def _numbers(name: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"[0-9]+", name)))
-
-
-def stat_or_none(path: Path) -> os.stat_result | None:
-    """``path.stat()``, following links; None if there is no such file.
-
-    Raises:
-        SlideError: the path cannot be reached, e.g. in a folder without permission.
-    """
-    try:
-        return path.stat()
-    except ValueError:  # a name with a null byte, which no file has
-        return None
-    except OSError as error:
-        if error.errno in _MISSING:
-            return None
-        raise SlideError(
-            f"cannot be reached ({error.strerror or error})",
-            path=path,
-            remedy="Check its permissions and those of the folders it lies in",
-        ) from error
-
-
-def unreadable(path: Path, error: OSError) -> SlideError:
-    """The error of a file that is missing or cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return SlideError("does not exist", path=path, remedy="Check the path, or that its disk is mounted")
-    return SlideError(
-        f"cannot be read ({error.strerror or error})", path=path, remedy="Check its permissions and its disk"
-    )
 
 
 def _why_left_out(

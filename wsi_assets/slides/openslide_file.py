@@ -21,10 +21,10 @@ import tifffile
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.dicom import volume_files
+from wsi_assets.slides.file_access import stat_or_none, unreadable
 from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
 from wsi_assets.slides.levels import odd_picture, reductions_to, true_levels
-from wsi_assets.slides.listing import stat_or_none, unreadable
 from wsi_assets.slides.tiff_pages import JPEG, Size, is_plain, is_sound, size_of
 from wsi_assets.slides.windows import Window, tiles_over
 

@@ -17,8 +17,8 @@ import tifffile
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.closing import Closing
+from wsi_assets.slides.file_access import unreadable
 from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
-from wsi_assets.slides.listing import unreadable
 from wsi_assets.slides.openslide_file import OpenSlideFile, damaged_tile, is_whole_start
 from wsi_assets.slides.tiff_pages import COLORSPACES, JPEG, JPEG_2000, is_plain
 from wsi_assets.slides.windows import Window, everywhere, tiles_over
