@@ -19,7 +19,7 @@ import click
 
 from wsi_assets import __version__
 from wsi_assets.errors import FAILED, USAGE, WsiAssetsError
-from wsi_assets.running import as_command, prepare_workers
+from wsi_assets.running import as_command, loading
 
 if TYPE_CHECKING:
     from wsi_assets.orchestration.settings import Settings
@@ -166,11 +166,10 @@ def run(
     there. Exit status: 0 when it finished, also if checks failed, 2 when it finished but left slides out, 1
     when it failed, 64 when the command line is not understood.
     """
-    if not dry_run:
-        prepare_workers()  # while this process loads Dagster
-    from wsi_assets.console import print_plan, run_and_report
-    from wsi_assets.orchestration.cli_run import accepted_slides
-    from wsi_assets.orchestration.config import parse_settings
+    with loading():
+        from wsi_assets.console import print_plan, run_and_report
+        from wsi_assets.orchestration.cli_run import accepted_slides
+        from wsi_assets.orchestration.config import parse_settings
 
     if backend:
         pairs = (*pairs, f"patch_store.backend={backend}")
@@ -200,9 +199,9 @@ def predict(
 
     They need no annotation. What is up to date stays. Exit status as of `run`.
     """
-    prepare_workers()  # as above
-    from wsi_assets.console import predict_and_report
-    from wsi_assets.orchestration.config import parse_settings
+    with loading():
+        from wsi_assets.console import predict_and_report
+        from wsi_assets.orchestration.config import parse_settings
 
     if model:
         named = model if model in ("newest", "champion") else Path(model).absolute()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import wsi_assets.orchestration.build  # noqa: F401  (imports every asset, which registers its artefact)
 from wsi_assets.orchestration.artefact import all_artefacts
 
 PAGE = Path(__file__).parents[1] / "docs" / "parameters.md"

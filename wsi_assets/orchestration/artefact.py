@@ -1,19 +1,22 @@
 """One description an asset: its name, options, code version, artefact and inputs stand together, once.
 
-Each asset module opens with the descriptions of its assets; paths, provenance, parameters, checks and the
-command line read them. ``build.py`` lists the modules.
+Each module of ``assets`` opens with the descriptions of its assets; paths, provenance, parameters, checks and
+the command line read them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel, ConfigDict
 
+from wsi_assets.orchestration import assets
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES, SLIDES_AND_LEVELS
 
 GROUP = "cohort"
@@ -66,9 +69,6 @@ class Artefact:
     shown: tuple[str, ...] = ()
     automation: Callable[[str], dg.AutomationCondition] | None = None
 
-    def __post_init__(self) -> None:
-        _known[self.name] = self
-
     @property
     def by_slide(self) -> bool:
         return "{slide}" in self.path
@@ -104,13 +104,22 @@ class Artefact:
         }
 
 
-_known: dict[str, Artefact] = {}
-"""By name. An asset's inputs are imported, and so known, before it."""
-
-
+@cache
 def all_artefacts() -> tuple[Artefact, ...]:
-    """Every asset's description, in the order in which they are made; ``build.py`` imports all of them."""
-    return tuple(_known.values())
+    """Every asset's description in the package ``assets``, in the order in which they are made."""
+    modules = [import_module(f"{assets.__name__}.{module.name}") for module in iter_modules(assets.__path__)]
+    ordered: dict[str, Artefact] = {}
+
+    def add(artefact: Artefact) -> None:
+        for one in artefact.inputs:
+            add(one)
+        ordered[artefact.name] = artefact
+
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, Artefact):
+                add(value)
+    return tuple(ordered.values())
 
 
 def slide_artefacts() -> tuple[Artefact, ...]:

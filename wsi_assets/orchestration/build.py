@@ -1,6 +1,6 @@
 """Puts the parts together; a test builds itself a fresh graph with its own folders.
 
-A new asset stands in its own module; a new module is named in ``MODULES``.
+Assets are found in the package ``assets``: a new one needs a module of its own there, and nothing else.
 """
 
 from __future__ import annotations
@@ -9,18 +9,10 @@ from collections.abc import Callable
 
 import dagster as dg
 
+from wsi_assets.orchestration import assets
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_chain, slide_artefacts
 from wsi_assets.orchestration.asset_checks import ALL_CHECKS
-from wsi_assets.orchestration.assets import (
-    cross_validation,
-    evaluation,
-    hard_negatives,
-    index,
-    learning,
-    patches,
-    slide_prediction,
-    slides,
-)
+from wsi_assets.orchestration.assets import cross_validation, index, slide_prediction
 from wsi_assets.orchestration.automation import build_automation_sensors, follow_index
 from wsi_assets.orchestration.io_managers import (
     ModelIOManager,
@@ -34,18 +26,6 @@ from wsi_assets.orchestration.resources import SlideFolderResource, WorkersResou
 from wsi_assets.orchestration.sensors import build_prediction_sensor, build_slide_folder_sensor
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.storage import StorageResource
-
-MODULES = (
-    slides,
-    index,
-    patches,
-    learning,
-    cross_validation,
-    evaluation,
-    hard_negatives,
-    slide_prediction,
-)
-"""The modules of assets, in the order in which they are made."""
 
 LEVEL_PIPELINE, CROSS_VALIDATED_LEVEL = "level_pipeline", "cross_validated_level"
 SLIDE_REGIONS, COMPARE_LEVELS, LEVEL_CHECKS = "slide_regions", "compare_levels", "level_checks"
@@ -65,25 +45,20 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
     """
     settings = settings or Settings.from_environment()
     storage_dir = str(settings.storage_dir)
-    conditions = {
-        artefact.key: artefact.automation(settings.timezone)
-        for artefact in all_artefacts()
-        if artefact.automation
-    }
-    assets = dg.map_asset_specs(
+    automated = [artefact for artefact in all_artefacts() if artefact.automation]
+    conditions = {artefact.key: artefact.automation(settings.timezone) for artefact in automated}
+    definitions = dg.map_asset_specs(
         lambda spec: (
             spec.replace_attributes(automation_condition=conditions[spec.key])
             if spec.key in conditions
             else spec
         ),
-        dg.load_assets_from_modules(MODULES),
+        dg.load_assets_from_package_module(assets),
     )
-    stores = [artefact.name for artefact in all_artefacts() if artefact.automation is follow_index]
-    others = [
-        artefact.name for artefact in all_artefacts() if artefact.automation not in (None, follow_index)
-    ]
+    stores = [artefact.name for artefact in automated if artefact.automation is follow_index]
+    others = [artefact.name for artefact in automated if artefact.automation is not follow_index]
     return dg.Definitions(
-        assets=assets,
+        assets=definitions,
         asset_checks=ALL_CHECKS,
         jobs=_jobs(),
         executor=STEP_PROCESSES,

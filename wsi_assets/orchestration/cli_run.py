@@ -20,7 +20,14 @@ from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_art
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate_checks_of
 from wsi_assets.orchestration.assets.index import SLIDE_INDEX
 from wsi_assets.orchestration.assets.patches import PATCH_STORE
-from wsi_assets.orchestration.assets.slide_prediction import PREDICT_SLIDES, SLIDE_PREDICTION, SUMMARY
+from wsi_assets.orchestration.assets.slide_prediction import (
+    PREDICT_SLIDES,
+    RULES,
+    SLIDE_PREDICTION,
+    SUMMARY,
+    find_detector,
+    unpredicted,
+)
 from wsi_assets.orchestration.assets.slides import TISSUE_REGIONS
 from wsi_assets.orchestration.build import (
     COMPARE_LEVELS,
@@ -34,7 +41,6 @@ from wsi_assets.orchestration.instance import LOCATION
 from wsi_assets.orchestration.level_plan import stale_artefacts, stale_slides, usable_slides
 from wsi_assets.orchestration.mlflow import MlflowResource
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES, both, range_tags, stretches
-from wsi_assets.orchestration.prediction_plan import RULES, find_detector, unpredicted
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.settings import Settings
 from wsi_assets.orchestration.slide_folder import (
@@ -297,7 +303,7 @@ class CommandLineRun:
         images = {
             one: files[SLIDE_IMAGE].version for one, files in known_slides(self.instance, wanted).items()
         }
-        stale = unpredicted(self.storage, SLIDE_PREDICTION, level, detector, images, *parameters)
+        stale = unpredicted(self.storage, level, detector, images, *parameters)
         self._keep((SLIDE_PREDICTION, *RULES), level)
         order = self.instance.get_dynamic_partitions(SLIDES.name)
         for stretch in stretches(order, stale, SLIDES_A_RUN):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,25 +82,26 @@ def _swift_records(home: Path) -> Iterator[None]:
     A power cut may cost the last events, never the database; artefacts have their records beside them.
     """
     held: dict[str, sqlite3.Connection] = {}
+    inside = f"{home}{os.sep}"
 
-    def on_connect(connection: Any, _: Any) -> None:
-        if not isinstance(connection, sqlite3.Connection):
-            return
-        path = connection.execute("PRAGMA database_list").fetchone()[2]
-        if not Path(path).is_relative_to(home.resolve()):
-            return
-        connection.execute("PRAGMA journal_mode = WAL")  # as Dagster does once its tables are made
+    def connect(dialect: Any, _: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        path = arguments[0]
+        if dialect.name != "sqlite" or not path.startswith(inside):
+            return None
+        connection = sqlite3.connect(*arguments, **options)
         connection.execute("PRAGMA synchronous = NORMAL")
         if path not in held:
+            connection.execute("PRAGMA journal_mode = WAL")  # as Dagster does once its tables are made
             # Dagster connects anew for every event, and the last one to close writes the whole log back.
             held[path] = sqlite3.connect(path, check_same_thread=False)
             held[path].execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return connection
 
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", on_connect)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "do_connect", connect)
     try:
         yield
     finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", on_connect)
+        sqlalchemy.event.remove(sqlalchemy.Engine, "do_connect", connect)
         for connection in held.values():
             connection.close()
 

@@ -9,7 +9,7 @@ stores.
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ PROVENANCE = "provenance"
 
 
 class StorageIOManager(dg.ConfigurableIOManager):
-    """What all have in common: where a partition lies, one partition a run, several loaded as a mapping."""
+    """What all have in common: where a partition lies, one stored a run, several loaded as a mapping."""
 
     storage_dir: str
 
@@ -47,10 +47,6 @@ class StorageIOManager(dg.ConfigurableIOManager):
     @abstractmethod
     def load(self, path: Path) -> Any:
         """A light handle of what lies at ``path``."""
-
-    def load_many(self, paths: Mapping[str, Path]) -> Mapping[str, Any]:
-        """Partition -> handle, of those that were made."""
-        return {key: self.load(path) for key, path in paths.items() if path.exists()}
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         keys = list(context.asset_partition_keys) if context.has_asset_partitions else [None]
@@ -74,13 +70,14 @@ class StorageIOManager(dg.ConfigurableIOManager):
 
     def load_input(self, context: dg.InputContext) -> Any:
         with user_errors_as_failures():
-            if _takes_many(context):
-                return self.load_many(
-                    {key: self.path_of(context, key) for key in context.asset_partition_keys}
-                )
-            return self.load(
-                self.path_of(context, context.asset_partition_key if context.has_asset_partitions else None)
-            )
+            if not context.has_asset_partitions:
+                return self.load(self.path_of(context, None))
+            keys = list(context.asset_partition_keys)
+            # By whose partitions they are, never by how many there happen to be.
+            if context.has_partition_key and keys == [context.partition_key]:
+                return self.load(self.path_of(context, keys[0]))
+            paths = {key: self.path_of(context, key) for key in keys}
+            return {key: self.load(path) for key, path in paths.items() if path.exists()}
 
     def path_of(self, context: dg.InputContext | dg.OutputContext, partition: str | None) -> Path:
         """Where a partition of the asset lies."""
@@ -90,29 +87,6 @@ class StorageIOManager(dg.ConfigurableIOManager):
         if template is None:
             template = asset if partition is None else f"{asset}/{{partition}}"
         return Path(self.storage_dir) / place_of(str(template), partition)
-
-
-class LazyPickles(Mapping[str, Any]):
-    """Partition key -> value, read on access and not kept; keys are the partitions that have a file.
-
-    A level takes the regions of thousands of slides: this way only one is in memory at a time. It pickles as
-    its paths.
-    """
-
-    def __init__(self, paths: Mapping[str, Path]):
-        self._paths = {key: path for key, path in paths.items() if path.is_file()}
-
-    def __getitem__(self, key: str) -> Any:
-        return read_plain_pickle(self._paths[key])
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._paths
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
 
 
 class PickleIOManager(StorageIOManager):
@@ -125,15 +99,12 @@ class PickleIOManager(StorageIOManager):
     def load(self, path: Path) -> Any:
         return read_plain_pickle(path)
 
-    def load_many(self, paths: Mapping[str, Path]) -> "LazyPickles":
-        return LazyPickles(paths)
-
 
 class PatchStoreIOManager(StorageIOManager):
     """A store that an asset built, or a new one of (key, pixels, label) triples; a lazy handle downstream.
 
     The file at an asset's path names the store in use beside it, so that a reader opens the right one
-    whatever comes next.
+    whatever comes next. ``backend`` is that of triples: one LMDB, one HDF5 file, or a folder of PNG files.
     """
 
     backend: Backend = "lmdb"
@@ -160,22 +131,6 @@ class PatchStoreIOManager(StorageIOManager):
         from wsi_assets.patches import open_store
 
         return open_store(store_named_by(path))
-
-
-class LmdbIOManager(PatchStoreIOManager):
-    """One LMDB environment, ``patches_lmdb/``, of triples."""
-
-
-class Hdf5IOManager(PatchStoreIOManager):
-    """One HDF5 file, ``patches.h5``, of triples."""
-
-    backend: Backend = "hdf5"
-
-
-class PngFolderIOManager(PatchStoreIOManager):
-    """A folder of PNG files by class, ``image_patches/``, of triples."""
-
-    backend: Backend = "fs"
 
 
 class ModelIOManager(StorageIOManager):
@@ -223,21 +178,6 @@ class ReportIOManager(StorageIOManager):
         if not path.is_dir():
             raise WsiAssetsError("does not exist", path=path, remedy="Materialize the report")
         return path
-
-
-def _takes_many(context: dg.InputContext) -> bool:
-    """Whether this input is a mapping over upstream partitions, as its ``AssetIn`` declares.
-
-    Decided by the declaration, never by how many partitions there happen to be. Inputs that declare nothing
-    take one partition if it is the run's own, and a mapping otherwise.
-    """
-    if not context.has_asset_partitions:
-        return False
-    declared = (context.definition_metadata or {}).get("load")
-    if declared is not None:
-        return declared == "mapping"
-    keys = list(context.asset_partition_keys)
-    return not (context.has_partition_key and keys == [context.partition_key])
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -34,10 +34,6 @@ def parts_of(partition: str | None) -> tuple[str, str]:
     return partition or "", partition or ""
 
 
-EVERY_PARTITION = {"partition_mapping": dg.AllPartitionMapping(), "metadata": {"load": "mapping"}}
-"""For an ``AssetIn`` that takes all upstream partitions (every slide, every level) as a mapping by key."""
-
-
 def stretches(order: Sequence[str], wanted: Collection[str], at_most: int) -> Iterator[list[str]]:
     """The stretches of ``order`` that are all wanted, none longer than ``at_most``."""
     stretch: list[str] = []

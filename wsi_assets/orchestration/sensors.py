@@ -12,13 +12,17 @@ import dagster as dg
 
 from wsi_assets.errors import ConfigError, ModelError, SlideError
 from wsi_assets.files import digest
-from wsi_assets.orchestration.assets.slide_prediction import PREDICT_SLIDES, SLIDE_PREDICTION
+from wsi_assets.orchestration.assets.slide_prediction import (
+    PREDICT_SLIDES,
+    SLIDE_PREDICTION,
+    find_detector,
+    unpredicted,
+)
 from wsi_assets.orchestration.assets.slides import TISSUE_REGIONS
 from wsi_assets.orchestration.config import options_of
 from wsi_assets.orchestration.mlflow import MlflowResource
 from wsi_assets.orchestration.partition_batches import SLIDES_PER_RUN
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES, both, range_tags, stretches
-from wsi_assets.orchestration.prediction_plan import find_detector, unpredicted
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.slide_folder import (
     RETIRED,
@@ -167,7 +171,7 @@ def build_prediction_sensor(poll_seconds: int) -> dg.SensorDefinition:
             except ModelError as error:
                 faults.append(str(error))
                 continue
-            for one in unpredicted(storage, SLIDE_PREDICTION, level, detector, images, said):
+            for one in unpredicted(storage, level, detector, images, said):
                 inputs = detector.inputs(images[one], storage.version(TISSUE_REGIONS, one))
                 asking[both(one, level)] = digest(inputs, options.model_dump())
         context.update_cursor(json.dumps(asking))

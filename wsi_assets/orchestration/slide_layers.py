@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi_assets.errors import WsiAssetsError
-from wsi_assets.files import read_plain_pickle
 from wsi_assets.orchestration.assets.evaluation import EVALUATION
 from wsi_assets.orchestration.assets.slide_prediction import SLIDE_PREDICTION
 from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_REGIONS
@@ -56,8 +54,8 @@ def layers_of(storage: StorageResource, slide_id: str) -> SlideLayers:
     from wsi_assets.index import TissueRegions
     from wsi_assets.viewer import SlideLayers
 
-    tissue = _stored(storage, TISSUE_REGIONS, slide_id)
-    stored = (_stored(storage, ANNOTATION_REGIONS, slide_id) or {}).get("regions")
+    tissue = storage.stored(TISSUE_REGIONS, slide_id)
+    stored = (storage.stored(ANNOTATION_REGIONS, slide_id) or {}).get("regions")
     regions = stored and TumorRegions.from_plain(stored)
     return SlideLayers(
         tumor=_rings(regions.geometry) if regions else (),
@@ -87,13 +85,6 @@ def _heat(name: str, maps: Path, tables: Path, slide_id: str) -> Heat | None:
     with (tables / f"{slide_id}.csv").open(encoding="utf-8") as lines:
         detections = tuple(tuple(map(float, line)) for line in csv.reader(lines))
     return Heat(name, probability_map, detections)
-
-
-def _stored(storage: StorageResource, artefact: Any, slide_id: str) -> Any:
-    try:
-        return read_plain_pickle(storage.artefact(artefact, slide_id))
-    except WsiAssetsError:
-        return None
 
 
 def _rings(geometry: Any) -> tuple[list[tuple[float, float]], ...]:

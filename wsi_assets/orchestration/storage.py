@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 
 from wsi_assets.errors import ConfigError, StoreError, WsiAssetsError
-from wsi_assets.files import digest, write_json
+from wsi_assets.files import digest, read_plain_pickle, write_json
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts
 from wsi_assets.orchestration.config import ParameterFile
 from wsi_assets.orchestration.partitions import parts_of
@@ -137,6 +137,11 @@ class StorageResource(dg.ConfigurableResource):
         """Version of an artefact; None if it or its record is missing."""
         record = self.record(artefact, partition)
         return record and record.version
+
+    def stored(self, artefact: Artefact, partition: str) -> Any:
+        """What an asset stored as a pickle; None if that is missing."""
+        path = self.artefact(artefact, partition)
+        return read_plain_pickle(path) if path.is_file() else None
 
     def feedback(
         self, artefact: Artefact, partition: str | None, parameters: Mapping[str, Any]

@@ -1,9 +1,10 @@
 """Whole commands as a user waits for them: from slide files to stored patches and to the index.
 
-    python -m wsi_assets_tests.benchmarks.bench_commands [--slides 4] [--side 16384] [--json FILE]
+    python -m wsi_assets_tests.benchmarks.bench_commands [--slides 4 20] [--side 16384] [--json FILE]
 
-Slides are JPEG pyramids, a textured disk of tissue on glass. ``wsi-assets run`` starts in an empty folder
-each time, in turns with other programs on the same slides and cores:
+Slides are JPEG pyramids, a textured disk of tissue on glass; of many, most are copies of the first four.
+``wsi-assets run`` starts in an empty folder each time, in turns with other programs on the same slides and
+cores:
 
 * hs2p (coordinates and tiles), where ``WSI_BENCH_HS2P`` names its command, e.g. ``/opt/hs2p/bin/hs2p``;
 * CLAM's segmentation and patching, where ``WSI_BENCH_CLAM`` is the command of its script, e.g.
@@ -30,6 +31,9 @@ from wsi_assets_tests.benchmarks.bench_control import stained
 from wsi_assets_tests.slides.made import halved, write_pyramid
 
 PATCH, LEVEL, MPP, TURNS = 256, 1, 0.25, 3
+DRAWN = 4
+"""Slides that are drawn, which takes longer than all that is measured; more are copies of these."""
+
 LEAST_TISSUE = 0.01
 """As hs2p asks for by default, so that both store about the same tiles."""
 
@@ -56,11 +60,16 @@ def make_slides(folder: Path, count: int, side: int) -> None:
     annotations.mkdir()
     table = ["sample_id,image_path"]
     for number in range(count):
-        levels = [np.asarray(stained(side, number))]
-        while len(levels) < 6:
-            levels.append(halved(levels[-1], 1))
         name = f"slide_{number:03d}"
-        write_pyramid(images / f"{name}.tif", levels, tile=256, mpp=MPP)
+        if number < DRAWN:
+            levels = [np.asarray(stained(side, number))]
+            while len(levels) < 6:
+                levels.append(halved(levels[-1], 1))
+            write_pyramid(images / f"{name}.tif", levels, tile=256, mpp=MPP)
+        else:
+            shutil.copyfile(images / f"slide_{number % DRAWN:03d}.tif", images / f"{name}.tif")
+            with (images / f"{name}.tif").open("ab") as copy:
+                copy.write(name.encode())  # a file of other contents: no reader of TIFF looks there
         table.append(f"{name},{images / name}.tif")
         if number % 2 == 0:
             write_asap(annotations / f"{name}.xml", [("_0", box(*(np.array([0.4, 0.4, 0.5, 0.5]) * side)))])
@@ -69,8 +78,11 @@ def make_slides(folder: Path, count: int, side: int) -> None:
 
 def executed(*words: str | Path) -> None:
     """Run a command of another process quietly; its whole output is shown if it fails."""
+    # Compiled modules are kept, as they are for a user.
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("WSI_", "DAGSTER"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WSI_", "DAGSTER", "PYTHONDONTWRITEBYTECODE"))
     }
     done = subprocess.run(
         [str(word) for word in words],
@@ -163,11 +175,13 @@ def measure(folder: Path, slides: int, side: int) -> list[rows.Row]:
 def main() -> None:
     """Print a table and write it as JSON where asked."""
     parser = rows.arguments(__doc__)
-    parser.add_argument("--slides", type=int, default=4)
+    parser.add_argument("--slides", type=int, nargs="+", default=[4, 20])
     parser.add_argument("--side", type=int, default=16_384)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), asked.slides, asked.side)
+    found = []
+    for slides in asked.slides:
+        with tempfile.TemporaryDirectory() as folder:
+            found += measure(Path(folder), slides, asked.side)
     rows.tell(found, asked.json)
 
 

@@ -11,6 +11,7 @@ registering to the index.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import dagster as dg
 
@@ -124,9 +126,12 @@ def ticks(settings: Settings, instance: dg.DagsterInstance, slides: int) -> list
     definitions = build_definitions(settings)
     cursor, seconds = None, []
     for _ in range(3):
-        started = time.perf_counter()
-        result = dg.evaluate_automation_conditions(definitions, instance, cursor=cursor)
-        seconds.append(time.perf_counter() - started)
+        # As the daemon does it, a tick reads the keys once; Dagster's function for tests would 350 times.
+        once = functools.cache(instance.get_dynamic_partitions)
+        with mock.patch.object(instance, "get_dynamic_partitions", once):
+            started = time.perf_counter()
+            result = dg.evaluate_automation_conditions(definitions, instance, cursor=cursor)
+            seconds.append(time.perf_counter() - started)
         cursor = result.cursor
         assert result.total_requested == 0, "everything was made, yet something was asked for"
     many = f"{slides:,} slides registered"

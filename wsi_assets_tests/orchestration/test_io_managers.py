@@ -4,17 +4,13 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from wsi_assets.files import read_plain_pickle, write_plain_pickle
+from wsi_assets.files import read_plain_pickle
 from wsi_assets.orchestration.io_managers import (
-    Hdf5IOManager,
-    LazyPickles,
-    LmdbIOManager,
     ModelIOManager,
+    PatchStoreIOManager,
     PickleIOManager,
-    PngFolderIOManager,
     ReportIOManager,
 )
-from wsi_assets.orchestration.partitions import EVERY_PARTITION
 from wsi_assets.orchestration.storage import Record, read_record
 
 KEYS = dg.StaticPartitionsDefinition(["a", "b"])
@@ -25,8 +21,8 @@ def part(context: dg.AssetExecutionContext) -> dict:
     return {"key": context.partition_key}
 
 
-@dg.asset(ins={"part": dg.AssetIn(**EVERY_PARTITION)}, io_manager_key="io")
-def whole(part: LazyPickles) -> list:
+@dg.asset(ins={"part": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())}, io_manager_key="io")
+def whole(part: dict) -> list:
     return [part[key]["key"] for key in part]
 
 
@@ -112,24 +108,15 @@ def test_a_report_takes_the_place_of_the_old_one(tmp_path):
     assert [file.name for file in (target / "plots").iterdir()] == ["new.png"]
 
 
-def test_lazy_pickles_read_on_access(tmp_path):
-    write_plain_pickle(tmp_path / "a.pkl", 1)
-    found = LazyPickles({"a": tmp_path / "a.pkl", "b": tmp_path / "b.pkl"})
-    assert dict(found) == {"a": 1}
-    assert "b" not in found
-    write_plain_pickle(tmp_path / "a.pkl", 2)
-    assert found["a"] == 2
-
-
-@pytest.mark.parametrize("io_manager", [LmdbIOManager, Hdf5IOManager, PngFolderIOManager])
-def test_patches_of_any_asset_go_into_a_store_that_others_read(tmp_path, io_manager):
+@pytest.mark.parametrize("backend", ["lmdb", "hdf5", "fs"])
+def test_patches_of_any_asset_go_into_a_store_that_others_read(tmp_path, backend):
     patches = [(f"slide_{n:06d}", np.full((16, 16, 3), 40 * n, np.uint8), n % 2) for n in range(4)]
 
     @dg.asset
     def patches_of_mine():
         return iter(patches)
 
-    store_io = io_manager(storage_dir=str(tmp_path))
+    store_io = PatchStoreIOManager(storage_dir=str(tmp_path), backend=backend)
     assert dg.materialize([patches_of_mine], resources={"io_manager": store_io}).success
     with store_io.load(tmp_path / "patches_of_mine") as store:
         assert list(store.labels) == [0, 1, 0, 1]

@@ -12,6 +12,11 @@ from wsi_assets.orchestration.artefact import Artefact
 from wsi_assets.orchestration.assets.cross_validation import CROSS_VALIDATION
 from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
 from wsi_assets.orchestration.assets.learning import TEST_PREDICTIONS, TRAINED_MODEL
+from wsi_assets.orchestration.assets.slides import (
+    ANNOTATION_REGIONS,
+    REGIONS_OF_ALL_SLIDES,
+    TISSUE_REGIONS,
+)
 from wsi_assets.orchestration.automation import follow_reports
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.evaluation_metadata import (
@@ -21,11 +26,9 @@ from wsi_assets.orchestration.evaluation_metadata import (
     model_card,
     report_context,
 )
-from wsi_assets.orchestration.io_managers import LazyPickles
 from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import picture, progress_to, rounded, table, user_errors_as_failures
 from wsi_assets.orchestration.mlflow import MlflowResource
-from wsi_assets.orchestration.partitions import EVERY_PARTITION
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.storage import StorageResource
 from wsi_assets.slides.resolution import name_of
@@ -54,10 +57,7 @@ EvaluationConfig = launchpad_config(EVALUATION)
 
 @dg.asset(
     **EVALUATION.asset_arguments(io_manager_key="report_io"),
-    ins={
-        "tissue_regions": dg.AssetIn(**EVERY_PARTITION),
-        "annotation_regions": dg.AssetIn(**EVERY_PARTITION),
-    },
+    deps=REGIONS_OF_ALL_SLIDES,
     kinds={"scikitlearn", "html"},
     description="Patch and slide metrics with intervals, FROC, heatmaps and `report/report.html`, one "
     "self-contained page.",
@@ -70,8 +70,6 @@ def evaluation(
     mlflow: MlflowResource,
     test_predictions: dict[str, Any],
     trained_model: Path,
-    tissue_regions: LazyPickles,
-    annotation_regions: LazyPickles,
 ) -> dg.MaterializeResult:
     from wsi_assets.evaluation import evaluate, write_report
 
@@ -81,12 +79,12 @@ def evaluation(
         card = model_card(trained_model)
         outcome = evaluate(
             folder.with_present_paths(test_predictions),
-            tumor_regions=_annotations(test_predictions, annotation_regions),
+            tumor_regions=_annotations(test_predictions, storage),
             options=making.options,
             validation_threshold=card["thresholds"]["validation"]["threshold"],
             calibration=card["calibration"],
             incomplete_slides=_incomplete(storage, level),
-            sizes=_sizes(test_predictions, tissue_regions),
+            sizes=_sizes(test_predictions, storage),
             progress=progress,
         )
         pages = _empty(storage.root / f"report_{name_of(level)}_in_progress")
@@ -115,7 +113,7 @@ def evaluation(
 
 @dg.asset(
     **LEVEL_COMPARISON.asset_arguments(io_manager_key="report_io"),
-    ins={"evaluation": dg.AssetIn(**EVERY_PARTITION)},
+    ins={"evaluation": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
     kinds={"html"},
     description="All evaluated levels side by side, to choose a magnification: counts, metrics with "
     "intervals, time. `level_comparison/comparison.html`.",
@@ -157,24 +155,25 @@ def _empty(path: Path) -> Path:
     return path
 
 
-def _sizes(predictions: dict[str, Any], tissue_regions: LazyPickles) -> dict[str, tuple[int, int]]:
+def _sizes(predictions: dict[str, Any], storage: StorageResource) -> dict[str, tuple[int, int]]:
     """Slide id -> (height, width) of level 0."""
     from wsi_assets.index import TissueRegions
 
     sizes = {}
     for slide_id in predictions:
-        if slide_id in tissue_regions:
-            whole = TissueRegions.from_plain(tissue_regions[slide_id]).levels[0]
+        stored = storage.stored(TISSUE_REGIONS, slide_id)
+        if stored is not None:
+            whole = TissueRegions.from_plain(stored).levels[0]
             sizes[slide_id] = (whole.height, whole.width)
     return sizes
 
 
-def _annotations(predictions: dict[str, Any], annotation_regions: LazyPickles) -> dict[str, Any]:
+def _annotations(predictions: dict[str, Any], storage: StorageResource) -> dict[str, Any]:
     from wsi_assets.annotations import TumorRegions
 
     found = {}
     for slide_id in predictions:
-        stored = annotation_regions[slide_id]["regions"] if slide_id in annotation_regions else None
+        stored = (storage.stored(ANNOTATION_REGIONS, slide_id) or {}).get("regions")
         found[slide_id] = None if stored is None else TumorRegions.from_plain(stored)
     return found
 

@@ -11,14 +11,17 @@ from wsi_assets.errors import SlideIndexError
 from wsi_assets.files import read_plain_pickle
 from wsi_assets.index.options import IndexOptions, SamplingOptions
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts
-from wsi_assets.orchestration.assets.slides import ANNOTATION_REGIONS, TISSUE_REGIONS
+from wsi_assets.orchestration.assets.slides import (
+    ANNOTATION_REGIONS,
+    REGIONS_OF_ALL_SLIDES,
+    TISSUE_REGIONS,
+)
 from wsi_assets.orchestration.automation import follow_at_night, follow_index
 from wsi_assets.orchestration.config import launchpad_config
-from wsi_assets.orchestration.io_managers import LazyPickles
 from wsi_assets.orchestration.level_plan import inputs_of_level, usable_slides
 from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import picture, table, user_errors_as_failures
-from wsi_assets.orchestration.partitions import EVERY_PARTITION, SLIDES
+from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.slide_folder import doubt
 from wsi_assets.orchestration.storage import StorageResource
@@ -69,10 +72,7 @@ SampledIndexConfig = launchpad_config(SAMPLED_INDEX)
 
 @dg.asset(
     **SLIDE_INDEX.asset_arguments(),
-    ins={
-        "tissue_regions": dg.AssetIn(**EVERY_PARTITION),
-        "annotation_regions": dg.AssetIn(**EVERY_PARTITION),
-    },
+    deps=REGIONS_OF_ALL_SLIDES,
     kinds={"numpy", "shapely", "pickle"},
     description="Every patch of the level that lies on tissue, labeled by the tumor annotations: "
     "`index_level_N.pkl`. Slides that cannot take part are named with the reason. A partition is a pyramid "
@@ -83,8 +83,6 @@ def slide_index(
     config: SlideIndexConfig,
     folder: SlideFolderResource,
     storage: StorageResource,
-    tissue_regions: LazyPickles,
-    annotation_regions: LazyPickles,
 ) -> dg.MaterializeResult:
     from wsi_assets.index import counts, index_level, slide_table
 
@@ -94,7 +92,7 @@ def slide_index(
         usable, left_out = usable_slides(storage, folder, context.instance)
         making = Making(context, storage, SLIDE_INDEX, config, inputs_of_level(SLIDE_INDEX, usable, {}))
         paths = {slide_id: str(folder.slide(slide_id).path) for slide_id in usable}
-        regions = _regions(paths, tissue_regions, annotation_regions)
+        regions = _regions(paths, storage)
         made = index_level(regions, making.resolution, making.options, folder.cohort())
     left_out |= made.left_out | made.empty
     context.log.info(f"{len(made.index)} slides indexed, {len(left_out)} left out")
@@ -151,18 +149,18 @@ def _hard_negatives(storage: StorageResource, level: str, making: Making) -> dic
 
 
 def _regions(
-    paths: dict[str, str], tissue: LazyPickles, annotation: LazyPickles
+    paths: dict[str, str], storage: StorageResource
 ) -> Iterator[tuple["TissueRegions", "TumorRegions | None", str | None]]:
     # One slide at a time: ten thousand masks do not fit in memory, nor do they need to.
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions
 
     for slide_id, path in sorted(paths.items()):
-        stored = annotation[slide_id]
+        stored = storage.stored(ANNOTATION_REGIONS, slide_id)
         regions = None if stored["regions"] is None else TumorRegions.from_plain(stored["regions"])
         # The slide folder may have moved since: the contents are known to be the same.
         yield (
-            replace(TissueRegions.from_plain(tissue[slide_id]), slide_path=path),
+            replace(TissueRegions.from_plain(storage.stored(TISSUE_REGIONS, slide_id)), slide_path=path),
             regions,
             stored["annotation_path"],
         )

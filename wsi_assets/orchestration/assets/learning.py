@@ -1,5 +1,6 @@
 """The detector: trained on the patch store, applied to the test slides."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +12,13 @@ from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
 from wsi_assets.orchestration.assets.patches import PATCH_STORE
 from wsi_assets.orchestration.config import launchpad_config
 from wsi_assets.orchestration.making import Making
-from wsi_assets.orchestration.metadata import progress_to, user_errors_as_failures
+from wsi_assets.orchestration.metadata import picture, progress_to, rounded, table, user_errors_as_failures
 from wsi_assets.orchestration.mlflow import MlflowResource, log_outcome
 from wsi_assets.orchestration.storage import StorageResource
-from wsi_assets.orchestration.training_metadata import (
-    epoch_line,
-    epoch_metrics,
-    training_facts,
-    training_metadata,
-    training_pictures,
-)
 
 if TYPE_CHECKING:
-    from wsi_assets.learning import EpochRecord
+    from wsi_assets.learning import EpochRecord, TrainingResult
+    from wsi_assets.patches import PatchStore
 
 POOL = "gpu"
 """Training and prediction own the accelerator."""
@@ -80,8 +75,8 @@ def trained_model(
         with mlflow.training_run(level, making.parameters, tags, warn) as run:
 
             def on_epoch(record: "EpochRecord") -> None:
-                context.log.info(epoch_line(record, making.options.max_epochs))
-                run.metrics(epoch_metrics(record), step=record.epoch)
+                context.log.info(_epoch_line(record, making.options.max_epochs))
+                run.metrics(_epoch_metrics(record), step=record.epoch)
 
             result = train(
                 patch_store,
@@ -92,16 +87,16 @@ def trained_model(
                 on_epoch=on_epoch,
             )
             for record in result.epochs[: result.resumed_from or 0]:
-                run.metrics(epoch_metrics(record), step=record.epoch)
-            pictures = training_pictures(result, patch_store, making.options)
+                run.metrics(_epoch_metrics(record), step=record.epoch)
+            pictures = _training_pictures(result, patch_store, making.options)
             log_outcome(run, folder, result.card, pictures)
     for warning in result.warnings.values():
         context.log.warning(warning)
     return making.result(
         folder,
-        facts=training_facts(result),
+        facts=_training_facts(result),
         metadata={
-            **training_metadata(result, pictures),
+            **_shown_of_training(result, pictures),
             **({"mlflow_run": dg.MetadataValue.url(run.url)} if run.url else {}),
         },
         content=_digest_of_weights(result.best_path),
@@ -153,3 +148,69 @@ def _digest_of_weights(path: Path) -> str:
         total.update(name.encode())
         total.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def _epoch_line(record: "EpochRecord", of: int) -> str:
+    """One epoch for the log."""
+    return (
+        f"epoch {record.epoch} of at most {of}: loss {record.train_loss:.4f} / {record.val_loss:.4f}, "
+        f"accuracy {record.train_acc:.3f} / {record.val_acc:.3f} (training / validation), "
+        f"{record.images_per_second:.0f} images/s{', the best so far' if record.is_best else ''}"
+    )
+
+
+def _epoch_metrics(record: "EpochRecord") -> dict[str, float]:
+    """The numbers of one epoch that could be computed, by name."""
+    return {
+        name: float(value)
+        for name, value in vars(record).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "epoch"
+    }
+
+
+def _training_pictures(
+    result: "TrainingResult", store: "PatchStore", options: TrainingOptions
+) -> dict[str, bytes]:
+    """Name -> PNG file; no augmentation where it is switched off."""
+    from wsi_assets.learning import augmentation_mosaic_png, confusion_png, curves_png
+
+    pictures = {"curves": curves_png(result.epochs), "confusion": confusion_png(result.best.confusion)}
+    if options.use_augmentation:
+        pictures["augmentation"] = augmentation_mosaic_png(store, seed=options.seed)
+    return pictures
+
+
+def _training_facts(result: "TrainingResult") -> dict[str, Any]:
+    """Small plain figures of a training: what the checks and the report read."""
+    from wsi_assets.learning.imbalance import IDLE
+
+    best = result.best
+    return {
+        "epochs": len(result.epochs),
+        "best_epoch": best.epoch,
+        "val_loss": float(f"{best.val_loss:.6g}"),
+        "val_acc": float(f"{best.val_acc:.6g}"),
+        "val_auc": best.val_auc,
+        "majority_share": result.majority_share,
+        "better_than_majority": result.better_than_majority,
+        "stopped_early": len(result.epochs) < result.card["parameters"]["max_epochs"],
+        "counts": dict(result.counts),
+        "warnings": result.warnings,
+        "idle_strategies": [text for code, text in result.warnings.items() if code.endswith(IDLE)],
+        "device": f"{result.device}, {result.precision}",
+    }
+
+
+def _shown_of_training(result: "TrainingResult", pictures: Mapping[str, bytes]) -> dict[str, Any]:
+    """What only Dagster shows beside the trained model."""
+    metrics = {name: rounded(value) for name, value in _epoch_metrics(result.best).items()}
+    metrics["seconds"] = rounded(sum(record.seconds for record in result.epochs))
+    rows = [{"epoch": record.epoch, **_epoch_metrics(record)} for record in result.epochs]
+    return {
+        **metrics,
+        **{name: picture(image, name) for name, image in pictures.items()},
+        "resumed_from": result.resumed_from or "the start",
+        "epoch_table": table(rows),
+        "split": table(result.split.rows),
+        "split_unit": result.split.unit,
+    }

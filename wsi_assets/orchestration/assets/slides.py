@@ -14,7 +14,7 @@ from wsi_assets.index.slide_regions import SlideOptions
 from wsi_assets.orchestration.artefact import GROUP, Artefact
 from wsi_assets.orchestration.automation import follow_slides
 from wsi_assets.orchestration.config import launchpad_config
-from wsi_assets.orchestration.io_managers import LazyPickles, PickleIOManager
+from wsi_assets.orchestration.io_managers import PickleIOManager
 from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import picture, rounded, table, user_errors_as_failures
 from wsi_assets.orchestration.partition_batches import SLIDES_PER_RUN, Made, make_slides
@@ -139,8 +139,7 @@ def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -
 
 @dg.asset(
     **ANNOTATION_REGIONS.asset_arguments(),
-    deps=[slide_annotation],
-    ins={"tissue_regions": dg.AssetIn(metadata={"load": "mapping"})},
+    deps=[slide_annotation, tissue_regions],
     kinds={"shapely", "xml", "pickle"},
     backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
     description="Tumor geometry from the slide's annotation: groups united, exclusions cut out, broken rings "
@@ -151,7 +150,6 @@ def annotation_regions(
     config: AnnotationConfig,
     folder: SlideFolderResource,
     storage: StorageResource,
-    tissue_regions: LazyPickles,
     workers: WorkersResource,
     pickle_io: dg.ResourceParam[PickleIOManager],
 ) -> dg.MaterializeResult:
@@ -164,9 +162,9 @@ def annotation_regions(
 
         def prepare(slide_id: str) -> partial:
             slide = folder.slide(slide_id)
-            if slide_id not in tissue_regions:
+            tissue = storage.stored(TISSUE_REGIONS, slide_id)
+            if tissue is None:
                 raise SlideError("has no tissue_regions", path=slide.path, remedy="Materialize them first")
-            tissue = tissue_regions[slide_id]
             return partial(read_slide_annotation, slide, making.options, tissue)
 
         makings = dict.fromkeys(context.partition_keys, making)
@@ -206,3 +204,10 @@ def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id:
             "audit": table(annotations[:300]),
         },
     )
+
+
+REGIONS_OF_ALL_SLIDES = [
+    dg.AssetDep(one, partition_mapping=dg.AllPartitionMapping())
+    for one in (tissue_regions, annotation_regions)
+]
+"""What a level depends on; it reads them from the storage folder slide by slide."""
