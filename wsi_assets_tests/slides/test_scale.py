@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from wsi_assets.slides import open_slide, true_downsamples
@@ -92,6 +92,7 @@ sides = st.integers(64, 250_000)
 
 
 @given(sides, sides, st.sampled_from([math.floor, math.ceil, round]), st.integers(2, 12))
+@example(147, 297, round, 2)
 def test_an_unpadded_pyramid_places_its_far_corner_within_a_pixel(width, height, rounding, count):
     sizes = [(width, height)]
     for k in range(1, count):
