@@ -175,7 +175,7 @@ def run_demo(home: Path) -> int:
 
 def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
     """Print one row a slide and a line for each problem; returns 1 if there is any."""
-    from wsi_assets.index.doctor import examine, place
+    from wsi_assets.index.doctor import add_patients_and_sides, examine
     from wsi_assets.slides import cohort as tables
     from wsi_assets.slides import find_slides, read_cohort
 
@@ -187,7 +187,7 @@ def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
             bars(done, len(listing.slides), "examining slides")
             rows.append(examine(slide))
         bars(len(listing.slides), len(listing.slides), "examining slides")
-    place(rows, cohort)
+    add_patients_and_sides(rows, cohort)
     _print_health(rows)
     for row in rows:
         for problem in row.problems:
@@ -273,12 +273,12 @@ def _page() -> Console:
 
 def _print_health(rows: Sequence[SlideHealth]) -> None:
     """A row a slide; a terminal that is too narrow goes without the columns that matter least."""
-    from wsi_assets.index.doctor import COLUMNS, LEAST_FIRST, LEGEND, MAGNIFICATIONS
+    from wsi_assets.index.doctor import COLUMNS, DROP_ORDER, LEGEND, MAGNIFICATIONS
 
     page = _page()
     filled = [column for column in COLUMNS if any(cell for row in rows for cell in row.cells([column]))]
-    for dropped in range(len(LEAST_FIRST) + 1):
-        columns = [column for column in filled if column not in LEAST_FIRST[:dropped]]
+    for dropped in range(len(DROP_ORDER) + 1):
+        columns = [column for column in filled if column not in DROP_ORDER[:dropped]]
         table = Table(box=SIMPLE_HEAD)
         for column in columns:
             # What does not fit even so is folded, never cut: an id without its end is nobody's.
@@ -292,7 +292,7 @@ def _print_health(rows: Sequence[SlideHealth]) -> None:
         shown = " ".join(row.magnifications for row in rows)
         _print_notices([meaning for sign, meaning in LEGEND.items() if sign in shown])
     if dropped:
-        missing = ", ".join(LEAST_FIRST[:dropped])
+        missing = ", ".join(DROP_ORDER[:dropped])
         _print_notices([f"the terminal is too narrow for {missing}; a wider one, or a file, shows all"])
 
 

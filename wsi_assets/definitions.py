@@ -1,9 +1,9 @@
-"""The entry point Dagster loads; it holds no logic."""
+"""The entry point that Dagster loads."""
 
 import warnings
 
 with warnings.catch_warnings():
-    # While this loads: which beta features are used, and why, is said in orchestration/automation.py.
+    # orchestration/automation.py says which beta features are used, and why.
     warnings.filterwarnings("ignore", message=".* is currently in (beta|preview)")
     from wsi_assets.orchestration.build import build_definitions
 

@@ -1,6 +1,6 @@
-"""What all pictures share: palette, canvases apart from pyplot, image bytes, lines over slides, scale bar.
+"""What all pictures share: colors, matplotlib figures, image encoding, contours, legend and scale bar.
 
-The colors are Okabe and Ito's (jfly.uni-koeln.de/color), which color-blind readers can distinguish.
+The colors are those of Okabe and Ito (jfly.uni-koeln.de/color), which color-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7"
 GREY, INK = "#767676", "#222222"
 TUMOR, NORMAL, TISSUE, EXCLUDED, IGNORED = ORANGE, BLUE, GREEN, SKY, PURPLE
-"""What a color means wherever it stands for one of these."""
+"""The color of each class in every picture."""
 
 
 def new_canvas(width: float, height: float, layout: str = "constrained") -> Figure:
-    """A matplotlib figure of ``width`` x ``height`` inches, unknown to pyplot."""
+    """A matplotlib figure of ``width`` x ``height`` inches.
+
+    Made without pyplot, which would keep every figure in memory.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,7 +45,7 @@ def canvas_png(canvas: Figure, dpi: int = 160) -> bytes:
 
 
 def canvas_svg(canvas: Figure) -> bytes:
-    """A matplotlib figure as SVG with text as text; equal drawings give equal bytes."""
+    """A matplotlib figure as SVG with selectable text; equal drawings give equal bytes."""
     from matplotlib import rc_context
 
     stream = io.BytesIO()
@@ -53,7 +56,7 @@ def canvas_svg(canvas: Figure) -> bytes:
 
 
 def plain_axes(axes: Axes) -> None:
-    """A light grid and no frame at the top and on the right."""
+    """Style axes: a light grid, and no frame at the top and on the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", lw=0.7)
     axes.set_axisbelow(True)
@@ -61,7 +64,7 @@ def plain_axes(axes: Axes) -> None:
 
 
 def png_of(pixels: np.ndarray) -> bytes:
-    """PNG of uint8 (h, w, 3) RGB or (h, w, 4) RGBA."""
+    """Encode uint8 (h, w, 3) RGB or (h, w, 4) RGBA as PNG."""
     import cv2
 
     code = cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
@@ -69,7 +72,7 @@ def png_of(pixels: np.ndarray) -> bytes:
 
 
 def jpeg_of(pixels: np.ndarray, quality: int = 85) -> bytes:
-    """JPEG of uint8 (h, w, 3) RGB."""
+    """Encode uint8 (h, w, 3) RGB as JPEG."""
     import cv2
 
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
@@ -77,7 +80,7 @@ def jpeg_of(pixels: np.ndarray, quality: int = 85) -> bytes:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """An image as an address that holds it; ``kind`` as in image/png."""
+    """A data URI of an image, for pages without image files; ``kind`` is "png", "jpeg" or "svg+xml"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -87,10 +90,11 @@ def rgb(color: str) -> tuple[int, int, int]:
 
 
 def rings_of(geometry: Geometry, origin: tuple[float, float], downsample: float) -> list[np.ndarray]:
-    """Rings of a polygon, (x, y) at level 0, as OpenCV contours of a picture.
+    """Rings of a geometry as OpenCV contours, int32 (n, 1, 2) of (x, y) in pixels of a picture.
 
     Args:
-        origin: level-0 (x, y) of the picture's corner.
+        geometry: (x, y) in level-0 pixels.
+        origin: level-0 (x, y) of the picture's top-left corner.
         downsample: level-0 pixels per pixel of the picture.
     """
     import shapely
@@ -100,7 +104,11 @@ def rings_of(geometry: Geometry, origin: tuple[float, float], downsample: float)
 
 
 def stroke(picture: np.ndarray, contours: Sequence[np.ndarray], color: str, line: int, casing: bool) -> None:
-    """Draw contours onto uint8 (h, w, 3) RGB; a dark casing shows them on pale and on dark tissue."""
+    """Draw contours ``line`` pixels wide onto uint8 (h, w, 3) RGB, in place.
+
+    Args:
+        casing: draw a dark border around each line, so that it shows on pale and on dark tissue.
+    """
     import cv2
 
     if casing:
@@ -110,18 +118,18 @@ def stroke(picture: np.ndarray, contours: Sequence[np.ndarray], color: str, line
 
 
 def legend(width: int, title: str, colors: Mapping[str, str], bar: tuple[float, str]) -> np.ndarray:
-    """The strip under a picture, (h, width, 3) RGB: title, a swatch for each color, scale bar; wrapped.
+    """A strip to put under a picture, uint8 (h, width, 3) RGB: title, a swatch for each color, scale bar.
 
     Args:
         colors: name -> color.
-        bar: length in pixels of the picture, and text.
+        bar: length of the scale bar in pixels of the picture, and its label.
     """
     import cv2
 
     size = min(max(width / 1000, 0.36), 1.0)
     high, gap, ink = round(44 * size), round(14 * size), rgb(INK)
     items = [(0, title, None), *((round(40 * size), name, rgb(color)) for name, color in colors.items())]
-    # OpenCV's letters are ASCII's.
+    # OpenCV's fonts have ASCII letters only.
     items.append((max(round(bar[0]), 1), bar[1].replace("µ", "u"), ink))
     placed, x, row = [], gap, 0
     for swatch, text, color in items:
@@ -144,7 +152,7 @@ def legend(width: int, title: str, colors: Mapping[str, str], bar: tuple[float, 
 
 
 def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The same picture with its longer side at most ``side`` pixels."""
+    """A picture (h, w, c), reduced if its longer side has more than ``side`` pixels."""
     import cv2
 
     scale = side / max(pixels.shape[:2])
@@ -153,11 +161,12 @@ def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def scale_bar(width: float, mpp: float | None, share: float) -> tuple[float, str]:
-    """Length in level-0 pixels, and label, of a round scale bar of at most ``share`` of ``width``.
+    """Length in level-0 pixels, and label, of a scale bar of a round length.
 
     Args:
-        width: of what is shown, level-0 pixels.
-        mpp: level-0 pixel size in um; None if unknown, the bar is then in pixels.
+        width: width of the picture in level-0 pixels.
+        mpp: level-0 pixel size in um; None if unknown: the label is then in pixels.
+        share: longest bar, as a share of ``width``.
     """
     unit = mpp or 1.0
     most = share * width * unit

@@ -1,6 +1,6 @@
-"""The errors a user can cause, each one clear line: which file, what is wrong, what to do.
+"""Errors that a user can cause, each printed as one line: which file, what is wrong, what to do.
 
-Anything that is not a :class:`WsiAssetsError` is a bug of ours and keeps its traceback.
+Any other exception is a bug of this package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ A command line that is not understood ends with the system's EX_USAGE, since 2 m
 class WsiAssetsError(Exception):
     """A fault in the input, the configuration or the machine that a user can mend.
 
-    Every such error is permanent: trying the same input again gives the same error, so nothing retries it.
+    These errors are permanent: the same input gives the same error again, so nothing retries them.
 
     Args:
         fault: what is wrong, without a final full stop.
-        path: the file or folder at fault, if there is one.
-        remedy: what to do about it, as an instruction.
+        path: the file or folder at fault, if any.
+        remedy: what to do, as an instruction.
     """
 
     def __init__(self, fault: str, *, path: str | PathLike[str] | None = None, remedy: str | None = None):
@@ -49,19 +49,19 @@ class DiskError(WsiAssetsError):
 
 
 class SlideError(WsiAssetsError):
-    """A slide does not open, or a part of it does not read."""
+    """A slide does not open, or part of it cannot be read."""
 
 
 class AnnotationError(WsiAssetsError):
-    """An annotation file is not one, or is damaged."""
+    """An annotation file is damaged, or its content is not understood."""
 
 
 class SlideIndexError(WsiAssetsError):
-    """An index cannot be made, or is not an index."""
+    """A slide index cannot be made, or a file does not hold one."""
 
 
 class StoreError(WsiAssetsError):
-    """A patch store is incomplete, damaged, in use, or not the one asked for."""
+    """A patch store is missing, incomplete, damaged, in use, or another than the one expected."""
 
 
 class ModelError(WsiAssetsError):
@@ -73,7 +73,7 @@ class EvaluationError(WsiAssetsError):
 
 
 def one_line(text: object) -> str:
-    """Fold any text, e.g. another library's error, into a single line without a final full stop."""
+    """Any text, e.g. another library's error, as one line without a final full stop."""
     return " ".join(str(text).split()).rstrip(".")
 
 

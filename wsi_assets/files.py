@@ -1,4 +1,4 @@
-"""Files and folders that are never seen half-written, locks, and pickles that run no code."""
+"""Atomic writes of files and folders, locks, disk errors as one line, and pickles that cannot run code."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from typing import Any
 from wsi_assets.errors import DiskError, WsiAssetsError
 
 STAGING_PREFIX = ".partial-"
-"""Unfinished files and folders begin with this; a killed process's are removed by the next one that publishes
-into the same folder."""
+"""Prefix of unfinished files and folders. What a killed process left is removed by the next process that
+publishes into the same folder."""
 
 _EXCHANGE, _AT_FDCWD = 2, -100
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -37,7 +37,7 @@ _SQLITE_DISK_ERRORS = {
 
 @contextlib.contextmanager
 def publish_file(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; on success it is renamed to ``path``, else removed.
+    """Yield a temporary path beside ``path`` to write to; on success it is renamed to ``path``, else removed.
 
     The rename is atomic and the bytes are on disk before it, so a reader sees the old file or the new one,
     also after a power cut.
@@ -54,9 +54,9 @@ def publish_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def publish_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path`` to fill; on success it takes the place of ``path``.
+    """Yield an empty temporary folder beside ``path`` to fill; on success it replaces ``path``.
 
-    See :func:`publish` for what a reader, and a process that comes after a kill, finds.
+    :func:`publish` says what readers see meanwhile, and what is there after a kill.
 
     Raises:
         DiskError: the disk is full or cannot be written.
@@ -71,11 +71,12 @@ def publish_folder(path: str | Path) -> Iterator[Path]:
 
 
 def publish(staged: Path, path: Path) -> None:
-    """Put a finished file or folder in the place of ``path`` and remove the old one; files are synced before.
+    """Replace ``path`` by a finished file or folder and remove the old one.
 
-    Files are replaced in one step. So are folders where the file system can exchange two names (Linux).
-    Elsewhere the folder is missing for the moment between two renames; after a kill in that moment, old and
-    new folder both exist, and :func:`recover` completes the change.
+    The caller has synced the files to disk. A file is replaced atomically. So is a folder where the file
+    system can exchange two names (Linux). Elsewhere the folder is missing for a moment between two renames;
+    after a kill in that moment both the old and the new folder exist, and :func:`recover` completes the
+    change.
     """
     retired = None
     if not staged.is_dir():
@@ -144,24 +145,28 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def file_lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file ``path``, once it is free if ``wait``; it goes with the process, however it ends.
+    """Hold an exclusive lock on the lock file ``path``, which is made if missing.
 
-    Where the file system has no locks, nothing is held.
+    The operating system releases the lock when the process ends, however it ends. Where the file system has
+    no locks, nothing is held.
+
+    Args:
+        wait: wait until the lock is free.
 
     Raises:
-        BlockingIOError: another process, or another part of this one, holds it.
+        BlockingIOError: another process, or another part of this one, holds the lock and ``wait`` is False.
     """
     with _locked(path, os.O_RDWR | os.O_CREAT, wait=wait):
         yield
 
 
 def disk_fault(error: BaseException, path: str | Path | None = None) -> DiskError | None:
-    """The one line for a full, read-only or failing disk behind ``error``; None if it is another fault.
+    """A one-line error if ``error`` comes from a full, read-only or failing disk, else None.
 
-    The causes of an error count too: databases wrap what the disk reported in errors of their own.
+    The causes of an error are searched too, because databases wrap disk errors in their own.
 
     Args:
-        path: the file or folder to name where the error names none.
+        path: the file or folder to name if the error names none.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -184,16 +189,16 @@ def disk_fault(error: BaseException, path: str | Path | None = None) -> DiskErro
 
 @contextlib.contextmanager
 def _staging(path: Path, *, folder: bool) -> Iterator[Path]:
-    """A locked new file or folder beside ``path``, removed in the end if it is still there.
+    """A new, locked file or folder beside ``path``, removed at the end if it is still there.
 
-    What killed processes left is removed first: the lock goes with the process, so what is unlocked has no
-    owner. Where the file system has no locks, leftovers stay.
+    Leftovers of killed processes are removed first: a lock ends with its process, so an unlocked leftover has
+    no owner. Where the file system has no locks, leftovers stay.
     """
     staged = path.with_name(f"{STAGING_PREFIX}{secrets.token_hex(6)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as lock:
-            with _locked(path.parent, wait=True):  # nobody sweeps up what is not locked yet
+            with _locked(path.parent, wait=True):  # else another process could remove it before it is locked
                 _recover(path)
                 for leftover in path.parent.glob(f"{STAGING_PREFIX}*"):
                     with contextlib.suppress(OSError), _locked(leftover) as held:
@@ -219,7 +224,7 @@ def _locked(path: Path, flags: int = os.O_RDONLY, *, wait: bool = False) -> Iter
     """Hold the lock of a file or folder; False where the file system has no locks.
 
     Raises:
-        BlockingIOError: another holder has it, and this one does not ``wait``.
+        BlockingIOError: it is held elsewhere, and ``wait`` is False.
     """
     handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
     try:
@@ -240,7 +245,7 @@ def _names_between_renames(path: Path) -> tuple[Path, Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, as far as the disk allows."""
+    """Remove a file, or a folder with everything in it; what cannot be removed stays, without an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -249,7 +254,7 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Publish ``value`` as readable JSON."""
+    """Write ``value`` atomically as indented JSON with sorted keys."""
     with publish_file(path) as staged:
         staged.write_text(
             json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
@@ -257,10 +262,10 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_plain_pickle(path: str | Path, value: Any) -> None:
-    """Publish ``value``, made of plain types only, as a pickle that loads anywhere.
+    """Write a value of plain Python types as a pickle that loads without this package.
 
     Raises:
-        TypeError: the value holds something that only a class or function could rebuild.
+        TypeError: the value holds an object of another type.
     """
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, protocol=4)
@@ -278,12 +283,13 @@ def write_plain_pickle(path: str | Path, value: Any) -> None:
 
 
 def read_plain_pickle(path: str | Path) -> Any:
-    """Load a pickle of plain types; one that names any other class or function is refused, not run.
+    """Load a pickle of plain types; a pickle that names any other class or function is refused, not run.
 
-    NumPy numbers become Python's, NumPy arrays lists, and paths text, so that indexes of other scripts load.
+    NumPy numbers become Python numbers, NumPy arrays become lists and paths become text, so that indices
+    that other scripts wrote load too.
 
     Raises:
-        WsiAssetsError: the file is missing, damaged or names a class.
+        WsiAssetsError: the file is missing or damaged, or names a class or function.
     """
     try:
         with Path(path).open("rb") as stream:
@@ -292,7 +298,7 @@ def read_plain_pickle(path: str | Path) -> Any:
         raise WsiAssetsError(
             "does not exist", path=path, remedy="Materialize the asset that writes it"
         ) from error
-    except Exception as error:  # a hostile pickle can raise nearly anything; nothing of it has been run
+    except Exception as error:  # a hostile pickle can raise nearly anything; none of its code has run
         raise WsiAssetsError(
             f"is not a plain pickle ({error!s:.300})",
             path=path,
@@ -309,7 +315,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _LenientUnpickler(_PlainUnpickler):
-    """Rebuilds a few harmless types by functions of our own; none of theirs is run."""
+    """Rebuilds a few harmless types with our own functions, without running those the pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:
         package = module.partition(".")[0]
@@ -321,7 +327,7 @@ class _LenientUnpickler(_PlainUnpickler):
 
 
 class _DType:
-    """A NumPy dtype of numbers or texts, as a pickle describes it."""
+    """A pickled NumPy dtype of numbers or text."""
 
     def __init__(self, spec: str, *_: Any):
         kind, size = str(spec)[:1], str(spec)[1:]
@@ -339,7 +345,7 @@ class _DType:
 
 
 class _Array(list):
-    """A NumPy array as nested lists."""
+    """A pickled NumPy array, as nested lists."""
 
     def __init__(self, *_: Any):
         super().__init__()
@@ -360,7 +366,7 @@ _HARMLESS = {
         dtype.values(data).reshape(shape, order=order).tolist()
     ),
 }
-"""What a pickle may name -> what is used instead."""
+"""(package, name) that a pickle may name -> what is used in its place."""
 
 
 def digest(*values: Any) -> str:
@@ -370,7 +376,7 @@ def digest(*values: Any) -> str:
 
 
 def size_of(path: str | Path) -> int:
-    """Bytes on disk of a file, or of everything in a folder (sparse files count what they occupy)."""
+    """Bytes on disk of a file, or of all files in a folder; of a sparse file, what it occupies."""
     path = Path(path)
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     return sum(min(stat.st_size, stat.st_blocks * 512) for stat in (file.stat() for file in files))

@@ -1,6 +1,7 @@
-"""Packages whose names load on first use, so that importing one, or only its options, costs nothing.
+"""Load a package's names on first use, so that importing the package, or only its options, is fast.
 
-Definitions and the command line import every package's options; without this they would load torch.
+The Dagster definitions and the command line import every package's options; without this they would load
+torch.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 def exports(
     package: str, homes: Mapping[str, tuple[str, ...]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """A package's ``__getattr__``, ``__dir__`` and ``__all__``, to be assigned to these names in it.
+    """The ``__getattr__``, ``__dir__`` and ``__all__`` of a package that loads its names on first use.
 
     Args:
-        package: its ``__name__``.
-        homes: module within the package -> the names the package offers from it. No such name may be that of
-            a module of the package: which of the two it means would depend on what was imported before.
+        package: the package's ``__name__``.
+        homes: module of the package -> the names the package offers from it. A name must differ from the
+            package's modules: which of the two it means would depend on what was imported before.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Called as work proceeds; calls are frequent, so a listener decides what it shows."""
+    """A callback for the progress of work; it is called often, and decides itself how much to show."""
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """``done`` of ``total`` units are finished; ``what`` names work and unit: "extracting patches"."""
+        """``done`` of ``total`` units are finished; ``what`` is work and unit, e.g. "extracting patches"."""
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -47,7 +47,7 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         def listen(done: int, total: int, what: str) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
-            elif done < bars.tasks[tasks[what]].completed:  # the next slide's
+            elif done < bars.tasks[tasks[what]].completed:  # the same work began again, on the next slide
                 bars.reset(tasks[what], total=total)
             bars.update(tasks[what], completed=done, total=total)
 

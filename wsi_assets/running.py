@@ -1,6 +1,7 @@
-"""How commands begin and end: text for any terminal, and Ctrl-C or SIGTERM end them within seconds.
+"""How commands and worker processes start and stop: Ctrl-C or SIGTERM end a command within seconds.
 
-What is written survives a kill at any moment, so ending needs haste and no care: one line, status 130.
+Files survive a kill at any moment, so a command that is stopped cleans nothing up: it prints one line and
+ends with status 130.
 """
 
 from __future__ import annotations
@@ -19,51 +20,51 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
 
-STATUS = 130
-PATIENCE_SECONDS = 2
+INTERRUPTED = 130
+GRACE_SECONDS = 2
 
 PRELOADED = [
     *("cv2", "imagecodecs", "shapely", "tifffile"),
     *("click", "wsi_assets.annotations.reading", "wsi_assets.index.slide_regions"),
     *("wsi_assets.index.tissue", "wsi_assets.index.pictures", "wsi_assets.patches.extraction"),
 ]
-"""What is loaded once for all worker processes, which are forked with it."""
+"""Modules imported once in the fork server, so that worker processes need not import them."""
 
-_asked = threading.Event()
+_stop = threading.Event()
 _ending = threading.Lock()
 
 
 @contextlib.contextmanager
 def as_command() -> Iterator[None]:
-    """Run a command that either signal ends, and that prints names its terminal cannot show as escapes.
+    """Context of a command: Ctrl-C and SIGTERM end it, and text that its terminal cannot show is escaped.
 
-    Both signals raise KeyboardInterrupt, in a step of Dagster its own interruption. Processes of pools are
-    killed at once, and this one too if it has not ended after some seconds: compiled code and threads do not
-    notice a signal.
+    Both signals raise KeyboardInterrupt, or Dagster's own interruption within one of its steps. Pool workers
+    are killed at once. The command itself is killed if it has not ended after ``GRACE_SECONDS``, because
+    compiled code and threads do not notice a signal.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
     gc.set_threshold(10_000)
-    atexit.register(gc.freeze)  # Python's own end would search all of that again: most of a second
-    os.environ["MPLBACKEND"] = "agg"  # Jupyter leaves a name here that matplotlib refuses elsewhere
-    # A pool that is killed leaves semaphores; Python's own helper process frees them, and need not say so.
+    atexit.register(gc.freeze)  # else the garbage collection at exit takes most of a second
+    os.environ["MPLBACKEND"] = "agg"  # Jupyter sets a backend that does not exist outside of it
+    # Python's resource tracker frees the semaphores of a killed pool, and would warn of each.
     others = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (others, "ignore:resource_tracker")))
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {one: signal.signal(one, _interrupt) for one in signals}
     received, wakeup = socket.socketpair()
     wakeup.setblocking(False)
-    # Dagster replaces handlers while it works; this is written to all the same.
+    # Dagster replaces signal handlers while it works, but not the wakeup file descriptor.
     signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(received,), daemon=True).start()
     try:
         yield
     except BaseException as error:
-        if not (isinstance(error, KeyboardInterrupt) or was_asked()):
+        if not (isinstance(error, KeyboardInterrupt) or stop_requested()):
             raise
-        _say_once()
-        atexit._run_exitfuncs()  # the rest of the interpreter's own end takes seconds with torch
-        os._exit(STATUS)
+        _print_once()
+        atexit._run_exitfuncs()  # the rest of the interpreter's shutdown takes seconds with torch
+        os._exit(INTERRUPTED)
     finally:
         signal.set_wakeup_fd(-1)
         wakeup.close()
@@ -71,9 +72,9 @@ def as_command() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-def was_asked() -> bool:
-    """Whether this process was asked to stop; whatever fails from then on is no fault."""
-    return _asked.is_set()
+def stop_requested() -> bool:
+    """Whether this process was asked to stop; errors after that are a consequence of stopping."""
+    return _stop.is_set()
 
 
 @contextlib.contextmanager
@@ -92,48 +93,48 @@ def loading() -> Iterator[None]:
 
 
 def prepare_workers() -> None:
-    """Load in the background what worker processes need, so that the first pool starts without a wait."""
+    """Start loading what worker processes need, in the background, so that the first pool starts at once."""
     multiprocessing.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 
 
 def worker_pool(processes: int) -> ProcessPoolExecutor:
-    """Processes that hold nothing of this one's files, locks and threads, and start within milliseconds."""
+    """A pool of processes that inherit no files, locks or threads of this one and start in milliseconds."""
     prepare_workers()
     context = multiprocessing.get_context("forkserver")
     return ProcessPoolExecutor(processes, context, initializer=start_worker)
 
 
 def start_worker() -> None:
-    """Initializer of a pool's process: its parent alone decides about Ctrl-C, and it ends with its parent."""
+    """Initializer of a pool's process: it leaves Ctrl-C to its parent, and ends when its parent ends."""
     import cv2
 
-    cv2.setNumThreads(1)  # a process a core is enough; OpenCV would start a thread a core in each
+    cv2.setNumThreads(1)  # there is a process for each core; OpenCV would add a thread for each core
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    # It would wait for tasks for ever: each worker holds the other end of the pipe too.
+    # An orphaned worker would wait for tasks forever, because every worker holds the pipe's other end open.
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _interrupt(*_: object) -> None:
-    _asked.set()
+    _stop.set()
     raise KeyboardInterrupt
 
 
 def _watch(received: socket.socket) -> None:
     while number := received.recv(1):
         if number[0] in (signal.SIGINT, signal.SIGTERM):
-            _asked.set()
+            _stop.set()
             threading.excepthook = lambda _: None
             for worker in multiprocessing.active_children():
                 worker.kill()
-            time.sleep(PATIENCE_SECONDS)
-            _say_once()
-            os._exit(STATUS)
+            time.sleep(GRACE_SECONDS)
+            _print_once()
+            os._exit(INTERRUPTED)
 
 
-def _say_once() -> None:
+def _print_once() -> None:
     if _ending.acquire(blocking=False):
-        # Not sys.stderr, which a progress bar may have taken, as it has hidden the cursor.
+        # A progress bar may have replaced sys.stderr and hidden the cursor.
         show_cursor = "\x1b[?25h" if sys.__stderr__.isatty() else ""
         print(f"{show_cursor}stopped; the same command continues", file=sys.__stderr__, flush=True)

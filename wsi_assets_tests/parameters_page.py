@@ -14,7 +14,7 @@ MARK = "<!-- generated from here on -->"
 
 
 def page(text: str) -> str:
-    """The page: what stands before the mark as it is, then a table for each asset."""
+    """The page: the text before the mark, then a table for each asset."""
     tables = []
     for artefact in all_artefacts():
         fields = artefact.options.model_fields

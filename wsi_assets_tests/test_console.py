@@ -76,10 +76,8 @@ def test_an_annotation_whose_name_is_nearly_a_slide_s_leaves_it_out(home, capsys
     other = home / "annotations/CMU-1_Small-Region.xml"
     other.write_text("<ASAP_Annotations/>")
     assert console.examine_slides(Settings.from_environment({}, home=home)) == console.FAILED
-    assert (
-        f"left out: CMU-1-Small-Region: it has no annotation of its own name, and this may be it: {other}"
-        in (capsys.readouterr().out)
-    )
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: CMU-1")]
+    assert str(other) in line
 
 
 def test_doctor_shows_what_the_cohort_says_and_writes_a_first_table(home, capsys):

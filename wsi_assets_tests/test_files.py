@@ -75,7 +75,7 @@ class Trap:
         return (os.mkdir, (self.path,))
 
 
-def test_a_pickle_that_wants_to_run_code_is_refused_and_runs_nothing(tmp_path):
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
     trap = Trap()
     trap.path = str(tmp_path / "ran")
     evil = tmp_path / "evil.pkl"
@@ -147,7 +147,7 @@ def test_an_error_names_file_fault_and_remedy_in_one_line_and_survives_a_process
 
 
 @pytest.mark.parametrize("publish", [publish_file, publish_folder])
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, publish):
+def test_leftovers_of_a_killed_process_are_removed_and_files_of_a_living_one_are_not(tmp_path, publish):
     script = (
         "import os, sys, time\n"
         f"from wsi_assets.files import {publish.__name__} as publish\n"
@@ -223,7 +223,7 @@ def test_a_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == [tmp_path / "report"]
 
 
-def test_writers_of_one_folder_do_not_sweep_up_each_others_files(tmp_path):
+def test_writers_of_one_folder_do_not_remove_each_others_files(tmp_path):
     def write(number):
         for _ in range(30):
             with publish_file(tmp_path / f"{number}.txt") as staged:
@@ -287,7 +287,7 @@ def test_a_lock_is_held_by_one(tmp_path):
         pass
 
 
-def test_a_fault_of_the_disk_is_known_by_its_number_not_by_its_words(tmp_path):
+def test_a_disk_error_is_known_by_its_number(tmp_path):
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
         wrapped = RuntimeError("outer")
         wrapped.__cause__ = OSError(code, "whatever the library says")

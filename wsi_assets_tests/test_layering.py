@@ -1,4 +1,4 @@
-"""The house rule: arrows point one way, and science knows no orchestrator."""
+"""Imports point one way, and only orchestration and the entry points know Dagster and MLflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import wsi_assets
 
 PACKAGE = Path(wsi_assets.__file__).parent
-ROOMS = ("slides", "annotations", "index", "patches", "learning", "evaluation")
+PACKAGES = ("slides", "annotations", "index", "patches", "learning", "evaluation")
 EVERYBODY_MAY_USE = {"drawing", "errors", "files", "lazy", "progress", "running"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
@@ -30,22 +30,22 @@ def imported_by(path: Path) -> set[str]:
     return names
 
 
-def room_of(module: str) -> str | None:
+def package_of(module: str) -> str | None:
     parts = module.split(".")
     return parts[1] if parts[0] == "wsi_assets" and len(parts) > 1 else None
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_rooms_on_its_left(room):
-    allowed = {*ROOMS[: ROOMS.index(room) + 1], *EVERYBODY_MAY_USE, "__version__"}
-    for path in (PACKAGE / room).rglob("*.py"):
-        used = {room_of(name) for name in imported_by(path)} - {None}
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_imports_only_packages_on_its_left(name):
+    allowed = {*PACKAGES[: PACKAGES.index(name) + 1], *EVERYBODY_MAY_USE, "__version__"}
+    for path in (PACKAGE / name).rglob("*.py"):
+        used = {package_of(name) for name in imported_by(path)} - {None}
         assert used <= allowed, f"{path.relative_to(PACKAGE)} imports {used - allowed}"
 
 
-def test_the_demo_needs_no_orchestrator_and_no_learning():
+def test_the_demo_imports_neither_orchestration_nor_learning():
     for path in (PACKAGE / "demo").rglob("*.py"):
-        used = {room_of(name) for name in imported_by(path)} - {None}
+        used = {package_of(name) for name in imported_by(path)} - {None}
         assert not used & {"orchestration", "cli", "console", "learning", "evaluation", "patches"}, path
 
 
@@ -75,11 +75,11 @@ def loaded_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("room", [*ROOMS, "demo"])
-def test_every_module_of_a_room_loads_without_dagster_and_mlflow(room):
+@pytest.mark.parametrize("name", [*PACKAGES, "demo"])
+def test_every_module_of_a_package_loads_without_dagster_and_mlflow(name):
     modules = [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        for path in (PACKAGE / room).rglob("*.py")
+        for path in (PACKAGE / name).rglob("*.py")
     ]
     loaded = loaded_after("\n".join(f"import {module.removesuffix('.__init__')}" for module in modules))
     assert not loaded & {"dagster", "mlflow"}

@@ -88,7 +88,7 @@ def test_a_name_that_the_terminal_cannot_show_is_printed_as_an_escape(tmp_path):
     assert shown == "M\\xfcller\n"
 
 
-def test_what_jupyter_leaves_in_the_environment_does_not_stop_drawing():
+def test_the_matplotlib_backend_of_jupyter_does_not_stop_drawing():
     program = "from wsi_assets.running import as_command\nwith as_command(): import matplotlib"
     environment = {
         **os.environ,

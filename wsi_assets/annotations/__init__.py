@@ -1,4 +1,4 @@
-"""Annotations a pathologist drew, as repaired tumor geometry with an audit of every ring.
+"""Read a pathologist's annotations as valid tumor geometry, with an audit of every annotation.
 
 Geometry is shapely's, in (x, y) level-0 pixels: pixel (row r, column c) covers [c, c + 1) x [r, r + 1).
 """

@@ -1,4 +1,4 @@
-"""Annotations as a file has them, and the limits any file must keep."""
+"""One annotation as its file holds it, and the limits on what a file may hold."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 from wsi_assets.errors import AnnotationError, one_line
 
 MAX_BYTES = 64 * 2**20
-"""Ten times the largest real file known. JSON takes up to twenty times its size in memory."""
+"""Largest file that is read: ten times the largest known. JSON takes up to 20 times its size in memory."""
 
 MAX_POINTS = 4_000_000
-"""Points of all annotations of a file together."""
+"""Most points of all annotations of a file together."""
 
 MAX_COORDINATE = 1e8
 """Level-0 pixels. The largest scanners make slides under 1e6 pixels wide; above 1e8 double precision and
@@ -26,17 +26,17 @@ MAX_DEPTH = 64
 
 @dataclass(frozen=True)
 class Annotation:
-    """One drawn annotation, unrepaired.
+    """One annotation as drawn, before repair.
 
     Attributes:
-        name: the annotation's own name, often empty.
-        groups: its group, then the group that one is part of, and so on; empty when it is in no group.
-        shape_type: the type the file gives it, e.g. "Polygon", "Spline", "Dot", or "untyped".
+        name: the annotation's name, often empty.
+        groups: its group, that group's parent group, and so on; empty if it is in no group.
+        shape_type: the type in the file, e.g. "Polygon", "Spline", "Dot", or "untyped".
         areal: whether that type encloses an area.
-        shell: float64 (n, 2), (x, y) in level-0 pixels, not closed.
-        holes: rings like ``shell``, to be cut out of it.
-        kind: "annotation" if somebody drew it; "prediction", or the object type that QuPath gives it, such as
-            "detection"; or "copy", by which the file is an edited copy of our export.
+        shell: float64 (n, 2), (x, y) in level-0 pixels; the first point is not repeated at the end.
+        holes: rings like ``shell`` that are cut out of it.
+        kind: "annotation" if a person drew it; "prediction" or QuPath's object type, such as "detection", if
+            a program made it; "copy" if it marks its file as an edited copy of an exported annotation.
     """
 
     name: str
@@ -53,34 +53,37 @@ class Annotation:
 
 
 def as_ring(points: ArrayLike, path: Path, name: str) -> np.ndarray:
-    """The points as float64 (n, 2), refusing what cannot be a place on a slide.
+    """The points as float64 (n, 2).
+
+    Args:
+        path, name: the file and the annotation, for messages.
 
     Raises:
-        AnnotationError: a coordinate is NaN, infinite or beyond any slide.
+        AnnotationError: a coordinate is NaN, infinite or beyond the size of any slide.
     """
     ring = np.array(points, dtype=np.float64).reshape(-1, 2)
     if not np.isfinite(ring).all():
-        raise damaged(path, f"annotation {shown(name)} has a coordinate that is not a finite number")
+        raise damaged(path, f"annotation {quoted(name)} has a coordinate that is not a finite number")
     if len(ring) and np.abs(ring).max() > MAX_COORDINATE:
         raise damaged(
-            path, f"annotation {shown(name)} has a coordinate of {np.abs(ring).max():.3g}, beyond any slide"
+            path, f"annotation {quoted(name)} has a coordinate of {np.abs(ring).max():.3g}, beyond any slide"
         )
     return ring
 
 
-def label(text: str, limit: int = 200) -> str:
-    """A name of the file as it can be stored and shown anywhere: valid Unicode, one line, never long."""
+def clean_text(text: str, limit: int = 200) -> str:
+    """Text of a file, safe to store and to show: valid Unicode, one line, at most ``limit`` long."""
     return " ".join(text.encode("utf-8", "replace").decode().split())[:limit]
 
 
-def shown(text: str, limit: int = 60) -> str:
-    """Text of a file, quoted for a message: one line, never long."""
-    text = label(one_line(text))
+def quoted(text: str, limit: int = 60) -> str:
+    """Text of a file in quotes, for a message: one line, at most ``limit`` long."""
+    text = clean_text(one_line(text))
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def damaged(path: Path, fault: str) -> AnnotationError:
-    """The error for a file that is damaged or not an annotation."""
+    """The error of a file that is damaged or holds something else."""
     return AnnotationError(
         fault,
         path=path,

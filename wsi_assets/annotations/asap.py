@@ -1,4 +1,4 @@
-"""Read ASAP's XML, as ASAP itself and the many writers that imitate it make it."""
+"""Read ASAP XML, as ASAP itself and the many programs that imitate it write it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from wsi_assets.annotations.annotation import Annotation, as_ring, damaged, label, shown
+from wsi_assets.annotations.annotation import Annotation, as_ring, clean_text, damaged, quoted
 
 NOT_AREAL = {"dot", "point", "pointset", "points", "line", "polyline", "linestring", "measurement", "arrow"}
-"""Types of annotations that enclose no area. Any other, or none at all, is a polygon through its points."""
+"""Annotation types that enclose no area. Any other type, or none, is the polygon through its points."""
 
 # A decimal comma is what ASAP writes under many European locales. Thousands separators are refused: "1,234"
 # can only be 1.234 in these files.
@@ -21,15 +21,16 @@ _NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d{1,4})?\s*", re.
 
 
 def read_asap(path: Path, data: bytes) -> list[Annotation]:
-    """Read the annotations of an ASAP file, in file order; every ring unrepaired.
+    """Read the annotations of an ASAP file as drawn, in file order.
 
     Args:
         path: the file, for messages.
-        data: its bytes.
+        data: its content.
 
     Raises:
-        AnnotationError: it is not XML, holds no ``<Annotation>`` with ``<Coordinate>`` points though it does
-            not say that it is ASAP's, is truncated, holds a DTD or entities, or a coordinate is not a number.
+        AnnotationError: the file is not XML, is truncated, holds a DTD or entities, or has a coordinate that
+            is not a number; or its root is not ``<ASAP_Annotations>`` and it has no ``<Annotation>`` with
+            ``<Coordinate>`` points.
     """
     try:
         root = fromstring(data, forbid_dtd=True)
@@ -40,11 +41,13 @@ def read_asap(path: Path, data: bytes) -> list[Annotation]:
     except (ValueError, LookupError) as error:  # encodings unknown to Python or to the parser
         raise damaged(path, f"is not readable XML ({error})") from error
     for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]  # whatever namespace a writer puts them in
-    parents = {label(one.get("Name", "")): label(one.get("PartOfGroup", "")) for one in root.iter("Group")}
+        element.tag = element.tag.rpartition("}")[2]  # without the namespace that some programs add
+    parents = {
+        clean_text(one.get("Name", "")): clean_text(one.get("PartOfGroup", "")) for one in root.iter("Group")
+    }
     drawn = [_annotation(element, parents, path) for element in root.iter("Annotation")]
     if root.tag != "ASAP_Annotations" and not any(one.points for one in drawn):
-        raise damaged(path, f"has no <Annotation> with <Coordinate> points; its root is {shown(root.tag)}")
+        raise damaged(path, f"has no <Annotation> with <Coordinate> points; its root is {quoted(root.tag)}")
     return drawn
 
 
@@ -55,14 +58,18 @@ def _annotation(element: Element, parents: dict[str, str], path: Path) -> Annota
     if kind.strip().casefold() == "rectangle" and len(ring) == 2:  # two opposite corners
         (x0, y0), (x1, y1) = ring
         ring = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
-    groups = _lineage(label(element.get("PartOfGroup", "")), parents)
+    groups = _lineage(clean_text(element.get("PartOfGroup", "")), parents)
     return Annotation(
-        label(name), groups, label(kind) or "untyped", kind.strip().casefold() not in NOT_AREAL, ring
+        clean_text(name),
+        groups,
+        clean_text(kind) or "untyped",
+        kind.strip().casefold() not in NOT_AREAL,
+        ring,
     )
 
 
 def _point(coordinate: Element, place: int, annotation: Element, path: Path) -> tuple[float, float, float]:
-    """(order, x, y); points are in the order their ``Order`` gives, which is not always that of the file."""
+    """(order, x, y): the attribute ``Order`` decides, which is not always the order in the file."""
     order = coordinate.get("Order")
     return (
         place if order is None else _number(order, "Order", annotation, path),
@@ -73,14 +80,14 @@ def _point(coordinate: Element, place: int, annotation: Element, path: Path) -> 
 
 def _number(text: str | None, attribute: str, annotation: Element, path: Path) -> float:
     if text is None or not _NUMBER.fullmatch(text):
-        held = "nothing" if text is None else shown(text, 30)
-        name = shown(annotation.get("Name", ""))
+        held = "nothing" if text is None else quoted(text, 30)
+        name = quoted(annotation.get("Name", ""))
         raise damaged(path, f"annotation {name} has a point whose {attribute} is {held}, not a finite number")
     return float(text.replace(",", "."))
 
 
 def _lineage(group: str, parents: dict[str, str]) -> tuple[str, ...]:
-    """The group and the groups it is part of, nearest first; a group that contains itself ends the walk."""
+    """The group and its parent groups, nearest first; a group that contains itself ends the list."""
     lineage: list[str] = []
     while group.strip() and group.strip().casefold() != "none" and group not in lineage:
         lineage.append(group)

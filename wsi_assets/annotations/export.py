@@ -1,4 +1,4 @@
-"""A slide's annotation as GeoJSON for QuPath, where it is edited and comes back as a correction."""
+"""Write a slide's annotation as GeoJSON for QuPath, where a user edits it into a correction."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from wsi_assets.annotations.geojson import COPY
 from wsi_assets.annotations.regions import TumorRegions
 
 _COLORS = {"Tumor": (200, 0, 0), "Ignore*": (180, 180, 180), "Region*": (0, 0, 180)}
-"""QuPath's classes, and the colors it gives them."""
+"""QuPath's classes and their colors in QuPath."""
 
 
 def annotation_geojson(
     regions: TumorRegions | None, slide_id: str, size: tuple[int, int], corner: tuple[int, int] = (0, 0)
 ) -> str:
-    """One annotation for each area of tumor and each that is ignored, to the last digit.
+    """GeoJSON with one annotation for each tumor area and each ignored area, at full precision.
 
-    A locked annotation around the slide says that the file is a whole annotation: read as a correction, with
-    what was edited in it, it replaces the one it was made from.
+    A locked annotation around the whole slide marks the file as a complete annotation: edited and saved as a
+    correction, it replaces the slide's annotation instead of adding to it.
 
     Args:
+        regions: the slide's annotation; None writes only the mark.
         size: (width, height) of level 0.
-        corner: (x, y) at level 0 of what the coordinates count from; QuPath counts from the scanned area.
+        corner: origin of the coordinates, (x, y) in level-0 pixels: QuPath counts from the corner of the
+            scanned area.
     """
     areas = [("Tumor", part) for part in (regions.geometry.geoms if regions else ())]
     areas += [("Ignore*", part) for part in (regions.ignored.geoms if regions else ())]

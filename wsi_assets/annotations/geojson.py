@@ -1,4 +1,4 @@
-"""Read GeoJSON, as QuPath and other tools write it: (x, y) in level-0 pixels, the class as the group."""
+"""Read GeoJSON as QuPath and other tools write it: (x, y) in level-0 pixels, with the class as the group."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from wsi_assets.annotations.annotation import (
     MAX_DEPTH,
     Annotation,
     as_ring,
+    clean_text,
     damaged,
-    label,
-    shown,
+    quoted,
 )
 from wsi_assets.annotations.options import AnnotationOptions
 
@@ -26,20 +26,21 @@ _GEOMETRIES = {*_AREAL, *_NOT_AREAL, "GeometryCollection"}
 _CLASS_KEY = re.compile(
     "class(ification|name|label|id)?|annotationclass|labels?(name)?|category(name)?|group(name)?|terms?|tissuetype"
 )
-"""Properties that hold a feature's class, by their letters in lower case; the first that has one counts. Then
-``type``, as in TIAToolbox; then any that names a known group, as ``name`` does in many files."""
+"""Names of the properties that hold a feature's class, reduced to their letters in lower case. The first that
+holds one counts; then ``type``, as in TIAToolbox; then any property that names a known group, such as
+``name``."""
 
 _SHAPE = re.compile("annotation|(multi)?polygon|polyline|rectangle|ellipse|circle|point|line")
-"""Values of ``type`` that say a shape and no class."""
+"""Values of ``type`` that name a shape instead of a class."""
 
 PREDICTION = "Tumor probability"
-"""How the names of predicted areas begin; they are written locked."""
+"""Prefix of the names of predicted areas, which are written locked."""
 
 COPY = "wsi_assets: annotation of"
-"""How the name of the annotation around a whole slide begins, by which an export is known as one."""
+"""Prefix of the name of the annotation around a whole slide, which marks a file as an exported annotation."""
 
-_MOST_NAMES = 16
-"""Names a class may be derived from; QuPath's have two or three."""
+_MAX_NAMES = 16
+"""Most parts of a class name ("Tumor: Positive" has two); QuPath's have two or three."""
 
 
 def read_geojson(path: Path, data: bytes, options: AnnotationOptions) -> list[Annotation]:
@@ -47,8 +48,8 @@ def read_geojson(path: Path, data: bytes, options: AnnotationOptions) -> list[An
 
     Args:
         path: the file, for messages.
-        data: its bytes.
-        options: says what groups are known.
+        data: its content.
+        options: the known groups.
 
     Raises:
         AnnotationError: the file is not JSON, not GeoJSON, truncated, or a coordinate is not a number.
@@ -93,21 +94,21 @@ class _Reader:
         kind = value.get("type") if isinstance(value, dict) else None
         if depth > MAX_DEPTH:
             raise damaged(self.path, f"nests geometries more than {MAX_DEPTH} deep")
-        if value is None:  # a feature without a place, which GeoJSON allows
-            yield Annotation(label(name), groups, "no geometry", False, as_ring([], self.path, name))
+        if value is None:  # GeoJSON allows a feature without a geometry
+            yield Annotation(clean_text(name), groups, "no geometry", False, as_ring([], self.path, name))
         elif isinstance(kind, str) and kind in _AREAL:
             polygons = value.get("coordinates")
             polygons = [polygons] if kind == "Polygon" else self._list(polygons, "coordinates")
             for rings in polygons:
                 shell, *holes = [self._ring(one, name) for one in self._list(rings, "coordinates") or [[]]]
-                yield Annotation(label(name), groups, kind, True, shell, tuple(holes))
+                yield Annotation(clean_text(name), groups, kind, True, shell, tuple(holes))
         elif kind == "GeometryCollection":
             for member in self._list(value.get("geometries"), "geometries"):
                 yield from self.geometry(member, name, groups, depth + 1)
         elif isinstance(kind, str) and kind in _NOT_AREAL:
-            yield Annotation(label(name), groups, kind, False, as_ring([], self.path, name))
+            yield Annotation(clean_text(name), groups, kind, False, as_ring([], self.path, name))
         else:
-            raise damaged(self.path, f"feature {shown(name)} has a geometry of no known type")
+            raise damaged(self.path, f"feature {quoted(name)} has a geometry of no known type")
 
     def _ring(self, value: Any, name: str) -> Any:
         positions = self._list(value, "coordinates")
@@ -119,14 +120,14 @@ class _Reader:
     def _position(self, value: Any, name: str) -> tuple[float, float]:
         if isinstance(value, list) and len(value) >= 2:
             x, y = value[:2]
-            if type(x) in (int, float) and type(y) in (int, float):  # a bool is not a place
+            if type(x) in (int, float) and type(y) in (int, float):  # isinstance would accept a bool
                 try:
                     return float(x), float(y)
                 except OverflowError as error:
                     raise damaged(
-                        self.path, f"annotation {shown(name)} has a coordinate beyond any slide"
+                        self.path, f"annotation {quoted(name)} has a coordinate beyond any slide"
                     ) from error
-        raise damaged(self.path, f"annotation {shown(name)} has a point that is not a pair of numbers")
+        raise damaged(self.path, f"annotation {quoted(name)} has a point that is not a pair of numbers")
 
     def _list(self, value: Any, what: str) -> list:
         if not isinstance(value, list):
@@ -135,10 +136,10 @@ class _Reader:
 
 
 def _groups(feature: dict, properties: dict, options: AnnotationOptions) -> tuple[str, ...]:
-    """The class's full name, then the classes it is derived from: "Tumor: Positive", "Tumor".
+    """The full class name, then the classes it is derived from: "Tumor: Positive", "Tumor".
 
-    An object that QuPath detected (a cell, a tile) and nobody classified has its type for a group: it is no
-    drawn annotation without a group.
+    An unclassified object that QuPath detected (a cell, a tile) has its object type as its group, so that it
+    does not count as a drawn annotation without a group.
     """
     named = {"".join(filter(str.isalpha, key.lower())): _names(value) for key, value in properties.items()}
     classes = [parts for key, parts in named.items() if parts and _CLASS_KEY.fullmatch(key)]
@@ -153,26 +154,26 @@ def _groups(feature: dict, properties: dict, options: AnnotationOptions) -> tupl
 
 
 def _names(value: Any) -> list[str]:
-    """The parts of a class's name, given as text, number, list of these, or object that holds one of them."""
+    """The parts of a class name, given as text, a number, a list of these, or an object that holds one."""
     if isinstance(value, dict):
         value = next((value[key] for key in ("names", "name", "value", "label") if value.get(key)), None)
-    items = value[:_MOST_NAMES] if isinstance(value, list) else [value]
+    items = value[:_MAX_NAMES] if isinstance(value, list) else [value]
     texts = [str(item) for item in items if isinstance(item, (str, int)) and not isinstance(item, bool)]
-    return [part for text in texts for part in map(str.strip, label(text).split(":")) if part]
+    return [part for text in texts for part in map(str.strip, clean_text(text).split(":")) if part]
 
 
 def _kind(feature: dict, properties: dict, name: str) -> str:
     if name.startswith(COPY):
         return "copy"
-    # Unlocked and given a class, a predicted area is one that somebody accepted.
+    # A user accepts a predicted area by unlocking it.
     predicted = name.startswith(PREDICTION) and properties.get("isLocked") is True
     return "prediction" if predicted else _object_type(feature, properties)
 
 
 def _object_type(feature: dict, properties: dict) -> str:
-    """What kind of object QuPath says this is: from 0.4 on, in 0.3, and before; else an annotation."""
+    """QuPath's object type, as versions from 0.4 on, 0.3 and older ones write it; else "annotation"."""
     for said in (properties.get("objectType"), properties.get("object_type")):
         if isinstance(said, str) and said.strip():
-            return label(said)
+            return clean_text(said)
     before = re.fullmatch(r"(?:Path)?(\w+)Object", str(feature.get("id")).strip())
     return before[1].lower() if before else "annotation"

@@ -1,4 +1,4 @@
-"""Options: what the groups of annotations mean."""
+"""Options of annotations: what their groups mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class AnnotationOptions(BaseModel):
-    """Roles of annotation groups; names are compared without regard to case or surrounding blanks."""
+    """Roles of annotation groups; case and surrounding blanks of their names do not matter."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,7 +63,7 @@ class AnnotationOptions(BaseModel):
         return {fold(name): role for role, names in self._groups.items() for name in names}
 
     def known_role(self, groups: Sequence[str]) -> tuple[str, str] | None:
-        """(role, group that has it) of the first known group; a number at its end does not matter."""
+        """(role, group) of the first known group, None if none is known; a number at its end is ignored."""
         for group in groups:
             for name in (fold(group), without_number(fold(group))):
                 if name in self.roles:
@@ -72,8 +72,8 @@ class AnnotationOptions(BaseModel):
 
 
 def fold(group: str) -> str:
-    """The form in which group names are compared: without case, in American spelling, without the asterisk
-    of QuPath's ``Ignore*``."""
+    """The form in which group names are compared: lower case, American spelling, without the asterisk of
+    QuPath's ``Ignore*``."""
     return group.strip().casefold().replace("tumour", "tumor").rstrip("*")
 
 

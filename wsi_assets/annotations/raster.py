@@ -9,16 +9,15 @@ import shapely
 def rasterize(geometry: shapely.Geometry, height: int, width: int, downsample: float) -> np.ndarray:
     """Fill a valid areal geometry into a mask by the pixel-center rule.
 
-    Pixel (row, column) is set when its center, level-0 point ((column + 0.5) * downsample,
+    Pixel (row, column) is set if its center, level-0 point (x, y) = ((column + 0.5) * downsample,
     (row + 0.5) * downsample), lies inside. A center exactly on an edge belongs to one side only, so areas
-    that share an edge never share a pixel, and the line itself is not painted: fills that do paint it
-    overshoot by 1 to 12 %, worst on small lesions.
+    that share an edge never share a pixel. Fills that also paint the border line, such as OpenCV's, overshoot
+    the area by 1 to 12 %, most on small lesions.
 
     Args:
         geometry: Polygon or MultiPolygon, (x, y) in level-0 pixels; parts outside the mask are cut off.
-        height: rows of the mask.
-        width: columns of the mask.
-        downsample: level-0 pixels for one pixel of the mask.
+        height, width: size of the mask.
+        downsample: level-0 pixels per pixel of the mask.
 
     Returns:
         bool (height, width).
@@ -26,7 +25,7 @@ def rasterize(geometry: shapely.Geometry, height: int, width: int, downsample: f
     mask = np.zeros((height, width), dtype=bool)
     if geometry.is_empty or not mask.size:
         return mask
-    # Moved so that pixel centers lie on whole numbers.
+    # Shifted so that pixel centers lie on whole numbers.
     left, top, right, bottom = np.array(geometry.bounds) / downsample - 0.5
     rows = slice(max(0, int(np.ceil(top))), min(height, int(np.floor(bottom)) + 1))
     columns = slice(max(0, int(np.ceil(left))), min(width, int(np.floor(right)) + 1))
@@ -44,7 +43,7 @@ def rasterize(geometry: shapely.Geometry, height: int, width: int, downsample: f
     window_width = columns.stop - columns.start
     toggles = np.zeros((rows.stop - rows.start, window_width + 1), dtype=bool)
     where = (row - rows.start) * (window_width + 1) + column - columns.start
-    # A valid geometry never covers a place twice, so inside is where an odd number of edges lies to the left.
+    # A valid geometry never covers a point twice, so inside is where an odd number of edges lies to the left.
     np.logical_xor.at(toggles.reshape(-1), where, True)
     np.logical_xor.accumulate(toggles, axis=1, out=toggles)
     mask[rows, columns] = toggles[:, :-1]

@@ -1,4 +1,4 @@
-"""Read the annotation file of a slide, and the file that corrects it, into its tumor regions."""
+"""Read the annotation file of a slide, and its correction file, into tumor regions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO
 
 import shapely
 
-from wsi_assets.annotations.annotation import MAX_BYTES, MAX_POINTS, Annotation, damaged, shown
+from wsi_assets.annotations.annotation import MAX_BYTES, MAX_POINTS, Annotation, damaged, quoted
 from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.annotations.regions import TumorRegions, unite
 from wsi_assets.annotations.repair import is_tangled
@@ -32,27 +32,28 @@ def read_annotation(
     """Read the tumor regions of one slide from ASAP XML or GeoJSON.
 
     Args:
-        path: a file ending in .xml, .geojson or .json, in any case, perhaps packed (.gz, .zip); None, with
-            ``correction``, for a slide that has none.
-        options: roles of the groups; CAMELYON's by default.
-        correction: such a file too; its annotations add tumor, remove tumor or ignore areas, by their groups.
+        path: file that ends in .xml, .geojson or .json, upper or lower case, also compressed (.gz, .zip);
+            None for a slide that has only a correction.
+        options: roles of the groups; by default those of CAMELYON and QuPath.
+        correction: a file of the same formats whose annotations add tumor, remove tumor or ignore areas,
+            depending on their groups.
         bounds: (x, y, width, height) of the slide's scanned area in level-0 pixels; None for the whole slide.
 
     Raises:
-        AnnotationError: the file is missing, empty, truncated, foreign or hostile, has coordinates that are
-            no place on a slide, or is not understood: none of its annotations encloses an area and is of a
-            known group, one is of an unknown group and ``options.unknown_group`` is "error", or its frame is
-            not known (:class:`AnnotationOptions`, ``frame``).
+        AnnotationError: the file is missing, empty, truncated, of another format or hostile; a coordinate is
+            beyond any slide; or the file is not understood: none of its annotations encloses an area of a
+            known group, one is of an unknown group and ``options.unknown_group`` is "error", or the origin of
+            its coordinates is not known (``options.frame``).
     """
     options = options or AnnotationOptions()
     files = [None if one is None else Path(one) for one in (path, correction)]
     annotations, corrections = ([] if one is None else _read(one, options, bounds) for one in files)
-    # What crosses too often is the correction if the annotation alone does not.
+    # The annotation is checked alone, then with its correction, to name the right file.
     for where, drawn in zip(files, (annotations, [*annotations, *corrections]), strict=True):
         if where and sum(one.points for one in drawn) > MAX_POINTS:
             raise damaged(where, f"has more than {MAX_POINTS:,} points")
         if where and is_tangled([one for one in drawn if one.areal]):
-            raise damaged(where, "has annotations whose edges cross too often to be drawn ones")
+            raise damaged(where, "has annotations whose edges cross too often to have been drawn")
     try:
         regions = unite(annotations, options, corrections)
     except shapely.errors.GEOSException as error:
@@ -76,16 +77,16 @@ def _read(
 
 
 def _read_bytes(path: Path) -> tuple[bool, bytes]:
-    """(whether it is XML, its bytes) of an annotation file, perhaps a packed one."""
+    """(whether it is XML, its content) of an annotation file, decompressed if need be."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # reading a pipe could wait forever
             raise damaged(path, "is not a file")
         with _opened(path) as (name, stream):
             ending = Path(name).suffix.lower()
             if ending not in ANNOTATION_SUFFIXES:
                 known = ", ".join(sorted(ANNOTATION_SUFFIXES))
                 raise damaged(path, f"is not an annotation format known here ({known}, also in .gz or .zip)")
-            data = stream.read(MAX_BYTES + 1)  # an archive of some kB can hold GB of nothing
+            data = stream.read(MAX_BYTES + 1)  # an archive of some kB can unpack to GB
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         fault = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise damaged(path, f"cannot be read ({fault})") from error
@@ -98,7 +99,7 @@ def _read_bytes(path: Path) -> tuple[bool, bytes]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """(name of what is packed in the file, its bytes)."""
+    """(name, stream) of the annotation file, or of the one inside an archive."""
     if path.suffix.lower() == ".gz":
         with gzip.open(path) as stream:
             yield path.stem, stream
@@ -125,10 +126,10 @@ def _in_slide_frame(
     options: AnnotationOptions,
     bounds: tuple[int, int, int, int] | None,
 ) -> list[Annotation]:
-    """GeoJSON's annotations by the slide's own pixels.
+    """Shift annotations from GeoJSON so that they count from the slide's corner.
 
-    QuPath opens a slide that has bounds (MRXS, SCN, sparse TIFF) cropped to them and counts from their
-    corner; other programs count from the slide's. The file does not say which.
+    QuPath crops a slide that has bounds (MRXS, SCN, sparse TIFF) to them and counts from their corner; other
+    programs count from the slide's corner. The file does not say which.
     """
     corner = (0, 0) if bounds is None else tuple(bounds[:2])
     if corner == (0, 0) or options.frame == "slide" or not annotations:
@@ -150,16 +151,16 @@ def _in_slide_frame(
 def _check_understood(path: Path, regions: TumorRegions, options: AnnotationOptions) -> None:
     """Refuse a file that does not fully say where the slide holds tumor.
 
-    A slide whose annotation is not fully understood is neither tumor nor normal until a person says so: every
-    guess would be a wrong label that nobody sees. So a file that is refused here or before leaves its slide
-    out, and what is ignored beside known annotations is among the regions' notices.
+    A slide whose annotation is not fully understood is neither tumor nor normal until a person says so,
+    because a wrong guess would be a wrong label that nobody notices. A refused file leaves its slide out;
+    unknown annotations beside known ones are ignored and become notices.
     """
     rows = [row for row in regions.audit if row.changed is None]
     known = any(row.role != "none" and row.action in ("kept", "repaired") for row in rows)
     if regions.unknown_groups and (
         options.unknown_group == "error" or (options.unknown_group == "auto" and not known)
     ):
-        names = ", ".join(shown(group) for group in regions.unknown_groups)
+        names = ", ".join(quoted(group) for group in regions.unknown_groups)
         raise AnnotationError(
             f"has annotations of groups that are neither tumor nor exclusion: {names}",
             path=path,

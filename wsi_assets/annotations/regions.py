@@ -1,4 +1,4 @@
-"""Tumor regions of one slide: annotations united by role and corrected, with an audit that adds up."""
+"""Tumor regions of one slide: annotations united by role and corrected, with an audit of each annotation."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ UNKNOWN_GROUP, NO_GROUP, NOT_DRAWN = "unknown group", "in no group", "not drawn 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """What became of one annotation; areas in square level-0 pixels, to a tenth.
+    """What was done with one annotation; areas in square level-0 pixels, to a tenth.
 
     Attributes:
-        name: the annotation's own name.
-        group: its group or class as written, "" when it has none.
+        name: the annotation's name.
+        group: its group or class as written, "" if it has none.
         role: "tumor", "exclusion", "ignore" or "none".
-        shape_type: the file's own type, e.g. "Polygon", "Spline", "Dot".
-        points: points of shell and holes as drawn.
-        action: "kept", "repaired", "skipped" (no area), "ignored" (by its group), "not areal", "copy" (by it
-            the file is an edited copy of the slide's annotation, which it replaces).
+        shape_type: the type in the file, e.g. "Polygon", "Spline", "Dot".
+        points: number of points of shell and holes as drawn.
+        action: "kept"; "repaired"; "skipped" (it has no area); "ignored" (because of its group); "not areal";
+            "copy" (it marks its file as an edited copy, which replaces the slide's annotation).
         area_raw: shoelace area of the rings as drawn.
-        area_after: area once valid; 0 when it does not count.
-        note: why, in words.
-        changed: of a correction, the area by which it alone adds tumor, removes tumor or is ignored; of a
-            "copy" the tumor that its file no longer holds. None of the annotation itself.
+        area_after: area after repair; 0 if the annotation does not count.
+        note: the reason, in words.
+        changed: for a correction, the area it adds to the tumor, removes from it, or ignores; for a "copy",
+            the tumor area that was deleted in it. None for the annotation itself.
     """
 
     name: str
@@ -54,10 +54,10 @@ class TumorRegions:
     """Tumor of one slide, in (x, y) level-0 pixels.
 
     Attributes:
-        geometry: tumor annotations united, less the exclusions and what is ignored; valid, possibly empty.
-        excluded: the exclusion annotations united, also where they lie outside any tumor; for pictures.
-        audit: one row an annotation, in file order; those of the corrections last.
-        ignored: areas that are neither tumor nor normal, united.
+        geometry: union of the tumor annotations without excluded and ignored areas; valid, possibly empty.
+        excluded: union of the exclusion annotations, also outside any tumor; for pictures.
+        audit: a row for each annotation, in file order; those of the correction last.
+        ignored: union of the areas that are neither tumor nor normal.
     """
 
     geometry: MultiPolygon
@@ -67,13 +67,13 @@ class TumorRegions:
 
     @property
     def unknown_groups(self) -> tuple[str, ...]:
-        """Groups of the annotation in no list, sorted."""
+        """Groups of the annotation file that no option lists, sorted."""
         rows = [row for row in self.audit if row.changed is None and UNKNOWN_GROUP in row.note]
         return tuple(sorted({row.group for row in rows if row.group}))
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a user should know of the file, one line each: what is ignored, lost or assumed."""
+        """Lines on what was ignored, lost or assumed of the files."""
         lines: dict[str, list[AuditRow]] = {}
         for row in self.audit:
             if NOT_DRAWN in row.note:
@@ -96,7 +96,7 @@ class TumorRegions:
         )
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain types only: geometry as WKB, exact to the last bit."""
+        """The same as plain types; geometry as WKB, which is exact."""
         return {
             "geometry": shapely.to_wkb(self.geometry),
             "excluded": shapely.to_wkb(self.excluded),
@@ -106,10 +106,10 @@ class TumorRegions:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> TumorRegions:
-        """Rebuild what :meth:`to_plain` gave.
+        """The inverse of :meth:`to_plain`.
 
         Raises:
-            AnnotationError: it is something else.
+            AnnotationError: the values are something else.
         """
         try:
             areas = {name: shapely.from_wkb(plain[name]) for name in ("geometry", "excluded", "ignored")}
@@ -124,7 +124,7 @@ class TumorRegions:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """An annotation with its role, the role's note, and its valid area (None if it encloses none by type)."""
+    """An annotation with its role, a note on the role, and its repaired area (None if its type has none)."""
 
     annotation: Annotation
     role: str
@@ -139,13 +139,14 @@ class _Drawn:
 def unite(
     annotations: Sequence[Annotation], options: AnnotationOptions, corrections: Sequence[Annotation] = ()
 ) -> TumorRegions:
-    """Repair the annotations, unite them by role, subtract the exclusions, correct them, account for each.
+    """Repair annotations, unite them by role, subtract exclusions and apply corrections, with an audit.
 
-    Tumor annotations that overlap or nest are united, so none punches a hole in another; holes come only from
-    exclusions and from holes the file itself gives a polygon.
+    Overlapping or nested tumor annotations are united, so none makes a hole in another; holes come only from
+    exclusions and from holes that the file gives a polygon.
 
-    Whatever the order in their file, corrections first add tumor, also over exclusions, then remove tumor;
-    ignored areas are cut out last. Corrections with a "copy" among them replace the annotations.
+    Corrections are applied by role, in any order of the file: they first add tumor, also over exclusions,
+    then remove tumor; ignored areas are cut out last. Corrections with a "copy" among them replace the
+    annotations.
     """
     drawn = _drawn(annotations, _roles(annotations, options))
     fixes = _drawn(corrections, [_role_of_correction(one, options) for one in corrections])
@@ -178,7 +179,7 @@ def unite(
 
 
 def _area_within(region: MultiPolygon) -> Callable[[MultiPolygon], float]:
-    """A function: area -> how much of it lies within ``region``; only parts of that near it are tried."""
+    """A function: geometry -> its area within ``region``; only nearby parts of the region are intersected."""
     parts = shapely.get_parts(region)
     tree = shapely.STRtree(parts)
     return lambda area: shapely.intersection(area, MultiPolygon(list(parts[tree.query(area)]))).area
@@ -207,7 +208,7 @@ def _roles(annotations: Sequence[Annotation], options: AnnotationOptions) -> lis
 
 
 def _role_of_correction(one: Annotation, options: AnnotationOptions) -> tuple[str, str]:
-    """(role, note); what a correction without a known class means is not guessed."""
+    """(role, note); a correction without a known class has the role "none"."""
     if one.kind == "copy":
         return "none", "an edited copy of the slide's annotation, which it replaces"
     if one.kind != "annotation":

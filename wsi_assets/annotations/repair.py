@@ -1,4 +1,4 @@
-"""Make the rings as drawn into valid areas."""
+"""Repair drawn annotations into valid areas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsi_assets.annotations.annotation import Annotation
 
 _TANGLE_BASE, _TANGLE_PER_EDGE = 100_000, 200
 _STARTS = 4
-"""Points, spread along a ring, from which its repair is tried; random rings of up to 14 need no more."""
+"""Starting points along a ring from which its repair is tried; random rings of 14 points need no more."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Repaired:
     """One annotation made valid; areas in square level-0 pixels.
 
     Attributes:
-        area: the valid area, empty when the annotation was skipped.
+        area: the valid area, empty if the annotation was skipped.
         action: "kept", "repaired" or "skipped".
-        area_raw: by the shoelace formula, shell less holes, of the rings as drawn. The lobes of a
-            figure of eight cancel in it.
-        note: what was found.
+        area_raw: shoelace area of the rings as drawn, shell minus holes; the two lobes of a figure of eight
+            cancel each other in it.
+        note: what was wrong.
     """
 
     area: MultiPolygon
@@ -37,9 +37,9 @@ class Repaired:
 def repair(annotation: Annotation) -> Repaired:
     """Make an areal annotation valid without losing area that was drawn.
 
-    Inside is what the line winds round, any number of times and in either direction (the non-zero rule).
-    Even-odd, which ``make_valid``'s default method follows, punches a hole wherever a hand-drawn line runs
-    over itself, and ``buffer(0)`` drops one lobe of a bow-tie.
+    By the non-zero winding rule, everything that the line encircles is inside. The even-odd rule, which
+    ``make_valid`` follows by default, makes a hole wherever a hand-drawn line crosses itself, and
+    ``buffer(0)`` drops one lobe of a bow-tie.
     """
     rings = [annotation.shell, *annotation.holes]
     raw = max(0.0, _shoelace(rings[0]) - sum(_shoelace(hole) for hole in rings[1:]))
@@ -54,32 +54,31 @@ def repair(annotation: Annotation) -> Repaired:
     if polygon.is_valid:
         return Repaired(MultiPolygon([polygon]), "kept", raw, ", ".join(notes))
     notes.insert(0, _reason(polygon))
-    area = _wound_round(annotation.shell)
+    area = _nonzero_fill(annotation.shell)
     if holes:
-        # Each by itself: repaired together, a hole beside its shell would come out as one more shell.
-        cut = shapely.union_all([_wound_round(hole) for hole in holes])
+        # Holes are repaired apart: repaired with the shell, a hole outside of it would become another shell.
+        cut = shapely.union_all([_nonzero_fill(hole) for hole in holes])
         area = areal_parts(shapely.difference(area, cut))
     if area.is_empty:
         return Repaired(area, "skipped", raw, ", ".join([*notes, "encloses no area"]))
     return Repaired(area, "repaired", raw, ", ".join(notes))
 
 
-def _wound_round(ring: np.ndarray) -> MultiPolygon:
-    """What a ring (n, 2) winds round, by the non-zero rule."""
-    # GEOS's non-zero repair can lose all or part of a ring that begins with a line there and back, but
-    # nothing of one that has it further on.
+def _nonzero_fill(ring: np.ndarray) -> MultiPolygon:
+    """The area inside a ring (n, 2) by the non-zero winding rule."""
+    # GEOS's repair can lose part of a ring that begins with a line drawn forth and back, but not of a ring
+    # that has such a line further on. So several starting points are tried and the largest area is kept.
     rings = (np.roll(ring, -(len(ring) * i // _STARTS), axis=0) for i in range(_STARTS))
     tries = shapely.make_valid(
         [shapely.Polygon(one) for one in rings], method="structure", keep_collapsed=False
     )
     area = areal_parts(tries[np.argmax(shapely.area(tries))])
-    # In about one of a thousand random rings it leaves parts touching along a line. Even-odd repair would
-    # punch a hole where three of them meet; a union does not.
+    # In about one of a thousand random rings parts touch along a line, which is invalid; a union joins them.
     return area if area.is_valid else areal_parts(shapely.union_all(shapely.get_parts(area)))
 
 
 def areal_parts(geometry: shapely.Geometry) -> MultiPolygon:
-    """The polygons of any geometry, lines and points left out."""
+    """The polygons of any geometry, without its lines and points."""
     parts = shapely.get_parts(geometry)
     while (shapely.get_type_id(parts) > 3).any():  # collections within collections
         parts = shapely.get_parts(parts)
@@ -88,10 +87,10 @@ def areal_parts(geometry: shapely.Geometry) -> MultiPolygon:
 
 
 def is_tangled(annotations: Sequence[Annotation]) -> bool:
-    """Whether the edges of all annotations together meet so often that overlaying them could take hours.
+    """Whether the edges of all annotations cross so often that uniting them could take hours.
 
-    Drawn annotations have about 4 meetings of bounding boxes per edge, mostly with neighbors; a scribble of
-    n random edges has about n^2 / 2.
+    Counted are pairs of edges whose bounding boxes intersect. Drawn annotations have about 4 per edge, mostly
+    neighbors; a scribble of n random edges has about n^2 / 2 in all.
     """
     rings = [
         ring for annotation in annotations for ring in (annotation.shell, *annotation.holes) if len(ring) > 1
@@ -112,13 +111,13 @@ def is_tangled(annotations: Sequence[Annotation]) -> bool:
 
 
 def _shoelace(ring: np.ndarray) -> float:
-    """Enclosed area of a ring (n, 2) that does not cross itself, whatever its direction."""
+    """Area of a simple ring (n, 2) of either direction."""
     if len(ring) < 3:
         return 0.0
-    x, y = (ring - ring[0]).T  # near the origin, so that large coordinates do not eat the precision
+    x, y = (ring - ring[0]).T  # near the origin, where large coordinates lose no precision
     return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
 
 
 def _reason(polygon: shapely.Polygon) -> str:
-    """GEOS's own reason without the place, e.g. "self-intersection"."""
+    """GEOS's reason without the coordinates, e.g. "self-intersection"."""
     return shapely.is_valid_reason(polygon).split("[")[0].strip().lower()

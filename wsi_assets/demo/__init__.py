@@ -1,6 +1,6 @@
-"""A small, annotated cohort of synthetic H&E slides, so that the whole platform runs in minutes anywhere.
+"""A small annotated cohort of synthetic H&E slides, on which the whole platform runs in a minute.
 
-The files are what a scanner and ASAP would write, and everything else treats them so.
+The files are like those that a scanner and ASAP write; no other code treats them specially.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which slides the demo cohort has, and what lies on each."""
+"""The slides of the demo cohort, and what each of them shows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from wsi_assets.demo.writing import write_asap, write_slide
 from wsi_assets.progress import Progress, silent
 
 DEMO_LEVEL = 1
-"""The level the cohort is made for, 0.486 um a pixel: there a patch holds a dozen lymphocytes or three tumor
-cells."""
+"""Level of the demo's patches, 0.486 um a pixel: a patch holds a dozen lymphocytes or three tumor cells."""
 
 DEMO_PATCH_SIZE = 64
-"""Pixels of that level."""
+"""Patch size, in pixels of that level."""
 
 DEMO_PARAMETERS: dict[str, int | float | str] = {
     "patch_size": DEMO_PATCH_SIZE,
@@ -32,10 +31,10 @@ DEMO_PARAMETERS: dict[str, int | float | str] = {
     "ohem_ratio": 2,
     "tta": False,
 }
-"""What differs from the defaults so that a network from random weights learns the cohort on two cores within
-a minute: a few hundred patches need small batches to give it enough steps, and patches with a sliver of tumor
-teach little. The cohort has six normal patches to a tumor patch; with these numbers every strategy against
-imbalance acts on it."""
+"""Parameters of the demo that differ from the defaults, so that a network with random weights learns the
+cohort within a minute on two cores. A few hundred patches need small batches for enough steps, and patches
+with very little tumor are hard to learn. There are six normal patches for each tumor patch; with these
+parameters all four strategies against class imbalance have an effect."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,11 @@ class _Plan:
     """What a slide of the cohort shows.
 
     Attributes:
-        tumors: how many tumors.
-        cut_out: whether the first of them has an island of normal tissue, annotated as an exclusion.
-        groups: names of the tumor and the exclusion group in the annotation.
-        cross: a black registration cross on the glass.
+        side: width and height in level-0 pixels.
+        tumors: number of tumors.
+        cut_out: whether the first tumor has an island of normal tissue, annotated as an exclusion.
+        groups: names of the tumor group and the exclusion group in the annotation.
+        cross: whether there is a black registration cross on the glass.
         unscanned: width in level-0 pixels of a pure white strip at the right.
     """
 
@@ -77,7 +77,8 @@ _COHORT = (
 
 @dataclass(frozen=True)
 class DemoSlide:
-    """One slide as written; ``tumor`` and ``excluded`` are (x, y) level-0 polygons as in its annotation."""
+    """A slide that was written; ``tumor`` and ``excluded`` are the polygons of its annotation, (x, y) in
+    level-0 pixels."""
 
     slide_id: str
     path: Path
@@ -90,7 +91,7 @@ class DemoSlide:
 
 @dataclass(frozen=True)
 class CohortSummary:
-    """Where the cohort lies and what it has."""
+    """The folders and slides of the demo cohort."""
 
     images: Path
     annotations: Path
@@ -100,14 +101,13 @@ class CohortSummary:
 def make_cohort(folder: str | Path, *, seed: int = 7, progress: Progress = silent) -> CohortSummary:
     """Write the demo cohort into ``folder/images/*.tif`` and ``folder/annotations/*.xml``.
 
-    Eight training slides of seven patients and four test slides: six with tumor, whose annotations are exact,
-    and six without, which have no annotation file. Files of the same names are replaced, others left alone.
-    The same seed gives the same bytes, given the same versions of numpy and the codecs.
+    There are eight training slides of seven patients, and four test slides. Six of the twelve have tumor,
+    with exact annotations; the other six have no annotation file. Files of the same names are replaced. The
+    same seed gives the same bytes, with the same versions of NumPy and the codecs.
 
     Args:
         folder: made if missing.
-        seed: another seed gives another cohort of the same composition.
-        progress: called after each slide.
+        seed: another seed gives other slides of the same composition.
 
     Raises:
         OSError: the folder cannot be written.
@@ -124,7 +124,7 @@ def make_cohort(folder: str | Path, *, seed: int = 7, progress: Progress = silen
 
 
 def make_new_slide(folder: str | Path, *, seed: int = 7) -> DemoSlide:
-    """Write ``folder/images/new_001.tif``, a slide as they come in: with two tumors that nobody annotated.
+    """Write ``folder/images/new_001.tif``, a new slide with two tumors and without annotation.
 
     Raises:
         OSError: the folder cannot be written.
@@ -135,8 +135,8 @@ def make_new_slide(folder: str | Path, *, seed: int = 7) -> DemoSlide:
 
 
 def _make_slide(plan: _Plan, images: Path, folder: Path | None, seed: int) -> DemoSlide:
-    """Write a slide, and its annotation into ``folder`` if there is one."""
-    # Seeded by the id: adding a slide to the cohort leaves the others as they are.
+    """Write a slide, and its annotation into ``folder`` if that is given."""
+    # Seeded by the id, so that adding a slide to the cohort does not change the others.
     rng = np.random.default_rng([seed, zlib.crc32(plan.slide_id.encode())])
     layout: Layout = lay_out(rng, plan.side, plan.side, plan.tumors, plan.cut_out)
     pixels = paint(rng, layout, cross=plan.cross, unscanned=plan.unscanned)

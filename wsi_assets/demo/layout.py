@@ -1,4 +1,4 @@
-"""Where on a slide which tissue lies: tumors first, compartments from them."""
+"""Lay out the tissue of a synthetic slide: first the tumors, then the tissue types around them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from shapely import Polygon
 from wsi_assets.annotations.raster import rasterize
 
 GLASS, LYMPHOID, FOLLICLE, SINUS, STROMA, NEST, DESMOPLASIA, FAT = range(8)
-"""Compartments: glass; the lymph node's dense sheet, its pale germinal centers and sinuses; capsule and
-trabeculae of collagen; nests of tumor cells and the stroma between them; fat."""
+"""Compartments: glass; dense lymphoid tissue, pale germinal centers and sinuses of the lymph node; capsule
+and trabeculae of collagen; nests of tumor cells and the stroma between them; fat."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One slide's plan.
+    """The layout of one slide.
 
     Attributes:
         compartments: uint8 (height, width), one of the constants above for each level-0 pixel.
-        tumor: polygons, (x, y) level-0 pixels, valid and apart from each other.
+        tumor: polygons, (x, y) in level-0 pixels, valid and disjoint.
         excluded: islands of normal tissue within the first of them.
     """
 
@@ -32,7 +32,7 @@ class Layout:
 
 
 def lay_out(rng: np.random.Generator, height: int, width: int, tumors: int, cut_out: bool) -> Layout:
-    """Draw an irregular piece of lymph node with ``tumors`` (0, 1 or 2) tumors on it."""
+    """Lay out an irregular piece of lymph node with 0, 1 or 2 tumors; ``cut_out``: see :class:`Layout`."""
     unit = min(height, width)
     center = np.array([width, height]) * rng.uniform(0.47, 0.53, 2)
     tumor = _tumors(rng, center, unit, tumors)
@@ -53,7 +53,7 @@ def lay_out(rng: np.random.Generator, height: int, width: int, tumors: int, cut_
         x, y = center + rng.uniform(-0.3, 0.3, 2) * unit
         follicle = _mask([_blob(rng, (x, y), rng.uniform(0.05, 0.085) * unit, 0.1)], height, width)
         compartments[follicle & tissue] = FOLLICLE
-    # Bands where a smooth field crosses zero wind through the node as sinuses and trabeculae do.
+    # Where a smooth random field crosses zero, bands wind through the node like sinuses and trabeculae.
     compartments[tissue & (np.abs(smooth_noise(rng, height, width, 170)) < 0.075)] = SINUS
     compartments[tissue & (np.abs(smooth_noise(rng, height, width, 260)) < 0.035)] = STROMA
     compartments[tissue & (depth < 26 + 9 * smooth_noise(rng, height, width, 70))] = STROMA
@@ -66,9 +66,12 @@ def lay_out(rng: np.random.Generator, height: int, width: int, tumors: int, cut_
 def smooth_noise(
     rng: np.random.Generator, height: int, width: int, cell: float, octaves: int = 2, stretch: float = 1.0
 ) -> np.ndarray:
-    """Random field float32 (height, width) of mean 0 and deviation 1, varying over ``cell`` pixels.
+    """A smooth random field, float32 (height, width), with mean 0 and standard deviation 1.
 
-    ``stretch`` above 1 lengthens its features along x.
+    Args:
+        cell: distance in pixels over which it varies.
+        octaves: number of scales that are added, each half as large as the one before.
+        stretch: factor by which features are longer along x.
     """
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
@@ -105,7 +108,7 @@ def _blob(
     roughness: float,
     points: int = 72,
 ) -> Polygon:
-    """A closed curve round ``center``: its radius is a random sum of six harmonics. To 0.1 pixel, as ASAP."""
+    """A closed curve around ``center``, rounded to 0.1 pixel; its radius is a random sum of six harmonics."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     swing = sum(
         rng.normal() / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi)) for order in range(2, 8)
@@ -124,7 +127,7 @@ def _dilated(mask: np.ndarray, distance: float) -> np.ndarray:
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest piece and any of at least a fiftieth of its area; specks are not tissue."""
+    """The largest connected piece, and all that have at least a fiftieth of its area."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     areas = stats[1:, cv2.CC_STAT_AREA]
     return np.isin(labels, 1 + np.flatnonzero(areas >= areas.max() / 50))

@@ -1,4 +1,4 @@
-"""Nuclei: where they lie and what they look like in stain."""
+"""Draw nuclei: their positions, shapes and stain."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Kind:
-    """Looks of one kind of nucleus; lengths in level-0 pixels (0.243 um).
+    """The appearance of one kind of nucleus; lengths in level-0 pixels (0.243 um).
 
     Attributes:
-        spacing: mean distance of neighbours.
+        spacing: mean distance of neighbors.
         radius: mean radius.
-        spread: deviation of the radius, as a share of it.
-        elongation: long by short axis.
-        lobed: how far the border departs from an ellipse, as a share of the radius.
+        spread: standard deviation of the radius, as a share of it.
+        elongation: long axis divided by short axis.
+        lobed: deviation of the border from an ellipse, as a share of the radius.
         stain: hematoxylin of the nucleus.
-        rim: extra hematoxylin at its membrane; vesicular nuclei have a dark rim round a pale center.
+        rim: extra hematoxylin at its membrane; vesicular nuclei have a dark rim around a pale center.
         clumps: contrast of the chromatin.
-        nucleoli: chance of a nucleolus.
-        cytoplasm: extra eosin round the nucleus.
-        kept: share of places that hold one.
+        nucleoli: probability of a nucleolus.
+        cytoplasm: extra eosin around the nucleus.
+        kept: share of grid positions that have a nucleus.
     """
 
     spacing: float
@@ -48,7 +48,8 @@ TUMOR_CELL = Kind(47, 20.5, 0.22, 1.35, 0.12, 0.62, 0.42, 0.3, 0.75, 0.14, 0.93)
 def add_nuclei(
     rng: np.random.Generator, hematoxylin: np.ndarray, eosin: np.ndarray, where: np.ndarray, kind: Kind
 ) -> None:
-    """Stamp nuclei of one kind into both stain maps, float32 (height, width), wherever ``where`` is set."""
+    """Draw nuclei of one kind into both stain maps, float32 (height, width), where the mask ``where`` is
+    set."""
     places = _places(rng, where, kind)
     if not len(places):
         return
@@ -56,7 +57,7 @@ def add_nuclei(
         int(np.ceil(kind.radius * (1 + 2.2 * kind.spread) * np.sqrt(kind.elongation) * (1 + 2 * kind.lobed)))
         + 3
     )
-    for start in range(0, len(places), 256):  # a batch of stamps at a time bounds memory
+    for start in range(0, len(places), 256):  # batches bound memory
         batch = places[start : start + 256]
         inside, stain = _stamps(rng, len(batch), half, kind)
         for (y, x), cover, density in zip(batch, inside, stain, strict=True):
@@ -68,7 +69,7 @@ def add_nuclei(
 
 
 def _places(rng: np.random.Generator, where: np.ndarray, kind: Kind) -> np.ndarray:
-    """Centres (n, 2) as (y, x): a jittered hexagonal grid, so nuclei crowd but seldom coincide."""
+    """Centers (n, 2) as (y, x): a jittered hexagonal grid, so that nuclei are dense but rarely overlap."""
     height, width = where.shape
     rows = np.arange(0, height, kind.spacing * np.sqrt(3) / 2)
     columns = np.arange(0, width, kind.spacing)
@@ -81,7 +82,7 @@ def _places(rng: np.random.Generator, where: np.ndarray, kind: Kind) -> np.ndarr
 
 
 def _stamps(rng: np.random.Generator, count: int, half: int, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    """(cover 0 to 1, hematoxylin), float32 (count, 2 half + 1, 2 half + 1) each."""
+    """(opacity 0 to 1, hematoxylin) of each nucleus, float32 (count, 2 half + 1, 2 half + 1) each."""
 
     def each(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)[:, None, None]
@@ -116,7 +117,7 @@ def _stamps(rng: np.random.Generator, count: int, half: int, kind: Kind) -> tupl
 
 
 def _lay(target: np.ndarray, top: int, left: int, cover: np.ndarray, density: np.ndarray) -> None:
-    """Blend one stamp over ``target``; what hangs over the border is cut off."""
+    """Blend one nucleus onto ``target``; parts outside are cut off."""
     height, width = target.shape
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = min(top + cover.shape[0], height), min(left + cover.shape[1], width)
@@ -127,7 +128,7 @@ def _lay(target: np.ndarray, top: int, left: int, cover: np.ndarray, density: np
 
 
 def _halo(places: np.ndarray, shape: tuple[int, int], kind: Kind) -> np.ndarray:
-    """Cytoplasm: 1 near a nucleus, falling off; float32 of ``shape``."""
+    """Amount of cytoplasm, float32 of ``shape``: 1 at a nucleus, falling off around it."""
     dots = np.zeros(shape, np.float32)
     dots[places[:, 0], places[:, 1]] = 1
     halo = cv2.GaussianBlur(dots, (0, 0), kind.radius)

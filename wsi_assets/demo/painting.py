@@ -1,4 +1,4 @@
-"""Paint tissue: stain per compartment, nuclei, then light through both."""
+"""Paint a layout as an H&E image: stain of each compartment, nuclei, then the light that passes both."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from wsi_assets.demo.nuclei import BLAST, LYMPHOCYTE, SPINDLE, TUMOR_CELL, add_n
 
 HEMATOXYLIN = np.array([0.5626, 0.7201, 0.4062])
 EOSIN = np.array([0.2159, 0.8012, 0.5581])
-"""Optical density of unit stain in red, green and blue (Macenko et al., ISBI 2009, the reference slide)."""
+"""Optical density of one unit of stain in red, green and blue (Macenko et al., ISBI 2009, reference
+slide)."""
 
-# (hematoxylin, eosin) between the nuclei.
+# Amount of (hematoxylin, eosin) between the nuclei.
 _GROUND = {
     GLASS: (0.0, 0.0),
     LYMPHOID: (0.22, 0.22),
@@ -39,8 +40,12 @@ _GROUND = {
 def paint(rng: np.random.Generator, layout: Layout, *, cross: bool, unscanned: int) -> np.ndarray:
     """The slide's level-0 pixels, uint8 (height, width, 3) RGB.
 
-    Color follows the law of Beer and Lambert, ``I = I0 * exp(-(H * c_h + E * c_e))``, the inverse of color
-    deconvolution; stain strength and hue vary from slide to slide as between batches of a laboratory.
+    Color follows the Beer-Lambert law, ``I = I0 * exp(-(H * c_h + E * c_e))``, the inverse of color
+    deconvolution. Stain strength and hue vary from slide to slide, as between the batches of a laboratory.
+
+    Args:
+        cross: draw a registration cross on the glass.
+        unscanned: width in pixels of a pure white strip at the right.
     """
     compartments = layout.compartments
     hematoxylin, eosin, solid = _ground(rng, compartments)
@@ -48,7 +53,7 @@ def paint(rng: np.random.Generator, layout: Layout, *, cross: bool, unscanned: i
     add_nuclei(rng, hematoxylin, eosin, compartments == FOLLICLE, BLAST)
     add_nuclei(rng, hematoxylin, eosin, np.isin(compartments, (STROMA, DESMOPLASIA, SINUS)), SPINDLE)
     add_nuclei(rng, hematoxylin, eosin, compartments == NEST, TUMOR_CELL)
-    hematoxylin *= solid  # a nucleus ends where its tissue does
+    hematoxylin *= solid  # no nucleus reaches beyond its tissue
 
     glass = rng.uniform(241, 245) + np.array([0.0, -0.5, 0.5])
     vectors = np.stack([HEMATOXYLIN, EOSIN]) + rng.normal(0, 0.012, (2, 3))
@@ -68,11 +73,12 @@ def paint(rng: np.random.Generator, layout: Layout, *, cross: bool, unscanned: i
 
 
 def _ground(rng: np.random.Generator, compartments: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stain between nuclei (hematoxylin, eosin) and where tissue is at all, float32 (height, width) each."""
+    """(hematoxylin, eosin) between the nuclei, and a soft tissue mask 0 to 1; float32 (height, width)
+    each."""
     height, width = compartments.shape
     table = np.array([_GROUND[kind] for kind in range(len(_GROUND))], np.float32)
     ground = cv2.GaussianBlur(table[compartments], (0, 0), 3.0)
-    # Fibres: ridges of a field stretched along x, bent by a smooth shift of its rows.
+    # Fibers: ridges of a random field stretched along x, bent by shifting its rows smoothly.
     bend = (60 * smooth_noise(rng, height, width, 300, 1)).astype(np.float32)
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     ridges = smooth_noise(rng, height, width, 9, 2, stretch=7)
@@ -85,7 +91,7 @@ def _ground(rng: np.random.Generator, compartments: np.ndarray) -> tuple[np.ndar
     solid = 1 - cv2.GaussianBlur(empty.astype(np.float32), (0, 0), 1.5)
     hematoxylin = np.clip(ground[..., 0] * modulation, 0, None) * solid
     eosin = np.clip(ground[..., 1] * modulation, 0, None) * solid
-    # The thin walls of fat cells.
+    # Fat cells have thin walls.
     fat = (compartments == FAT).astype(np.uint8)
     wall = cv2.GaussianBlur(
         cv2.morphologyEx(fat, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) * 0.5, (0, 0), 1.5
@@ -94,7 +100,7 @@ def _ground(rng: np.random.Generator, compartments: np.ndarray) -> tuple[np.ndar
 
 
 def _draw_cross(pixels: np.ndarray, compartments: np.ndarray) -> None:
-    """A printed registration cross in the corner that holds the least tissue."""
+    """Draw a registration cross in the corner with the least tissue."""
     height, width = compartments.shape
     reach, margin = height // 20, height // 14
     corners = [(y, x) for y in (margin, height - margin) for x in (margin, width - margin - height // 10)]

@@ -1,4 +1,4 @@
-"""Files as a scanner and ASAP write them."""
+"""Write slide files like a scanner's, and annotation files like ASAP's."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from shapely import Polygon
 from wsi_assets.files import publish_file
 
 MPP = 0.243
-"""Micrometres a level-0 pixel, as most CAMELYON slides have (40x)."""
+"""Micrometers per level-0 pixel, as in most CAMELYON slides (40x)."""
 
 _TILE, _QUALITY, _LEVELS = 256, 90, 6
 
 
 def write_slide(path: Path, pixels: np.ndarray) -> None:
-    """Write level-0 pixels uint8 (height, width, 3) as a six-level pyramid, published at once.
+    """Write level-0 pixels, uint8 (height, width, 3) RGB, as a pyramid of six levels, atomically.
 
-    BigTIFF, 256 px JPEG tiles in YCbCr, each level the average of 2 x 2 pixels of the one below; height and
-    width are multiples of 32, so every level halves exactly.
+    The file is a BigTIFF with JPEG tiles of 256 pixels in YCbCr. Each level is the average of 2 x 2 pixels of
+    the one before; height and width must be multiples of 32, so that every level halves exactly.
     """
     per_cm = 1e4 / MPP
     with publish_file(path) as unfinished, tifffile.TiffWriter(unfinished, bigtiff=True) as tiff:
@@ -43,7 +43,7 @@ def write_slide(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_asap(path: Path, annotations: Iterable[tuple[str, Polygon]]) -> None:
-    """Write (group, polygon) pairs as ASAP XML, (x, y) level-0 pixels; a polygon has no holes."""
+    """Write (group, polygon) pairs as ASAP XML; polygons are (x, y) in level-0 pixels, without holes."""
     annotations = list(annotations)
     lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "\t<Annotations>"]
     for number, (group, polygon) in enumerate(annotations):

@@ -18,6 +18,7 @@ import numpy as np
 from wsi_assets.drawing import png_of
 from wsi_assets.evaluation import pictures
 from wsi_assets.evaluation.heatmap import (
+    Heatmap,
     detections_csv,
     find_detections,
     heatmap_of,
@@ -74,19 +75,9 @@ def write_slide_prediction(
         write_likelihood_tiff(folder / f"{slide_id}_likelihood_map.tif", heatmap, size, part.mpp)
     drawn = pictures.heatmap_picture(slide, view, PICTURE_SIDE, options.detection_threshold)
     (folder / f"{slide_id}.png").write_bytes(png_of(drawn))
-    score = area = None
-    if heatmap is not None and part.seen.any():
-        score = float(np.nanmax(smoothed(heatmap, options, part.mpp)))
-        cells = np.count_nonzero(heatmap.probability >= threshold)
-        area = cells * (heatmap.cell * part.mpp / 1000) ** 2 if part.mpp else None
-    curve = card["calibration"] and Calibration(
-        card["calibration"]["temperature"], card["calibration"]["shift"]
-    )
     summary = {
         "slide_id": slide_id,
-        "score": score,
-        "calibrated": float(curve(np.array(score))) if curve and score is not None else None,
-        "area_mm2": area,
+        **_score(part, heatmap, card, options),
         "detections": len(found),
         "patches": len(part.probs),
         "unread": int((~part.seen).sum()),
@@ -101,6 +92,21 @@ def write_slide_prediction(
     }
     write_json(folder / SUMMARY, summary)
     return summary
+
+
+def _score(
+    part: SlidePredictions, heatmap: Heatmap | None, card: Mapping[str, Any], options: EvaluationOptions
+) -> dict[str, float | None]:
+    """How suspicious the slide is, and how much of it."""
+    if heatmap is None or not part.seen.any():
+        return {"score": None, "calibrated": None, "area_mm2": None}
+    score, curve = float(np.nanmax(smoothed(heatmap, options, part.mpp))), card["calibration"]
+    cells = np.count_nonzero(heatmap.probability >= card["thresholds"]["validation"]["threshold"])
+    calibrated = None
+    if curve:
+        calibrated = float(Calibration(curve["temperature"], curve["shift"])(np.array(score)))
+    area = cells * (heatmap.cell * part.mpp / 1000) ** 2 if part.mpp else None
+    return {"score": score, "calibrated": calibrated, "area_mm2": area}
 
 
 def _notices(part: SlidePredictions, entry: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:

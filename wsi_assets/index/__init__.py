@@ -1,7 +1,4 @@
-"""From tissue and annotations to the slide index: its patches, how they are labeled and sampled.
-
-Names are loaded when first used, so that importing the options costs neither numpy nor OpenCV.
-"""
+"""From tissue and annotations to the slide index: the patches of each slide, their labels and sampling."""
 
 from __future__ import annotations
 

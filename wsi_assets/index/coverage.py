@@ -1,4 +1,4 @@
-"""Exact tumor shares of patches, and which patches are tumor; tissue plays no part here."""
+"""Exact tumor shares of patches, and which patches are labeled tumor."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BAND = 1 << 21
-"""Cells worked on at once, 16 MiB for each of a few arrays: memory does not grow with the slide."""
+"""Cells worked on at a time, 16 MiB for each of a few arrays, so that memory does not grow with the slide."""
 
 
 def to_level(geometry: shapely.Geometry, downsample: float) -> shapely.Geometry:
-    """Bring a geometry from level-0 pixels to pixels of a level."""
+    """Scale a geometry from level-0 pixels to pixels of a level."""
     if downsample == 1:
         return geometry
     return affinity.scale(geometry, 1 / downsample, 1 / downsample, origin=(0, 0))
@@ -27,11 +27,11 @@ def to_level(geometry: shapely.Geometry, downsample: float) -> shapely.Geometry:
 def tumor_fractions(
     geometry: shapely.Geometry, ys: NDArray[np.int64], xs: NDArray[np.int64], patch_size: int
 ) -> NDArray[np.float64]:
-    """Tumor share of each patch at ``ys`` x ``xs``: (len(ys), len(xs)), 0 to 1.
+    """Share of each patch's area that is tumor, 0 to 1: (len(ys), len(xs)).
 
     Args:
         geometry: the tumor, (x, y) in pixels of the target level.
-        ys, xs: patch corners, pixels of the target level.
+        ys, xs: top and left coordinates of the patches, in pixels of the target level.
     """
     areas = cell_areas(geometry, box_lines(ys, patch_size), box_lines(xs, patch_size))
     return clean(box_sums(areas, ys, xs, patch_size) / patch_size**2)
@@ -45,24 +45,24 @@ def is_tumor(
     corners: NDArray[np.int64],
     patch_size: int,
 ) -> NDArray[np.bool_]:
-    """Label patches, by a rule: (n,).
+    """Which patches are tumor, bool (n,), by one of three rules.
 
-    ``fraction``: the tumor share of the patch's area is at least ``threshold``. ``center``: the center point
-    (y + size / 2, x + size / 2) lies inside the tumor or on its border. ``any``: the tumor covers some of the
-    patch. Shares are kept to nine decimals (under a ten-thousandth of a pixel in a patch of 256), so a tumor
-    border that only runs along the patch's side does not count.
+    ``fraction``: the patch's tumor share is at least ``threshold``. ``center``: its center point
+    (y + size / 2, x + size / 2) lies inside the tumor or on its border. ``any``: some of it is tumor. Shares
+    are rounded to nine decimals (less than a ten-thousandth of a pixel in a patch of 256), so a tumor border
+    that only touches the side of a patch does not count.
 
     Args:
         fractions: (n,) tumor shares of the patches.
         geometry: the tumor, (x, y) in pixels of the target level.
-        corners: (n, 2) patch corners (y, x) in pixels of the target level.
+        corners: (n, 2) top-left corners (y, x) of the patches, in pixels of the target level.
     """
     if rule == "fraction":
         return fractions >= threshold
     if rule == "any":
         return fractions > 0
     inside = fractions == 1
-    # Only patches that the border crosses can go either way.
+    # Only patches that the tumor border crosses need the test.
     crossed = np.flatnonzero((fractions > 0) & ~inside)
     centers = corners[crossed] + patch_size / 2
     shapely.prepare(geometry)
@@ -75,15 +75,15 @@ def cell_areas(
 ) -> NDArray[np.float64]:
     """Area of the geometry in each cell of a mesh: (len(y_lines) - 1, len(x_lines) - 1).
 
-    The method is the one font renderers use for exact anti-aliasing (after Raph Levien's font-rs, 2016), here
-    on any rectilinear mesh: every edge is cut at the mesh lines it crosses; each piece lies in one cell and
-    adds the signed area between itself and the cell's right side to that cell, and its signed height times
-    the cell's width to every cell to the right. Summed over closed rings this is the area in each cell. The
-    work grows with the vertices, the crossings and the cells, never with their product.
+    This is the exact anti-aliasing of font renderers (after Raph Levien's font-rs, 2016), on any rectilinear
+    mesh. Every edge is cut at the mesh lines that it crosses, so that each piece lies in one cell. To that
+    cell it adds the signed area between itself and the cell's right side; to every cell to the right it adds
+    its signed height times the cell's width. The sum over closed rings is the area in each cell. The time
+    grows with the number of vertices, crossings and cells, but not with their product.
 
     Args:
-        geometry: a valid Polygon or MultiPolygon, (x, y); other parts have no area.
-        y_lines, x_lines: increasing, in the geometry's own units.
+        geometry: a valid Polygon or MultiPolygon, (x, y); other geometries have no area.
+        y_lines, x_lines: coordinates of the mesh lines, increasing, in the units of the geometry.
     """
     y_lines, x_lines = np.asarray(y_lines, float), np.asarray(x_lines, float)
     areas = np.zeros((max(len(y_lines) - 1, 0), max(len(x_lines) - 1, 0)))
@@ -107,7 +107,7 @@ def cell_areas(
 
 
 def _window(lines: NDArray[np.float64], low: float, high: float) -> tuple[int, int]:
-    """Indices of the cells between ``lines`` that the range touches, half-open."""
+    """(first, end) indices of the cells between ``lines`` that the range ``low`` to ``high`` touches."""
     first = max(int(np.searchsorted(lines, low, "right")) - 1, 0)
     return first, min(int(np.searchsorted(lines, high, "left")), len(lines) - 1)
 
@@ -128,11 +128,11 @@ def _accumulate(
 ) -> NDArray[np.float64]:
     height, width = len(y_lines) - 1, len(x_lines) - 1
     x0, y0, x1, y1 = _cut(edges[edges[:, 1] != edges[:, 3]], y_lines, axis=1).T
-    # After the cut every piece lies in one row; those above or below the mesh cover none of it.
+    # Every piece now lies in one row; those above or below the mesh cover none of it.
     middle = (y0 + y1) / 2
     inside = (middle > y_lines[0]) & (middle < y_lines[-1])
     pieces = np.stack([x0, y0, x1, y1], axis=1)[inside]
-    # Left of the mesh only a piece's height matters, right of it nothing does.
+    # Of pieces left of the mesh only the height matters; pieces right of it do not count.
     pieces = _cut(pieces, x_lines, axis=0)
     x0, y0, x1, y1 = pieces.T
     x_mid = (x0 + x1) / 2
@@ -147,12 +147,12 @@ def _accumulate(
     passed = np.bincount(flat + 1, rise, minlength=height * (width + 1) + 1)
     own = own.reshape(height, width + 1)[:, :width]
     passed = np.cumsum(passed[: height * (width + 1)].reshape(height, width + 1)[:, :width], axis=1)
-    # Counter-clockwise shells rise on their right side: the sum to the right of every edge is negative area.
+    # A counter-clockwise shell rises on its right side, so the summed area is negative.
     return -(own + passed * np.diff(x_lines))
 
 
 def _cut(edges: NDArray[np.float64], lines: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Cut edges at every line they cross; ``axis`` 0 cuts at x, 1 at y. Order within an edge is kept."""
+    """Cut edges (n, 4) at every line they cross; ``axis`` 0 cuts at x, 1 at y. Pieces keep the direction."""
     start, end = edges[:, axis], edges[:, axis + 2]
     low = np.searchsorted(lines, np.minimum(start, end), "right")
     high = np.searchsorted(lines, np.maximum(start, end), "left")

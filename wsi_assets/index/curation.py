@@ -1,6 +1,6 @@
-"""What a careful lab would check before training: checks over the slides of a level's index.
+"""Checks of a level's slides before training: names, annotations, tissue, magnification, duplicates.
 
-Each gives (slide id, finding in one line) of the slides that fail it.
+Each check gives (slide id, finding in one line) of the slides that fail it.
 """
 
 from __future__ import annotations
@@ -26,36 +26,39 @@ Findings = Iterable[tuple[str, str]]
 
 CURATION = {
     "name_contradicts_annotation": "A slide is named tumor if, and only if, tumor is annotated on it.",
-    "no_tumor_patches": "Every slide with an annotation gave at least one tumor patch at this level.",
-    "annotation_outside": "No annotation reaches outside its slide: another slide's, or not level-0 pixels.",
+    "no_tumor_patches": "Every slide with an annotation has at least one tumor patch at this level.",
+    "annotation_outside": "Annotations lie inside their slide, so they are its own and in level-0 pixels.",
     "annotation_off_tissue": "Annotations lie on tissue; those that do not may be shifted.",
-    "tissue_share_out_of_range": "No slide is nearly all tissue or nearly none: a threshold that went wrong.",
+    "tissue_share_out_of_range": "No slide is almost all tissue or almost none, as after a wrong threshold.",
     "tissue_mask_too_coarse": "Patches of every slide are more than a pixel of its tissue mask wide.",
     "mixed_magnifications": "All slides of the level have about the same magnification.",
     "duplicate_slides": "No slide is in the folder under two names.",
-    "longer_word_holds_test": "No slide is a test slide by chance, as those of an intestine or a testis are.",
+    "longer_word_holds_test": "No slide of an intestine or a testis is a test slide by mistake.",
 }
-"""Check, a function of this module -> what is true when it passes."""
+"""Name of a check, which is a function of this module -> what is true if it passes."""
 
-MOST_OUTSIDE, LEAST_ON_TISSUE = 0.01, 0.5
-"""Shares of the tumor's area."""
+MAX_OUTSIDE, MIN_ON_TISSUE = 0.01, 0.5
+"""Largest share of the tumor area outside the slide, and smallest share on tissue."""
 TISSUE_SHARES = (0.002, 0.98)
+"""Plausible share of a slide that is tissue."""
 SAME_MAGNIFICATION = 0.1
-"""Share of the level's median by which a magnification may be off."""
-LEAST_ACROSS = 1.5
-"""Mask pixels across a patch; a patch of 256 at level 0 has 2 with the usual working level, 7."""
+"""Largest deviation of a magnification from the level's median, as a share of it."""
+MIN_MASK_PIXELS_PER_PATCH = 1.5
+"""Least mask pixels across a patch; a patch of 256 at level 0 has 2 with the default working level 7."""
 _SQUARES = 4
-"""Squares each way into which thumbnails are summed, which settles most pairs."""
+"""Thumbnails are summed over this many squares each way, which suffices to tell most pairs apart."""
 _TUMOR = re.compile("tumou?r", re.IGNORECASE)
 _NORMAL = re.compile(r"(?<![a-z])(normal|benign|healthy)(?![a-z])", re.IGNORECASE)
 _TEST_MEANT = re.compile(r"(?<![a-z])test(?!is|es|ic)", re.IGNORECASE)
 
 
 def curate(index: Index, load: Callable[[str], tuple[Any, Any]]) -> dict[str, list[tuple[str, str]]]:
-    """Check -> its findings over a level's slides, one slide's regions at a time.
+    """Run all checks on a level's slides: name of a check -> [(slide id, finding)].
+
+    The regions of one slide are in memory at a time.
 
     Args:
-        load: slide id -> its ``TissueRegions`` and its ``TumorRegions`` or None, as plain values.
+        load: slide id -> its ``TissueRegions``, and its ``TumorRegions`` or None, both as plain values.
     """
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions
@@ -71,14 +74,14 @@ def curate(index: Index, load: Callable[[str], tuple[Any, Any]]) -> dict[str, li
         tumor = None if stored is None else TumorRegions.from_plain(stored)
         for check in of_slide:
             findings[check.__name__] += check(tissue, tumor)
-        # Of a mask only whether it holds tissue matters from here on; ten thousand whole ones do not fit.
+        # Comparing slides only needs to know whether there is tissue; 10,000 masks would not fit in memory.
         light.append(replace(tissue, mask=np.full((1, 1), bool(tissue.mask.any())), picture=b""))
     findings["duplicate_slides"] = duplicate_slides(light)
     return {name: findings[name] for name in CURATION}
 
 
 def name_contradicts_annotation(index: Index) -> Findings:
-    """Slides whose id says tumor, or normal, their annotation otherwise, and the cohort's table nothing."""
+    """Slides whose id names them tumor or normal, against their annotation, without a label in cohort.csv."""
     for slide_id, entry in index.items():
         annotated = entry["annotation_path"] is not None
         if entry.get("cohort_label") is None and (why := contradiction(slide_id, annotated)):
@@ -86,16 +89,16 @@ def name_contradicts_annotation(index: Index) -> Findings:
 
 
 def contradiction(slide_id: str, annotated: bool) -> str | None:
-    """In what a slide's name contradicts that it is annotated, or not; None if it does not."""
+    """How the name of a slide contradicts that it has, or lacks, an annotation; None if it does not."""
     if not annotated and _TUMOR.search(slide_id):
-        return "a tumor slide by its name, without annotation"
+        return "named as a tumor slide, without annotation"
     if annotated and _NORMAL.search(slide_id):
-        return "a normal slide by its name, with an annotation"
+        return "named as a normal slide, with an annotation"
     return None
 
 
 def no_tumor_patches(index: Index) -> Findings:
-    """Slides with an annotation, or named a tumor slide, without a single tumor patch in the index."""
+    """Slides with an annotation, or named as tumor slides, without a tumor patch in the index."""
     for slide_id, entry in index.items():
         expected = entry["annotation_path"] is not None or _is_named_tumor(slide_id, entry)
         if expected and not any(patch[2] for patch in entry["patches"]):
@@ -108,21 +111,21 @@ def no_tumor_patches(index: Index) -> Findings:
 
 
 def tissue_mask_too_coarse(index: Index) -> Findings:
-    """Slides whose patches are under ``LEAST_ACROSS`` pixels of the tissue mask wide."""
+    """Slides whose patches are under ``MIN_MASK_PIXELS_PER_PATCH`` pixels of the tissue mask wide."""
     for slide_id, entry in index.items():
         side = entry["patch_size"] * entry["downsample"]
         across = side / 2 ** entry["work_level"]
-        if across < LEAST_ACROSS:
-            fitting = max(int(side / LEAST_ACROSS).bit_length() - 1, 0)
+        if across < MIN_MASK_PIXELS_PER_PATCH:
+            fitting = max(int(side / MIN_MASK_PIXELS_PER_PATCH).bit_length() - 1, 0)
             yield (
                 slide_id,
-                f"a patch of {entry['patch_size']} at {words_of(resolution_of(entry))} is {across:.2g} times "
-                f"as wide as a pixel of the tissue mask, not {LEAST_ACROSS}: set work_level to {fitting}",
+                f"a patch of {entry['patch_size']} at {words_of(resolution_of(entry))} is only {across:.2g} "
+                f"pixels of the tissue mask wide: set work_level to {fitting}",
             )
 
 
 def mixed_magnifications(index: Index) -> Findings:
-    """Slides whose magnification is off the level's median by more than ``SAME_MAGNIFICATION`` of it."""
+    """Slides whose magnification differs from the level's median by more than ``SAME_MAGNIFICATION``."""
     usual = statistics.median_low(entry["magnification"] for entry in index.values()) if index else 1.0
     for slide_id, entry in index.items():
         if abs(entry["magnification"] / usual - 1) > SAME_MAGNIFICATION:
@@ -134,22 +137,22 @@ def mixed_magnifications(index: Index) -> Findings:
 
 
 def longer_word_holds_test(index: Index) -> Findings:
-    """Test slides that are so by a longer word only: in*test*ine and *test*is are organs.
+    """Test slides whose names contain "test" only within a longer word, such as intestine or testis.
 
-    A ``test_pattern`` of the user's own, and a side that the cohort's table names, are taken as meant.
+    Not checked if the user set ``test_pattern``, and for slides whose split is in the cohort table.
     """
     for slide_id, entry in index.items():
         named = entry.get("split") or entry["config"].get("test_pattern", "test") != DEFAULT_TEST_PATTERN
         if not named and is_test(slide_id, entry) and not _TEST_MEANT.search(slide_id):
             yield (
                 slide_id,
-                "is kept for testing because a longer word in its name holds 'test'; set test_pattern if it "
-                "is to train",
+                "is a test slide only because a longer word in its name contains 'test'; if it should train, "
+                "set test_pattern",
             )
 
 
 def annotation_outside(tissue: TissueRegions, tumor: TumorRegions | None) -> Findings:
-    """A slide whose tumor lies outside the slide by more than ``MOST_OUTSIDE`` of its area."""
+    """A slide with more than ``MAX_OUTSIDE`` of its tumor area outside the slide."""
     import shapely
 
     if tumor is None or tumor.geometry.area == 0:
@@ -157,16 +160,16 @@ def annotation_outside(tissue: TissueRegions, tumor: TumorRegions | None) -> Fin
     base = tissue.levels[0]
     inside = shapely.clip_by_rect(tumor.geometry, 0, 0, base.width, base.height).area
     outside = 1 - inside / tumor.geometry.area
-    if outside > MOST_OUTSIDE:
+    if outside > MAX_OUTSIDE:
         yield (
             tissue.slide_id,
-            f"{outside:.0%} of the tumor area lies outside the {base.width} x {base.height} slide: is it "
-            "another slide's annotation, or not in level-0 pixels?",
+            f"{outside:.0%} of the tumor area lies outside the {base.width} x {base.height} slide: is the "
+            "annotation of another slide, or not in level-0 pixels?",
         )
 
 
 def annotation_off_tissue(tissue: TissueRegions, tumor: TumorRegions | None) -> Findings:
-    """A slide whose tumor lies on tissue by less than ``LEAST_ON_TISSUE`` of its area."""
+    """A slide with less than ``MIN_ON_TISSUE`` of its tumor area on tissue."""
     from wsi_assets.index.coverage import cell_areas
 
     if tumor is None or tumor.geometry.is_empty:
@@ -174,7 +177,7 @@ def annotation_off_tissue(tissue: TissueRegions, tumor: TumorRegions | None) -> 
     rows, columns = (np.arange(side + 1) * tissue.work_downsample for side in tissue.mask.shape)
     areas = cell_areas(tumor.geometry, rows, columns)
     share = float(areas[tissue.mask].sum() / max(areas.sum(), 1e-9))
-    if share < LEAST_ON_TISSUE:
+    if share < MIN_ON_TISSUE:
         yield (
             tissue.slide_id,
             f"only {share:.0%} of the tumor area lies on tissue: is the annotation shifted?",
@@ -182,10 +185,10 @@ def annotation_off_tissue(tissue: TissueRegions, tumor: TumorRegions | None) -> 
 
 
 def tissue_share_out_of_range(tissue: TissueRegions, _: TumorRegions | None = None) -> Findings:
-    """A slide with hardly any tissue, or hardly anything else."""
+    """A slide with almost no tissue, or almost nothing else."""
     low, high = TISSUE_SHARES
     if tissue.threshold is None:
-        yield tissue.slide_id, "the slide holds no data"
+        yield tissue.slide_id, "the slide has no data"
     elif not low <= tissue.tissue_share <= high:
         yield (
             tissue.slide_id,
@@ -194,11 +197,11 @@ def tissue_share_out_of_range(tissue: TissueRegions, _: TumorRegions | None = No
 
 
 def duplicate_slides(slides: Sequence[TissueRegions], tolerance: float = 4.0) -> list[tuple[str, str]]:
-    """The same slide under two names: the same file, or tissue of the same appearance.
+    """Slides that are in the folder under two names: the same file, or the same tissue.
 
-    Two slides look the same if their tissue, shrunk to a few hundred spots, differs by less than
-    ``tolerance`` gray levels on average; a copy compressed anew differs by under 1, two sections of one
-    block by 10 and more. The later id is the finding.
+    Two slides show the same tissue if their thumbnails differ by less than ``tolerance`` gray levels on
+    average over the pixels with tissue. A copy that was compressed again differs by less than 1, two sections
+    of one block by 10 and more. The later id is reported.
     """
     slides = sorted(slides, key=lambda tissue: tissue.slide_id)
     findings: dict[str, str] = {}
@@ -209,18 +212,19 @@ def duplicate_slides(slides: Sequence[TissueRegions], tolerance: float = 4.0) ->
             findings[tissue.slide_id] = f"is the same file as {first}"
     seen = [t for t in slides if t.thumbnail and t.mask.any() and t.slide_id not in findings]
     alike = [
-        (seen[later].slide_id, f"looks the same as {seen[first].slide_id}")
+        (seen[later].slide_id, f"shows the same tissue as {seen[first].slide_id}")
         for first, later in _alike(seen, tolerance)
     ]
     return sorted([*findings.items(), *alike])
 
 
 def _alike(slides: Sequence[TissueRegions], tolerance: float) -> Iterator[tuple[int, int]]:
-    """Pairs of slides, ascending, whose thumbnails differ by less than the tolerance where they show tissue.
+    """Pairs (first, later) of slides whose thumbnails differ by less than ``tolerance`` where they show
+    tissue.
 
-    Two thumbnails differ in all at least as much as the sums over their squares do, and those at least as
-    much as the sums over all; most pairs end here. Equal thumbnails need sums no further apart than what
-    their spots allow: the spans "sum, give or take a thumbnail's own allowance" of the two meet.
+    Comparing all pairs of 10,000 thumbnails would take too long. Two thumbnails differ at least as much as
+    their sums over squares, and these at least as much as their total sums, so pairs whose sums are too far
+    apart are skipped. Each thumbnail allows a difference of ``tolerance`` for each of its pixels with tissue.
     """
     from wsi_assets.index.tissue import THUMBNAIL_SIDE
 
@@ -244,7 +248,7 @@ def _alike(slides: Sequence[TissueRegions], tolerance: float) -> Iterator[tuple[
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean difference, in gray levels, over the spots where either thumbnail shows tissue."""
+    """Mean difference, in gray levels, over the pixels where either thumbnail shows tissue."""
     shown = (one.min(axis=2) < 250) | (other.min(axis=2) < 250)
     return float(np.abs(one.astype(np.int16) - other)[shown].mean()) if shown.any() else 255.0
 

@@ -1,4 +1,4 @@
-"""One slide's health, without running anything: what opens, what is known of it, what is wrong."""
+"""Examine slides for ``wsi-assets doctor``: whether they open, their levels and scale, and their problems."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = {
     "tissue": "tissue",
     "annotations": "annotation",
 }
-"""Heading -> what of :class:`SlideHealth` stands below it."""
+"""Heading of a column -> attribute of :class:`SlideHealth`."""
 
 LEGEND = {
     "÷": "1 ÷ 2.06 means: level 1 is read, and 2.06 x 2.06 of its pixels are averaged to one",
@@ -40,7 +40,7 @@ LEGEND = {
 }
 """Sign in the column of magnifications -> what it means."""
 
-LEAST_FIRST = (
+DROP_ORDER = (
     "downsamples",
     "format",
     "tissue",
@@ -51,12 +51,12 @@ LEAST_FIRST = (
     "split",
     "patient",
 )
-"""Columns in the order in which a narrow terminal goes without them."""
+"""Columns that a narrow terminal leaves out, the first one first."""
 
 
 @dataclass
 class SlideHealth:
-    """One row of the ``doctor`` table, text as shown, and what is wrong with the slide, a line each."""
+    """A slide's row of the ``doctor`` table, as text, and its problems, one line each."""
 
     slide_id: str
     patient: str = ""
@@ -77,13 +77,13 @@ class SlideHealth:
 
 
 def examine(slide: SlideFile) -> SlideHealth:
-    """Open a slide, read its tissue and its annotation; every fault becomes a line, none is raised."""
+    """Open a slide and read its tissue and annotation; every fault becomes one of its problems."""
     from wsi_assets.index.tissue import find_tissue
     from wsi_assets.slides import open_slide
 
     health, tissue = SlideHealth(slide.slide_id), {"bounds": None}
     try:
-        with open_slide(slide.path, said=slide.said) as reader:
+        with open_slide(slide.path, cohort_row=slide.cohort_row) as reader:
             health.problems.extend(reader.notices)
             first, scale = reader.levels[0], reader.scale
             health.format = reader.vendor
@@ -112,11 +112,11 @@ def examine(slide: SlideFile) -> SlideHealth:
     return health
 
 
-def place(rows: Iterable[SlideHealth], cohort: Cohort) -> None:
-    """Say of each slide its side, and its patient unless the slide is one, by the cohort's table or its name.
+def add_patients_and_sides(rows: Iterable[SlideHealth], cohort: Cohort) -> None:
+    """Fill in each slide's side, and its patient if that differs from the slide id.
 
     Raises:
-        ConfigError: the table puts a patient on two sides.
+        ConfigError: the cohort table puts a patient on two sides.
     """
     rows = list(rows)
     patients = cohort.patients(row.slide_id for row in rows)
@@ -127,13 +127,13 @@ def place(rows: Iterable[SlideHealth], cohort: Cohort) -> None:
 
 
 def _downsamples(downsamples: list[float]) -> str:
-    """By how much each level is smaller than level 0; of many the first two and the last."""
+    """The downsample of each level; of more than four levels, those of the first two and the last."""
     shown = [f"{downsample:g}" for downsample in downsamples]
     return f"{shown[0]}, {shown[1]} … {shown[-1]}" if len(shown) > 4 else ", ".join(shown)
 
 
 def _magnifications(reader: SlideReader) -> str:
-    """From which level patches of these magnifications are read, and by how much it is averaged."""
+    """The level from which patches of each magnification are read, and the step by which it is averaged."""
     shown = []
     for key in ("40x", "20x", "10x", "5x"):
         text = "-"

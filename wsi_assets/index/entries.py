@@ -1,4 +1,4 @@
-"""Make the slide index of a level or magnification: the patches of each slide with labels, in plain types."""
+"""Make the slide index of a level or magnification: the labeled patches of each slide, in plain types."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ if TYPE_CHECKING:
     from wsi_assets.index.options import IndexOptions
     from wsi_assets.index.tissue import TissueRegions
 
-MOST_PLACES = 1 << 28
-"""Places on a slide's tissue that are tried for a patch, some 20 s of work."""
-MOST_PATCHES = 1 << 24
-"""Patches of a slide's entry, which takes some 250 bytes for each."""
+MAX_PLACES = 1 << 28
+"""Most patch positions that are tried on a slide, about 20 s of work."""
+MAX_PATCHES = 1 << 24
+"""Most patches of a slide's entry, which takes about 250 bytes for each."""
 _BAND = 1 << 20
-"""Places worked on at once: some 200 MB for the few arrays of twice as many cells each way."""
+"""Patch positions worked on at a time, in about 200 MB."""
 
 
 @dataclass(frozen=True)
 class LevelIndex:
     """The index of a level.
 
-    ``left_out`` says of each slide without an entry why; ``empty`` of each slide whose entry holds no patch.
+    Attributes:
+        left_out: slide id -> why it has no entry.
+        empty: slide id -> why its entry has no patch.
     """
 
     index: Index
@@ -51,20 +53,26 @@ def index_slide(
     options: IndexOptions,
     annotation_path: str | Path | None = None,
 ) -> Entry:
-    """The entry of one slide at a level, or at a magnification or pixel size such as "10x" or "0.5um".
+    """The index entry of one slide at a level, or at a magnification or pixel size such as "10x" or "0.5um".
 
-    At the latter the target level is the level ``level`` averaged by ``step``, which is 1 where that level
-    has the pixel size asked for, and ``resolution`` says what was asked for.
+    ``patches`` are (y, x, is_tumor), the top-left corners in pixels of the target level, row by row; none
+    reaches into an ignored area. ``visualisation_coords`` are the same corners in pixels of the tissue mask,
+    rounded down; such a pixel is ``work_downsample`` level-0 pixels wide. ``mpp`` and ``magnification`` are
+    those of the target level. ``label`` is the patient. At a magnification or pixel size, ``resolution`` says
+    which, and a pixel of the target level is the average of ``step`` x ``step`` pixels of ``level``.
 
-    ``patches`` are (y, x, is_tumor), top-left corners in pixels of the target level, row by row; none reaches
-    into an ignored area. ``visualisation_coords`` are the same in pixels of the tissue mask, each
-    ``work_downsample`` level-0 pixels wide, rounded down; ``mpp`` is of the target level; ``label`` is the
-    patient as this id spells it.
+    Args:
+        tissue: the slide's tissue, with its levels and its scale.
+        tumor: its tumor and ignored areas; None for a normal slide.
+        level: the target level.
+        options: patch size, stride and labeling.
+        annotation_path: the annotation file to name in the entry; None for a normal slide.
 
     Raises:
         SlideIndexError: the slide has no such level, magnification or pixel size, or the stride is too small
-            for a slide of its size.
+            for the size of the slide.
     """
+    # Over 60 lines because the entry's keys, the file format, are best read in one place.
     wanted = _resolution(level)
     target = _place(tissue, wanted, options)
     size, stride = options.patch_size, options.stride or options.patch_size
@@ -73,15 +81,15 @@ def index_slide(
         _near_tissue(starts(side, size, stride), tissue.mask.any(axis=1 - axis), size, to_work)
         for axis, side in enumerate((target.height, target.width))
     )
-    if len(ys) * len(xs) > MOST_PLACES:
-        raise _too_dense(tissue, wanted, stride, f"tries {len(ys) * len(xs)} places")
+    if len(ys) * len(xs) > MAX_PLACES:
+        raise _too_dense(tissue, wanted, stride, f"gives {len(ys) * len(xs)} positions to try")
     geometry, ignored = (
         to_level(area, target.downsample) if area else None
         for area in (tumor and tumor.geometry, tumor and tumor.ignored)
     )
     rows, columns, shares, tumor_share = _on_tissue(tissue.mask, geometry, ignored, ys, xs, to_work, options)
-    if len(rows) > MOST_PATCHES:
-        raise _too_dense(tissue, wanted, stride, f"makes more than {MOST_PATCHES} patches")
+    if len(rows) > MAX_PATCHES:
+        raise _too_dense(tissue, wanted, stride, f"gives more than {MAX_PATCHES} patches")
     labels = np.zeros(len(rows), bool)
     if geometry is not None and len(rows):
         corners = np.stack([ys[rows], xs[columns]], axis=1)
@@ -120,18 +128,18 @@ def index_level(
     options: IndexOptions,
     cohort: Cohort | None = None,
 ) -> LevelIndex:
-    """Index every slide that has the level or magnification; the others are named, with the reason.
+    """Index every slide that has the level or magnification; the others are left out, with the reason.
 
-    An entry's ``split`` is there only where ``cohort`` names the side of the slide or of its patient, and
-    ``cohort_label`` where it says one.
+    Entries have ``split`` and ``cohort_label`` only if ``cohort`` states them.
 
     Args:
-        slides: (tissue, tumor regions or None, annotation path or None) of each slide; consumed once, so a
-            generator keeps only one slide's masks in memory.
+        slides: (tissue, tumor regions or None, annotation path or None) of each slide; iterated once, so that
+            a generator keeps the mask of only one slide in memory.
+        level, options: as for :func:`index_slide`.
 
     Raises:
-        SlideIndexError: there are slides and none of them has the level, or there is no slide.
-        ConfigError: the cohort puts a patient on two sides.
+        SlideIndexError: no slide has the level, or there is no slide.
+        ConfigError: the cohort table puts a patient on two sides.
     """
     cohort = cohort or Cohort()
     entries: Index = {}
@@ -140,7 +148,7 @@ def index_level(
     wanted, known = _resolution(level), set()
     for tissue, tumor, annotation_path in slides:
         if cohort.row(tissue.slide_id).label == "unknown":
-            left_out[tissue.slide_id] = f"{cohort.path} says that its label is unknown; it can be predicted"
+            left_out[tissue.slide_id] = f"{cohort.path} labels it unknown; it can be predicted"
             continue
         known.update(v.index for v in tissue.levels)
         try:
@@ -167,18 +175,18 @@ def index_level(
     patients = cohort.patients(index, options.patient_pattern)
     sides = cohort.sides(patients)
     for slide_id, entry in index.items():
-        said = {"split": sides.get(slide_id), "cohort_label": cohort.row(slide_id).label}
-        entry |= {"label": patients[slide_id], **{key: value for key, value in said.items() if value}}
+        stated = {"split": sides.get(slide_id), "cohort_label": cohort.row(slide_id).label}
+        entry |= {"label": patients[slide_id], **{key: value for key, value in stated.items() if value}}
     return LevelIndex(index, dict(sorted(left_out.items())), dict(sorted(empty.items())))
 
 
 def _near_tissue(
     corners: NDArray[np.int64], tissue: NDArray[np.bool_], patch_size: int, scale: float
 ) -> NDArray[np.int64]:
-    """The corners along one axis whose patches reach between the first and the last tissue there.
+    """The patch corners along one axis whose patches touch the range from the first to the last tissue.
 
     Args:
-        tissue: whether each row, or column, of the mask holds any.
+        tissue: whether each row, or column, of the mask has tissue.
         scale: mask pixels per pixel of the target level.
     """
     at = np.flatnonzero(tissue)
@@ -196,17 +204,20 @@ def _on_tissue(
     scale: float,
     options: IndexOptions,
 ) -> tuple[NDArray, ...]:
-    """The patches of ``ys`` x ``xs`` with enough tissue outside what is ignored, row by row: their rows,
-    columns, tissue shares and tumor shares, each (n,); it ends early with more than ``MOST_PATCHES``.
+    """The patches of ``ys`` x ``xs`` with enough tissue and outside ignored areas, row by row.
 
-    Worked on in bands of rows, so that memory follows the patches that are kept and not those tried.
+    The grid is worked on in bands of rows, so that memory follows the patches that are kept. It stops early
+    when there are more than ``MAX_PATCHES``.
+
+    Returns:
+        Row, column, tissue share and tumor share of each patch, (n,) each.
     """
     size, height = options.patch_size, max(_BAND // max(len(xs), 1), 1)
     parts, found = [], 0
     for first in range(0, max(len(ys), 1), height):
         band = ys[first : first + height]
         shares = mask_fractions(mask, band, xs, size, scale)
-        # A patch without any tissue is none, also where the user asks for no least share.
+        # A patch without any tissue is left out even if min_tissue is 0.
         wanted = (shares >= options.min_tissue) & (shares > 0)
         if ignored is not None:
             wanted &= tumor_fractions(ignored, band, xs, size) == 0
@@ -216,14 +227,14 @@ def _on_tissue(
             tumor = tumor_fractions(geometry, band, xs, size)[at]
         parts.append((at[0] + first, at[1], shares[at], tumor))
         found += len(tumor)
-        if found > MOST_PATCHES:
+        if found > MAX_PATCHES:
             break
     return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _too_dense(tissue: TissueRegions, wanted: Resolution, stride: int, what: str) -> SlideIndexError:
     return SlideIndexError(
-        f"a stride of {stride} {what} on its tissue at {wanted}",
+        f"a stride of {stride} {what} at {wanted}",
         path=tissue.slide_path,
         remedy="Set a larger stride",
     )
@@ -236,7 +247,7 @@ def _triples(
     columns: NDArray[np.int64],
     flags: list[bool],
 ) -> list[tuple[int, int, bool]]:
-    """(y, x, is_tumor) of each patch; the patches of a row or column share one int, which saves memory."""
+    """(y, x, is_tumor) of each patch; patches of a row or column share int objects, which saves memory."""
     y, x = (np.array(values.tolist(), object)[at] for values, at in ((ys, rows), (xs, columns)))
     return list(zip(y.tolist(), x.tolist(), flags, strict=True))
 
@@ -265,9 +276,9 @@ def _why_empty(
             f"of {options.patch_size}"
         )
     if tissue.threshold is None:
-        return "the slide holds no data: every pixel is transparent, black or white"
+        return "the slide has no data: every pixel is transparent, black or white"
     if not tissue.mask.any():
         return "no tissue was found on the slide"
     if tumor is not None and not tumor.ignored.is_empty:
         return f"no patch with {options.min_tissue:.0%} tissue lies outside the ignored areas"
-    return f"no patch reaches {options.min_tissue:.0%} tissue (the slide has {tissue.tissue_share:.2%})"
+    return f"no patch has {options.min_tissue:.0%} tissue (the slide has {tissue.tissue_share:.2%})"

@@ -1,12 +1,13 @@
 """Separate tissue from glass in one coarse RGB image.
 
-The feature is *chroma*, the spread ``max(R, G, B) - min(R, G, B)`` after the glass was balanced to neutral:
-stains are colored; glass, coverslip edges, padding and registration crosses are not, at any brightness.
-Otsu's threshold is taken on the square root of chroma, which keeps a few strongly stained spots from pulling
-it above pale tissue, and held between two bounds: Otsu always splits, also a slide that is glass only or
-tissue only. No-data and one-colored frames are not in the histogram. Where a scanner clips its glass to pure
-white, all of the glass is left out with them, and Otsu would split pale tissue from dark: with hardly any
-glass in the histogram the threshold is at most the bounds' middle.
+The feature is *chroma*, ``max(R, G, B) - min(R, G, B)`` after the color balance that makes glass neutral.
+Stains are colored; glass, coverslip edges, padding and registration crosses are not, at any brightness.
+
+The threshold is Otsu's on the square root of chroma; the root keeps a few strongly stained spots from pulling
+the threshold above pale tissue. It is kept between two bounds, because Otsu always splits, even a slide that
+is only glass or only tissue. No-data and frames of one color do not count in the histogram. If a scanner
+clips glass to pure white, all glass is no-data, and Otsu would split pale tissue from dark tissue; so with
+almost no glass in the histogram the threshold is at most the middle of the bounds.
 """
 
 from __future__ import annotations
@@ -21,30 +22,31 @@ if TYPE_CHECKING:
     from wsi_assets.index.options import TissueOptions
 
 CHROMA_BOUNDS = (6.0, 20.0)
-"""Otsu's threshold is kept within these, in grey levels of chroma: scanner and JPEG noise on smoothed glass
-stays under 6, H&E tissue paler than 20 is pale."""
-LEAST_GLASS = 0.1
-"""Share of the pixels with data that lies under the lower bound where there is glass to split from: 0.14 and
-more on slides with glass, 0.06 on a CAMELYON16 slide whose glass was painted white."""
+"""Smallest and largest threshold, in gray levels of chroma: scanner and JPEG noise on smoothed glass stays
+under 6, and H&E tissue under 20 is pale."""
+MIN_GLASS = 0.1
+"""Least share of pixels under the lower bound if there is glass: 0.14 and more on slides with glass, 0.06 on
+a CAMELYON16 slide whose glass was painted white."""
 BLACK = (90.0, 0.36)
-"""Darker than the first in every channel, with chroma under the second's share of brightness: black ink or a
-registration cross (0.1 to 0.34 on a CAMELYON16 slide). Nuclei as dark have 0.45 and more."""
+"""Black ink and registration crosses are darker than the first value in every channel, and their chroma is a
+smaller share of their brightness than the second (0.1 to 0.34 on a CAMELYON16 slide). Nuclei as dark have
+0.45 and more."""
 PEN = 0.08
-"""Optical density by which ink absorbs red more than green does. In four laboratories' H&E slides the
-difference stays under 0.03, down to single nuclei; surgical and felt-pen ink has 0.1 to 0.8."""
+"""Least difference of optical density, red minus green, of blue and green ink. In H&E slides of four
+laboratories it stays under 0.03, down to single nuclei; surgical and felt-pen ink has 0.1 to 0.8."""
 
 
 def tissue_mask(
     pixels: NDArray[np.uint8], no_data: NDArray[np.bool_], options: TissueOptions
 ) -> tuple[NDArray[np.bool_], float | None]:
-    """Tell tissue from glass in a coarse RGB image.
+    """Separate tissue from glass in a coarse RGB image.
 
     Args:
         pixels: (h, w, 3) RGB.
-        no_data: (h, w), pixels that were not scanned; pure black and pure white ones are added here.
+        no_data: (h, w), pixels that were not scanned; pure black and pure white pixels are added to them.
 
     Returns:
-        The mask (h, w), and the chroma threshold, None if no pixel holds data.
+        The tissue mask (h, w), and the threshold in gray levels of chroma; None if no pixel has data.
     """
     no_data = no_data | (pixels.min(axis=2) == 255) | (pixels.max(axis=2) == 0) | _frame(pixels)
     if no_data.all():
@@ -54,7 +56,7 @@ def tissue_mask(
     chroma = brightest - balanced.min(axis=2)
     chroma[(brightest < BLACK[0]) & (chroma < BLACK[1] * brightest)] = 0
     data, (low, high) = chroma[~no_data], CHROMA_BOUNDS
-    if np.mean(data < low) < LEAST_GLASS:
+    if np.mean(data < low) < MIN_GLASS:
         high = (low * high) ** 0.5
     threshold = float(np.clip(otsu(np.sqrt(data)) ** 2, low, high))
     mask = (chroma >= threshold) & ~no_data
@@ -64,9 +66,9 @@ def tissue_mask(
 
 
 def otsu(values: NDArray[np.floating], bins: int = 512) -> float:
-    """Otsu's threshold (IEEE Trans. SMC 9:62, 1979) of any values: it maximises the between-class variance.
+    """Otsu's threshold (IEEE Trans. SMC 9:62, 1979), which maximizes the between-class variance.
 
-    Where several thresholds are as good, e.g. between two well separated peaks, their middle is taken.
+    If several thresholds are equally good, as between two separate peaks, it is their middle.
     """
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-6:
@@ -84,10 +86,8 @@ def otsu(values: NDArray[np.floating], bins: int = 512) -> float:
 
 
 def _smooth(pixels: NDArray[np.uint8], no_data: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Blur by one pixel before chroma is taken, since the spread of noisy channels is never negative.
-
-    Pixels without data take no part.
-    """
+    """Blur by one pixel, without the pixels that have no data: chroma is never negative, so noise adds to
+    it."""
     import cv2
 
     weight = (~no_data).astype(np.float32)
@@ -96,11 +96,11 @@ def _smooth(pixels: NDArray[np.uint8], no_data: NDArray[np.bool_]) -> NDArray[np
 
 
 def _balance(values: NDArray[np.float32], no_data: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Scale the channels so that tinted glass becomes neutral; without clear glass nothing is changed.
+    """Scale the channels so that tinted glass becomes neutral; without clear glass nothing changes.
 
-    Glass is a narrow peak (a tenth of the pixels within a cube of color of side 8) that is bright (all
-    channels over 180); stained tissue has texture and fills no such peak. A peak with less green than red
-    and blue may be evenly stained tissue all the same, so it is only believed to be glass if nearly neutral.
+    Glass is a narrow, bright peak of the color histogram: a tenth of the pixels within a cube of side 8, with
+    all channels over 180. Stained tissue has texture and makes no such peak. A peak with less green than red
+    and blue may still be evenly stained tissue, so it counts as glass only if it is almost neutral.
     """
     bright = values[(values.min(axis=2) > 180) & ~no_data]
     if not len(bright):
@@ -116,7 +116,7 @@ def _balance(values: NDArray[np.float32], no_data: NDArray[np.bool_]) -> NDArray
 
 
 def _frame(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whole rows and columns at the border that hold one color: padding of any color, not scanned glass."""
+    """Whole rows and columns of one color at the border, which are padding."""
     height, width = pixels.shape[:2]
     top, bottom, left, right = 0, height, 0, width
 
@@ -137,9 +137,9 @@ def _frame(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _pen(balanced: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Blue and green ink: it absorbs red more than green, while haematoxylin and eosin absorb green most.
+    """Blue and green ink, which absorbs red more than green; hematoxylin and eosin absorb green most.
 
-    A strongly inked core takes its paler surroundings of the same hue with it.
+    Paler pixels of the same hue count as ink if they are next to strong ink.
     """
     import cv2
 

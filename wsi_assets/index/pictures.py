@@ -1,4 +1,4 @@
-"""Pictures of a slide's tissue and annotations, and of how many patches each slide of a level gives."""
+"""Pictures of a slide's tissue and annotations, and a chart of the patches of each slide."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def overlay_jpeg(
     max_side: int = 720,
     max_bytes: int | None = 60_000,
 ) -> bytes:
-    """:func:`overlay` as a JPEG; less than ``max_side`` if ``max_bytes``, for an event log, demand it."""
+    """:func:`overlay` as a JPEG, made smaller until it has at most ``max_bytes``, for an event log."""
     import cv2
 
     picture = overlay(tissue, tumor, max_side=max_side)
@@ -64,10 +64,13 @@ def overlay_jpeg(
 def overlay(
     tissue: TissueRegions, tumor: TumorRegions | None = None, *, max_side: int = 720
 ) -> NDArray[np.uint8]:
-    """Draw the borders of tissue, tumor, excluded and ignored areas on the slide's picture: (h, w, 3) RGB.
+    """Draw the borders of tissue, tumor, excluded and ignored areas on the slide's picture.
 
-    With a legend and a scale bar below. ``max_side``: of the slide's picture, in pixels, as far as
-    ``tissue`` holds it.
+    Args:
+        max_side: longer side of the slide's picture, in pixels; it is not enlarged.
+
+    Returns:
+        uint8 (h, w, 3) RGB, with a legend and a scale bar below the picture.
     """
     import cv2
 
@@ -77,7 +80,7 @@ def overlay(
     height, width = picture.shape[:2]
     downsample = max(base.height / height, base.width / width)
     line = max(1, round(max(height, width) / 600))
-    # The mask covers whole working pixels, which may reach over the slide's edge.
+    # The mask has whole pixels, so it may reach over the slide's edge.
     zoom = tissue.work_downsample / downsample
     warp = np.array([[zoom, 0, (zoom - 1) / 2], [0, zoom, (zoom - 1) / 2]])
     mask = cv2.warpAffine(tissue.mask.astype(np.uint8) * 255, warp, (width, height), flags=cv2.INTER_LINEAR)
@@ -96,9 +99,9 @@ def overlay(
 
 
 def counts_png(index: Index, sampled: Index | None = None) -> bytes:
-    """Patches per slide of a level as a PNG: tumor and normal, and what sampling kept of them.
+    """A bar chart (PNG) of tumor and normal patches per slide, in the index and in the sampled index.
 
-    Every slide is one bar, most patches first; beyond 60 slides the bars lose their names.
+    Slides with most patches come first; with more than 60 slides their names are left out.
     """
     # Not matplotlib: loading it takes a quarter of a second, as long as a small level takes in all.
     from PIL import Image, ImageDraw, ImageFont

@@ -1,8 +1,8 @@
-"""Which patches of an index are learned from: all tumor, some normal, the same ones every time.
+"""Choose the patches to learn from: all tumor patches and some normal ones, reproducibly.
 
-Every patch has a rank: a seeded hash of (slide, y, x). Slides share the wanted number of normal patches
-equally, and each gives those of its lowest ranks, so a new slide changes only the end of the other slides'
-choices.
+Every patch has a rank, a seeded hash of (slide, y, x). The wanted number of normal patches is divided equally
+among the slides, and each slide gives its patches of the lowest ranks. So a new slide changes little of what
+is chosen from other slides.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def sample_index(
     options: SamplingOptions,
     hard_negatives: Mapping[str, Collection[Sequence[float]]] | None = None,
 ) -> Index:
-    """Choose patches: the same slides with the chosen patches only, in the same order.
+    """Sample an index: the same slides in the same order, with the chosen patches only.
 
-    The split (:func:`split_slides`) comes first, and each entry's ``split`` says on which side it is; with
-    ``val_size`` None nothing is split. Test slides and validation slides keep every patch. Training slides
-    keep every patch that holds tumor, and together ``normal_per_tumor`` normal patches for each tumor patch
-    (all of them in a cohort without tumor), spread equally over the slides as far as each has them.
-    Incompletely annotated slides give no normal patch.
+    Slides are split first (:func:`split_slides`), and each entry's ``split`` says its side; with ``val_size``
+    None they are not split. Test and validation slides keep all patches. Training slides keep every patch
+    that holds tumor. Together they keep ``normal_per_tumor`` normal patches for each tumor patch, or all in a
+    cohort without tumor, spread equally over the slides as far as each has them. Incompletely annotated
+    slides give no normal patch.
 
     Args:
         hard_negatives: slide id -> (y, x, ...) of normal patches that training slides keep in addition.
@@ -75,7 +75,7 @@ def sample_index(
 def normal_quotas(
     index: Index, options: SamplingOptions, incomplete: Collection[str], sides: Mapping[str, str]
 ) -> dict[str, int]:
-    """How many normal patches each slide that is not a test slide gives: slide id -> number."""
+    """Slide id -> how many normal patches it keeps; without test slides."""
     tumor, all_of, available = 0, {}, {}
     for slide_id, entry in index.items():
         if sides[slide_id] == "test":
@@ -94,9 +94,9 @@ def normal_quotas(
 
 
 def equal_shares(available: Mapping[str, int], total: int) -> dict[str, int]:
-    """Spread ``total`` equally over slides, none above what it has: slide id -> number.
+    """Divide ``total`` equally over slides, none above what it has: slide id -> number.
 
-    The numbers add up to ``total``, or to all there is if that is less.
+    The numbers add up to ``total``, or to all available patches if there are fewer.
     """
     shares = {}
     for waiting, name in zip(
@@ -108,9 +108,12 @@ def equal_shares(available: Mapping[str, int], total: int) -> dict[str, int]:
 
 
 def ranks(slide_id: str, yx: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """Pseudo-random rank of each patch (n, 2) of a slide, the same on every machine: (n,) uint64.
+    """Pseudo-random rank of each patch of a slide, the same on every machine: uint64 (n,).
 
-    The mixing is splitmix64's (Steele, Lea & Flood, OOPSLA 2014).
+    The hash is that of splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
+
+    Args:
+        yx: (n, 2) patch corners.
     """
     salt = hashlib.sha256(f"{seed}/{slide_id}".encode()).digest()
     state = np.full(len(yx), int.from_bytes(salt[:8], "little"), np.uint64)
@@ -123,8 +126,8 @@ def incomplete_slides(source: str | Path | None) -> frozenset[str]:
     """Normalized ids of slides whose tumor is not fully annotated.
 
     Args:
-        source: a file with one id, or slide file, a line and comments after ``#``; ``camelyon16`` for the
-            list that comes with the package; None for none.
+        source: a text file with one slide id, or slide file name, a line, and comments after ``#``;
+            "camelyon16" for the list of that cohort, which comes with the package; None for no slides.
 
     Raises:
         ConfigError: the file cannot be read as text.
@@ -147,9 +150,9 @@ def incomplete_slides(source: str | Path | None) -> frozenset[str]:
 
 
 def unknown_incomplete(index: Index, options: SamplingOptions) -> list[str]:
-    """Normalized ids in the user's own list of incompletely annotated slides that are no slide of the index.
+    """Normalized ids in the user's list of incompletely annotated slides that are not in the index.
 
-    The list that comes with the package is of a whole challenge, of which a cohort may hold any part.
+    The list that comes with the package is not checked: a cohort may hold any part of CAMELYON16.
 
     Raises:
         ConfigError: the list cannot be read.
@@ -162,9 +165,9 @@ def unknown_incomplete(index: Index, options: SamplingOptions) -> list[str]:
 
 
 def slide_table(index: Index) -> list[dict[str, Any]]:
-    """One row a slide: slide, patient, patches, tumor, normal, partial, magnification, mpp, test.
+    """A row for each slide: slide, patient, patches, tumor, normal, partial, magnification, mpp, test.
 
-    ``partial`` counts the patches that are neither class (:func:`partial_tumor`).
+    ``partial`` counts the patches of neither class (:func:`partial_tumor`).
     """
     rows = []
     for slide_id, entry in index.items():
@@ -186,7 +189,7 @@ def slide_table(index: Index) -> list[dict[str, Any]]:
 
 
 def counts(index: Index) -> dict[str, int]:
-    """Slides of an index, and its patches in all and by class."""
+    """Numbers of slides and patches of an index, and of patches by class."""
     rows = slide_table(index)
     return {
         "slides": len(rows),
@@ -205,7 +208,8 @@ def _chosen(
     options: SamplingOptions,
     hard: Collection[Sequence[float]],
 ) -> Entry:
-    """The entry with all its patches but those normal ones that are beyond its quota by rank and not hard."""
+    """The entry with its tumor and partial patches, its quota of normal patches by rank, and hard
+    negatives."""
     _, normal = classes(entry)
     places = np.array([patch[:2] for patch in entry["patches"]], np.int64).reshape(-1, 2)
     candidates = np.flatnonzero(normal)

@@ -1,6 +1,6 @@
-"""The slide index as a value: ``{slide_id: entry}`` in plain types, its pickle, and what an entry tells.
+"""The slide index ``{slide_id: entry}``: its pickle file, its validation, and facts derived from an entry.
 
-An entry has at least ``slide_path`` and ``patches``, which is all that an index of another program may hold.
+An entry has at least ``slide_path`` and ``patches``; an index of another program may hold no more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Entry = dict[str, Any]
 """One slide of an index: plain types only, so that its pickle loads anywhere."""
 
 Index = dict[str, Entry]
-"""Slide id -> entry, in sorted order of the ids."""
+"""Slide id -> entry, sorted by id."""
 
 PER_PATCH = ("patches", "visualisation_coords", "tissue_fraction", "tumor_fraction")
 """The keys of an entry that hold one value per patch, in the same order."""
@@ -41,21 +41,25 @@ def load_index(path: str | Path) -> Index:
 
 
 def save_index(path: str | Path, index: Index) -> None:
-    """Write an index as a pickle of plain types, replacing what was there only when it is complete."""
+    """Write an index atomically as a pickle of plain types."""
     write_plain_pickle(path, index)
 
 
 def check_index(index: Any) -> Index:
-    """Return ``index`` if it is one.
+    """Return ``index`` if it is a slide index.
 
     Raises:
-        SlideIndexError: it is something else.
+        SlideIndexError: it is something else, or an entry lacks a key.
     """
     if not isinstance(index, Mapping):
-        raise SlideIndexError(f"is a {type(index).__name__} and no index", remedy="Make the index again")
+        raise SlideIndexError(
+            f"is a {type(index).__name__}, not a slide index", remedy="Make the index again"
+        )
     for slide_id, entry in index.items():
         if not isinstance(slide_id, str) or not isinstance(entry, Mapping):
-            raise SlideIndexError(f"{slide_id!r:.60} is no slide of an index", remedy="Make the index again")
+            raise SlideIndexError(
+                f"{slide_id!r:.60} is not a slide with its entry", remedy="Make the index again"
+            )
         missing = [key for key in ("slide_path", "patches") if key not in entry]
         if missing:
             raise SlideIndexError(
@@ -65,21 +69,21 @@ def check_index(index: Any) -> Index:
 
 
 def is_test(slide_id: str, entry: Mapping[str, Any]) -> bool:
-    """Whether a slide is kept for testing: by its ``split``, else by the ``test_pattern`` of its index."""
+    """Whether a slide is a test slide: by its ``split``, else by the ``test_pattern`` of its index."""
     if entry.get("split"):
         return entry["split"] == "test"
     return is_test_slide(slide_id, entry.get("config", {}).get("test_pattern", DEFAULT_TEST_PATTERN))
 
 
 def resolution_of(entry: Mapping[str, Any]) -> int | str:
-    """What an entry was indexed at: a pyramid level, or a magnification ("10x") or pixel size ("0.5um")."""
+    """The resolution of an entry: a pyramid level, or a magnification ("10x") or pixel size ("0.5um")."""
     return entry.get("resolution") or int(entry["level"])
 
 
 def partial_tumor(entry: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Which patches hold tumor, but too little of it for the label rule ``fraction``: (n,).
+    """Which patches hold some tumor, but too little for the label rule ``fraction``: bool (n,).
 
-    They are neither tumor nor normal: not trained on, and reported apart in testing.
+    They belong to neither class: they are not trained on, and reported apart in testing.
     """
     patches = entry["patches"]
     fractions = entry.get("tumor_fraction")
@@ -90,6 +94,6 @@ def partial_tumor(entry: Mapping[str, Any]) -> NDArray[np.bool_]:
 
 
 def classes(entry: Mapping[str, Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which patches are tumor and which are normal: (n,) each; a patch may be neither."""
+    """Which patches are tumor and which are normal: bool (n,) each; a patch may be neither."""
     tumor = np.fromiter((patch[2] for patch in entry["patches"]), bool, len(entry["patches"]))
     return tumor, ~tumor & ~partial_tumor(entry)

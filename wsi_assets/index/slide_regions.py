@@ -1,4 +1,4 @@
-"""What is read of one slide: tissue and annotation, as functions that any process can run."""
+"""Read the tissue and the annotation of one slide; functions that worker processes can run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_assets.index.options import TissueOptions
-from wsi_assets.slides.cohort import NOTHING_SAID, SlideRow
+from wsi_assets.slides.cohort import EMPTY_ROW, SlideRow
 from wsi_assets.slides.options import ScaleOptions
 
 if TYPE_CHECKING:
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 class SlideOptions(TissueOptions, ScaleOptions):
-    """How a slide is read: its tissue and its scale."""
+    """Options of reading a slide: its tissue and its scale."""
 
 
 def read_tissue(
-    slide_id: str, path: Path, options: SlideOptions, said: SlideRow = NOTHING_SAID
+    slide_id: str, path: Path, options: SlideOptions, cohort_row: SlideRow = EMPTY_ROW
 ) -> dict[str, Any]:
-    """The slide's ``TissueRegions`` as plain values: compressed bits, so that memory follows the tissue.
+    """Find the tissue of a slide: its ``TissueRegions`` as plain values, with the mask compressed.
 
     Args:
-        said: what the cohort's table says of the slide; here its ``base_mag`` and ``mpp`` count.
+        cohort_row: the slide's row of the cohort table, whose ``base_mag`` and ``mpp`` are used.
 
     Raises:
-        SlideError: the slide does not open or read.
+        SlideError: the slide does not open, or cannot be read.
     """
     from wsi_assets.index.tissue import find_tissue
     from wsi_assets.slides import fingerprint, open_slide
 
-    contents = fingerprint(path)  # before it is read, so that a change meanwhile is seen as one
-    with open_slide(path, options, said) as reader:
+    contents = fingerprint(path)  # before reading, so that a change during it is detected later
+    with open_slide(path, options, cohort_row) as reader:
         tissue = find_tissue(reader, options, contents)
     return {**tissue.to_plain(), "slide_id": slide_id}
 
@@ -42,19 +42,20 @@ def read_tissue(
 def read_tumor(
     slide: SlideFile, options: AnnotationOptions | None, tissue: dict[str, Any]
 ) -> TumorRegions | None:
-    """The tumor of a slide, placed by the scanned area in its ``TissueRegions``; None of a slide without
-    annotation and correction.
+    """The tumor regions of a slide; None if it has neither annotation nor correction.
 
-    A slide without annotation is corrected as one on which nothing is tumor.
+    Args:
+        tissue: the slide's ``TissueRegions`` as plain values, for its scanned area.
 
     Raises:
-        AnnotationError: the annotation file is damaged or not understood, and the cohort does not say that
-            the slide is normal; its correction is; or annotation and cohort contradict each other.
+        AnnotationError: the annotation or the correction is damaged or not understood, or contradicts the
+            label in the cohort table. An annotation that is not understood is ignored if the table says that
+            the slide is normal.
     """
     from wsi_assets.annotations import read_annotation
     from wsi_assets.errors import AnnotationError
 
-    label, bounds = slide.said.label, tissue["bounds"]
+    label, bounds = slide.cohort_row.label, tissue["bounds"]
     bounds = bounds and tuple(bounds)
     annotation, correction = slide.annotation_path, slide.correction_path
     regions = None
@@ -69,7 +70,7 @@ def read_tumor(
     annotated = regions is not None and not regions.geometry.is_empty
     if label in ("tumor", "normal") and annotated != (label == "tumor"):
         raise AnnotationError(
-            f"has {'' if annotated else 'no '}annotated tumor, and the cohort's table calls it {label}",
+            f"has {'' if annotated else 'no '}annotated tumor, but cohort.csv labels the slide {label}",
             path=correction or annotation or slide.path,
             remedy="Annotate its tumor, or correct its label" if label == "tumor" else "Correct one of them",
         )
@@ -77,9 +78,9 @@ def read_tumor(
 
 
 def annotated_by(slide: SlideFile, regions: TumorRegions | None) -> Path | None:
-    """The file that says where the slide's tumor is; None of a normal slide.
+    """The file that says where the slide's tumor is; None for a normal slide.
 
-    A corrected slide is annotated if it has tumor.
+    A slide whose correction leaves no tumor is normal.
     """
     if regions is None or (slide.correction_path and regions.geometry.is_empty):
         return None
@@ -88,15 +89,15 @@ def annotated_by(slide: SlideFile, regions: TumorRegions | None) -> Path | None:
 
 @dataclass(frozen=True)
 class SlideAnnotation:
-    """What a slide's annotation and its correction say, and pictures of it.
+    """The annotation of a slide with its correction applied, and pictures of it.
 
     Attributes:
-        contents: version of what was read.
-        regions: the ``TumorRegions`` as plain values, None without annotation and correction.
+        contents: version of the annotation and correction files (:func:`annotation_version`).
+        regions: the ``TumorRegions`` as plain values; None without annotation and correction.
         annotated_by: the file of :func:`annotated_by`.
-        area: of the tumor, pixels of level 0.
-        notices: of the ``TumorRegions``.
-        audit: a row for every annotation; ``changed_um2`` is ``changed`` where the pixel size is known.
+        area: tumor area in square level-0 pixels.
+        notices, unknown_groups: those of the ``TumorRegions``.
+        audit: a row for every annotation; ``changed_um2`` is ``changed`` in um^2, None if mpp is unknown.
         overlay, large: JPEGs of the slide with its annotations, for a page and for a file.
         geojson: the annotation for QuPath.
     """
@@ -116,13 +117,13 @@ class SlideAnnotation:
 def read_slide_annotation(
     slide: SlideFile, options: AnnotationOptions, tissue: dict[str, Any]
 ) -> SlideAnnotation:
-    """The annotation of a slide, and pictures of it; arguments and errors as of :func:`read_tumor`."""
+    """Read the annotation of a slide and draw it; arguments and errors as of :func:`read_tumor`."""
     from wsi_assets.annotations import annotation_geojson
     from wsi_assets.index.pictures import overlay_jpeg
     from wsi_assets.index.tissue import PICTURE_SIDE, TissueRegions
     from wsi_assets.slides import annotation_version
 
-    contents = annotation_version(slide)  # before it is read, so that a change meanwhile is seen as one
+    contents = annotation_version(slide)  # before reading, so that a change during it is detected later
     found = TissueRegions.from_plain(tissue)
     regions = read_tumor(slide, options, tissue)
     plain, mpp, base = regions and regions.to_plain(), found.scale.mpp, found.levels[0]

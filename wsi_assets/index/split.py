@@ -1,7 +1,7 @@
-"""Which slides train and which validate, by patient, and the folds of a cross-validation.
+"""Split slides by patient into training and validation, and into the folds of a cross-validation.
 
-The split is decided on the whole index, before patches are sampled: validation slides keep every patch, so
-what is chosen on them holds at the prevalence of whole slides.
+The whole index is split, before patches are sampled. Validation slides keep every patch, so that thresholds
+are chosen at the tumor prevalence of whole slides.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from wsi_assets.index.slide_index import Entry, Index, classes, is_test
 from wsi_assets.slides.cohort import Side
 from wsi_assets.slides.naming import normalize_id, patients_of
 
-LEAST_VALIDATING = 30
-"""Tumor and normal patches that the validation patients shall hold; more patients are taken until they do."""
-MOST_VALIDATING = 1 / 3
-"""Share of a class's patches up to which patients are taken for the sake of ``LEAST_VALIDATING``."""
-DRAWS = 64
+MIN_VALIDATION_PATCHES = 30
+"""Patches of each class that validation should have; patients are added until it does."""
+MAX_VALIDATION_SHARE = 1 / 3
+"""Largest share of a class's patches in validation, up to which patients are added."""
+MAX_DRAWS = 64
 
 
 def split_slides(index: Index, val_size: float, seed: int) -> dict[str, Side]:
-    """The side of each slide: slide id -> ``train``, ``validation`` or ``test``.
+    """Split slides: slide id -> ``train``, ``validation`` or ``test``.
 
-    What the entries say comes first: a slide they put on validation validates, and no others then. Else
-    patients with and without tumor are drawn apart; of each kind ``val_size`` (rounded, at least one where
-    there are two) validate. Both sides shall hold both classes, and validation ``LEAST_VALIDATING`` patches
-    of each, for which more patients are taken. If no choice of patients gives both sides both classes,
-    slides are drawn instead, and if that fails too every slide trains.
+    If entries name validation slides, these are the validation slides. Otherwise patients are drawn,
+    stratified by whether they have tumor: of each kind the share ``val_size``, and at least one if there are
+    two. Patients are added until validation has ``MIN_VALIDATION_PATCHES`` patches of each class. If no draw
+    gives both classes to training and to validation, single slides are drawn instead of patients. If that
+    fails too, all slides are for training.
 
-    Patients are drawn in the order of a seeded hash of their names, so a new patient leaves the side of
-    nearly all others as it was.
+    Patients are drawn in the order of a seeded hash of their names, so that a new patient changes the side of
+    almost no other.
     """
     sides: dict[str, Side] = {
         name: "test" if is_test(name, entry) else entry.get("split") or "train"
@@ -51,7 +51,7 @@ def split_slides(index: Index, val_size: float, seed: int) -> dict[str, Side]:
 
 
 def fold_slides(index: Index, folds: int, seed: int) -> dict[str, int]:
-    """Fold, from 0, of each slide that is not a test slide: grouped by patient, stratified by tumor.
+    """Slide id -> fold, from 0, without test slides: grouped by patient, stratified by tumor.
 
     Raises:
         SlideIndexError: there are fewer patients than folds.
@@ -70,7 +70,7 @@ def fold_slides(index: Index, folds: int, seed: int) -> dict[str, int]:
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
     names, fold_of = list(rest), {}
     with warnings.catch_warnings():
-        # With fewer tumor slides than folds some folds have none, and no metrics; the summary shows it.
+        # With fewer tumor slides than folds, some folds have no tumor; the summary shows that.
         warnings.simplefilter("ignore", UserWarning)
         parts = list(splitter.split(names, tumor, [groups[name] for name in names]))
     for fold, (_, held_out) in enumerate(parts):
@@ -79,13 +79,13 @@ def fold_slides(index: Index, folds: int, seed: int) -> dict[str, int]:
 
 
 def patients(index: Index) -> dict[str, str]:
-    """Slide id -> patient, in one spelling; the entry's ``label``, or what the id tells where it has none."""
+    """Slide id -> patient in normalized spelling: the entry's ``label``, else the patient in the id."""
     known = patients_of([name for name, entry in index.items() if not entry.get("label")])
     return {name: normalize_id(str(entry.get("label") or known[name])) for name, entry in index.items()}
 
 
 def _counts(index: Mapping[str, Entry], group_of: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Group -> its (normal, tumor) patches; patches that are neither do not count."""
+    """Group -> its numbers of (normal, tumor) patches."""
     counts: dict[str, np.ndarray] = {}
     for name, entry in index.items():
         tumor, normal = classes(entry)
@@ -94,21 +94,21 @@ def _counts(index: Mapping[str, Entry], group_of: Mapping[str, str]) -> dict[str
 
 
 def _validating(counts: Mapping[str, np.ndarray], val_size: float, seed: int) -> set[str] | None:
-    """The groups that validate, or None if no draw gives both sides both classes.
+    """The groups for validation, or None if no draw gives both classes to training and to validation.
 
-    Among the draws the first is taken that leaves training most of both classes.
+    It is the first draw with at most ``MAX_VALIDATION_SHARE`` of each class, else the draw with least.
     """
     total = sum(counts.values(), np.zeros(2, np.int64))
     best, best_share = None, 1.0
-    for draw in range(DRAWS):
+    for draw in range(MAX_DRAWS):
         chosen = _drawn(counts, total, val_size, f"{seed}/{draw}")
         held = sum((counts[name] for name in chosen), np.zeros(2, np.int64))
         if not held.all() or not (total - held).all():
             continue
-        share = max(MOST_VALIDATING, float((held / total).max()))
+        share = max(MAX_VALIDATION_SHARE, float((held / total).max()))
         if share < best_share:
             best, best_share = chosen, share
-        if share == MOST_VALIDATING:
+        if share == MAX_VALIDATION_SHARE:
             break
     return best
 
@@ -123,9 +123,9 @@ def _drawn(counts: Mapping[str, np.ndarray], total: np.ndarray, val_size: float,
     for wanted in (1, 0):
         for name in order:
             more = held + counts[name]
-            if held[wanted] >= LEAST_VALIDATING:
+            if held[wanted] >= MIN_VALIDATION_PATCHES:
                 break
-            if name not in chosen and counts[name][wanted] and (more <= MOST_VALIDATING * total).all():
+            if name not in chosen and counts[name][wanted] and (more <= MAX_VALIDATION_SHARE * total).all():
                 chosen.add(name)
                 held = more
     return chosen

@@ -1,7 +1,4 @@
-"""Where a slide holds tissue: one mask per slide at a coarse working level, whatever level is patched later.
-
-How tissue is separated from glass is in :mod:`masking`.
-"""
+"""Find the tissue of a slide: one mask at a coarse working level, which serves patches of every level."""
 
 from __future__ import annotations
 
@@ -25,29 +22,35 @@ if TYPE_CHECKING:
 
 
 FINER = 2
-"""Pixels are read this many levels finer than the working level and averaged: JPEG halves the resolution of
-colour, and a coarse level that was compressed anew has blurred chroma (tumor_001 against its padded pyramid:
-Dice 0.92 when read at the working level, 0.97 one level finer, 0.98 two)."""
-MOST_MASK_PIXELS = 1 << 29
-"""Pixels above which a mask is not made, and a stored one not believed: a slide of 500,000 pixels a side at
-level 5 has half."""
+"""Pixels are read this many levels finer than the working level and averaged. JPEG halves the resolution of
+color, and a coarse level that was compressed again has blurred chroma: the masks of CAMELYON16's tumor_001
+and of a copy with a padded pyramid have Dice 0.92 if read at the working level, 0.97 one level finer, 0.98
+two."""
+MAX_MASK_PIXELS = 1 << 29
+"""Largest mask; a slide of 500,000 x 500,000 pixels at level 5 has half as many pixels."""
 THUMBNAIL_SIDE = 32
-"""Side of the tiny picture by which slides are compared, pixels."""
+"""Side, in pixels, of the thumbnail by which slides are compared."""
 PICTURE_SIDE = 2400
-"""Most pixels of the long side of the picture kept of a slide."""
+"""Longest side, in pixels, of the picture that is stored of a slide."""
 
 
 @dataclass(frozen=True)
 class TissueRegions:
-    """Tissue of one slide, with the geometry needed to index it without opening it again.
+    """Tissue of one slide, with the levels and the scale needed to index it without opening it again.
 
-    ``mask`` is (rows, cols) bool; its pixel (r, c) covers the level-0 square from (r, c) to (r + 1, c + 1)
-    times ``work_downsample``, as (y, x). ``threshold`` is in grey levels of chroma, 0 to 255; None if the
-    slide holds no data. ``tissue_share`` is tissue over data pixels, 0 to 1. ``thumbnail`` is the slide as
-    RGB bytes, ``THUMBNAIL_SIDE`` pixels each way, white where there is no tissue; by it the same slide under
-    two names is found. ``picture`` is the whole slide as a JPEG, its long side up to ``PICTURE_SIDE`` pixels.
-    ``bounds`` is (x, y, width, height) of the scanned area in level-0 pixels, None if that is the whole
-    slide; ``notices`` are lines on what was assumed or ignored of it. ``config`` holds the options used.
+    Attributes:
+        work_level, work_downsample: the working level, and level-0 pixels per pixel of the mask.
+        mask: bool (rows, cols). Pixel (r, c) covers the level-0 square from (r, c) to (r + 1, c + 1) times
+            ``work_downsample``, as (y, x).
+        threshold: in gray levels of chroma, 0 to 255; None if the slide has no data.
+        levels, scale: the slide's levels; magnification and pixel size of level 0.
+        tissue_share: tissue pixels over pixels with data, 0 to 1.
+        thumbnail: the slide as RGB bytes, ``THUMBNAIL_SIDE`` pixels each way, white where there is no tissue;
+            by it the same slide is found under two names.
+        picture: the whole slide as a JPEG, its longer side up to ``PICTURE_SIDE`` pixels.
+        bounds: (x, y, width, height) of the scanned area in level-0 pixels; None if that is the whole slide.
+        notices: lines on what was assumed or ignored of the slide.
+        config: the options used.
     """
 
     slide_id: str
@@ -67,7 +70,7 @@ class TissueRegions:
     config: dict[str, Any] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
-        """The same as plain types; the mask as compressed bits."""
+        """The same as plain types, the mask as compressed bits."""
         return {
             **asdict(self),
             "mask_shape": [int(side) for side in self.mask.shape],
@@ -76,16 +79,16 @@ class TissueRegions:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> TissueRegions:
-        """Rebuild what :meth:`to_plain` gave.
+        """The inverse of :meth:`to_plain`.
 
         Raises:
-            SlideIndexError: it is something else.
+            SlideIndexError: the values are something else.
         """
         try:
             rows, cols = plain["mask_shape"]
-            if not 0 < rows * cols <= MOST_MASK_PIXELS:
+            if not 0 < rows * cols <= MAX_MASK_PIXELS:
                 raise ValueError(f"a mask of {rows} x {cols}")
-            # No more than the mask needs, whatever the compressed bytes would make.
+            # No more bytes than the mask needs: damaged data could unpack to any size.
             wanted = -(-rows * cols // 8)
             bits = np.frombuffer(zlib.decompressobj().decompress(plain["mask"], wanted), np.uint8)
             fields = {k: v for k, v in plain.items() if k != "mask_shape"}
@@ -100,8 +103,8 @@ class TissueRegions:
 
 
 def work_level_for(height: int, width: int, options: TissueOptions) -> int:
-    """The coarsest level up to ``work_level`` whose mask has ``min_work_pixels`` on its long side, of a level
-    0 of ``height`` x ``width`` pixels."""
+    """The working level of a slide whose level 0 has ``height`` x ``width`` pixels: ``work_level``, or a
+    finer one so that the longer side of the mask has ``min_work_pixels``."""
     finest = math.floor(math.log2(max(max(height, width) / options.min_work_pixels, 1)))
     return min(options.work_level, finest)
 
@@ -109,9 +112,12 @@ def work_level_for(height: int, width: int, options: TissueOptions) -> int:
 def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -> TissueRegions:
     """Find the tissue of an open slide.
 
+    Args:
+        fingerprint: digest of the slide's content, to be stored with the result.
+
     Raises:
-        SlideError: the slide does not read.
-        SlideIndexError: the working level is too fine for a slide of this size, or for the memory there is.
+        SlideError: the slide cannot be read.
+        SlideIndexError: the working level is too fine for the size of the slide or for the memory.
     """
     import cv2
 
@@ -121,10 +127,10 @@ def find_tissue(reader: SlideReader, options: TissueOptions, fingerprint: str) -
     level = work_level_for(base.height, base.width, options)
     rows, columns = (-(-side // 2**level) for side in (base.height, base.width))
     fault = f"work_level {level} makes a tissue mask of {columns} x {rows} pixels"
-    if rows * columns > MOST_MASK_PIXELS:
-        coarser = math.ceil(math.log(rows * columns / MOST_MASK_PIXELS, 4))
+    if rows * columns > MAX_MASK_PIXELS:
+        coarser = math.ceil(math.log(rows * columns / MAX_MASK_PIXELS, 4))
         raise SlideIndexError(
-            f"{fault}, more than {MOST_MASK_PIXELS}",
+            f"{fault}, more than {MAX_MASK_PIXELS}",
             path=reader.path,
             remedy=f"Set work_level to {level + coarser} or more",
         )

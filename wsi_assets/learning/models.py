@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_assets.errors import ModelError, one_line
-from wsi_assets.index.options import LARGEST_PATCH
+from wsi_assets.index.options import MAX_PATCH_SIZE
 from wsi_assets.learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 CLASSES = ("normal", "tumor")
@@ -86,10 +86,10 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
     Raises:
         ModelError: no such network, not for this patch size, or its weights cannot be had or do not fit.
     """
-    if not isinstance(patch_size, int) or not 0 < patch_size <= LARGEST_PATCH:
+    if not isinstance(patch_size, int) or not 0 < patch_size <= MAX_PATCH_SIZE:
         raise ModelError(
             f"patches of {str(patch_size)[:30]} pixels are not possible",
-            remedy=f"Use {LARGEST_PATCH} at most",
+            remedy=f"Use {MAX_PATCH_SIZE} at most",
         )
     args, settings = {}, {}
     if weights == "imagenet":

@@ -53,7 +53,7 @@ from wsi_assets.orchestration.slide_folder import (
     register,
 )
 from wsi_assets.orchestration.storage import StorageResource
-from wsi_assets.running import was_asked
+from wsi_assets.running import stop_requested
 from wsi_assets.slides.resolution import words_of
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class CommandLineRun:
         from wsi_assets.slides import is_test_slide
 
         slides, cohort = self.folder.slides(), self.folder.cohort()
-        slides = {one: slide for one, slide in slides.items() if slide.said.label != "unknown"}
+        slides = {one: slide for one, slide in slides.items() if slide.cohort_row.label != "unknown"}
         options: Any = options_of(SLIDE_INDEX, None, self.storage.parameters.read(), self.given)
         accepted = accepted_slides(self.settings, levels, self.given)
         sides = cohort.sides(cohort.patients(slides, options.patient_pattern))
@@ -193,7 +193,7 @@ class CommandLineRun:
         for one, slide in slides.items():
             why = contradiction(one, one in annotated)
             # Of a corrected slide it is known once the correction is read; then a check asks the same.
-            said = slide.said.label or slide.correction_path
+            said = slide.cohort_row.label or slide.correction_path
             if why and not said and one not in accepted:
                 raise ConfigError(
                     f"{one} is {why}",
@@ -424,7 +424,7 @@ class CommandLineRun:
             tags=tags,
             raise_on_error=False,
         )
-        if was_asked():  # to Dagster an interrupted run is one that failed
+        if stop_requested():  # to Dagster an interrupted run is one that failed
             raise KeyboardInterrupt
         return result
 

@@ -104,7 +104,7 @@ class PatchStoreIOManager(StorageIOManager):
     """A store that an asset built, or a new one of (key, pixels, label) triples; a lazy handle downstream.
 
     The file at an asset's path names the store in use beside it, so that a reader opens the right one
-    whatever comes next. ``backend`` is that of triples: one LMDB, one HDF5 file, or a folder of PNG files.
+    whatever comes next. ``backend`` is that of triples.
     """
 
     backend: Backend = "lmdb"
@@ -131,6 +131,22 @@ class PatchStoreIOManager(StorageIOManager):
         from wsi_assets.patches import open_store
 
         return open_store(store_named_by(path))
+
+
+class LmdbIOManager(PatchStoreIOManager):
+    """Triples as one LMDB environment, ``patches_lmdb/``."""
+
+
+class Hdf5IOManager(PatchStoreIOManager):
+    """Triples as one HDF5 file, ``patches.h5``."""
+
+    backend: Backend = "hdf5"
+
+
+class PngFolderIOManager(PatchStoreIOManager):
+    """Triples as a folder of PNG files by class, ``image_patches/``."""
+
+    backend: Backend = "fs"
 
 
 class ModelIOManager(StorageIOManager):

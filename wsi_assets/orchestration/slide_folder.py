@@ -73,9 +73,9 @@ def signature_of(slide: SlideFile) -> dict[str, str]:
 
 def image_version(contents: str, slide: SlideFile) -> str:
     """A slide's data version: its contents, and what the cohort's table says of it, if it says anything."""
-    from wsi_assets.slides.cohort import NOTHING_SAID
+    from wsi_assets.slides.cohort import EMPTY_ROW
 
-    return contents if slide.said == NOTHING_SAID else f"{contents}, cohort {slide.said.digest[:16]}"
+    return contents if slide.cohort_row == EMPTY_ROW else f"{contents}, cohort {slide.cohort_row.digest[:16]}"
 
 
 def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSeen]:

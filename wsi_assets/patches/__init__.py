@@ -1,7 +1,4 @@
-"""Extract patches from slides into a store, and read them from it.
-
-Names load on first use, so that importing the package, or only its options, costs nothing.
-"""
+"""Extract patches from slides into a store, and read them from it."""
 
 from __future__ import annotations
 

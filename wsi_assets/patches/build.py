@@ -1,4 +1,4 @@
-"""Build a store of patches from a plan: extract what is new, then assemble the store beside the old one."""
+"""Build a patch store from a plan: extract new patches, then write the new store beside the old one."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from wsi_assets.patches.backends.base import (
 from wsi_assets.patches.codecs import encoder
 from wsi_assets.patches.extraction import ExtractTask, run_tasks
 from wsi_assets.patches.options import Backend, ExtractionOptions
-from wsi_assets.patches.parts import EncodedPatches, Place
+from wsi_assets.patches.parts import EncodedPatches, Location
 from wsi_assets.patches.plan import PatchPlan, read_batches
 from wsi_assets.patches.store import open_reader, partial_folder
 from wsi_assets.progress import Progress, silent
 
 _WORTH_A_POOL = 512
-"""Patches under which starting processes takes longer than it saves."""
+"""Number of patches below which starting worker processes takes longer than it saves."""
 
 
 @dataclass(frozen=True)
 class StagedStore:
-    """A store that is built, and waits beside its place until :meth:`publish` puts it there.
+    """A store that is built under a temporary name; :meth:`publish` moves it to its path.
 
     Attributes:
-        patches, tumor, normal: how many it holds.
-        decoded, reused: of these, read from slides now, and taken from earlier builds.
+        patches, tumor, normal: numbers of patches, in all and by class.
+        decoded, reused: how many of them were read from slides now, or taken from earlier builds.
         quarantined: ``key, slide_id, y, x, reason`` of each patch that could not be read.
-        seconds: what building took.
+        seconds: time the build took.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class StagedStore:
         return self.decoded / max(self.seconds, 1e-9)
 
     def publish(self) -> StagedStore:
-        """Put the store in the old one's place; of one that was up to date already there is nothing to do.
+        """Replace the old store; does nothing if that was up to date.
 
         Raises:
             StoreError: the disk is full or not writable.
@@ -97,25 +97,26 @@ def build_store(
     workers: int | None = None,
     progress: Progress = silent,
 ) -> StagedStore:
-    """Build the store of ``plan`` at ``path``, or bring the one there up to date.
+    """Build the store of ``plan`` at ``path``, or bring the store there up to date.
 
-    Patches whose slide, scale, place, size and encoding are unchanged are copied without reading a slide,
-    whatever their count is now. The old store stays readable until the new one takes its place. A killed
-    build is continued by the next one. The store depends on the plan only, not on its history
-    or on who did the work.
-    A patch or slide that cannot be read, or a slide that changed since it was indexed, is quarantined with
-    the reason; the next build tries it again.
+    Patches whose slide, scale, coordinates, size and encoding are unchanged are copied from the old store
+    without opening their slide, even if their key changed. The old store stays readable until the new one
+    replaces it. A killed build is continued by the next one. Equal plans give equal stores, whatever was
+    built before and on whatever machines.
+
+    A patch that cannot be read, and all patches of a slide that changed since it was indexed, are quarantined
+    with the reason; the next build tries them again.
 
     Args:
-        executor: reads and encodes; by default processes of this machine, or this process if there is
-            little to do.
-        workers: how many tasks are done at once; by default ``plan.options.extraction_workers``, or one a
+        backend: "lmdb", "hdf5" or "fs" (a folder of PNG files).
+        executor: reads and encodes patches; by default processes of this machine, or this process if there
+            are few patches.
+        workers: how many tasks run at once; by default ``plan.options.extraction_workers``, or one for each
             CPU core.
-        progress: called with patches done.
 
     Raises:
-        StoreError: another process builds this store, the disk is full or not writable, or what lies at
-            ``path`` is not a store of ours.
+        StoreError: another process builds this store, the disk is full or not writable, or there is something
+            at ``path`` that this package did not write.
     """
     with staged_store(plan, path, backend, executor=executor, workers=workers, progress=progress) as staged:
         return staged.publish()
@@ -131,7 +132,8 @@ def staged_store(
     workers: int | None = None,
     progress: Progress = silent,
 ) -> Iterator[StagedStore]:
-    """As :func:`build_store`, for a caller that publishes; nobody else can build at ``path`` in the block."""
+    """As :func:`build_store`, but the caller publishes. Within the context no other process can build
+    there."""
     started = time.perf_counter()
     with _owned(path) as path, contextlib.closing(_Build(plan, path, backend, progress)) as build:
         info, decoded = build.old_info, 0
@@ -143,7 +145,7 @@ def staged_store(
 
 
 class _Build:
-    """A build in progress; the lock is the caller's."""
+    """A build in progress; the caller holds the lock."""
 
     def __init__(self, plan: PatchPlan, path: Path, backend: Backend, progress: Progress):
         self._plan, self._path, self._backend, self._progress = plan, path, backend, progress
@@ -156,12 +158,13 @@ class _Build:
         self._encoded = EncodedPatches(self._old, self._parts, self._content)
 
     def is_current(self) -> bool:
-        """Whether the old store is the plan's, and nothing is left to try again."""
+        """Whether the old store is that of the plan and has no quarantined patches."""
         same = self.old_info.get("plan_digest") == self._plan.digest(self._backend)
         return same and not self.old_info["quarantined"]
 
     def extract(self, executor: Executor | None, workers: int | None) -> int:
-        """Have all patches that are not at hand in parts; how many were read."""
+        """Extract the patches that are neither in the old store nor in part files; return how many were
+        read."""
         total = len(self._plan)
         missing = [np.flatnonzero([place is None for place in places]) for places in self._places()]
         count = sum(map(len, missing))
@@ -178,7 +181,7 @@ class _Build:
         return count - len(self._lost)
 
     def assemble(self) -> StoreMetadata:
-        """Put all patches together beside the store's place."""
+        """Write the new store from the old store and the part files."""
         plan, metadata = self._plan, self._metadata()
         keys, labels, total = list(plan.keys()), plan.labels.tolist(), len(plan)
         places = list(itertools.chain.from_iterable(self._places()))
@@ -195,16 +198,16 @@ class _Build:
         return metadata
 
     def close(self) -> None:
-        """Let go of the old store."""
+        """Close the old store."""
         if self._old is not None:
             self._old.close()
 
-    def _places(self) -> Iterator[list[Place]]:
-        """Where the patches of each slide are."""
+    def _places(self) -> Iterator[list[Location]]:
+        """Where the encoded patches of each slide are."""
         return (self._encoded.find(slide.source, slide.coords) for slide in self._plan.slides)
 
     def _tasks(self, missing: list[np.ndarray]) -> Iterator[ExtractTask]:
-        """What is to be read of each slide; one without any missing patch is not opened."""
+        """The extraction tasks of each slide; none for a slide without missing patches."""
         for slide, wanted in zip(self._plan.slides, missing, strict=True):
             coords, seen = slide.coords[wanted], os.access(slide.path, os.R_OK)
             source = slide.path, seen, slide.fingerprint, slide.level, slide.step
@@ -250,10 +253,14 @@ def write_patches(
     items: Iterable[tuple[str, np.ndarray, int]],
     options: ExtractionOptions | None = None,
 ) -> StagedStore:
-    """Write a store of patches that are at hand: (key, uint8 (P, P, 3) RGB, label) each.
+    """Write a store of given patches.
+
+    Args:
+        items: (key, uint8 (P, P, 3) RGB, label) of each patch; label 1 is tumor.
+        options: encoding; the defaults if None.
 
     Raises:
-        StoreError: as :func:`build_store`; patches of different sizes, a key twice, or no patch at all.
+        StoreError: as :func:`build_store`; or patches of different sizes, a key twice, or no patch.
     """
     started = time.perf_counter()
     codec, quality = (options or ExtractionOptions()).encoding(backend)
@@ -266,12 +273,12 @@ def write_patches(
         items = iter(items)
         first = next(items, None)
         if first is None:
-            raise StoreError("would have no patches", path=path)
+            raise StoreError("is not written: there are no patches", path=path, remedy="Give at least one")
         size = len(first[1])
         with _writer(backend, path, None, size) as writer:
             for key, image, label in itertools.chain([first], items):
                 if image.shape != (size, size, 3) or image.dtype != np.uint8 or key in labels:
-                    what = f"patch {key!r} is there twice, or is {image.dtype} {image.shape}"
+                    what = f"patch {key!r} is given twice, or is {image.dtype} {image.shape}"
                     raise StoreError(what, path=path, remedy=f"Give uint8 ({size}, {size}, 3) patches")
                 value = encode(image)
                 writer.write(len(labels), key, int(label), value)
@@ -288,7 +295,7 @@ def write_patches(
 
 @contextlib.contextmanager
 def _owned(path: str | Path) -> Iterator[Path]:
-    """Hold the lock on building the store at ``path``, and clear away what a killed build half assembled."""
+    """Hold the lock on building the store at ``path``, and remove the unfinished store of a killed build."""
     path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
     with _one_line_errors(path), contextlib.ExitStack() as held:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -305,15 +312,15 @@ def _owned(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _one_line_errors(path: Path) -> Iterator[None]:
-    """What befalls the disk or the workers is one line."""
+    """Raise disk errors and dead workers as a one-line StoreError."""
     try:
         yield
     except BrokenExecutor as error:
         raise StoreError(
             f"a worker process died ({one_line(error) or 'killed'})",
             path=path,
-            remedy="Give it more memory or fewer extraction_workers, or begin your script's work below "
-            "if __name__ == '__main__', then run again; it continues",
+            remedy="Use fewer extraction_workers or a machine with more memory, or put your script's code "
+            "under if __name__ == '__main__', then run again; it continues",
         ) from error
     except WsiAssetsError:
         raise
@@ -321,15 +328,15 @@ def _one_line_errors(path: Path) -> Iterator[None]:
         fault = disk_fault(error, path)
         if fault is None:
             raise
-        remove(_staged(path))  # a full disk needs the space; the part files stay
+        remove(_staged(path))  # frees space on a full disk; the part files stay for the next build
         raise StoreError(fault.fault, path=path, remedy=fault.remedy) from error
 
 
 def _open_old(path: Path, backend: Backend) -> StoreReader | None:
-    """The store that a build replaces; None if there is none that can be read.
+    """The store that a build replaces; None if there is none, or it cannot be read.
 
     Raises:
-        StoreError: what lies there is not a store of this kind that we wrote.
+        StoreError: there is a store of another kind or of another program.
     """
     if not path.exists():
         return None

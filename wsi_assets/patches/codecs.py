@@ -17,11 +17,13 @@ _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 def encoder(codec: str, quality: int | None = None) -> Callable[[np.ndarray], bytes]:
-    """A function from uint8 (P, P, 3) RGB to bytes.
+    """A function that encodes uint8 (P, P, 3) RGB to bytes.
 
-    ``jpeg`` is 4:4:4 at ``quality``. ``png`` uses the Sub filter at zlib level 1: stained tissue compresses
-    as well with it as with the adaptive choice, in two thirds of the time. ``pixels`` is the pixels' own
-    bytes, as HDF5 holds them.
+    Args:
+        codec: "jpeg", with 4:4:4 chroma; "png", with the Sub filter at zlib level 1, which compresses stained
+            tissue as well as adaptive filters in two thirds of the time; or "pixels", the raw bytes, as HDF5
+            holds them.
+        quality: JPEG quality.
     """
     if codec == "jpeg":
         import imagecodecs
@@ -43,32 +45,32 @@ def encoder(codec: str, quality: int | None = None) -> Callable[[np.ndarray], by
 
 
 def codec_of(data: bytes) -> str | None:
-    """``jpeg`` or ``png`` by the first bytes of an image; None if it is neither."""
+    """ "jpeg" or "png" by the first bytes of an image; None if it is neither."""
     return "jpeg" if data[:3] == _JPEG else "png" if data[:8] == _PNG else None
 
 
 def decode(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
-    """A JPEG or PNG image as uint8 (P, P, 3) RGB that the caller owns.
+    """Decode a JPEG or PNG image to a new uint8 (P, P, 3) RGB array.
 
     Args:
-        out: where the pixels go, uint8 (P, P, 3); without it the image may be of any size.
+        out: array for the pixels, uint8 (P, P, 3). Without it the image may have any size.
 
     Raises:
-        ValueError, or an image library's own error: the bytes are not such an image, are cut short, or are
-            of another size.
+        ValueError, or an image library's own error: the bytes are not such an image, are cut short, or have
+            another size than ``out``.
     """
     codec = codec_of(data)
     if codec is None:
         raise ValueError("is neither a JPEG nor a PNG image")
-    # Decoders make gray of what a cut file lacks, so its last bytes are checked first.
-    # (Scanners pad their tiles by a few bytes.)
+    # Decoders fill missing parts with gray, so the end marker is checked first; scanners pad tiles by some
+    # bytes after it.
     if (_JPEG_END if codec == "jpeg" else _PNG_END) not in data[-18:]:
         raise ValueError("is cut short")
     if out is not None:
         import imagecodecs
 
-        with contextlib.suppress(ValueError):  # a gray one, or of another size
-            # The same pixels as OpenCV's, faster, and in no more memory than they take.
+        with contextlib.suppress(ValueError):  # a grayscale image, or another size
+            # The same pixels as OpenCV's, in less time, and without the memory that damaged headers claim.
             if codec == "jpeg":
                 return imagecodecs.jpeg8_decode(data, outcolorspace="RGB", out=out)
             return imagecodecs.png_decode(data, out=out)

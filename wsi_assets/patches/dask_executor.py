@@ -1,4 +1,4 @@
-"""A Dask cluster as a standard executor: its own ``Client.get_executor()``, with clear errors around it."""
+"""A Dask cluster as a ``concurrent.futures`` executor, with one-line errors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 from wsi_assets.errors import WsiAssetsError, one_line
 
 SAME_PACKAGES = ("wsi-assets", "numpy", "opencv-python", "imagecodecs", "openslide-bin", "shapely")
-"""Packages whose version can show in a result: with others, workers would make other bytes."""
+"""Packages whose version may change the bytes of a result; workers must have the same ones."""
 
 _ADDRESS = re.compile(r"(?:(?:tcp|tls|ucx|wss?)://)?[^\s/]+:\d+")
 _CONNECT_SECONDS = 5.0
 _ONE_ENVIRONMENT = "Give workers and this process one environment"
 
 _MIN_WORKERS = 8
-"""Workers that are assumed where there are fewer: a cluster that grows on demand must see a demand."""
+"""Least number of workers for which tasks are submitted, so that a cluster that scales on demand grows."""
 
 
 class ClusterError(WsiAssetsError):
@@ -28,7 +28,7 @@ class ClusterError(WsiAssetsError):
 
 
 class DaskExecutor(Executor):
-    """The cluster that ``client`` is connected to. If a worker dies, Dask runs its task on another."""
+    """An executor on the cluster of a Dask ``client``. If a worker dies, Dask runs its task on another."""
 
     def __init__(self, client: Any):
         self._client = client
@@ -38,7 +38,7 @@ class DaskExecutor(Executor):
         return f"Dask cluster at {self._client.scheduler.address} ({self._threads()} worker threads now)"
 
     def workers(self) -> int:
-        """For how many workers to keep tasks ready: as many as there are threads now, 8 at the least."""
+        """For how many workers to keep tasks ready: the worker threads there are now, at least 8."""
         return max(self._threads(), _MIN_WORKERS)
 
     def _threads(self) -> int:
@@ -47,17 +47,17 @@ class DaskExecutor(Executor):
 
 @contextlib.contextmanager
 def open_executor(scheduler: str | None) -> Iterator[DaskExecutor | None]:
-    """The cluster's executor, or None without one: work then runs as it does on one machine.
+    """Connect to a cluster and yield its executor; yields None without a cluster.
 
-    What befalls the cluster in the block is raised as one line; what a task itself raised passes.
+    Errors of the cluster within the context become one-line errors; errors of the tasks pass unchanged.
 
     Args:
         scheduler: address (``tcp://host:8786``), or the JSON file that ``dask scheduler --scheduler-file``
-            writes. None or "" is no cluster.
+            writes; None or "" for no cluster.
 
     Raises:
         ClusterError: ``distributed`` is not installed, the scheduler does not answer within seconds, a worker
-            has other versions than this process, or the cluster was lost.
+            has other package versions than this process, or the connection to the cluster was lost.
     """
     if not scheduler:
         yield None
@@ -72,11 +72,11 @@ def open_executor(scheduler: str | None) -> Iterator[DaskExecutor | None]:
     except (KilledWorker, ImportError, CancelledError, CommClosedError) as error:
         raise ClusterError(
             f"the work on the Dask cluster at {scheduler} was lost ({one_line(error) or type(error)})",
-            remedy="See that it runs, and in its workers' logs that they have this process's environment and "
-            "enough memory, then run again; it continues",
+            remedy="Check that the cluster runs, and in its workers' logs that they have this process's "
+            "environment and enough memory, then run again; it continues",
         ) from error
     finally:
-        with contextlib.suppress(Exception, CancelledError):  # a scheduler that is gone hears nothing
+        with contextlib.suppress(Exception, CancelledError):  # the scheduler may be gone
             client.close(timeout=_CONNECT_SECONDS)
 
 
@@ -85,17 +85,17 @@ def _connect(scheduler: str) -> Any:
         from distributed import Client
     except ImportError as error:
         raise ClusterError(
-            f"WSI_SCHEDULER names {scheduler}, and the package distributed is not installed here",
+            f"WSI_SCHEDULER is {scheduler}, but the package distributed is not installed here",
             remedy="Run: pip install 'wsi-assets[cluster]', or unset WSI_SCHEDULER",
         ) from error
     is_file = scheduler.endswith(".json")
-    # A client that is given a false address hangs when it is thrown away.
+    # A client with a malformed address hangs when it is deleted.
     if not (Path(scheduler).is_file() if is_file else _ADDRESS.fullmatch(scheduler)):
         raise ClusterError(
             f"WSI_SCHEDULER is {scheduler!r}, which is not an address or does not exist",
-            remedy="Write it as tcp://host:8786, or name the file that dask scheduler --scheduler-file wrote",
+            remedy="Give it as tcp://host:8786, or the file that dask scheduler --scheduler-file wrote",
         )
-    # What it logs of a lost cluster as tracebacks is raised here as one line.
+    # It would log tracebacks about a lost cluster, which is raised as one line.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     where = {"scheduler_file" if is_file else "address": scheduler}
     try:

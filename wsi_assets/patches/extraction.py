@@ -1,4 +1,4 @@
-"""Read and encode patches in worker processes, or on any executor."""
+"""Read and encode patches in worker processes, or on any executor such as a cluster."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class ExtractTask:
 
     Attributes:
         rows: numbers of the patches in the plan.
-        seen: whether the builder sees the slide's file.
-        fingerprint: what the slide must still have.
+        seen: whether the building process can read the slide's file.
+        fingerprint: the slide's fingerprint when it was indexed, which it must still have.
         level, step: the level that is read, and how many of its pixels, each way, are averaged to one.
-        coords: int32 (n, 2) of (y, x) in pixels so averaged.
-        content: patch size, codec and the like, as of :meth:`PatchPlan.content`.
+        coords: int32 (n, 2) of (y, x), in averaged pixels.
+        content: patch size, codec and so on, see :meth:`PatchPlan.content`.
     """
 
     rows: np.ndarray
@@ -49,15 +49,18 @@ class ExtractTask:
 
 
 def extract(task: ExtractTask, folder: Path | None) -> tuple[dict[int, str], bytes]:
-    """Read and encode into a part file in ``folder``; None is for workers of other machines.
+    """Read and encode the patches of a task.
+
+    Args:
+        folder: folder for the part file; None on workers of other machines, which return its bytes instead.
 
     Returns:
-        Position in the task -> why, of each patch that could not be read; and the part where there is no
-        folder.
+        Position in the task -> reason, for each patch that could not be read; and the bytes of the part if
+        there is no folder.
 
     Raises:
-        SlideError: the builder sees a slide and this machine does not. To quarantine its patches would hide
-            that. Any other unreadable slide or patch is a reason in the result.
+        SlideError: the building process can read the slide, but this machine cannot. Quarantining its patches
+            would hide that. Any other patch or slide that cannot be read is in the result, with the reason.
     """
     reasons: dict[int, str] = {}
     if folder is not None:
@@ -66,7 +69,7 @@ def extract(task: ExtractTask, folder: Path | None) -> tuple[dict[int, str], byt
         return reasons, b""
     if task.seen and not os.access(task.slide_path, os.R_OK):
         raise SlideError(
-            f"is seen by the builder but not by the worker on {platform.node()}",
+            f"can be read by the building process but not by the worker on {platform.node()}",
             path=task.slide_path,
             remedy="Mount the slide folder at the same path on every worker, then run again; it continues",
         )
@@ -82,16 +85,16 @@ def _source(task: ExtractTask) -> str:
 def run_tasks(
     tasks: Iterable[ExtractTask], folder: Path, executor: Executor | None, workers: int
 ) -> Iterator[tuple[ExtractTask, dict[int, str]]]:
-    """Do the tasks and have their patches in part files in ``folder``; each task with the reasons of
-    :func:`extract`, as done.
+    """Run tasks, which write part files in ``folder``; yields each finished task with the reasons of
+    :func:`extract`.
 
     Args:
-        executor: does them elsewhere; None does them here: in this process, or in several ``workers``.
-        workers: how many tasks are done at once; as many wait.
+        executor: runs the tasks; None runs them in this process, or in ``workers`` processes.
+        workers: how many tasks run at once; as many more are submitted.
 
     Raises:
         BrokenExecutor: a worker process died.
-        SlideError: a worker of the executor does not see a slide that this process sees.
+        SlideError: a worker of the executor cannot read a slide that this process can.
     """
     if executor is not None:
         for task, (reasons, part) in _as_completed(executor, tasks, partial(extract, folder=None), workers):
@@ -134,9 +137,9 @@ def _as_completed(
 
 
 def _encoded(task: ExtractTask, reasons: dict[int, str]) -> Iterator[tuple[tuple[int, int], bytes]]:
-    """((y, x), encoded patch) of those that can be read; why not, of the rest, into ``reasons``.
+    """((y, x), encoded patch) of each patch that can be read; the reasons of the others go into ``reasons``.
 
-    A patch that is just one of the slide's JPEG tiles is not encoded again under the codec ``jpeg``.
+    With the codec ``jpeg``, a patch that is exactly one of the slide's JPEG tiles is not encoded again.
     """
     content = task.content
     encode = encoder(content["codec"], content["quality"])
@@ -161,7 +164,7 @@ _held = threading.local()
 
 
 def _reader(task: ExtractTask) -> PatchReader:
-    """The slide, kept open from task to task: consecutive tasks are mostly of one slide."""
+    """The slide of a task, kept open between tasks, because consecutive tasks are mostly of one slide."""
     wanted = (task.slide_path, task.level, task.fingerprint, signature(task.slide_path))
     if getattr(_held, "wanted", None) != wanted:
         close_reader()
@@ -173,7 +176,7 @@ def _reader(task: ExtractTask) -> PatchReader:
 
 
 def close_reader() -> None:
-    """Let go of the slide that this thread holds open between tasks."""
+    """Close the slide that this thread keeps open between tasks."""
     if getattr(_held, "wanted", None) is not None:
         _held.reader.close()
     _held.wanted = _held.reader = None

@@ -1,4 +1,4 @@
-"""A picture of a store's patches, normal beside tumor."""
+"""A picture of some patches of a store, normal beside tumor."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _TITLE = 28
 
 
 def mosaic_png(store: PatchStore, *, columns: int = 6, rows: int = 4, side: int = 128) -> bytes:
-    """PNG of up to ``rows`` x ``columns`` patches of each class, normal left, tumor right.
+    """A PNG of up to ``rows`` x ``columns`` patches of each class, normal left, tumor right.
 
-    Patches are spread evenly over the store, so over slides, and scaled to ``side`` pixels.
+    Patches are chosen evenly over the store, and so over its slides, and resized to ``side`` pixels.
     """
     import cv2
 
@@ -40,7 +40,7 @@ def mosaic_png(store: PatchStore, *, columns: int = 6, rows: int = 4, side: int 
 
 
 def _width(store: PatchStore) -> str:
-    """How wide a patch is, in pixels and, where the slides say it, in um."""
+    """The width of a patch in pixels and, if the slides' mpp is known, in um."""
     pixels = store.info["patch_size"]
     mpps = [slide["mpp"] for slide in store.info.get("slides", []) if slide["mpp"]]
     widths = sorted({f"{pixels * mpp:.0f}" for mpp in (min(mpps), max(mpps))}, key=float) if mpps else []

@@ -1,4 +1,4 @@
-"""Options of extraction; a light module, because job definitions load it."""
+"""Options of patch extraction."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Backend = Literal["lmdb", "hdf5", "fs"]
 class ExtractionOptions(BaseModel):
     """How patches are read, encoded and stored.
 
-    ``codec`` is what an LMDB store holds. A PNG folder always holds PNG and an HDF5 store always holds the
-    slide's own pixels, so those two are never worse than an LMDB store of the same patches.
+    ``codec`` applies to LMDB stores. A PNG folder always holds PNG, and an HDF5 store the pixels themselves,
+    so both are lossless.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,8 +36,8 @@ class ExtractionOptions(BaseModel):
         0.5,
         ge=0.0,
         le=1.0,
-        description="Largest share of a patch that may have no pixels in the slide (never scanned, missing "
-        "tile) and is then white; a patch with more is quarantined.",
+        description="Largest share of a patch that the slide may have no pixels for (not scanned, missing "
+        "tile), which are then white; a patch with a larger share is quarantined.",
     )
     max_quarantined: float = Field(
         0.01,
@@ -48,10 +48,10 @@ class ExtractionOptions(BaseModel):
     )
 
     def allowed_unreadable(self, patches: int) -> int:
-        """How many of so many patches may be unreadable: one damaged tile is no reason to refuse a cohort."""
+        """How many of ``patches`` patches may be unreadable before a check fails."""
         return int(max(self.max_quarantined * patches, min(5, patches / 10) if self.max_quarantined else 0))
 
     def encoding(self, backend: Backend) -> tuple[str, int | None]:
-        """Codec, and its JPEG quality if it has one, of the patches in a store of this kind."""
+        """(codec, JPEG quality or None) of the patches in a store of this kind."""
         codec = {"fs": "png", "hdf5": "pixels"}.get(backend, self.codec)
         return codec, self.jpeg_quality if codec == "jpeg" else None

@@ -1,7 +1,9 @@
-"""Encoded patches that need not be read from slides: those of part files, and of the store there is.
+"""Part files, which hold encoded patches until the store is written, and the reuse of patches of the old
+store.
 
-A part is the encoded patches of a batch one after another, a JSON trailer that lists them, and its length in
-8 bytes. Parts bring patches from workers to the builder, and are what a killed build leaves to the next.
+A part file holds the encoded patches of a batch one after another, then a JSON trailer that lists them, then
+the length of the trailer in 8 bytes. Workers pass patches to the building process in part files, and the part
+files of a killed build are used by the next one.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ from wsi_assets.patches.plan import source_of
 
 _STORE = -1
 
-Place = tuple[int, int] | None
-"""Where an encoded patch is: number of a part, or ``_STORE``, and row in it."""
+Location = tuple[int, int] | None
+"""Where an encoded patch is: (number of its part, or ``_STORE`` for the old store; row in it), or None."""
 
 
 @contextlib.contextmanager
 def new_part(folder: Path) -> Iterator[BinaryIO]:
-    """A stream to write a part to, which gets its name once it is whole."""
+    """A stream to write a part file; the file gets its name when it is complete."""
     path = folder / f"{uuid.uuid4().hex}.unfinished"
     try:
         with path.open("wb") as stream:
@@ -46,11 +48,12 @@ def write_part(
     source: str,
     values: Iterable[tuple[tuple[int, int], bytes]],
 ) -> None:
-    """Write (y, x) and encoded patch each.
+    """Write a part.
 
     Args:
-        content: what decides the bytes of a patch besides slide and place (:meth:`PatchPlan.content`).
-        source: the slide's pixels (:meth:`SlidePlan.source`).
+        content: patch size, codec and so on, which the bytes of a patch depend on
+        (:meth:`PatchPlan.content`). source: identity of the pixels they are made of
+        (:attr:`SlidePlan.source`). values: (y, x) and encoded patch, each.
     """
     coords, lengths = [], []
     for place, value in values:
@@ -63,10 +66,10 @@ def write_part(
 
 
 class _Part:
-    """A part file that is whole.
+    """A complete part file.
 
     Raises:
-        ValueError: it is not, as after a power cut.
+        ValueError: it is incomplete, as after a power cut.
     """
 
     def __init__(self, path: Path):
@@ -88,17 +91,18 @@ class _Part:
 
 
 class EncodedPatches:
-    """Encoded patches of one content, by source and (y, x).
+    """The encoded patches at hand, in the old store and in part files, by source and (y, x).
 
     Args:
-        old: the store there is, if any.
-        folder: of parts.
+        old: the old store, None without one.
+        folder: folder of the part files.
+        content: :meth:`PatchPlan.content`; patches of another content are not used.
     """
 
     def __init__(self, old: StoreReader | None, folder: Path, content: dict[str, Any]):
         self._old, self._folder, self._content = old, folder, digest(content)
         self._parts: list[_Part] = []
-        # Source -> rows of y, x, number of the part or _STORE, and row in it.
+        # Source -> arrays of (y, x, number of the part or _STORE, row in it).
         self._known: dict[str, list[np.ndarray]] = defaultdict(list)
         if old is not None and old.metadata.origins is not None:
             info, origins = old.metadata.info, old.metadata.origins
@@ -115,7 +119,7 @@ class EncodedPatches:
         self.find_parts()
 
     def find_parts(self) -> None:
-        """Take up the parts that were written since; remove unfinished ones and those of another content."""
+        """Add the part files written meanwhile; remove incomplete ones and those of another content."""
         for path in sorted(set(self._folder.glob("*")) - {part.path for part in self._parts}):
             part = None
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -126,15 +130,15 @@ class EncodedPatches:
             self._add(part.source, part.coords, len(self._parts), np.arange(len(part.coords)))
             self._parts.append(part)
 
-    def find(self, source: str, coords: np.ndarray) -> list[Place]:
-        """Where the patches at ``coords`` of a source are, None of each that is nowhere."""
-        known: dict[tuple[int, int], Place] = {}
+    def find(self, source: str, coords: np.ndarray) -> list[Location]:
+        """Where the patches at ``coords`` (n, 2) of a source are, None for each that is not at hand."""
+        known: dict[tuple[int, int], Location] = {}
         for rows in self._known.get(source, ()):
             known.update(((y, x), (number, row)) for y, x, number, row in rows.tolist())
         return [known.get((y, x)) for y, x in coords.tolist()]
 
-    def put(self, place: Place, writer: StoreWriter, row: int, key: str, label: int) -> None:
-        """Put the patch at a place that was found into a store."""
+    def put(self, place: Location, writer: StoreWriter, row: int, key: str, label: int) -> None:
+        """Write the patch at a location to a store."""
         if place is None:
             raise StoreError(f"the part file of {key} is gone", path=self._folder, remedy="Run again")
         source, source_row = place

@@ -1,4 +1,4 @@
-"""Many patches of one slide's level, every touched tile read about once and in file order."""
+"""Read many patches of one level of a slide, so that each tile is decoded about once, in file order."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Patch:
     """One patch of a slide.
 
     Attributes:
-        pixels: uint8 (P, P, 3) RGB, white where the slide has none; None if it does not read.
-        missing: share of it that the slide does not have.
+        pixels: uint8 (P, P, 3) RGB, white where the slide has no pixels; None if it cannot be read.
+        missing: share of the patch for which the slide has no pixels.
         fault: why it cannot be read, None if it can.
-        jpeg: the slide's own JPEG of just these pixels, of a patch that is a whole tile.
+        jpeg: the slide's own JPEG tile, if it has exactly these pixels.
     """
 
     pixels: np.ndarray | None
@@ -30,10 +30,10 @@ class Patch:
     jpeg: bytes | None = None
 
     def why_unusable(self, max_no_data: float) -> str | None:
-        """Why it is no patch to learn from or to predict; None if it is one.
+        """Why the patch can neither be learned from nor predicted; None if it can.
 
         Args:
-            max_no_data: the largest share of it that the slide may not have.
+            max_no_data: largest share of the patch for which the slide may have no pixels.
         """
         if self.missing > max_no_data or self.missing == 1:
             return f"the slide has no pixels for {self.missing:.0%} of it"
@@ -41,23 +41,25 @@ class Patch:
 
 
 class PatchReader(LevelReader):
-    """One level of a slide, which gives patches."""
+    """One open level of a slide, from which patches are read."""
 
     def read(
         self, coords: np.ndarray, size: int, step: float = 1.0, *, jpeg: bool = False
     ) -> Iterator[tuple[int, Patch]]:
-        """(number, patch) of each of the patches with top-left corners ``coords``, tile after tile.
+        """Read patches in the order of the slide's tiles: (position in ``coords``, patch) of each.
 
-        ``coords`` are int (n, 2) of (y, x) in pixels that are each ``step`` x ``step`` of the level's.
-        A damaged tile is a fault of the patches over it, not of the others.
+        A damaged tile only affects the patches over it.
 
         Args:
-            jpeg: also give the JPEG of patches that are a whole tile.
+            coords: int (n, 2), top-left corners (y, x) in averaged pixels.
+            size: side of a patch in averaged pixels.
+            step: pixels of the level, each way, that are averaged to one.
+            jpeg: also give the JPEG tile of patches that are exactly one tile.
         """
         corners, span = (coords * step).astype(np.int64), math.ceil(size * step)
         tile = (self.tiles.tile_height, self.tiles.tile_width) if self.tiles else (span, span)
         first, last = corners // tile, (corners + span - 1) // tile
-        if self.tiles:  # keep as many as patches in rows go back to
+        if self.tiles:  # cache as many tiles as the next row of patches shares with this one
             rows, across = (last - first).max(axis=0) + 1, last[:, 1].max() - first[:, 1].min() + 1
             self.tiles.keep(int(rows[0] * across if rows.max() > 1 else 1))
         whole_tiles = jpeg and self.tiles and step == 1 and tile == (size, size)

@@ -1,4 +1,4 @@
-"""Which patches a store shall hold: a value made from a slide index, with their keys, order and identity."""
+"""The plan of a patch store, made from a slide index: which patches it holds, with their keys and order."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 
 from wsi_assets.errors import SlideError, SlideIndexError
 from wsi_assets.files import digest
-from wsi_assets.patches.backends.base import FORMAT, MAX_PATCH_SIZE
+from wsi_assets.patches.backends.base import FORMAT, MAX_STORED_PATCH_SIZE
 from wsi_assets.slides.fingerprints import fingerprint
 
 if TYPE_CHECKING:
     from wsi_assets.patches.options import Backend, ExtractionOptions
 
 BATCH_PIXELS = 1024 * 256 * 256
-"""Pixels of the patches in a batch: a part of a second's work, and about as much as a small slide holds."""
+"""Pixels of the patches in a batch, about half a second of work."""
 
 DEFAULT_PATCH_SIZE = 256
-"""Side of the patches of an index that does not say."""
+"""Patch size of an index that does not state it."""
 
 _MAX_COORDINATE = 2**31 - 1
 _MAX_ID_BYTES = 200
@@ -33,7 +33,7 @@ def patch_key(slide_id: str, count: int) -> str:
 
 
 def source_of(fingerprint: str, level: int, step: float) -> str:
-    """Identity of the pixels that a slide's patches are made of."""
+    """A text that identifies the pixels of a slide's patches: equal texts mean equal pixels."""
     return f"{fingerprint} level {level} step {step!r}"
 
 
@@ -42,12 +42,12 @@ class SlidePlan:
     """The patches of one slide.
 
     Attributes:
-        indexed_fingerprint: None in an index that lacks it.
+        indexed_fingerprint: the slide's fingerprint in the index, None if the index lacks it.
         first: count of the slide's first patch.
         level, step: the level that is read, and how many of its pixels, each way, are averaged to one.
-        coords: int32 (n, 2), top-left (y, x) in pixels so averaged.
+        coords: int32 (n, 2), top-left corners (y, x) in averaged pixels.
         labels: uint8 (n,), 1 is tumor.
-        scale: downsample, mpp and magnification as the index gives them, None where it does not.
+        scale: downsample, mpp and magnification in the index, None where it lacks them.
     """
 
     slide_id: str
@@ -65,7 +65,7 @@ class SlidePlan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The slide's contents when it was indexed, in an index that lacks it now; "" if it does not read."""
+        """The fingerprint in the index, else the file's present one; "" if the file cannot be read."""
         if self.indexed_fingerprint is not None:
             return self.indexed_fingerprint
         try:
@@ -75,13 +75,13 @@ class SlidePlan:
 
     @property
     def source(self) -> str:
-        """Identity of the pixels that patches are made of."""
+        """Identifies the pixels of the patches, see :func:`source_of`."""
         return source_of(self.fingerprint, self.level, self.step)
 
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """The patches of one level, magnification or pixel size of all slides, in index order."""
+    """The patches of all slides at one level, magnification or pixel size, in index order."""
 
     slides: tuple[SlidePlan, ...]
     options: ExtractionOptions
@@ -113,7 +113,7 @@ class PatchPlan:
                 yield patch_key(slide.slide_id, count)
 
     def content(self, backend: Backend) -> dict[str, Any]:
-        """All that decides what bytes a patch becomes, or that it is left out, except its slide and place."""
+        """What the stored bytes of a patch depend on, except its slide and its coordinates."""
         codec, quality = self.options.encoding(backend)
         return {
             "format": FORMAT,
@@ -125,7 +125,7 @@ class PatchPlan:
         }
 
     def digest(self, backend: Backend = "lmdb") -> str:
-        """Identity of what is asked for: equal digests make equal stores, if all patches can be read."""
+        """A digest of the plan: equal digests give equal stores, if all patches can be read."""
         slides = [
             (s.slide_id, s.source, dict(s.scale), s.coords.tobytes(), s.labels.tobytes()) for s in self.slides
         ]
@@ -138,8 +138,8 @@ def plan_patches(
     """Plan the patches of a slide index, in its order.
 
     Args:
-        index: slide id -> entry; the specification's keys are enough.
-        patch_size: side of the patches where entries do not say; 256 by default.
+        index: slide id -> entry; entries of other programs need ``slide_path``, ``level`` and ``patches``.
+        patch_size: patch size of entries that do not state it; 256 by default.
 
     Raises:
         SlideIndexError: no patches, mixed levels or patch sizes, or an entry is damaged.
@@ -167,12 +167,13 @@ def plan_patches(
     if first == 0:
         raise SlideIndexError(
             "the index has no patches",
-            remedy="See why in left_out of slide_index; often a lower level, or a smaller patch_size, helps",
+            remedy="See left_out of slide_index for the reasons; often a lower level or a smaller patch_size "
+            "helps",
         )
     level, size, stride = geometry.pop()
-    if not 0 < size <= MAX_PATCH_SIZE or patch_size not in (None, size):
+    if not 0 < size <= MAX_STORED_PATCH_SIZE or patch_size not in (None, size):
         raise SlideIndexError(
-            f"the index has patches of {size} pixels, not {patch_size or f'1 to {MAX_PATCH_SIZE}'}",
+            f"the index has patches of {size} pixels, not {patch_size or f'1 to {MAX_STORED_PATCH_SIZE}'}",
             remedy="Give its patch size, or make the index again",
         )
     return PatchPlan(tuple(slides), options, level, size, stride)
@@ -181,8 +182,8 @@ def plan_patches(
 def _slide_plan(slide_id: str, entry: Mapping[str, Any], first: int) -> SlidePlan:
     if slide_id.startswith(("__", ".")) or "/" in slide_id or len(slide_id.encode()) > _MAX_ID_BYTES:
         raise SlideIndexError(
-            f"{slide_id!r:.60} cannot name files and keys: too long, with a slash, or beginning with two "
-            "underscores or a dot",
+            f"{slide_id!r:.60} cannot be used in file names and keys: it is too long, contains a slash, or "
+            "begins with two underscores or a dot",
             remedy="Rename the slide",
         )
     rows = np.array(entry["patches"], dtype=np.int64).reshape(-1, 3)
@@ -202,10 +203,10 @@ def _slide_plan(slide_id: str, entry: Mapping[str, Any], first: int) -> SlidePla
 
 
 def read_batches(coords: np.ndarray, patch_size: int, step: float = 1.0) -> list[np.ndarray]:
-    """Cut patches of one slide into batches: arrays of positions in ``coords``.
+    """Divide the patches of one slide into batches: arrays of positions in ``coords``.
 
-    Patches are gathered over squares of 1,024 pixels within larger ones of about a batch, so that batches
-    seldom share a tile.
+    Patches are ordered by squares of 1,024 pixels within larger squares of about a batch, so that batches
+    rarely share a tile.
     """
     coords, patch_size = (coords * step).astype(np.int64), round(patch_size * step)
     per_batch = max(1, BATCH_PIXELS // patch_size**2)

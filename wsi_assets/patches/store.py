@@ -1,4 +1,4 @@
-"""One handle for every kind of store: light, sent to other processes as its path, opened there when used."""
+"""Read patch stores: one handle for LMDB, HDF5 and PNG folders, which other processes open again by path."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ STORE_NAMES = {"lmdb": "patches_lmdb", "hdf5": "patches.h5", "fs": "image_patche
 
 
 class PatchStore(Closing):
-    """A complete store of patches, all of one level and size.
+    """A complete store of patches, all of one level and one size.
 
-    The handle opens its files on first use in each process, is safe to share between threads, and pickles as
-    its path and digest. When a new store takes the place of the old one, an open handle goes on with the old
-    (a PNG folder's raises StoreError: its files are gone); one that must open again raises StoreError.
+    The handle opens its files on first use in each process. Threads may share it. It pickles as its path and
+    digest. When the store is replaced by a new one, an open handle still reads the old one; a handle on a PNG
+    folder, whose files are gone, and a handle that must open its files again raise StoreError.
     """
 
     def __init__(self, path: str | Path, digest: str | None = None):
@@ -41,7 +41,7 @@ class PatchStore(Closing):
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the store says of itself: see :class:`wsi_assets.patches.backends.base.StoreMetadata`."""
+        """Facts about the store, see :class:`wsi_assets.patches.backends.base.StoreMetadata`."""
         return self._opened().metadata.info
 
     @property
@@ -51,29 +51,29 @@ class PatchStore(Closing):
 
     @property
     def labels(self) -> np.ndarray:
-        """uint8 (n,): 1 is tumor, 0 normal, 255 not known (the index knows) or not readable."""
+        """uint8 (n,): 1 is tumor, 0 normal, 255 a patch that was not read or whose class the store lacks."""
         return self._opened().metadata.labels
 
     @property
     def coords(self) -> np.ndarray | None:
-        """int32 (n, 2), (y, x) of each patch in the level's pixels; None if the store does not know."""
+        """int32 (n, 2), (y, x) of each patch in pixels of the target level; None if the store lacks them."""
         origins = self._opened().metadata.origins
         return None if origins is None else origins[:, 1:]
 
     @property
     def origins(self) -> list[tuple[str, int, int]]:
-        """(slide id, y, x) of each patch; StoreError if the store does not know: then the index does."""
+        """(slide id, y, x) of each patch; StoreError if the store lacks them, as those of other programs."""
         metadata = self._opened().metadata
         if metadata.origins is None:
-            what = "does not say where its patches lie"
-            raise StoreError(what, path=self.path, remedy="Take that from the index")
+            what = "does not hold the coordinates of its patches"
+            raise StoreError(what, path=self.path, remedy="Take them from the index")
         names = [slide["slide_id"] for slide in metadata.info["slides"]]
         return [(names[number], y, x) for number, y, x in metadata.origins.tolist()]
 
     def key_index(self, key: str) -> int:
-        """The row of a key's patch; KeyError if the store lacks it.
+        """The row of a key; KeyError if the store lacks it.
 
-        In a store without keys (HDF5 of another program) the row is the count at the key's end.
+        In a store without keys (an HDF5 file of another program) the row is the count at the end of the key.
         """
         keys = self.keys
         if self._rows is None:
@@ -82,17 +82,17 @@ class PatchStore(Closing):
         return self._rows[key.rpartition("_")[2]] if row is None else row
 
     def get(self, index: int) -> np.ndarray:
-        """One patch, uint8 (P, P, 3) RGB, the caller's own.
+        """One patch as a new uint8 (P, P, 3) RGB array.
 
         Raises:
             IndexError: there is no such patch.
-            StoreError: its bytes are damaged or gone.
+            StoreError: its bytes are damaged or missing.
         """
         size = self.info["patch_size"]
         return self._pixels(index, np.empty((size, size, 3), np.uint8))
 
     def get_many(self, indices: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
-        """Several patches, uint8 (k, P, P, 3) RGB, in the order asked for; into ``out`` where it is given."""
+        """Several patches in the order of ``indices``: uint8 (k, P, P, 3) RGB, a new array or ``out``."""
         if out is None:
             size = self.info["patch_size"]
             out = np.empty((len(indices), size, size, 3), np.uint8)
@@ -114,18 +114,18 @@ class PatchStore(Closing):
             raise damaged(self.path, f"{reader.metadata.keys[index]}: {error}") from error
 
     def encoded(self, index: int) -> bytes:
-        """The stored bytes of one patch: a JPEG or PNG image, or of HDF5 its pixels."""
+        """The stored bytes of one patch: a JPEG or PNG image, or in HDF5 the pixels."""
         return bytes(self._opened().read(index))
 
     def problems(self) -> list[str]:
-        """What the library's own checker finds wrong with the file (LMDB), or which files are missing."""
+        """Damage that LMDB's checker finds, or missing files of a PNG folder, one line each; slow."""
         return self._opened().problems()
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.get(index)
 
     def close(self) -> None:
-        """Let go of all files; a later use opens them again."""
+        """Close all files; a later use opens them again."""
         if self._reader is not None and self._process == os.getpid():
             self._reader.close()
         self._reader = None
@@ -140,13 +140,13 @@ class PatchStore(Closing):
         with _opening:
             if self._reader is None or self._process != os.getpid():
                 if self._reader is not None:
-                    self._reader.close()  # the parent's: what is open at a fork is open in both
+                    self._reader.close()  # inherited from the parent at a fork
                     self._reader = None
                 reader = open_reader(self.path)
                 digest = reader.metadata.info.get("digest")
                 if self._digest not in (None, digest):
                     reader.close()
-                    what = "was built anew since this handle was made"
+                    what = "was replaced by a new store since it was opened"
                     raise StoreError(what, path=self.path, remedy="Open it again")
                 self._digest, self._process, self._reader = digest, os.getpid(), reader
             return self._reader
@@ -164,10 +164,10 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def open_store(path: str | Path) -> PatchStore:
-    """Open a store of any kind, recognized by what lies at ``path``, whoever wrote it.
+    """Open a patch store of any kind, of this package or of another program.
 
     Raises:
-        StoreError: there is none, it is half-built, or it is damaged.
+        StoreError: there is none, or it is unfinished or damaged.
     """
     store = PatchStore(path)
     store._opened()
@@ -175,7 +175,7 @@ def open_store(path: str | Path) -> PatchStore:
 
 
 def open_reader(path: Path) -> StoreReader:
-    """The store at ``path`` as its kind gives it; use :func:`open_store` to read patches."""
+    """The backend's reader of the store at ``path``; :func:`open_store` is for reading patches."""
     try:
         kind = _kind_of(path)
     except OSError as error:
@@ -185,7 +185,7 @@ def open_reader(path: Path) -> StoreReader:
 
 
 def partial_folder(path: Path) -> Path:
-    """Where the store at ``path`` is built; a fixed name, so that the next build finds and continues it."""
+    """The folder in which the store at ``path`` is built; its fixed name lets the next build continue it."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -202,10 +202,10 @@ def _kind_of(path: Path) -> Backend:
             start = stream.read(32)
         if start.startswith(b"\x89HDF\r\n\x1a\n"):
             return "hdf5"
-        if (0xBEEFC0DE).to_bytes(4, "little") in start:  # an LMDB without a folder of its own
+        if (0xBEEFC0DE).to_bytes(4, "little") in start:  # an LMDB in a single file
             return "lmdb"
     elif partial_folder(path).exists():
-        what, remedy = "is half-built: its build has not finished", "Run the build again; it continues"
+        what, remedy = "is unfinished: its build did not end", "Run the build again; it continues"
         raise UnusableStoreError(what, path=path, remedy=remedy)
     else:
         raise StoreError("does not exist", path=path, remedy="Build the store first")

@@ -1,4 +1,4 @@
-"""Compare a store with the slides it was made from."""
+"""Compare the patches of a store with the slides they were extracted from."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ from wsi_assets.progress import Progress, silent
 from wsi_assets.slides import ReferenceReader, read_averaged
 
 JPEG_TOLERANCE = 1.0
-"""Mean gray levels by which a JPEG patch may differ from its slide's pixels put through JPEG again: 0 with
-the same libraries, under 1 between versions of them, well above for any other place with tissue."""
+"""Largest mean difference, in gray levels, of a JPEG patch from its slide's pixels encoded as JPEG again. It
+is 0 with the same libraries, under 1 between their versions, and much more for other tissue."""
 
 UNKNOWN_JPEG_TOLERANCE = 8.0
-"""The same where another program chose the quality, which the store does not say."""
+"""The same for a store of another program, whose JPEG quality is not known."""
 
 Compare = Callable[[np.ndarray, np.ndarray], tuple[float, bool]]
-"""(stored, slide's) pixels -> mean difference in gray levels, and whether it is more than the codec's."""
+"""(stored pixels, slide's pixels) -> mean difference in gray levels, and whether that is too much."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """``checked`` of ``patches`` patches were read again; ``problems`` are (key, what is wrong);
-    ``worst_difference`` is the largest mean difference of a patch, in gray levels."""
+    """The result of a verification.
+
+    Attributes:
+        patches, checked: numbers of patches in the store, and of those that were compared.
+        worst_difference: largest mean difference of a patch, in gray levels.
+        problems: (key, what is wrong) of each patch that differs or cannot be read.
+    """
 
     patches: int
     checked: int
@@ -40,7 +45,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every patch that was checked is its slide's."""
+        """Whether every patch that was checked equals its slide."""
         return not self.problems
 
 
@@ -52,18 +57,19 @@ def verify_store(
     *,
     progress: Progress = silent,
 ) -> VerifyReport:
-    """Check the store's file, and read a seeded sample of patches again from their slides to compare.
+    """Check the store's files, and compare a random sample of patches with their slides.
 
-    A lossless store must equal the slide in every pixel. A patch of a JPEG store must equal the slide, or,
-    within :data:`JPEG_TOLERANCE`, what its codec makes of the slide's pixels.
+    Patches of a lossless store must equal the slide in every pixel. Patches of a JPEG store must equal the
+    slide's pixels, or those pixels encoded as JPEG to within :data:`JPEG_TOLERANCE`.
 
     Args:
-        index: the slide index that the store was made from. It also says where patches lie if the store does
-            not: one that another program wrote has only keys, which count over the index.
-        fraction: share of patches to check, 0 to 1; at least one is checked, 1.0 checks all.
+        index: the slide index that the store was made from. It gives the coordinates of the patches if the
+            store lacks them, as stores of other programs do.
+        fraction: share of patches to compare, 0 to 1; at least one is compared.
+        seed: seed of the random sample.
 
     Raises:
-        StoreError: the fraction is out of range, or no key of the store is one of the index's.
+        StoreError: the fraction is out of range, or the store and the index have no key in common.
     """
     if not 0.0 <= fraction <= 1.0:
         raise StoreError(f"a fraction of {fraction} cannot be checked", remedy="Give one between 0 and 1")
@@ -98,7 +104,7 @@ def _origins(store: PatchStore, index: Mapping[str, Mapping[str, Any]]) -> dict[
             found[store.key_index(key)] = plan.slides[number].slide_id, y, x
     if not found:
         raise StoreError(
-            "has no key of this index", path=store.path, remedy="Give the index it was made from"
+            "has none of the keys of this index", path=store.path, remedy="Give the index it was made from"
         )
     return found
 
@@ -106,14 +112,14 @@ def _origins(store: PatchStore, index: Mapping[str, Mapping[str, Any]]) -> dict[
 def _compare(
     store: PatchStore, entry: Mapping[str, Any] | None, places: dict[int, tuple[int, int]]
 ) -> Iterator[tuple[int, float, str | None]]:
-    """(row, mean difference, what is wrong) of some patches of one slide."""
+    """(row, mean difference, what is wrong or None) of patches of one slide."""
     if entry is None:
         yield from ((row, 0.0, "its slide is not in the index") for row in places)
         return
     compare, size, unread = _comparison(store.info), store.info["patch_size"], set(places)
     step = float(entry.get("step", 1.0))
     try:
-        # Another way than the store was read by, whose faults the same way would repeat.
+        # Read in another way than for the store, because the same way would repeat its errors.
         with ReferenceReader(entry["slide_path"], int(entry["level"])) as reader:
             for row, (y, x) in places.items():
                 unread.remove(row)

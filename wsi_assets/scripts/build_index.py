@@ -1,4 +1,4 @@
-"""Index the tissue patches of a folder of slides: ``index_level_N.pkl``, ``index_10x.pkl`` for each target.
+"""Index the tissue patches of a folder of slides: ``index_level_N.pkl`` or ``index_10x.pkl`` for each target.
 
 python -m wsi_assets.scripts.build_index --images_dir images --annotations_dir annotations --target_level 4
 """
@@ -16,18 +16,24 @@ from wsi_assets.slides.resolution import name_of, words_of
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Build the indices the arguments ask for."""
+    """Build the indices that the arguments ask for."""
     args = parser(__doc__.split("\n")[0])
     args.add_argument("--images_dir", default="images", help="Folder of slides.")
     args.add_argument(
-        "--annotations_dir", default="annotations", help="Folder of annotations; none if there are none."
+        "--annotations_dir",
+        default="annotations",
+        help="Folder of annotations; 'none' if there are no annotations.",
     )
     args.add_argument("--level", type=int, default=7, help="Low-resolution level for tissue detection.")
     args.add_argument(
-        "--target_level", type=int, nargs="+", help="Levels of the patches; 0 to 6 if nothing is given."
+        "--target_level", type=int, nargs="+", help="Levels of the patches; 0 to 6 if no target is given."
     )
-    args.add_argument("--target_mag", type=float, nargs="+", default=[], help="Magnifications, instead.")
-    args.add_argument("--target_mpp", type=float, nargs="+", default=[], help="Pixel sizes in um, instead.")
+    args.add_argument(
+        "--target_mag", type=float, nargs="+", default=[], help="Magnifications of the patches, e.g. 10."
+    )
+    args.add_argument(
+        "--target_mpp", type=float, nargs="+", default=[], help="Pixel sizes of the patches in um, e.g. 0.5."
+    )
     args.add_argument("--out_dir", type=Path, default=Path(), help="Folder for index_level_N.pkl.")
     add_options(args, IndexOptions)
     add_options(args, TissueOptions, "work_level")
@@ -69,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _sizes(numbers: dict[str, int]) -> str:
     classes = f"{numbers['tumor']} tumor, {numbers['normal']} normal"
     if numbers["partial"]:
-        classes += f", {numbers['partial']} neither"
+        classes += f", {numbers['partial']} of neither class"
     return f"{numbers['slides']} slides, {numbers['patches']} patches ({classes})"
 
 

@@ -12,7 +12,7 @@ from wsi_assets.scripts.command import add_options, make_options, parser, run, s
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Sample the index the arguments name; by default as many normal as tumor patches, and no split."""
+    """Sample an index; by default as many normal as tumor patches, without a split."""
     args = parser(__doc__.split("\n")[0])
     args.add_argument("--index_file", type=Path, required=True, help="An index, as build_index writes it.")
     args.add_argument(
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     index = load_index(given["index_file"])
     sampled = sample_index(index, options)
     for slide_id in unknown_incomplete(index, options):
-        warn(f"{slide_id} is listed as incompletely annotated and is no slide of the index")
+        warn(f"{slide_id} is listed as incompletely annotated but is not in the index")
     out = given["out_file"] or given["index_file"].with_name(f"{given['index_file'].stem}_sampled.pkl")
     save_index(out, sampled)
     before, after = counts(index), counts(sampled)

@@ -1,4 +1,4 @@
-"""What the four commands share: arguments made from option classes, progress bars, one line for a fault."""
+"""What the four commands share: arguments made from option classes, progress bars, one-line errors."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def parser(description: str) -> argparse.ArgumentParser:
 def add_options(
     to: argparse.ArgumentParser, kind: type[pydantic.BaseModel], *without: str, **defaults: Any
 ) -> None:
-    """Add an argument for every field of an option class: its name, description and default.
+    """Add an argument for each field of an option class, with its name, description and default.
 
     Args:
-        without: fields that get no argument.
-        defaults: field -> a default of this command that is not the class's.
+        without: fields without an argument.
+        defaults: field -> default of this command, if it differs from that of the class.
     """
     group = to.add_argument_group(f"{kind.__name__}")
     for name, field in kind.model_fields.items():
@@ -40,7 +40,7 @@ def add_options(
             optional = type(None) in get_args(field.annotation)
             group.add_argument(
                 f"--{name}",
-                # Numbers and choices stay text: pydantic reads them.
+                # Numbers and choices stay text, which pydantic converts.
                 type=_none_or_text if optional else str,
                 nargs="*" if get_origin(field.annotation) is list else None,
                 metavar="VALUE",
@@ -50,7 +50,7 @@ def add_options(
 
 
 def make_options(kind: type[Options], **values: Any) -> Options:
-    """An option class with these values.
+    """Options of a class from the arguments that are its fields.
 
     Raises:
         ConfigError: a value is impossible.
@@ -60,11 +60,11 @@ def make_options(kind: type[Options], **values: Any) -> Options:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "the options"
-        raise ConfigError(f"{name}={values.get(name)!r:.60} is not possible: {first['msg']:.300}") from error
+        raise ConfigError(f"{name}={values.get(name)!r:.60} is not valid: {first['msg']:.300}") from error
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; a fault in the input is one line and status 1."""
+    """Run a command; an error of the user is printed as one line, with status 1."""
     with as_command():
         try:
             main()
@@ -76,19 +76,19 @@ def run(main: Callable[[], None]) -> None:
 
 
 def bars_on_stderr() -> AbstractContextManager[Progress]:
-    """A bar on the terminal for each kind of work, apart from the results."""
+    """Progress bars on stderr, so that results on stdout can be piped."""
     from rich.console import Console
 
     return progress_bars(Console(stderr=True, highlight=False))
 
 
 def say(line: object) -> None:
-    """Print one line of result."""
+    """Print a line of the result."""
     print(line, flush=True)
 
 
 def warn(line: object) -> None:
-    """Print one line that a user should read, apart from the results."""
+    """Print a warning on stderr."""
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 

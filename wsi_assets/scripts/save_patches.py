@@ -13,13 +13,13 @@ from wsi_assets.scripts.command import add_options, bars_on_stderr, make_options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Save the patches of the index the arguments name."""
+    """Extract and store the patches of an index."""
     args = parser(__doc__.split("\n")[0])
-    args.add_argument("--index_file", type=Path, required=True, help="An index of slides.")
+    args.add_argument("--index_file", type=Path, required=True, help="A slide index.")
     args.add_argument(
         "--patch_size",
         type=int,
-        help="Side of a patch in pixels of the index's level; None is the index's own, else 256.",
+        help="Patch size, for an index that does not state it; None is that of the index, else 256.",
     )
     args.add_argument("--backend", choices=["fs", "lmdb", "hdf5"], default="lmdb", help="Kind of store.")
     args.add_argument("--out_dir", type=Path, default=Path("image_patches"), help="Folder of PNG files (fs).")

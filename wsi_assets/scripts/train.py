@@ -14,7 +14,7 @@ from wsi_assets.scripts.command import add_options, bars_on_stderr, make_options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train and predict as the arguments say."""
+    """Train a model, and predict the test slides with it."""
     args = parser(__doc__.split("\n")[0])
     args.add_argument("--index_path", type=Path, required=True, help="The index the patches were saved from.")
     args.add_argument(
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--test_index", type=Path, default=Path("slide_index_test.pkl"), help="Test slides with predictions."
     )
     add_options(args, TrainingOptions)
-    # The same name means the same in both: workers and device.
+    # Options of the same name mean the same in both classes.
     add_options(args, PredictionOptions, *TrainingOptions.model_fields)
     given = vars(args.parse_args(arguments))
     options = make_options(TrainingOptions, **given)
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         patches = sum(len(entry["probs"]) for entry in predictions.values())
         say(f"{given['test_index']}: {patches} patches of {len(predictions)} test slides")
     else:
-        warn("no slide is a test slide: none has 'test' in its id")
+        warn("there are no test slides: no slide id contains 'test'")
 
 
 def _say_epoch(record: EpochRecord) -> None:

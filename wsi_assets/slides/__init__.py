@@ -1,7 +1,4 @@
-"""Find slide files, open them, read their pixels and know their scale.
-
-Names load on first use, so that importing the package, or only its options, costs nothing.
-"""
+"""Find slide files, open them, read their pixels and know their scale."""
 
 from __future__ import annotations
 

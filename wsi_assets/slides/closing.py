@@ -1,4 +1,4 @@
-"""Objects that hold a file open, as context managers."""
+"""Base class of objects that hold files open."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Self
 
 
 class Closing:
-    """A context manager that closes itself at the end."""
+    """A context manager that calls its ``close`` at the end."""
 
     def __enter__(self) -> Self:
         return self
@@ -15,5 +15,5 @@ class Closing:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         raise NotImplementedError

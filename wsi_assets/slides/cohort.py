@@ -1,4 +1,4 @@
-"""``cohort.csv``: what a person says of single slides, over what their names and files say."""
+"""``cohort.csv``: facts about single slides that a user states, which override their names and files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLUMNS = {
     "base_mag": "base_magnification magnification objective objective_power mag",
     "mpp": "mpp_x microns_per_pixel um_per_pixel",
 }
-"""Field -> other names of its column: QuPath's, CLAM's, TRIDENT's, STAMP's, Slideflow's."""
+"""Field -> other names of its column, as QuPath, CLAM, TRIDENT, STAMP and Slideflow use them."""
 _WORDS = {
     "split": {"train": "train training", "validation": "validation valid val", "test": "test testing"},
     "label": {
@@ -43,11 +43,15 @@ _REMEDY = f"Write a CSV with any of the columns {', '.join(_COLUMNS)}; an empty 
 
 @dataclass(frozen=True)
 class SlideRow:
-    """What the table says of one slide; None is nothing.
+    """A slide's row of the cohort table; None where the table says nothing.
 
-    ``label`` stands where an annotation is missing or not understood: ``normal`` makes it a normal slide,
-    ``tumor`` leaves it out until it is annotated; an ``unknown`` one is in no index and can be predicted.
-    ``mpp``: um per level-0 pixel.
+    Attributes:
+        patient: the patient; None: by the slide's name.
+        split: "train", "validation" or "test".
+        label: "normal": a normal slide, even if its annotation is missing or not understood. "tumor": left
+            out until its tumor is annotated. "unknown": in no index, but it can be predicted.
+        base_mag: magnification of level 0.
+        mpp: um per level-0 pixel.
     """
 
     patient: str | None = None
@@ -58,31 +62,36 @@ class SlideRow:
 
     @property
     def digest(self) -> str:
-        """Hex digits that change with what is said of the slide."""
+        """Hex digits that change with the row's content."""
         return digest(asdict(self))
 
 
-NOTHING_SAID = SlideRow()
+EMPTY_ROW = SlideRow()
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """The table as a value; without ``rows`` (normalized slide id -> row) names and files say all."""
+    """The cohort table; empty where there is none.
+
+    Attributes:
+        path: its file.
+        rows: normalized slide id -> row.
+    """
 
     path: Path | None = None
     rows: Mapping[str, SlideRow] = field(default_factory=dict)
 
     def row(self, slide_id: str) -> SlideRow:
-        """What is said of a slide."""
-        return self.rows.get(normalize_id(slide_id), NOTHING_SAID)
+        """The row of a slide, an empty one if it is not in the table."""
+        return self.rows.get(normalize_id(slide_id), EMPTY_ROW)
 
     def unknown(self, slide_ids: Iterable[str]) -> list[str]:
-        """A line for each row that is of none of the slides."""
+        """A line for each row whose slide is not among ``slide_ids``."""
         lost = sorted(self.rows.keys() - set(map(normalize_id, slide_ids)))
         return [f"{self.path} names a slide that is not there: {name}" for name in lost]
 
     def patients(self, slide_ids: Iterable[str], pattern: str = DEFAULT_PATIENT_PATTERN) -> dict[str, str]:
-        """Slide id -> patient, by the table or :func:`patients_of`, one patient under one spelling."""
+        """Slide id -> patient, from the table or else :func:`patients_of`; one spelling for each patient."""
         slide_ids = sorted(slide_ids)
         named = {name: self.row(name).patient for name in slide_ids}
         found = patients_of([name for name in slide_ids if named[name] is None], pattern)
@@ -91,7 +100,9 @@ class Cohort:
         return {name: spelled.setdefault(normalize_id(patient), patient) for name, patient in both.items()}
 
     def sides(self, patients: Mapping[str, str]) -> dict[str, Side]:
-        """Slide id -> the side that the table puts it or another slide of its patient on.
+        """Slide id -> "train", "validation" or "test", as the table says of the slide or of its patient.
+
+        Slides of patients without an entry are missing.
 
         Args:
             patients: slide id -> patient.
@@ -113,14 +124,15 @@ class Cohort:
 
 
 def read_cohort(images_dir: str | Path, path: str | Path | None = None) -> Cohort:
-    """The table at ``path``, or ``cohort.csv`` of the images folder if it is there.
+    """Read the table at ``path``, or ``cohort.csv`` in the slide folder if it is there.
 
-    A CSV with a header (commas, semicolons or tabs) of any of ``slide_id, patient, split, label, base_mag,
-    mpp``; names of other tools are known too. A slide may be named by its file; an empty cell says nothing.
+    A CSV file (commas, semicolons or tabs) with a header of any of ``slide_id, patient, split, label,
+    base_mag, mpp``, or of the names that other tools give these columns. A slide may be given by its id or
+    its file. Empty cells say nothing.
 
     Raises:
-        ConfigError: it does not read, has a column that is likely mistyped, a slide twice, an unknown word or
-            an impossible number, or contradicts itself.
+        ConfigError: the file cannot be read, has a column whose name is probably mistyped, a slide twice, an
+            unknown word or an impossible number, or contradicts itself.
     """
     where = Path(images_dir, COHORT_FILE) if path is None else Path(path)
     if path is None and not where.exists():
@@ -141,10 +153,10 @@ def read_cohort(images_dir: str | Path, path: str | Path | None = None) -> Cohor
 
 
 def write_cohort(path: str | Path, slides: Mapping[str, tuple[str, str]]) -> None:
-    """Write a first table of slide id -> (patient, split), for a person to correct and to go on with.
+    """Write a table of slide id -> (patient, split) for the user to correct and complete.
 
     Raises:
-        ConfigError: there is one already.
+        ConfigError: the file exists already.
     """
     if Path(path).exists():
         raise ConfigError("exists already", path=path, remedy="Edit it, or move it")
@@ -154,7 +166,7 @@ def write_cohort(path: str | Path, slides: Mapping[str, tuple[str, str]]) -> Non
 
 
 def _rows(lines: list[list[str]]) -> dict[str, SlideRow]:
-    """Normalized slide id -> row, from the cells of a header and lines; its faults are a ValueError."""
+    """Normalized slide id -> row, from the cells of the header and the lines; ValueError if one is wrong."""
     fields = [_field_of(name) for name in lines[0]]
     known = [name for name in fields if name]
     if "slide_id" not in known or not 1 < len(known) == len(set(known)):
@@ -166,11 +178,11 @@ def _rows(lines: list[list[str]]) -> dict[str, SlideRow]:
         try:
             if any(cell.strip() for cell in cells[len(fields) :]):
                 raise ValueError("more cells than columns")
-            said = {name: _value(name, cell) for name, cell in zip(fields, cells, strict=False) if name}
-            slide_id = said.pop("slide_id", None)
+            values = {name: _value(name, cell) for name, cell in zip(fields, cells, strict=False) if name}
+            slide_id = values.pop("slide_id", None)
             if not slide_id or slide_id in rows:
                 raise ValueError("a slide of a line above" if slide_id else "no slide_id")
-            row = rows[slide_id] = SlideRow(**said)
+            row = rows[slide_id] = SlideRow(**values)
             if row.mpp and row.base_mag and not agree(row.mpp, row.base_mag):
                 meant = magnification_from_mpp(row.mpp)
                 raise ValueError(f"{row.base_mag:g}x and {row.mpp:g} um, which is {meant:g}x,")
@@ -180,7 +192,7 @@ def _rows(lines: list[list[str]]) -> dict[str, SlideRow]:
 
 
 def _field_of(column: str) -> str | None:
-    """The field of a column, None for one of other things."""
+    """The field that a column holds, None for a column of something else."""
     known = {name: field for field, names in _COLUMNS.items() for name in (field, *names.split())}
     name = re.sub(r"\W+", "_", column.strip().lower()).strip("_")
     close = [] if name in known else difflib.get_close_matches(name, known, 1, 0.8)
@@ -190,7 +202,7 @@ def _field_of(column: str) -> str | None:
 
 
 def _value(name: str, cell: str) -> Any:
-    """What a cell says, None for nothing; what is not possible is a ValueError."""
+    """The value of a cell, None if it is empty; ValueError if it is impossible."""
     text = cell.strip()
     if text.lower() in _NOTHING:
         return None

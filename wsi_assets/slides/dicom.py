@@ -1,4 +1,4 @@
-"""What the headers of DICOM slide files say, found without parsing the whole file."""
+"""Series and level size of DICOM slide files, from their headers alone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 
 _HEADER_BYTES = 256 << 10
 _SERIES = re.compile(rb"\x20\0\x0d\0UI..[0-9.]*\0?\x20\0\x0e\0UI..([0-9.]+)", re.DOTALL)
-"""(0020,000E), which follows the study, (0020,000D), directly in a file's own attributes only."""
+"""Series Instance UID (0020,000E). Only in the file's main data set does it directly follow (0020,000D)."""
 _SIZE = re.compile(rb"\x48\0\x06\0UL\x04\0(.{4})\x48\0\x07\0UL\x04\0(.{4})", re.DOTALL)
+"""Total Pixel Matrix Columns (0048,0006) and Rows (0048,0007)."""
 
 
 @dataclass(frozen=True)
 class DicomFile:
-    """One file of a slide: its series, and (width, height) of its level in pixels."""
+    """One file of a DICOM slide: its Series Instance UID, and (width, height) of its level in pixels."""
 
     path: Path
     series: str
@@ -24,10 +25,10 @@ class DicomFile:
 
 
 def volume_files(paths: Iterable[Path]) -> list[DicomFile]:
-    """Those of the files that hold a level of a slide (no label, no overview), in the order given.
+    """The files among ``paths`` that hold a level of a slide instead of a label or overview, in their order.
 
     Raises:
-        OSError: a file does not read.
+        OSError: a file cannot be read.
     """
     found = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""Whether a slide or an annotation changed: by content, or cheaply by size and time."""
+"""Detect whether a slide or an annotation changed: by its content, or quickly by size and time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from wsi_assets.slides.listing import SlideFile, unreadable
+from wsi_assets.slides.file_access import unreadable
+from wsi_assets.slides.listing import SlideFile
 
 NO_ANNOTATION, CORRECTED = "none", ", corrected "
-"""Version of the annotation of a slide that has none; what stands between that and the correction's."""
+"""Annotation version of a slide without annotation; and what joins that version and the correction's."""
 
 _WHOLE = 4 << 20
 _ENDS = 256 << 10
@@ -24,18 +25,18 @@ _THREADS = 8
 
 
 def fingerprint(path: str | Path, *, whole: bool = False) -> str:
-    """32 hex digits that stay while the content stays, whatever the file's time or name.
+    """A digest of a slide's content, 32 hex digits; name and time of the file do not matter.
 
-    A file up to 4 MiB is read whole. Of a larger one: its size, its first and last 256 KiB (where TIFF keeps
-    the length of every tile), and 4 KiB of every 128 KiB between, 0.06 to 0.2 s a GB. So a copy cut short, a
-    slide coded again, and a hole of 128 KiB with its mending are seen; bytes changed in place between the
-    samples, with all lengths kept, are not. A slide of several files counts with all of them.
+    A file up to 4 MiB is read whole. Of a larger file are read its size, its first and last 256 KiB (where
+    TIFF keeps the length of every tile), and 4 KiB of every 128 KiB between them, in 0.06 to 0.2 s a GB. This
+    detects an incomplete copy, a slide encoded again, and a hole of 128 KiB and its repair, but not bytes
+    changed in place between the samples. If a slide has several files, all of them count.
 
     Args:
-        whole: read all of a file of any size, as of annotations, where a digit may be changed in place.
+        whole: read a file of any size whole, as for annotations, where a single digit may change.
 
     Raises:
-        SlideError: the file is missing or does not read.
+        SlideError: the file is missing or cannot be read.
     """
     path = Path(path)
     total = hashlib.blake2b(digest_size=16)
@@ -48,7 +49,7 @@ def fingerprint(path: str | Path, *, whole: bool = False) -> str:
 
 
 def annotation_version(slide: SlideFile) -> str:
-    """The version of a slide's annotation: the contents of its file and of what corrects it.
+    """The version of a slide's annotation: fingerprints of its file and of its correction.
 
     Raises:
         SlideError: as for :func:`fingerprint`.
@@ -59,9 +60,10 @@ def annotation_version(slide: SlideFile) -> str:
 
 
 def signature(path: str | Path) -> tuple[int, int]:
-    """Sums over a slide's files of their sizes in bytes and their times of change in ns.
+    """(sum of the sizes in bytes, sum of the modification times in ns) of a slide's files.
 
-    A sum follows each file; the latest time would miss one that gives way to an older one.
+    The sum of the times changes with each file; the latest time would not, if an older file takes the place
+    of a file.
 
     Raises:
         SlideError: the file is missing or cannot be reached.
@@ -75,7 +77,7 @@ def signature(path: str | Path) -> tuple[int, int]:
 
 
 def _parts(path: Path) -> Iterator[tuple[str, Path]]:
-    """(name within the slide, file) of every file of a slide; the slide's own name takes no part."""
+    """(name within the slide, file) of every file of a slide; the name of the slide's own file is ""."""
     if path.is_dir():
         yield from _files_in(path)
         return
@@ -91,7 +93,7 @@ def _parts(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _files_in(folder: Path) -> list[tuple[str, Path]]:
-    # Path.rglob passes over folders it may not enter; a folder that does not list must not pass for empty.
+    # Path.rglob skips folders without permission; such a folder must not count as empty.
     next(folder.iterdir(), None)
     files = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
     return sorted((file.relative_to(folder).as_posix(), file) for file in files)
@@ -99,9 +101,9 @@ def _files_in(folder: Path) -> list[tuple[str, Path]]:
 
 def _digest_of(path: Path, whole: bool) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("it is a pipe, socket or device, no file")  # which may never answer
+        raise OSError("it is a pipe, socket or device instead of a file")  # reading it could wait forever
     state = hashlib.blake2b(digest_size=16)
-    # Reads wait for the disk, not for the processor.
+    # Threads help because reads wait for the disk.
     with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(_THREADS) as pool:
         size = os.fstat(stream.fileno()).st_size
         state.update(size.to_bytes(8, "big"))
@@ -118,13 +120,13 @@ def _digest_of_spans(file: int, spans: list[tuple[int, int]]) -> bytes:
         while length:
             data = os.pread(file, min(length, 1 << 20), start)
             if not data:
-                raise OSError("it became shorter while it was read")
+                raise OSError("it was shortened while it was read")
             part.update(data)
             start, length = start + len(data), length - len(data)
     return part.digest()
 
 
 def _samples(size: int) -> list[tuple[int, int]]:
-    """(start, length) of what is read of a large file."""
+    """(start, length) of the parts of a large file that are read."""
     inner = range(_ENDS, size - _ENDS - _BLOCK, _STRIDE)
     return [(0, _ENDS), *((start, _BLOCK) for start in inner), (size - _ENDS, _ENDS)]

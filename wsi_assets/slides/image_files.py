@@ -1,4 +1,4 @@
-"""What the files of an images folder are: slides, slides that are not read, annotations, or else."""
+"""Sort the files of the slide folder: slides, slides of unreadable formats, annotations, other files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from wsi_assets.slides.naming import (
 )
 
 SUMS = frozenset({".md5", ".sha1", ".sha256", ".sha512", ".crc"})
-"""Endings of checksums."""
+"""Endings of checksum files."""
 
 TEXTS = SUMS | endings(
     "txt csv tsv md rst pdf log html htm yaml yml toml ini cfg xls xlsx ods doc docx py sh ipynb lock parquet"
 )
-"""Endings of texts and tables, which are passed over without a word."""
+"""Endings of texts and tables, which are ignored without a notice."""
 
 OTHER_NAMES = frozenset({"DICOMDIR", "README", "LICENSE", "Thumbs.db", "desktop.ini"})
 
@@ -31,17 +31,17 @@ _PACKED = PACKED_SUFFIXES | {".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz
 _UNFINISHED = frozenset({".part", ".partial", ".crdownload", ".download", ".tmp", ".filepart", ".aria2"})
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CZI = b"ZISRAWFILE"
-_LEAST = 132
+_MIN_BYTES = 132
 _CONVERT = "Convert it to a tiled pyramidal TIFF"
 
 
 class ImageFiles:
-    """What is found below ``root``, filled folder by folder.
+    """The files below ``root``, added folder by folder.
 
     Attributes:
-        slides: (slide id, path).
-        unread: (slide id, path, why it is not read) of slides of other formats.
-        left_out: key -> why, of what has no id.
+        slides: (slide id, path) of each slide.
+        unread: (slide id, path, reason) of slides that cannot be read: other formats, compressed, incomplete.
+        left_out: name -> reason, of files that belong to no slide id.
     """
 
     def __init__(self, root: Path):
@@ -54,7 +54,7 @@ class ImageFiles:
         self._passed: list[Path] = []
 
     def add(self, place: Path, folders: list[str], files: list[str]) -> None:
-        """Sort the files of one folder; takes out of ``folders`` those that are part of a slide."""
+        """Sort the files of the folder ``place``; subfolders that are part of a slide leave ``folders``."""
         suffixes = {name: Path(name).suffix.lower() for name in sorted(files)}
         kinds = {
             name: content_of(place / name)
@@ -77,29 +77,33 @@ class ImageFiles:
         companions = {Path(name).stem for name, suffix in suffixes.items() if suffix == ".mrxs"}
         folders[:] = [name for name in folders if name not in companions]
         if "Slidedat.ini" in files:
-            why = "is a MIRAX slide's folder without the .mrxs file. Copy that file too"
+            why = "is the folder of a MIRAX slide without its .mrxs file. Copy that file too"
             self.unread.append((place.name, place, why))
             folders.clear()
             return
         named = place.suffix.lower() in SLIDE_SUFFIXES and place != self.root and not folders
         if named and not SLIDE_SUFFIXES & set(suffixes.values()):
-            self.unread.append((place.stem, place, "is a folder without a slide. Copy the slide again"))
+            self.unread.append((place.stem, place, "is a folder that holds no slide. Copy the slide again"))
         hamamatsu = {".vms", ".vmu"} & set(suffixes.values())
         for name, suffix in suffixes.items():
             if not (hamamatsu and suffix in {".jpg", ".opt"}):
                 self._sort(place / name, suffix, kinds.get(name))
 
     def notices(self, without: set[str]) -> list[str]:
-        """A line on each thing that costs no slide; ``without``: normalized ids without an annotation."""
+        """Lines on files that were not used.
+
+        Args:
+            without: normalized ids of the slides without an annotation.
+        """
         lines = [
-            f"slide file in the folder of a DICOM slide is not used: {path}. Move it if it is one"
+            f"slide file in the folder of a DICOM slide is not used: {path}. Move it if it is a slide"
             for path in self._strays
         ]
         unused = sorted(path for slide_id, path in self._beside if normalize_id(slide_id) in without)
         if unused:
             lines.append(
-                f"annotations beside their slides are not used ({len(unused)}), e.g. {unused[0]}. "
-                "To use them, name the slide folder for annotations too"
+                f"annotations in the slide folder are not used ({len(unused)}), e.g. {unused[0]}. "
+                "To use them, give the slide folder as annotation folder too"
             )
         return lines + passed_over(self._passed, "no slides")
 
@@ -109,10 +113,10 @@ class ImageFiles:
         if suffix in SLIDE_SUFFIXES or kind in ("slide", "dicom"):
             self.slides.append((path.stem, path))
         elif suffix in UNREAD_SLIDE_SUFFIXES or kind == "tiff":
-            self.unread.append((path.stem, path, f"is of a format ({suffix}) not read here. {_CONVERT}"))
+            self.unread.append((path.stem, path, f"has a format ({suffix}) that is not read. {_CONVERT}"))
         elif of_slide and suffix in _PACKED | _UNFINISHED:
             packed = suffix in _PACKED
-            why = "is packed. Unpack it" if packed else "is not copied to its end. Copy it again"
+            why = "is compressed. Unpack it" if packed else "is not completely copied. Copy it again"
             self.unread.append((inner.stem, path, why))
         elif ending and suffix != ".zip":
             self._beside.append((path.name[: -len(ending)], path))
@@ -123,20 +127,24 @@ class ImageFiles:
 
 
 def passed_over(paths: list[Path], what: str) -> list[str]:
-    """A line on files that are not used, texts and tables excepted, if there are any."""
+    """A line on files that are not used, without texts and tables; none if there is no such file.
+
+    Args:
+        what: what the files are, e.g. "no slides".
+    """
     paths = sorted(path for path in paths if path.suffix.lower() not in TEXTS)
     if not paths:
         return []
     endings = Counter(path.suffix.lower() or "no ending" for path in paths)
-    said = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items())[:8])
-    return [f"files that are {what} are passed over: {said}, e.g. {paths[0]}"]
+    kinds = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items())[:8])
+    return [f"files that are {what} are ignored: {kinds}, e.g. {paths[0]}"]
 
 
 def content_of(path: Path) -> str | None:
-    """What a regular file of unknown ending holds: "slide" if OpenSlide opens it, "dicom", "tiff", None."""
+    """What a file of unknown ending is: a "slide" that OpenSlide opens, "dicom", another "tiff", or None."""
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size < _LEAST:
+        if not stat.S_ISREG(found.st_mode) or found.st_size < _MIN_BYTES:
             return None
         return _content(path, found.st_mtime_ns, found.st_size)
     except (OSError, ValueError):
@@ -146,7 +154,7 @@ def content_of(path: Path) -> str | None:
 @lru_cache(maxsize=65536)
 def _content(path: Path, changed_ns: int, size: int) -> str | None:
     with path.open("rb") as stream:
-        start = stream.read(_LEAST)
+        start = stream.read(_MIN_BYTES)
     if start[128:] == b"DICM":
         return "dicom"
     if not start.startswith((*TIFF_STARTS, _CZI)):

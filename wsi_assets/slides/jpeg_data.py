@@ -1,4 +1,4 @@
-"""JPEG data as TIFF tiles hold it: whether it is whole, and its color space. Bytes in, facts out."""
+"""Check the JPEG data of TIFF tiles for damage, and find its color space."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from wsi_assets.errors import one_line
 
 ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
-"""The segment of a JPEG file that names its color space, up to the last byte, which is one of these."""
+"""Adobe's segment, which names the color space of a JPEG file, without its last byte."""
 
 _TRANSFORMS = {0: "RGB", 1: "YCBCR"}
+"""Last byte of Adobe's segment -> color space."""
 _START_OF_SCAN = b"\xff\xda"
 _END = b"\xff\xd9"
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""A marker that cannot be within a scan: there FF is stuffed (FF 00), fills, or begins a restart."""
+"""A marker that cannot occur within a scan, where FF is followed by 00, by FF, or by a restart number."""
 _BASELINE = re.compile(rb"\xff[\xc0\xc1]\0")
 _RESTARTS = b"\xff\xdd"
 _ZEROS = bytes(64)
@@ -24,17 +25,20 @@ _AFTER = 16
 
 
 def hole_in(data: bytes, tables: bytes | None = None) -> str | None:
-    """What shows that JPEG data was lost in copying, though decoders take it; None if nothing.
+    """Why JPEG data must have been damaged in copying, although decoders accept it; None if it seems whole.
 
-    Decoders go on where a hole of zeros begins: zero bits are codes. In a baseline scan 64 zero bytes are
-    never a picture unless the all-zero code of every AC table ends a block (flat areas, under tables made for
-    them). A scan without its end marker was cut. ``tables``: those of an abbreviated stream.
+    Decoders do not notice a hole of zero bytes, because zero bits are valid codes. In a baseline scan 64 zero
+    bytes cannot be an image, unless the code of zero bits ends a block in every AC table (flat areas, with
+    Huffman tables made for them). A scan without an end marker was cut short.
+
+    Args:
+        tables: the TIFF's shared JPEG tables, for an abbreviated stream.
     """
     start = data.find(_START_OF_SCAN)
     end = data.rfind(_END, max(start, 0))
     if start < 0 or end < 0:
         return "it has no picture" if start < 0 else "it has no end"
-    # Words first: a search by bytes takes a tenth of the decoder's time.
+    # Words of 8 bytes first: searching bytes takes a tenth of the decoder's time.
     words = np.frombuffer(data, np.uint64, len(data) // 8)
     if not words.all() and 0 <= data.find(_ZEROS, start) < end:
         header = (tables or b"") + data[:start]
@@ -44,7 +48,7 @@ def hole_in(data: bytes, tables: bytes | None = None) -> str | None:
 
 
 def fault_of(data: bytes, tables: bytes | None) -> str | None:
-    """Why JPEG data is no whole picture, although decoders may take it for one; None if it is."""
+    """Why JPEG data is damaged, although decoders may accept it; None if it is whole."""
     fault = hole_in(data, tables)
     if fault or not ends_early(data):
         return fault
@@ -52,15 +56,15 @@ def fault_of(data: bytes, tables: bytes | None) -> str | None:
         pixels = imagecodecs.jpeg8_decode(data, tables=tables)
     except Exception as error:  # the codec's error types differ between its versions
         return one_line(error)
-    # What is missing is left mid-grey, the last block above all.
+    # Decoders leave missing blocks mid-gray, the last one above all.
     return "it ends early" if (pixels[-8:, -8:] == 128).all() else None
 
 
 def ends_early(data: bytes) -> bool:
-    """Whether the first scan may end before the data does: a suspicion, for a strict decoder to judge.
+    """Whether the first scan may end before the data does, so that a strict decoder must check it.
 
-    True also of data with filler after its end. Decoders that lose their way leave the last block mid-grey,
-    unless restart markers lead them back; so only with those the scan is searched for other markers.
+    Also True for data with filler after its end. A decoder that goes wrong leaves the last block mid-gray,
+    unless restart markers bring it back; so only data with restart markers is searched for other markers.
     """
     start = data.find(_START_OF_SCAN)
     if data.rfind(_END, max(start, 0)) < len(data) - _AFTER:
@@ -72,9 +76,9 @@ def ends_early(data: bytes) -> bool:
 
 
 def named_colorspace(segments: bytes) -> str | None:
-    """The color space that JPEG data names to every library, None if none.
+    """The color space that the markers of JPEG data name, None if there is no such marker.
 
-    JFIF's marker always means YCbCr; Adobe's says it (Adobe Technical Note 5116).
+    A JFIF marker always means YCbCr; Adobe's marker states it (Adobe Technical Note 5116).
     """
     header = segments.partition(_START_OF_SCAN)[0]
     if re.search(rb"\xff\xe0..JFIF\0", header, re.DOTALL):
@@ -84,7 +88,7 @@ def named_colorspace(segments: bytes) -> str | None:
 
 
 def _zeros_are_flat(header: bytes) -> bool:
-    """Whether the code of zero bits alone ends a block in every AC table: its first symbol then is 0."""
+    """Whether the code of zero bits ends a block in every AC table, that is, its first symbol is 0."""
     found = False
     for match in re.finditer(rb"\xff\xc4(..)", header, re.DOTALL):
         at, end = match.end(), match.start() + 2 + int.from_bytes(match[1], "big")

@@ -1,4 +1,4 @@
-"""Read one level of a slide: the usual way, and another to check it by."""
+"""Read one level of a slide, in the fastest exact way or, for checks, in a second, independent way."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ _MARGIN = 128
 
 
 class LevelReader(Closing):
-    """One level of a slide; use it in the process and thread that opened it.
+    """One open level of a slide, for the process and thread that opened it.
 
-    Pixels come straight from the slide's tiles where those are the same as OpenSlide's (``tiles``), else from
-    OpenSlide.
+    Tiles are decoded directly where that gives the same pixels as OpenSlide; else OpenSlide reads the level.
+
+    Attributes:
+        level: number of the level.
+        tiles: its tiles, None if OpenSlide reads it.
 
     Raises:
         SlideError: the slide does not open, or has no such level.
@@ -33,13 +36,19 @@ class LevelReader(Closing):
     def read_window(self, y: int, x: int, height: int, width: int) -> Window:
         """A window of the level, which may reach over its edges.
 
+        Args:
+            y, x: top-left corner, in pixels of the level.
+
+        Returns:
+            uint8 (height, width, 3) RGB, white where there is no pixel; bool (height, width), where there is.
+
         Raises:
-            SlideError: it does not read.
+            SlideError: the slide cannot be read there.
         """
         return over_edges(self._read_inside, self._slide.sizes[self.level], y, x, height, width)
 
     def close(self) -> None:
-        """Let go of the slide."""
+        """Close the slide."""
         if self.tiles is not None:
             self.tiles.close()
         self._slide.close()
@@ -51,10 +60,10 @@ class LevelReader(Closing):
 
 
 class ReferenceReader(LevelReader):
-    """The same pixels read by another way.
+    """Reads the same pixels in a second, independent way.
 
-    Instead of decoding tiles this one asks OpenSlide, or tifffile where OpenSlide would blend pixels or lacks
-    the level. Instead of asking OpenSlide it asks for a larger window that begins elsewhere.
+    Where :class:`LevelReader` decodes tiles, this reads with OpenSlide, or with tifffile if OpenSlide would
+    blend pixels or lacks the level. Where that reads with OpenSlide, this reads a larger window with it.
     """
 
     def __init__(self, path: str | Path, level: int):

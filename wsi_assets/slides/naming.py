@@ -1,4 +1,4 @@
-"""What a slide's name says: its id, its patient, whether it is a test slide. Pure functions of strings."""
+"""What the name of a slide says: its id, its patient, and whether it is a test slide."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ ANNOTATION_SUFFIXES = frozenset({".xml", ".geojson", ".json"})
 UNREAD_ANNOTATION_SUFFIXES = frozenset(
     {".ndpa", ".qpdata", ".sqlite", ".db", ".annotations", ".afxml", ".roi", ".imzann"}
 )
-"""Endings of annotations that are not read, so that they are known as such also beside slides."""
+"""Endings of annotations in formats that are not read."""
 
 PACKED_SUFFIXES = frozenset({".gz", ".zip"})
-"""Endings of packed annotation files that are read all the same."""
+"""Endings of compressed annotation files, which are read too."""
 
 DEFAULT_PATIENT_PATTERN = (
     r"^((?:TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}|TARGET-[0-9]{2}-[A-Z0-9]{6}|C3[LN]-[0-9]{5}|GTEX-[A-Z0-9]{4,5})"
     r"(?![A-Z0-9])|.*?(?=(?:_node_\d+)?$))"
 )
-"""Group 1 is the patient: ``patient_004_node_4`` and ``patient_004_node_2`` are one,
-``TCGA-A1-A0SB-01Z-00-DX1`` is of ``TCGA-A1-A0SB`` (so by their own rules TARGET, CPTAC and GTEx), others are
-their own."""
+"""Group 1 is the patient: ``patient_004`` of ``patient_004_node_4`` and ``patient_004_node_2``;
+``TCGA-A1-A0SB`` of ``TCGA-A1-A0SB-01Z-00-DX1``, and similarly for TARGET, CPTAC and GTEx; of other names, the
+whole id."""
 
 DEFAULT_TEST_PATTERN = "test"
 """``test_001`` and ``Test_001`` are test slides."""
 
 
 def slide_id_of(path: str | Path) -> str:
-    """The id of a slide: its file name without the ending; for a DICOM folder, whose name may be a UID with
+    """The id of a slide: its file name without the ending; of a DICOM folder, whose name may be a UID with
     full stops, the whole name."""
     path = Path(path)
     return path.stem if path.suffix.lower() in SLIDE_SUFFIXES | ANNOTATION_SUFFIXES else path.name
 
 
 def annotation_ending(name: str) -> str:
-    """The ending of an annotation file that is read, in lower case (``.xml``, ``.geojson.gz``), or ""."""
+    """The ending of an annotation file in lower case (``.xml``, ``.geojson.gz``); "" if it is not read."""
     path = Path(name)
     last, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
     if last in ANNOTATION_SUFFIXES:
@@ -69,16 +69,16 @@ def annotation_ending(name: str) -> str:
 
 
 def patient_of(slide_id: str, pattern: str = DEFAULT_PATIENT_PATTERN) -> str:
-    """The patient a slide is of: group 1 of ``pattern`` in the id, without regard to case, else the whole id.
+    """The patient of a slide: group 1 of ``pattern`` in the id, without regard to case, else the whole id.
 
     Raises:
-        ConfigError: the pattern is no regular expression, or has no group.
+        ConfigError: the pattern is not a regular expression, or has no group.
     """
     return _patient(slide_id, pattern) or slide_id
 
 
 def patients_of(slide_ids: Iterable[str], pattern: str = DEFAULT_PATIENT_PATTERN) -> dict[str, str]:
-    """Slide id -> its patient (:func:`patient_of`), one patient under one spelling.
+    """Slide id -> its patient (:func:`patient_of`), in one spelling for each patient.
 
     ``Patient_004_node_4`` and ``patient_004_node_2`` are of one patient, spelled as in the first of the ids.
 
@@ -90,7 +90,7 @@ def patients_of(slide_ids: Iterable[str], pattern: str = DEFAULT_PATIENT_PATTERN
         raise ConfigError(
             f"patient_pattern {pattern!r} finds a patient in none of the {len(found)} slide ids, "
             f"e.g. {next(iter(found))!r:.60}",
-            remedy="Mend the pattern; its first group, in a slide id, is the patient",
+            remedy="Correct the pattern: its first group must match the patient in a slide id",
         )
     spelled: dict[str, str] = {}
     named = ((slide_id, patient or slide_id) for slide_id, patient in found.items())
@@ -101,13 +101,13 @@ def is_test_slide(slide_id: str, pattern: str = DEFAULT_TEST_PATTERN) -> bool:
     """Whether a slide is kept for testing: ``pattern`` occurs in its id, without regard to case.
 
     Raises:
-        ConfigError: the pattern is no regular expression.
+        ConfigError: the pattern is not a regular expression.
     """
     return _compiled("test_pattern", pattern, DEFAULT_TEST_PATTERN).search(slide_id) is not None
 
 
 def normalize_id(name: str) -> str:
-    """The form in which ids and patients are compared: lower case, accents as one letter (unlike macOS)."""
+    """The form in which ids and patients are compared: lower case, Unicode form NFC (macOS uses NFD)."""
     return unicodedata.normalize("NFC", name).lower()
 
 
@@ -116,7 +116,7 @@ def _patient(slide_id: str, pattern: str) -> str | None:
     if not compiled.groups:
         raise ConfigError(
             f"patient_pattern {pattern!r} has no group",
-            remedy=f"Put round brackets around the patient, as in {DEFAULT_PATIENT_PATTERN}",
+            remedy=f"Put parentheses around the patient, as in {DEFAULT_PATIENT_PATTERN}",
         )
     match = compiled.search(slide_id)
     return (match.group(1) or None) if match else None
@@ -128,6 +128,6 @@ def _compiled(setting: str, pattern: str, example: str) -> re.Pattern[str]:
         return re.compile(pattern, re.IGNORECASE)
     except re.error as error:
         raise ConfigError(
-            f"{setting} {pattern!r} is no regular expression ({error})",
+            f"{setting} {pattern!r} is not a regular expression ({error})",
             remedy=f"Use one such as {example}",
         ) from error

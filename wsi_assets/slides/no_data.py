@@ -1,4 +1,4 @@
-"""Which pixels of a slide hold no data: never scanned, never written, or padding."""
+"""Which pixels of a slide have no data: not scanned, not in the file, or padding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from wsi_assets.slides.windows import Read, Window
 
 SIDE = 9
-"""An unscanned area or a padding holds a square of this many pixels of the level; less is part of the slide.
-Odd, so that OpenCV's opening does not shift."""
+"""Side, in pixels of the level, of the smallest square of one color that counts as unscanned or padding. Odd,
+so that OpenCV's morphological opening does not shift the mask."""
 
 MARGIN = SIDE - 1
-"""Pixels around a window that decide about it."""
+"""Pixels around a window that its no-data mask depends on."""
 
 _WHITE, _BLACK = 254, 1
 _ALONG = 32
@@ -30,15 +30,15 @@ def no_data(
 ) -> np.ndarray:
     """Where a window has no data: bool (h, w).
 
-    A pixel has none if it was never written (not ``present``), or lies in a square of ``SIDE`` x ``SIDE``
-    pixels that are all pure white (254 or more in each channel, as JPEG keeps it), all pure black (at most 1)
-    or all of one padding color (within 1). At the array's edge the picture counts as mirrored. Give a window
-    inside a level ``MARGIN`` pixels of surroundings and crop: the result then does not depend on the window.
+    A pixel has no data if it is not ``present``, or lies in a square of ``SIDE`` x ``SIDE`` pixels that are
+    all pure white (at least 254 in each channel, because of JPEG), all pure black (at most 1) or all of one
+    padding color (within 1). At the array's edge the image is mirrored. To make the result independent of the
+    window, read ``MARGIN`` pixels more on each side and crop the result.
 
     Args:
         rgb: uint8 (h, w, 3), white where not ``present``.
-        present: bool (h, w).
-        paddings: RGB colors that the slide's border is padded with.
+        present: bool (h, w), False where the file has no pixel.
+        paddings: RGB colors of the slide's padding.
     """
     found = (~present).astype(np.uint8)
     for low, high in _ranges(paddings):
@@ -53,10 +53,10 @@ def no_data(
 def may_lack_data(
     rgb: np.ndarray, present: np.ndarray, paddings: Iterable[tuple[int, int, int]] = ()
 ) -> bool:
-    """Whether :func:`no_data`, whatever the surroundings are, may find any in this window."""
+    """Whether :func:`no_data` may find any in this window, whatever surrounds it; a quick test."""
     if not present.all():
         return True
-    # A square holds one of every SIDE-th pixel each way, or reaches over the border.
+    # A square holds one of the pixels at multiples of SIDE, or reaches over the border.
     grid = rgb[::SIDE, ::SIDE].reshape(-1, 3)
     tested = np.concatenate([grid, rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])[None]
     for span in _ranges(paddings):
@@ -69,7 +69,7 @@ def may_lack_data(
 
 
 def _ranges(paddings: Iterable[tuple[int, int, int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The lowest and the highest RGB of each color of no-data."""
+    """Lowest and highest RGB of white, black and each padding color."""
     return [
         ((_WHITE,) * 3, (255,) * 3),
         ((0,) * 3, (_BLACK,) * 3),
@@ -78,15 +78,19 @@ def _ranges(paddings: Iterable[tuple[int, int, int]]) -> list[tuple[tuple[int, .
 
 
 def padding_colors(read: Read, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
-    """RGB colors of constant padding along whole sides of a slide, besides pure white and black.
+    """RGB colors of constant padding along whole sides of a slide, other than pure white and black.
 
-    Found from a few windows of level 0. A side is padded if all along it the outermost pixels are of one
-    color to within 1 (scanned glass never is; tiles never written say nothing), if what lies inside begins at
-    one depth (the clear background of a drawn picture has no straight edge), and if it begins with glass:
-    where tissue borders directly on a flat color, that color is all the glass there is and must stay data.
+    A few windows of level 0 are read along each side. A side is padded if three things hold. Its outermost
+    pixels have one color to within 1, which scanned glass never has (missing tiles are skipped). The padding
+    ends at one depth: the background of a synthetic image has no straight edge. And it ends at glass: where
+    tissue borders directly on a flat color, that color is the only glass there is, and must stay data.
+
+    Args:
+        read: reads windows of level 0.
+        height, width: size of level 0.
 
     Raises:
-        SlideError: the slide does not read there.
+        SlideError: the slide cannot be read there.
     """
     if min(height, width) < 4 * _ALONG:
         return ()
@@ -95,7 +99,7 @@ def padding_colors(read: Read, height: int, width: int) -> tuple[tuple[int, int,
         depth, length = (height, width) if turned else (width, height)
 
         def window(start: int, along: int, deep: int, *, turned=turned, far=far, depth=depth) -> Window:
-            """A window ``deep`` pixels inwards from ``start`` on, as seen from the side."""
+            """A window that begins ``start`` pixels from the side and is ``deep`` pixels deep."""
             start = depth - start - deep if far else start
             return read(*((start, along, deep, _ALONG) if turned else (along, start, _ALONG, deep)))
 
@@ -106,7 +110,7 @@ def padding_colors(read: Read, height: int, width: int) -> tuple[tuple[int, int,
 
 
 def _border_color(window: Callable[..., Window], length: int) -> np.ndarray | None:
-    """The one color of a side's outermost pixels, if it is none that is no-data anyway."""
+    """The one color of a side's outermost pixels; None if they have several, or pure white or black."""
     color, seen = None, 0
     for along in np.linspace(0, length - _ALONG, _WINDOWS).astype(int).tolist():
         pixels, written = window(0, along, SIDE)
@@ -121,10 +125,10 @@ def _border_color(window: Callable[..., Window], length: int) -> np.ndarray | No
 
 
 def _is_framed(window: Callable[..., Window], depth: int, length: int, color: np.ndarray) -> bool:
-    """Whether most lines from the border inwards leave the color at one depth, and for glass."""
+    """Whether most lines from the border inwards leave the color at the same depth, and reach glass there."""
     found, glass = [], 0
     for along in np.linspace(length * 0.2, length * 0.8 - _ALONG, _LINES).astype(int).tolist():
-        # How far the color reaches: doubled, then halved, to within a square.
+        # How deep the color reaches, found by doubling and then bisecting, to within SIDE pixels.
         flat, other = 0, SIDE
         while _is_flat(*window(min(other, depth - SIDE), along, SIDE), color) and other < depth:
             flat, other = other, other * 2

@@ -1,4 +1,4 @@
-"""OpenSlide behind a small surface: what a file says of itself, and exact reads by a level's own pixels."""
+"""A slide file opened with OpenSlide: its properties and levels, and exact reads in a level's own pixels."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import tifffile
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.closing import Closing
 from wsi_assets.slides.dicom import volume_files
+from wsi_assets.slides.file_access import stat_or_none, unreadable
 from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
 from wsi_assets.slides.levels import odd_picture, reductions_to, true_levels
-from wsi_assets.slides.listing import stat_or_none, unreadable
 from wsi_assets.slides.tiff_pages import JPEG, Size, has_numbers, is_plain, lists_its_tiles, size_of
 from wsi_assets.slides.windows import Window, tiles_over
 
-# Each damaged tag would be a line of its own; what comes of the damage is one error of ours.
+# tifffile would log a line for each damaged tag; damage is reported once, as a SlideError.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _CACHE_BYTES = 96 << 20
@@ -40,25 +40,26 @@ _MAX_BACK = 256
 _TILE_LENGTHS = 325
 _BLOCK = 1024
 _KEPT_BLOCKS = 16
-_MOST_AT_ONCE = 4096 - _MAX_BACK
-"""OpenSlide reads 4096 pixels at a time, and begins the next at a level-0 pixel that it rounds."""
+_MAX_AT_ONCE = 4096 - _MAX_BACK
+"""Largest window that one OpenSlide read gives exactly: it splits reads at 4096 pixels, and rounds the
+level-0 pixel where each part begins."""
 _ANY_PAGE_IS_A_LEVEL = {"generic-tiff", "aperio"}
-"""Formats of which OpenSlide takes any tiled page for a level, a macro or label picture too."""
+"""Formats in which OpenSlide takes any tiled page for a level, also a macro or label image."""
 
 
 class OpenSlideFile(Closing):
     """An open slide.
 
     Attributes:
-        vendor, properties: OpenSlide's name for the format, and what the file says of itself.
-        sizes: (width, height) of each level as stored, without pictures that are no levels and with those
-            that a TIFF keeps below its first page (SubIFDs, as OME-TIFF does), which OpenSlide does not see.
-        downsamples: what OpenSlide reports, which is right only for placing its own reads.
-        bounds: (x, y, width, height) of the scanned area in level-0 pixels; None if that is all.
-        notices: a line on each level that was left out.
+        vendor, properties: OpenSlide's name for the format, and its properties.
+        sizes: (width, height) of each level as stored. Macro and label images that OpenSlide takes for levels
+            are left out; levels in SubIFDs (as in OME-TIFF), which OpenSlide does not see, are added.
+        downsamples: as OpenSlide reports them; they place its reads, but may differ from the true scale.
+        bounds: (x, y, width, height) of the scanned area in level-0 pixels; None if that is the whole slide.
+        notices: a line on each image that is not a level.
 
     Raises:
-        SlideError: the path is no slide that opens.
+        SlideError: the file is not a slide that OpenSlide opens.
     """
 
     def __init__(self, path: Path):
@@ -70,7 +71,7 @@ class OpenSlideFile(Closing):
         self._level_alone = lru_cache(None)(self._open_alone)
         self._blocks = lru_cache(_KEPT_BLOCKS)(self._read_block)
         handle = self._open()
-        # A damaged name is listed, but not found.
+        # OpenSlide lists a property with a damaged name, but does not find it.
         self.properties = {name: handle.properties.get(name, "") for name in handle.properties}
         self.vendor = self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         sizes, downsamples = tuple(handle.level_dimensions), tuple(handle.level_downsamples)
@@ -94,11 +95,11 @@ class OpenSlideFile(Closing):
         self.bounds = _bounds_of(self.properties, sizes[0])
 
     def has_level(self, level: int) -> bool:
-        """Whether OpenSlide itself has the level; of another one only tiles can be read."""
+        """Whether OpenSlide has the level; a level in a SubIFD is read by its tiles only."""
         return self._numbers[level] is not None
 
     def page_of(self, level: int) -> tifffile.TiffPage | None:
-        """The TIFF page that holds a level as one grid of tiles, None if there is none."""
+        """The tiled TIFF page that holds a level, None if there is none."""
         if not self.has_level(level):
             return self._sub_pages[level - len(self.sizes)]
         if self.vendor not in _TILE_TABLES:
@@ -114,33 +115,33 @@ class OpenSlideFile(Closing):
 
     @cached_property
     def tiff_pages(self) -> list[tifffile.TiffPage]:
-        """The pages of a TIFF, up to the first that tifffile cannot parse; none of another format.
+        """The pages of a TIFF up to the first that tifffile cannot parse; empty for other formats.
 
         Raises:
             SlideError: the file cannot be read.
         """
         pages: list[tifffile.TiffPage] = []
         if _is_tiff(self._entry):
-            # A damaged page may be any error, and damage may link pages in a circle.
+            # A damaged page can raise any error, and damage can link pages in a circle.
             with contextlib.suppress(Exception), tifffile.TiffFile(self._entry) as file:
                 pages.extend(takewhile(has_numbers, islice(file.pages, _MAX_TIFF_PAGES)))
         return pages
 
     def read(self, level: int, y: int, x: int, height: int, width: int) -> Window:
-        """A window inside a level that OpenSlide has.
+        """A window inside a level that OpenSlide has, (y, x) of its corner in pixels of the level.
 
-        OpenSlide places a window by level-0 coordinates over its own downsample and blends neighbors where
-        that quotient is not whole. So the window is read from the nearest place above and left of it where
-        it is, and cropped. A DICOM level with too few such places is opened as a slide of its own. Of such a
-        level of another format (TIFF has its tiles) the window is put together from blocks at fixed places,
-        so that at least a pixel does not depend on the window.
+        OpenSlide divides the level-0 coordinates of a window by its own downsample, and blends neighboring
+        pixels if the result is not a whole number. So the read begins at the nearest whole pixel above and to
+        the left, and is cropped. A DICOM level with too few whole pixels is opened as a slide of its own. A
+        level of another format with too few is read in blocks at fixed positions, so that a pixel at least
+        does not depend on the window.
 
         Raises:
-            SlideError: the read fails; the next one opens the slide again.
+            SlideError: the read fails. The next read opens the slide again.
         """
         downsample = self.downsamples[level]
         if not blends(downsample, max(self.sizes[level])):
-            if max(height, width) <= _MOST_AT_ONCE or downsample.is_integer():
+            if max(height, width) <= _MAX_AT_ONCE or downsample.is_integer():
                 return self.read_at_once(level, y, x, height, width)
         elif alone := self._level_alone(level):
             return self._read_by(alone, 0, 1.0, y, x, height, width)
@@ -151,13 +152,13 @@ class OpenSlideFile(Closing):
         return pixels, present
 
     def read_at_once(self, level: int, y: int, x: int, height: int, width: int) -> Window:
-        """As :meth:`read`, by one read of OpenSlide's, blended or not (:func:`is_whole_start`)."""
+        """As :meth:`read`, with one OpenSlide read, which may blend pixels (:func:`is_whole_start`)."""
         self._check_jpeg_tiles(level, y, x, height, width)
         number, downsample = self._numbers[level], self.downsamples[level]
         return self._read_by(self._open(), number, downsample, y, x, height, width)
 
     def close(self) -> None:
-        """Let go of the file; a later read opens it again."""
+        """Close the file; a later read opens it again."""
         self._blocks.cache_clear()
         self._level_alone.cache_clear()
         self._alone.close()
@@ -176,14 +177,14 @@ class OpenSlideFile(Closing):
         return self._handle
 
     def _open_alone(self, level: int) -> openslide.OpenSlide | None:
-        """A level of a DICOM slide as a slide of its own; None if it cannot be had so."""
+        """A level of a DICOM slide, opened as a slide of its own; None if that is not possible."""
         series = self.properties.get("dicom.SeriesInstanceUID")
         if self.vendor == "dicom":
             with contextlib.suppress(OSError, openslide.OpenSlideError):
                 for file in volume_files(_members(self._entry.parent)):
                     if (file.series, file.size) == (series, self.sizes[level]):
-                        # OpenSlide takes all files of a series that lie beside the one it is given, and opens
-                        # the file by its path for each read.
+                        # OpenSlide opens all files of the series in the same folder, and opens the file by
+                        # its path at each read, so the link must stay.
                         folder = self._alone.enter_context(TemporaryDirectory(prefix="dicom-level-"))
                         place = Path(folder, "level.dcm")
                         place.symlink_to(file.path.absolute())
@@ -217,10 +218,10 @@ class OpenSlideFile(Closing):
         return _over_white(np.asarray(image)[y - top :, x - left :])
 
     def _find_sub_pages(self, sizes: tuple[Size, ...]) -> list[tifffile.TiffPage]:
-        """Pages below the first one of a TIFF that are levels and can be read, the largest first."""
+        """The SubIFD pages of a TIFF that are levels and can be read, the largest first."""
         if self.vendor != "generic-tiff" or len(sizes) > 1:
             return []
-        with contextlib.suppress(Exception):  # whatever tifffile makes of damage: OpenSlide's level remains
+        with contextlib.suppress(Exception):  # damage can raise any error; OpenSlide's level remains
             first = [size_of(page) for page in self.tiff_pages].index(sizes[0])
             with tifffile.TiffFile(self._entry) as file:
                 below = [page for page in file.pages[first].pages or () if has_numbers(page)]
@@ -235,10 +236,10 @@ class OpenSlideFile(Closing):
         return int(width or 1), int(height or 1)
 
     def _check_tiles(self, count: int) -> None:
-        """Refuse tiles that cannot be.
+        """Refuse impossible tile sizes and tile lists.
 
-        OpenSlide takes memory for a tile before it reads it, and ends the process without. A picture that is
-        larger than its list of tiles would be read for minutes, mostly as tiles that were never written.
+        OpenSlide aborts the process if it cannot allocate a tile. An image larger than its list of tiles
+        would be read for minutes, mostly as missing tiles.
         """
         tiles = [self._tile_of(number) for number in range(count)]
         size, fault = self._entry.stat().st_size, None
@@ -254,7 +255,7 @@ class OpenSlideFile(Closing):
             )
 
     def _check_jpeg_tiles(self, level: int, y: int, x: int, height: int, width: int) -> None:
-        """Refuse a window over a JPEG tile with a hole, of which OpenSlide makes a wrong picture."""
+        """Refuse a window over a JPEG tile with a hole, which OpenSlide would decode to wrong pixels."""
         page = self.page_of(level)
         if page is None or page.compression != JPEG:
             return
@@ -285,21 +286,22 @@ class OpenSlideFile(Closing):
                 fault = f"is a TIFF that ends, after {size} bytes, before its pages do: it was cut short"
             elif odd := odd_picture(self.tiff_pages):
                 fault = (
-                    f"holds a tiled picture of {odd[0]} x {odd[1]} pixels that is no reduction of its first "
-                    "page, perhaps a macro or label, for which OpenSlide refuses the file"
+                    f"holds a tiled image of {odd[0]} x {odd[1]} pixels that is not a reduction of its first "
+                    "page, perhaps a macro or label, so OpenSlide refuses the file"
                 )
             else:
-                fault = "is not a slide OpenSlide knows" if size else "is empty (0 bytes)"
-        remedy = "Copy it again, convert it to a tiled TIFF, or take it out of the images folder"
+                fault = "is not of a slide format that OpenSlide reads" if size else "is empty (0 bytes)"
+        remedy = "Copy it again, convert it to a tiled TIFF, or take it out of the slide folder"
         return SlideError(fault, path=self.path, remedy=remedy)
 
 
 @lru_cache(maxsize=4096)
 def whole_start(position: int, downsample: float) -> tuple[int, int]:
-    """(level pixel at or before ``position``, level-0 pixel) whose quotient by ``downsample`` is that pixel.
+    """Where an OpenSlide read can begin without blending: (pixel of the level, level-0 pixel).
 
-    "Is" to 1/512 pixel: the compositor under OpenSlide counts in 1/256. Where no place within 256 pixels is
-    that good (a downsample like 2.00001), the best of them.
+    It is the last level pixel at or before ``position`` that some level-0 pixel divided by ``downsample``
+    meets to within 1/512 pixel (cairo, with which OpenSlide draws, counts in 1/256). If none of the 256
+    pixels before is that close (as with a downsample of 2.00001), it is the closest.
     """
     best = (1.0, 0, 0)
     for start in range(position, max(-1, position - _MAX_BACK), -1):
@@ -312,20 +314,20 @@ def whole_start(position: int, downsample: float) -> tuple[int, int]:
 
 
 def is_whole_start(position: int, downsample: float) -> bool:
-    """Whether OpenSlide can read from this pixel of a level on without blending."""
+    """Whether an OpenSlide read that begins at this pixel of a level is not blended."""
     return abs(round(position * downsample) / downsample - position) < _SUBPIXEL
 
 
 @lru_cache(maxsize=4096)
 def blends(downsample: float, side: int) -> bool:
-    """Whether OpenSlide blends pixels of a level of this side, wherever a read of some of them begins."""
+    """Whether a level of ``side`` pixels has parts that OpenSlide blends wherever the read begins."""
     starts = np.arange(side)
     whole = starts[np.abs(np.rint(starts * downsample) / downsample - starts) < _SUBPIXEL]
     return bool(np.diff(whole, append=side).max(initial=0) > _MAX_BACK)
 
 
 def damaged_tile(path: Path, level: int, row: int, col: int, why: str) -> SlideError:
-    """The error of a tile that is not read."""
+    """The error of a damaged tile."""
     return SlideError(
         f"tile at row {row}, column {col} of level {level} is damaged ({why})",
         path=path,
@@ -344,7 +346,7 @@ def _bounds_of(properties: Mapping[str, str], size: Size) -> tuple[int, int, int
 
 
 def _over_white(rgba: np.ndarray) -> Window:
-    # numpy takes ten to forty times as long for the copies.
+    # NumPy copies take ten to forty times as long.
     pixels, alpha = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), cv2.extractChannel(rgba, 3)
     present = alpha > 0
     if alpha.min(initial=255) == 255:
@@ -365,7 +367,9 @@ def entry_of(path: Path) -> Path:
         return path
     if not stat.S_ISDIR(found.st_mode):
         raise SlideError(
-            "is a pipe, socket or device, no file", path=path, remedy="Take it out of the images folder"
+            "is a pipe, socket or device instead of a file",
+            path=path,
+            remedy="Take it out of the slide folder",
         )
     try:
         members = _members(path)
@@ -383,7 +387,7 @@ def entry_of(path: Path) -> Path:
         if openslide.OpenSlide.detect_format(member) == "dicom":
             return member
     raise SlideError(
-        "is a folder without a DICOM slide", path=path, remedy="Name a slide file or a folder of .dcm files"
+        "is a folder without a DICOM slide", path=path, remedy="Give a slide file or a folder of .dcm files"
     )
 
 
@@ -396,5 +400,5 @@ def _is_tiff(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
             return stream.read(4) in TIFF_STARTS
-    except OSError as error:  # which OpenSlide takes for a file of a format it does not know
+    except OSError as error:  # OpenSlide would report an unknown format
         raise unreadable(path, error) from error

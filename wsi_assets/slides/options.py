@@ -1,4 +1,4 @@
-"""What a user may set about slides. Imports only pydantic, so that settings load fast."""
+"""Options of slides."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ScaleOptions(BaseModel):
-    """How a slide's magnification is known when its file does not say, or says it wrong."""
+    """The magnification of slides whose file does not state it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -14,5 +14,5 @@ class ScaleOptions(BaseModel):
         default=40.0,
         ge=1.0,
         le=200.0,
-        description="Magnification of level 0 of a slide whose file tells neither objective power nor mpp.",
+        description="Magnification of level 0 of a slide whose file states neither objective power nor mpp.",
     )

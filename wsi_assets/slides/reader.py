@@ -1,4 +1,4 @@
-"""Read a slide: its true scale, regions in each level's own pixels, and where there is no data."""
+"""Open a slide: its levels and true scale, regions in a level's own pixels, and where it has no data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from wsi_assets.errors import SlideError
 from wsi_assets.slides.closing import Closing
-from wsi_assets.slides.cohort import NOTHING_SAID, SlideRow
+from wsi_assets.slides.cohort import EMPTY_ROW, SlideRow
 from wsi_assets.slides.naming import slide_id_of
 from wsi_assets.slides.no_data import MARGIN, may_lack_data, no_data, padding_colors
 from wsi_assets.slides.openslide_file import OpenSlideFile
@@ -30,37 +30,38 @@ _BAND = 8
 
 @dataclass(frozen=True)
 class Region:
-    """``pixels``: uint8 (h, w, 3) RGB; ``no_data``: bool (h, w), True where the slide has nothing."""
+    """``pixels``: uint8 (h, w, 3) RGB; ``no_data``: bool (h, w), True where the slide has no data."""
 
     pixels: np.ndarray
     no_data: np.ndarray
 
 
 def open_slide(
-    path: str | Path, options: ScaleOptions = _DEFAULT, said: SlideRow = NOTHING_SAID
+    path: str | Path, options: ScaleOptions = _DEFAULT, cohort_row: SlideRow = EMPTY_ROW
 ) -> SlideReader:
-    """Open a slide: a file OpenSlide knows, or a folder of one DICOM slide.
+    """Open a slide: a file that OpenSlide reads, or the folder of a DICOM slide.
 
     Args:
-        said: what the cohort's table says of the slide.
+        cohort_row: the slide's row of the cohort table, whose scale overrides the file's.
 
     Raises:
-        SlideError: it is missing, empty or no slide.
+        SlideError: the file is missing, empty, or not a slide.
     """
-    return SlideReader(path, options, said)
+    return SlideReader(path, options, cohort_row)
 
 
 class SlideReader(Closing):
-    """An open slide, a context manager. Use it in the process that opened it: send its path to another.
+    """An open slide, a context manager, for the process that opened it: other processes open it again.
 
     Attributes:
-        path, slide_id, vendor: which slide this is, and OpenSlide's name for its format.
-        levels, scale: the full resolution first; magnification and mpp of level 0, with their sources.
+        path, slide_id, vendor: its file, its id, and OpenSlide's name for its format.
+        levels: its levels, the full resolution first.
+        scale: magnification and pixel size of level 0, with their sources.
         bounds: (x, y, width, height) of the scanned area in level-0 pixels; None if that is the whole slide.
-        notices: a line on each thing of the file that was assumed, contradicted or left out.
+        notices: lines on what was assumed, contradicted or left out of the file.
     """
 
-    def __init__(self, path: str | Path, options: ScaleOptions = _DEFAULT, said: SlideRow = NOTHING_SAID):
+    def __init__(self, path: str | Path, options: ScaleOptions = _DEFAULT, cohort_row: SlideRow = EMPTY_ROW):
         self.path = Path(path)
         self.slide_id = slide_id_of(self.path)
         self._file = OpenSlideFile(self.path)
@@ -72,7 +73,10 @@ class SlideReader(Closing):
             for index, (size, downsample) in enumerate(zip(sizes, downsamples, strict=True))
         )
         self.scale: Scale = scale_of(
-            self._file.properties, options.base_mag, known_mag=said.base_mag, known_mpp=said.mpp
+            self._file.properties,
+            options.base_mag,
+            known_mag=cohort_row.base_mag,
+            known_mpp=cohort_row.mpp,
         )
         self.bounds: tuple[int, int, int, int] | None = self._file.bounds
         self.notices: tuple[str, ...] = (*self.scale.notices, *self._file.notices)
@@ -80,14 +84,14 @@ class SlideReader(Closing):
         self._paddings: tuple[tuple[int, int, int], ...] | None = None
 
     def read_region(self, level: int, y: int, x: int, height: int, width: int) -> Region:
-        """A window of a level, ``y`` and ``x`` of its top-left corner in that level's own pixels.
+        """A window of a level, (y, x) of its top-left corner in that level's own pixels.
 
-        The window may reach over the level's edge. What lies there, and what was never written or is fully
-        transparent, is white and no-data; pure white, pure black and padding keep their color and are
-        no-data too (:func:`wsi_assets.slides.no_data.no_data`). Neither depends on the window.
+        The window may reach over the edges of the level. Pixels outside, missing tiles and transparent pixels
+        are white and no-data. Areas of pure white, pure black or padding keep their color and are no-data too
+        (:func:`wsi_assets.slides.no_data.no_data`). The result for a pixel does not depend on the window.
 
         Raises:
-            SlideError: the slide does not read there.
+            SlideError: the slide cannot be read there.
             IndexError: there is no such level.
         """
         if not 0 <= level < len(self.levels):
@@ -97,19 +101,19 @@ class SlideReader(Closing):
         return Region(*over_edges(read, size, y, x, height, width, outside=True))
 
     def reduced(self, downsample: float) -> Region:
-        """The whole slide, area-averaged to ceil(height / downsample) x ceil(width / downsample) of level 0.
+        """The whole slide, averaged by area: (ceil(height / downsample), ceil(width / downsample)) pixels.
 
-        Read block by block from the coarsest level that resolves it, so memory stays bounded by the result;
-        blocks begin at whole pixels of that level, as near as can be. No-data takes no part in the average;
-        a pixel is no-data where most of its area is.
+        ``height`` and ``width`` are those of level 0. The slide is read in blocks from the coarsest level
+        that is fine enough, so memory follows the result. No-data pixels are left out of the average; a pixel
+        of the result is no-data if most of its area is.
 
         Raises:
-            SlideError: the slide does not read.
-            ValueError: the downsample is under 1.
+            SlideError: the slide cannot be read.
+            ValueError: the downsample is below 1.
         """
         if not 1 <= downsample < math.inf:
             raise ValueError(f"a slide cannot be reduced by {downsample}")
-        # A level that misses the wanted downsample by rounding alone is meant.
+        # The tolerance is for rounding: a level of just the wanted downsample is taken.
         level = max(
             (one for one in self.levels if one.downsample <= downsample * (1 + 1e-9)),
             key=lambda one: one.downsample,
@@ -136,13 +140,13 @@ class SlideReader(Closing):
         """The whole slide as uint8 (h, w, 3) RGB, its longer side at most ``max_side`` pixels.
 
         Raises:
-            SlideError: the slide does not read.
+            SlideError: the slide cannot be read.
         """
         base = self.levels[0]
         return self.reduced(max(1.0, base.width / max_side, base.height / max_side)).pixels
 
     def close(self) -> None:
-        """Let go of the file; a later read opens it again."""
+        """Close the file; a later read opens it again."""
         for tiles in self._tiles.values():
             if tiles is not None:
                 tiles.close()
@@ -151,10 +155,10 @@ class SlideReader(Closing):
         self._paddings = None
 
     def _read_inside(self, level: Level, y: int, x: int, height: int, width: int) -> Window:
-        """Pixels and no-data of a window inside a level, decided from the window and what lies around it."""
+        """Pixels and no-data of a window inside a level; a margin around it is read to decide no-data."""
         if self._paddings is None:
-            # At the first read, not at opening: many only ask a slide for its levels. A damaged border is no
-            # reason to refuse the rest; a read that needs it will fail by itself.
+            # At the first read, because many slides are opened only to know their levels. If the border is
+            # damaged the rest is still read; a read of the border itself fails.
             self._paddings = ()
             with contextlib.suppress(SlideError):
                 base = self.levels[0]
@@ -181,7 +185,7 @@ class SlideReader(Closing):
 
 
 def _in_bands(height: int, width: int, block: int) -> Iterator[tuple[int, int]]:
-    """Top-left corners of blocks, in vertical bands so narrow that the tiles two rows share stay cached."""
+    """Top-left corners (y, x) of blocks, in vertical bands, so that tiles shared by two rows stay cached."""
     band = _BAND * block
     for first in range(0, width, band):
         for top in range(0, height, block):

@@ -1,4 +1,4 @@
-"""Area averages that leave out pixels without data. Arrays in, arrays out."""
+"""Reduce images by area averages, without the pixels that have no data."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 _STRIP_PIXELS = 1 << 20
-"""Pixels averaged at a time, so that memory stays near that of the result."""
+"""Pixels averaged at a time, which bounds memory."""
 _BAND_PIXELS = 1 << 22
-"""Pixels of a level that are averaged to a patch at a time."""
+"""Pixels of a level that are read at a time for a patch, which bounds memory."""
 
 
 def area_mean(
     pixels: np.ndarray, no_data: np.ndarray, size: tuple[int, int], whole: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average pixels over a grid of equal cells.
+    """Average an image over a grid of equal cells.
 
-    The color of a cell is the mean of its pixels with data; without any, the mean of all of it. A cell is
-    no-data if at most half of what it has of the array has data.
+    The color of a cell is the mean of its pixels with data, or of all its pixels if none has data. A cell is
+    no-data if at most half of its pixels have data.
 
     Args:
         pixels: uint8 (h, w, 3).
         no_data: bool (h, w).
         size: (rows, columns) of the grid.
-        whole: (height, width) of the grid in pixels; what reaches over the array is white and not counted.
+        whole: (height, width) of the grid in pixels; where it reaches over the image, pixels do not count.
 
     Returns:
         uint8 (rows, columns, 3) and no-data bool (rows, columns).
@@ -57,9 +57,9 @@ def area_mean(
 
 
 def reduce_mean(pixels: np.ndarray, no_data: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Average blocks of ``factor`` x ``factor`` pixels, at the far edges what there is of them.
+    """Average blocks of ``factor`` x ``factor`` pixels; blocks at the right and bottom edge may be smaller.
 
-    Args and returns as for :func:`area_mean`; the result is ceil(h / factor) x ceil(w / factor).
+    Arguments and results as of :func:`area_mean`; the result has ceil(h / factor) x ceil(w / factor) pixels.
     """
     height, width = no_data.shape
     cols = math.ceil(width / factor)
@@ -74,13 +74,16 @@ def reduce_mean(pixels: np.ndarray, no_data: np.ndarray, factor: int) -> tuple[n
 
 
 def read_averaged(read: Read, y: int, x: int, size: int, step: float) -> tuple[np.ndarray, float]:
-    """The patch at (y, x) of a grid whose pixels are ``step`` x ``step`` pixels of a level.
+    """Read a patch whose pixels are each the exact area average of ``step`` x ``step`` pixels of a level.
 
-    The exact area average: a patch begins where the one before it ends, also within a pixel of the level.
-    ``read`` gives the level's pixels, also over its edges.
+    Args:
+        read: reads windows of the level, also over its edges.
+        y, x: top-left corner of the patch, in averaged pixels; it may lie within a pixel of the level.
+        size: side of the patch, in averaged pixels.
+        step: pixels of the level per averaged pixel, each way; need not be a whole number.
 
     Returns:
-        uint8 (size, size, 3), perhaps a view of what was read; and the share of it that the slide lacks.
+        uint8 (size, size, 3) RGB, perhaps a view of a cached tile; and the share of it that the slide lacks.
     """
     step = float(step)
     if step == 1:

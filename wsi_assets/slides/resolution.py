@@ -1,6 +1,6 @@
-"""The scale of patches: a pyramid level, a magnification or a pixel size; and where a slide has it.
+"""The resolution of patches (a pyramid level, a magnification or a pixel size), and which level gives it.
 
-10x is 1.0 um a pixel on every scanner, 20x is 0.5 um: the pixel size is 10 um over the magnification.
+The pixel size is 10 um divided by the magnification: 10x is 1.0 um a pixel on every scanner, 20x is 0.5 um.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from wsi_assets.errors import ConfigError, SlideIndexError
 if TYPE_CHECKING:
     from wsi_assets.slides.scale import Level, Scale
 
-HIGHEST_LEVEL = 19
+MAX_LEVEL = 19
 """2^19 level-0 pixels are wider than any slide."""
 PIXEL_SIZES = (0.05, 1000.0)
-"""Least and largest um a pixel that may be asked for."""
-MOST_STEP = 64.0
-"""Source pixels a target pixel may be wide: beyond it a patch is more than a slide's worth of reading."""
+"""Smallest and largest pixel size that may be asked for, in um."""
+MAX_STEP = 64.0
+"""Most pixels of a level, each way, that are averaged to one; beyond it a patch would read too many."""
 
 _KEY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(x|um)")
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """A pyramid level (``level``), or a pixel size in um (``mpp``); ``key`` as written: 4, 10x, 0.5um."""
+    """A pyramid level (``level``) or a pixel size in um (``mpp``), and the partition key: 4, 10x, 0.5um."""
 
     key: str
     level: int | None = None
@@ -36,13 +36,13 @@ class Resolution:
 
     @classmethod
     def parse(cls, key: str | int) -> Resolution:
-        """Read what :attr:`key` writes.
+        """The resolution of a partition key.
 
         Raises:
-            ConfigError: it is none, or written otherwise than it is kept ("10.0x").
+            ConfigError: it is not a resolution, or not in the standard spelling ("10.0x").
         """
         key = str(key)
-        if key.isascii() and key.isdigit() and str(int(key)) == key and int(key) <= HIGHEST_LEVEL:
+        if key.isascii() and key.isdigit() and str(int(key)) == key and int(key) <= MAX_LEVEL:
             return cls(key, level=int(key))
         if found := _KEY.fullmatch(key):
             number, unit = float(found[1]), found[2]
@@ -50,14 +50,14 @@ class Resolution:
             if PIXEL_SIZES[0] <= mpp <= PIXEL_SIZES[1] and f"{number:g}{unit}" == key:
                 return cls(key, mpp=mpp)
         raise ConfigError(
-            f"{key!r} is no level, magnification or pixel size",
-            remedy=f"Write a pyramid level as 0 to {HIGHEST_LEVEL}, a magnification as 10x or 2.5x, a pixel "
+            f"{key!r} is not a level, magnification or pixel size",
+            remedy=f"Write a pyramid level as 0 to {MAX_LEVEL}, a magnification as 10x or 2.5x, a pixel "
             "size as 0.5um; delete such a partition and add the one that is meant",
         )
 
     @property
     def name(self) -> str:
-        """Of files and folders: level_4, 10x, 0.5um."""
+        """Its name in file and folder names: level_4, 10x, 0.5um."""
         return name_of(self.key)
 
     def __str__(self) -> str:
@@ -65,17 +65,17 @@ class Resolution:
 
 
 def name_of(key: str) -> str:
-    """The name of files and folders of a key, which need not be one that is understood."""
+    """The name of any key, valid or not, in file and folder names: level_4, 10x, 0.5um."""
     return key if _KEY.fullmatch(key) else f"level_{key}"
 
 
 def words_of(key: str | int) -> str:
-    """What people read of a key: "level 4", "10x", "0.5um"."""
+    """A key in words: "level 4", "10x", "0.5um"."""
     return name_of(str(key)).replace("_", " ")
 
 
 def option_of(key: str) -> str:
-    """What is written on the command line for a key: "--level 4", "--mag 10", "--mpp 0.5"."""
+    """A key as a command-line option: "--level 4", "--mag 10", "--mpp 0.5"."""
     found = _KEY.fullmatch(key)
     if found is None:
         return f"--level {key}"
@@ -84,14 +84,14 @@ def option_of(key: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a slide has a resolution.
+    """How a slide is read at a resolution.
 
     Attributes:
         level: the level that is read.
-        step: pixels of that level, each way, that are averaged to one; 1 is read as it is.
-        downsample: level-0 pixels a pixel is wide.
-        width, height: of the slide, in pixels of the resolution.
-        mpp: um a pixel, None if unknown.
+        step: pixels of that level, each way, that are averaged to one; 1 means no averaging.
+        downsample: level-0 pixels per pixel of the resolution.
+        width, height: size of the slide in pixels of the resolution.
+        mpp: um per pixel of the resolution, None if unknown.
     """
 
     level: Level
@@ -103,14 +103,14 @@ class Place:
 
 
 def locate(levels: Sequence[Level], scale: Scale, resolution: Resolution, tolerance: float = 0.01) -> Place:
-    """Where a slide has a resolution.
+    """How a slide is read at a resolution.
 
-    A level whose pixels are within ``tolerance`` of the wanted size is read as it is; else the coarsest level
-    with smaller pixels is averaged. Without a known pixel size it is 10 um over the ``base_mag`` of the
-    cohort's table.
+    A level whose pixels are within ``tolerance`` (a share) of the wanted size is read without averaging; else
+    the coarsest level with smaller pixels is averaged. If the pixel size is unknown, it is 10 um divided by
+    the ``base_mag`` of the cohort table.
 
     Raises:
-        SlideIndexError: the slide has no such level, its pixels are larger, or their size is not known.
+        SlideIndexError: the slide has no such level, its pixels are larger, or their size is unknown.
     """
     mpp = scale.mpp
     if resolution.level is not None:
@@ -120,7 +120,7 @@ def locate(levels: Sequence[Level], scale: Scale, resolution: Resolution, tolera
                 return Place(level, 1.0, level.downsample, level.width, level.height, size)
         raise SlideIndexError(
             f"has no level {resolution.level} (its levels: {ranges({level.index for level in levels})})",
-            remedy="Choose one of its levels",
+            remedy="Choose a level that the slide has",
         )
     if mpp is None and scale.magnification_source == "cohort":
         mpp = 10 / scale.base_magnification
@@ -143,10 +143,10 @@ def locate(levels: Sequence[Level], scale: Scale, resolution: Resolution, tolera
         )
     level = max(finer, key=lambda level: level.downsample)
     step = wanted / level.downsample
-    if step > MOST_STEP:
+    if step > MAX_STEP:
         raise SlideIndexError(
-            f"{resolution.key} is {step:.0f} times as coarse as its coarsest level; at most {MOST_STEP:g} "
-            "are averaged",
+            f"{resolution.key} has pixels {step:.0f} times as wide as its coarsest level; at most "
+            f"{MAX_STEP:g} pixels are averaged to one",
             remedy="Choose a higher magnification",
         )
     width, height = (int(side / step + 1e-6) for side in (level.width, level.height))

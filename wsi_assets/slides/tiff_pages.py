@@ -1,4 +1,4 @@
-"""What a page of a TIFF says of itself: its size, and whether it is sound and read tile by tile."""
+"""The size of a TIFF page, whether it is undamaged, and whether its tiles can be decoded directly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLORSPACES = {2: "RGB", 6: "YCBCR"}
 LOSSLESS = {1, 5, 8, 32946, 50000}
 """Uncompressed, LZW, Deflate (two numbers), Zstandard."""
 JPEG_2000 = {33003: True, 33005: False}
-"""Aperio's two -> whether the components are YCbCr."""
+"""Aperio's two compressions -> whether the components are YCbCr."""
 
 
 def size_of(page: tifffile.TiffPage) -> Size:
@@ -22,7 +22,7 @@ def size_of(page: tifffile.TiffPage) -> Size:
 
 
 def has_numbers(page: tifffile.TiffPage) -> bool:
-    """Whether a page's sizes and the places of its data are numbers: damage may leave anything."""
+    """Whether the sizes of a TIFF page and the places of its data are numbers, as damage may change them."""
     sides = page.imagewidth, page.imagelength, page.tilewidth, page.tilelength
     if {*map(type, (*sides, *page.dataoffsets, *page.databytecounts))} != {int}:
         return False
@@ -38,7 +38,7 @@ def lists_its_tiles(page: tifffile.TiffPage) -> bool:
 
 
 def is_plain(page: tifffile.TiffPage, vendor: str) -> bool:
-    """Whether a page holds 8-bit RGB in a compression and a layout that are read tile by tile."""
+    """Whether a page holds 8-bit RGB in a compression and a layout whose tiles are decoded directly."""
     tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
     known = (
         (page.compression == JPEG and page.photometric in COLORSPACES)
@@ -49,6 +49,6 @@ def is_plain(page: tifffile.TiffPage, vendor: str) -> bool:
         known
         and (page.samplesperpixel, page.bitspersample, page.planarconfig, page.imagedepth) == (3, 8, 1, 1)
         and len(page.dataoffsets) == len(page.databytecounts) == tiles
-        # In SVS files OpenSlide fills a missing tile from the level above; that is left to it.
+        # In SVS files OpenSlide fills a missing tile from the next finer level, so it reads those levels.
         and (vendor != "aperio" or all((*page.dataoffsets, *page.databytecounts)))
     )

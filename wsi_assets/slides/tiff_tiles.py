@@ -1,6 +1,6 @@
-"""Tiles of TIFF slides, decoded from the file: exact at every level, and several times OpenSlide's rate.
+"""Decode the tiles of TIFF slides directly: exact at every level, and several times as fast as OpenSlide.
 
-Only levels whose tiles have OpenSlide's pixels, where it does not blend, are read so.
+It is used for a level only if the decoded tiles have the same pixels as OpenSlide's unblended reads.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import tifffile
 
 from wsi_assets.errors import SlideError, one_line
 from wsi_assets.slides.closing import Closing
+from wsi_assets.slides.file_access import unreadable
 from wsi_assets.slides.jpeg_data import ADOBE, ends_early, hole_in, named_colorspace
-from wsi_assets.slides.listing import unreadable
 from wsi_assets.slides.openslide_file import OpenSlideFile, damaged_tile, is_whole_start
 from wsi_assets.slides.tiff_pages import COLORSPACES, JPEG, JPEG_2000, is_plain
 from wsi_assets.slides.windows import Window, everywhere, tiles_over
@@ -26,23 +26,21 @@ from wsi_assets.slides.windows import Window, everywhere, tiles_over
 _CACHE_BYTES = 48 << 20
 _BLOCK = 512
 _COMPARED = 128
-"""Side of the part of a tile that is compared: decoders differ in every block or in none, and OpenSlide takes
-four times as long to compose a whole tile of 512 pixels."""
+"""Side of the part of a tile that is compared with OpenSlide: decoders differ in every JPEG block or in none,
+and OpenSlide takes four times as long for a whole tile of 512 pixels."""
 _END = b"\xff\xd9"
 
 
 class TileLevel(Closing):
-    """One level of a tiled TIFF, a context manager. Threads may share it; a forked process may not.
-
-    Places are (row, column) of tiles; sizes are the level's own pixels.
+    """One level of a tiled TIFF, a context manager. Threads may share it; forked processes may not.
 
     Attributes:
-        path, index: the slide, and the level's number.
-        width, height: size of the level.
-        tile_height, tile_width: size of every tile. Those at the far edges reach over the level.
+        path, index: the slide, and the number of the level.
+        width, height: size of the level in its own pixels.
+        tile_height, tile_width: size of every tile; tiles at the right and bottom edge reach over the level.
         rows, cols: number of tiles.
-        side: of blocks of whole tiles that are cheap to read at a time.
-        by_tifffile: whether tifffile decodes JPEG tiles too, which checks less.
+        side: side of a square of whole tiles that is efficient to read at a time.
+        by_tifffile: decode JPEG tiles with tifffile, as an independent check; it finds less damage.
     """
 
     def __init__(self, index: int, page: tifffile.TiffPage, slide: OpenSlideFile, *, owns_slide: bool):
@@ -63,12 +61,12 @@ class TileLevel(Closing):
         self._size = os.fstat(self._file.fileno()).st_size
 
     def keep(self, tiles: int) -> None:
-        """Keep the last ``tiles`` tiles that windows are cut from, as far as memory allows."""
+        """Cache the last ``tiles`` decoded tiles, as far as memory allows."""
         most = _CACHE_BYTES // (self.tile_height * self.tile_width * 3)
         self._kept_tile = lru_cache(max(1, min(tiles, most)))(self.read_tile)
 
     def read_tile(self, row: int, col: int) -> np.ndarray | None:
-        """A whole tile, uint8 (tile height, tile width, 3) RGB, or None if it was never written.
+        """A whole tile, uint8 (tile_height, tile_width, 3) RGB; None if the file does not hold it.
 
         Raises:
             SlideError: the tile is damaged or cannot be read.
@@ -84,7 +82,7 @@ class TileLevel(Closing):
             raise damaged_tile(self.path, self.index, row, col, fault) from error
 
     def read_window(self, y: int, x: int, height: int, width: int) -> Window:
-        """A window inside the level, perhaps a view of a kept tile; errors as of :meth:`read_tile`."""
+        """A window inside the level, perhaps a view of a cached tile; errors as of :meth:`read_tile`."""
         row, top = divmod(y, self.tile_height)
         col, left = divmod(x, self.tile_width)
         if top + height <= self.tile_height and left + width <= self.tile_width:
@@ -101,10 +99,10 @@ class TileLevel(Closing):
         return pixels, present
 
     def jpeg_file(self, row: int, col: int) -> bytes | None:
-        """A tile as a JPEG file of its own, which image libraries decode to the tile's pixels.
+        """A tile as a complete JPEG file, which image libraries decode to the tile's pixels.
 
-        None if the tile is no JPEG, was never written, or has markers that name another color space than
-        the slide does. Nothing is decoded: read the tile to see that it is whole. Errors as there.
+        None if the tile is not a JPEG, is not in the file, or names another color space than the slide. The
+        tile is not decoded, so damage is not found: :meth:`read_tile` finds it. Errors as there.
         """
         data = self._read_bytes(row, col)
         if not self._is_jpeg or data is None or data[:2] != b"\xff\xd8":
@@ -112,12 +110,12 @@ class TileLevel(Closing):
         segments = (self._tables[2:-2] if self._tables else b"") + data[2:]
         named = named_colorspace(segments)
         if named is None:
-            # Without a marker libraries guess.
+            # Without a marker libraries guess the color space.
             segments = ADOBE + (b"\1" if self._colorspace == "YCBCR" else b"\0") + segments
         return data[:2] + segments if named in (None, self._colorspace) else None
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._kept_tile.cache_clear()
         self._file.close()
         self._page.parent.filehandle.close()
@@ -125,9 +123,9 @@ class TileLevel(Closing):
             self._slide.close()
 
     def same_as_openslide(self) -> bool:
-        """Whether a part of one or two written tiles has OpenSlide's pixels, to the last value.
+        """Whether parts of one or two tiles have exactly OpenSlide's pixels.
 
-        True also of a level that OpenSlide does not have, and of one no tile of which it reads unblended.
+        Also True if OpenSlide does not have the level, or can read none of its tiles without blending.
         """
         if not self._slide.has_level(self.index):
             return True
@@ -139,7 +137,7 @@ class TileLevel(Closing):
             for at, (start, length) in enumerate(zip(self._offsets, self._lengths, strict=True))
             if min(start, length) > 0 and rows[at // self.cols] and cols[at % self.cols]
         ]
-        # The heaviest tile holds the most detail, where decoders differ; the first has the edge rules.
+        # Decoders differ in detail, of which the tile with most bytes has most, and at the slide's edges.
         for number in {written[0], max(written, key=self._lengths.__getitem__)} if written else ():
             place = divmod(number, self.cols)
             try:
@@ -153,7 +151,7 @@ class TileLevel(Closing):
     def _decode_jpeg(self, row: int, col: int, data: bytes) -> np.ndarray:
         if hole := hole_in(data, self._tables):
             raise ValueError(hole)
-        # TiffPage.decode would take as much memory as damaged data claims; ``out`` refuses another size.
+        # TiffPage.decode would allocate whatever size damaged data claims; ``out`` refuses another size.
         tile = imagecodecs.jpeg8_decode(
             data,
             tables=self._tables,
@@ -161,24 +159,24 @@ class TileLevel(Closing):
             outcolorspace="RGB",
             out=np.empty((self.tile_height, self.tile_width, 3), np.uint8),
         )
-        # libjpeg only warns where data ends early, and leaves the rest mid-grey; grey can also be padding.
+        # libjpeg only warns if data ends early, and leaves the rest mid-gray; gray can also be padding.
         early = ends_early(data)
         if self._slide.has_level(self.index):
             if early or (tile[-8:, -8:] == 128).all():
-                self._read_by_openslide(row, col)  # refuses what the decoder here only warns of
+                self._read_by_openslide(row, col)  # raises where this decoder only warns
         elif early:
             raise ValueError("it ends early")
         return tile
 
     def _decode(self, row: int, col: int, data: bytes) -> np.ndarray:
-        """A tile of another compression than JPEG, by tifffile; OpenSlide's colors of Aperio's YCbCr."""
+        """Decode a tile with tifffile, for compressions other than JPEG; Aperio's YCbCr as OpenSlide does."""
         if self._page.compression in JPEG_2000 and data.endswith(bytes(16)) and _END not in data[-64:]:
             raise ValueError("it has no end")
-        if self._is_jpeg:  # tifffile then looks into the file too
+        if self._is_jpeg:  # tifffile then reads the file too
             self._page.parent.filehandle.open()
         found = self._page.decode(data, self._number(row, col), jpegtables=self._tables)[0]
         pixels = np.asarray(found)[0]
-        ycbcr = JPEG_2000.get(self._page.compression, False)  # which no decoder knows of
+        ycbcr = JPEG_2000.get(self._page.compression, False)  # decoders do not convert it
         tile = np.zeros((self.tile_height, self.tile_width, 3), np.uint8)
         tile[: pixels.shape[0], : pixels.shape[1]] = _rgb_of(pixels) if ycbcr else pixels
         return tile
@@ -188,7 +186,7 @@ class TileLevel(Closing):
         offset, length = self._offsets[number], self._lengths[number]
         if offset <= 0 or length <= 0:
             return None
-        # A damaged length would take its memory before the first byte is read.
+        # Reading a damaged length would allocate that much memory.
         if offset + length > self._size:
             raise damaged_tile(self.path, self.index, row, col, "the file ends before it")
         try:
@@ -212,23 +210,23 @@ class TileLevel(Closing):
 def open_tiles(
     path: str | Path, level: int, slide: OpenSlideFile | None = None, *, verified: bool = False
 ) -> TileLevel | None:
-    """The tiles of one level, or None if they cannot be decoded directly to the same pixels as OpenSlide's.
+    """The tiles of one level, or None if decoding them directly may not give the same pixels as OpenSlide.
 
-    Besides rules on the format, one or two written tiles of the level are compared with what OpenSlide reads
-    there; a single differing value gives None.
+    The format must be one of those known (:func:`is_plain`), and one or two tiles of the level are compared
+    with OpenSlide's pixels; a single difference gives None.
 
     Args:
-        slide: the same file already open; closing it is the caller's, after the tiles.
-        verified: the level was compared before; compare nothing now.
+        slide: the same file, already open; the caller closes it, after the tiles.
+        verified: the level was compared before, so do not compare it.
 
     Raises:
-        SlideError: the path is no slide that opens, or it has no such level.
+        SlideError: the slide does not open, or has no such level.
     """
     used = slide or OpenSlideFile(Path(path))
     if not 0 <= level < len(used.sizes):
         raise SlideError(f"has levels 0 to {len(used.sizes) - 1}, not {level}", path=path)
     tiles = None
-    # Whatever tifffile makes of a damaged file that OpenSlide opens, OpenSlide serves it.
+    # tifffile can raise anything on a damaged file; OpenSlide then reads the level.
     with contextlib.suppress(Exception):
         page = used.page_of(level)
         if page is not None and is_plain(page, used.vendor):
@@ -243,7 +241,7 @@ def open_tiles(
 
 
 def _rgb_of(ycbcr: np.ndarray) -> np.ndarray:
-    """RGB of YCbCr by OpenSlide's rounding, uint8 (h, w, 3)."""
+    """Convert YCbCr, uint8 (h, w, 3), to RGB with OpenSlide's rounding."""
     y, cb, cr = (ycbcr[..., i].astype(np.int32) - (128 if i else 0) for i in range(3))
     green = np.rint(-0.34414 * 65536 * cb) + np.rint(-0.71414 * 65536 * cr) + 32768
     red, blue = np.rint(1.402 * cr), np.rint(1.772 * cb)

@@ -1,4 +1,4 @@
-"""Windows of a level: over its edges, and over a grid of tiles."""
+"""Windows (rectangles) of a level: how they reach over its edges, and which tiles they touch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import numpy as np
 Part = tuple[slice, slice]
 """(rows, columns) of an array."""
 Window = tuple[np.ndarray, np.ndarray]
-"""uint8 (h, w, 3) RGB, and bool (h, w), where there are pixels; white elsewhere."""
+"""uint8 (h, w, 3) RGB, white where there are no pixels; and bool (h, w), True where there are."""
 Read = Callable[[int, int, int, int], Window]
-"""(y, x, height, width) of a window inside a level -> it."""
+"""(y, x, height, width) in pixels of a level -> the window."""
 
 
 def over_edges(
     read: Read, size: tuple[int, int], y: int, x: int, height: int, width: int, *, outside: bool = False
 ) -> Window:
-    """A window that may reach over the edges of a level of ``size`` (width, height).
+    """A window that may reach over the edges of a level, where it is white and its mask is ``outside``.
 
-    There it is white, and the second array is ``outside``.
+    Args:
+        read: reads a window inside the level.
+        size: (width, height) of the level.
     """
     top, bottom = max(0, y), min(size[1], y + height)
     left, right = max(0, x), min(size[0], x + width)
@@ -36,7 +38,8 @@ def over_edges(
 def tiles_over(
     y: int, x: int, height: int, width: int, tile_height: int, tile_width: int
 ) -> Iterator[tuple[int, int, Part, Part]]:
-    """(row, column, its part of the window, the window's part of it) of each tile that a window touches."""
+    """Each tile that a window touches: row, column, the part of the window it fills, the part of it that is
+    used."""
     for row in range(y // tile_height, -(-(y + height) // tile_height)):
         for col in range(x // tile_width, -(-(x + width) // tile_width)):
             top, left = row * tile_height, col * tile_width
@@ -52,7 +55,7 @@ def tiles_over(
 
 @lru_cache(maxsize=32)
 def everywhere(value: bool, height: int, width: int) -> np.ndarray:
-    """A constant bool (h, w), shared and read-only: making one takes as long as shrinking a picture."""
+    """A constant bool (h, w), read-only and cached: making one takes as long as reducing an image."""
     result = np.full((height, width), value)
     result.flags.writeable = False
     return result

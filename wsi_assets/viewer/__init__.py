@@ -1,4 +1,4 @@
-"""Look at a slide in the browser, with its annotation, its heatmaps and what was detected on it."""
+"""Show a slide in the browser, with its annotation, heatmaps and detections."""
 
 from wsi_assets.viewer.server import Heat, SlideLayers, viewer_server
 

@@ -1,6 +1,6 @@
-"""A small server on this machine: a page a slide, and the tiles of the slide as OpenSeadragon asks for them.
+"""A small web server: a page for each slide, and the slide's tiles for OpenSeadragon.
 
-Slides are named by their ids, which are looked up; a request never becomes a path.
+A request gives a slide id, which is looked up; no part of a request is used as a path.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import numpy as np
 from wsi_assets.errors import WsiAssetsError
 
 TILE = 254
-"""With an overlap of one pixel on each side a tile is 256 pixels wide, as most slides' own tiles are."""
+"""With an overlap of one pixel on each side a tile is 256 pixels wide, like the tiles of most slides."""
 
-QUALITY = 85
-OPEN_SLIDES = 8
+JPEG_QUALITY = 85
+MAX_OPEN_SLIDES = 8
 HEAT_SIDE = 2048
+"""Least side in pixels to which a heatmap is enlarged."""
 
 PLAIN = "text/plain; charset=utf-8"
 PAGES = {
@@ -42,9 +43,9 @@ class Heat:
     """A heatmap and its detections.
 
     Attributes:
-        name: what it is a heatmap of, e.g. "level 4".
-        probability_map: a TIFF of tumor probabilities, 0 to 1, over the whole slide.
-        detections: (probability, x, y) in level-0 pixels.
+        name: its title, e.g. "level 4".
+        probability_map: TIFF file of tumor probabilities, 0 to 1, over the whole slide.
+        detections: (probability, x, y), in level-0 pixels.
     """
 
     name: str
@@ -54,12 +55,12 @@ class Heat:
 
 @dataclass(frozen=True)
 class SlideLayers:
-    """What is laid over a slide.
+    """What is shown over a slide.
 
     Attributes:
         tumor, excluded, ignored: rings of (x, y) in level-0 pixels.
-        mpp: level-0 pixel size in µm, None if unknown.
-        heat: heatmaps, the first is shown.
+        mpp: level-0 pixel size in um, None if unknown.
+        heat: heatmaps; the first one is shown first.
     """
 
     tumor: tuple[list[tuple[float, float]], ...] = ()
@@ -72,14 +73,14 @@ class SlideLayers:
 def viewer_server(
     slides: Callable[[], dict[str, Path]], layers: Callable[[str], SlideLayers], host: str, port: int
 ) -> ThreadingHTTPServer:
-    """A server, to be run with ``serve_forever``.
+    """The viewer's server; ``serve_forever`` runs it.
 
     Args:
-        slides: slide id -> file, as they are now.
-        layers: slide id -> what is laid over the slide.
+        slides: returns slide id -> file, of the slides there are now.
+        layers: slide id -> what is shown over the slide.
 
     Raises:
-        OSError: the host or port cannot be served on.
+        OSError: the host or port cannot be used.
     """
     pages = _Pages(slides, layers)
 
@@ -114,7 +115,7 @@ class _Pages:
         self.slides, self.layers, self.tiles = slides, layers, Tiles()
 
     def answer(self, words: list[str]) -> tuple[str, bytes]:
-        """Media type and bytes of the page at an address, given as its parts.
+        """(media type, content) of the page at an address, given as the parts of its path.
 
         Raises:
             KeyError, IndexError, ValueError: there is no such page.
@@ -130,8 +131,8 @@ class _Pages:
         if kind == "slide" and not rest:
             return PAGES["viewer.html"], page("viewer.html")
         if kind == "api" and not rest:
-            told = described(self.tiles.size(path), self.layers(slide_id))
-            return "application/json", json.dumps(told).encode()
+            facts = described(self.tiles.size(path), self.layers(slide_id))
+            return "application/json", json.dumps(facts).encode()
         if kind == "heat":
             return "image/png", heat_picture(self.layers(slide_id).heat[int(rest[0])].probability_map)
         if kind == "tiles":
@@ -142,22 +143,22 @@ class _Pages:
 
 
 class Tiles:
-    """Tiles of slides, the last few of which are kept open."""
+    """Tiles of slides; the slides used last are kept open."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._open = lru_cache(OPEN_SLIDES)(_opened)
+        self._open = lru_cache(MAX_OPEN_SLIDES)(_opened)
 
     def size(self, path: Path) -> tuple[int, int]:
         """(width, height) of a slide."""
         return self._deep_zoom(path).level_dimensions[-1]
 
     def tile(self, path: Path, level: int, column: int, row: int) -> bytes:
-        """A JPEG; ``level`` 0 is one pixel, the last the slide's own pixels.
+        """A tile as JPEG. Levels are those of Deep Zoom: 0 is one pixel, the last is the full resolution.
 
         Raises:
             ValueError: there is no such tile.
-            SlideError: the slide does not read.
+            SlideError: the slide cannot be read.
         """
         from openslide import OpenSlideError
 
@@ -166,9 +167,9 @@ class Tiles:
         try:
             picture = self._deep_zoom(path).get_tile(level, (column, row))
         except OpenSlideError as error:
-            raise SlideError(f"does not read ({error})", path=path) from error
+            raise SlideError(f"cannot be read ({error})", path=path) from error
         stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=QUALITY)
+        picture.save(stream, "JPEG", quality=JPEG_QUALITY)
         return stream.getvalue()
 
     def _deep_zoom(self, path: Path) -> Any:
@@ -190,7 +191,7 @@ def _opened(path: Path, _changed: int) -> Any:
 
 
 def described(size: tuple[int, int], layers: SlideLayers) -> dict[str, Any]:
-    """What the page needs to know of a slide, as JSON values."""
+    """What the page needs to know about a slide, as JSON values; ``size`` is (width, height) of level 0."""
     return {
         "width": size[0],
         "height": size[1],
@@ -204,10 +205,10 @@ def described(size: tuple[int, int], layers: SlideLayers) -> dict[str, Any]:
 
 
 def heat_picture(probability_map: Path) -> bytes:
-    """A probability map in viridis as PNG, transparent where nothing was predicted.
+    """A probability map as PNG in the viridis colors, transparent where nothing was predicted.
 
     Raises:
-        WsiAssetsError: the map does not read.
+        WsiAssetsError: the map cannot be read.
     """
     import cv2
     import tifffile
@@ -216,10 +217,10 @@ def heat_picture(probability_map: Path) -> bytes:
     try:
         probability = tifffile.imread(probability_map, series=0, level=0)
     except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise WsiAssetsError(f"does not read ({error})", path=probability_map) from error
+        raise WsiAssetsError(f"cannot be read ({error})", path=probability_map) from error
     colors = (colormaps["viridis"](np.clip(probability, 0, 1)) * 255).astype(np.uint8)
     colors[..., 3] = np.where(probability > 0, 255, 0)
-    # Browsers smooth what they enlarge; so many pixels a cell keep its edges sharp.
+    # Browsers blur images that they enlarge; several pixels for each cell keep its edges sharp.
     times = max(1, HEAT_SIDE // max(probability.shape))
     colors = cv2.cvtColor(colors, cv2.COLOR_RGBA2BGRA).repeat(times, 0).repeat(times, 1)
     return cv2.imencode(".png", colors)[1].tobytes()
@@ -227,7 +228,7 @@ def heat_picture(probability_map: Path) -> bytes:
 
 @lru_cache
 def page(name: str) -> bytes:
-    """A file of the viewer's own."""
+    """The content of one of the viewer's files."""
     return (files("wsi_assets.viewer") / name).read_bytes()
 
 

@@ -97,7 +97,7 @@ function goTo(index) {
     if (number === current) button.scrollIntoView({ block: "nearest" });
   });
   const [, x, y] = all[current];
-  // Half a millimetre around the place, or 1,000 pixels where the pixel size is not known.
+  // Half a millimeter around the detection, or 1,000 pixels if the pixel size is not known.
   const side = Math.min(slide.mpp ? 500 / slide.mpp : 1000, Math.max(slide.width, slide.height) / 3);
   viewer.viewport.fitBounds(viewer.world.getItemAt(0).imageToViewportRectangle(
     x - side / 2, y - side / 2, side, side));
@@ -115,7 +115,7 @@ function pressed(event) {
   does?.();
 }
 
-// Annotation, rings of detections and scale bar are drawn anew with every frame on a canvas over the slide.
+// Annotations, detections and the scale bar are drawn with every frame, on a canvas over the slide.
 function drawOver() {
   const canvas = document.createElement("canvas");
   canvas.id = "over";

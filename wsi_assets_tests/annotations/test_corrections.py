@@ -75,7 +75,7 @@ def test_corrections_add_then_remove_then_ignore_whatever_their_order(tmp_path_f
     assert {row.changed for row in again.audit if row.role == "none"} == {0.0}
 
 
-def test_an_edited_copy_is_what_is_seen_in_it(tmp_path):
+def test_an_edited_copy_replaces_the_annotation(tmp_path):
     """Moved, deleted, added and ignored, in an export; and once more in the export of that."""
     left, right, top = square(0, 0, 6), square(12, 0, 6), square(0, 12, 6)
     base = asap(tmp_path, [annotation(left), annotation(right), annotation(top, "Tumor")])
@@ -105,7 +105,7 @@ def test_an_edited_copy_is_what_is_seen_in_it(tmp_path):
     assert alone.geometry.equals(regions.geometry)
 
 
-def test_a_real_annotation_comes_back_to_the_last_bit(tmp_path, real_data):
+def test_a_real_annotation_is_exported_and_read_back_exactly(tmp_path, real_data):
     base = real_data / "annotations" / "tumor_001.xml"
     before = read_annotation(base)
     features = exported(before)
@@ -125,7 +125,7 @@ def test_a_real_annotation_comes_back_to_the_last_bit(tmp_path, real_data):
     assert row.changed == pytest.approx(before.geometry.intersection(hole).area, abs=0.1)
 
 
-def test_a_correction_stands_over_an_exclusion_of_the_annotation(tmp_path):
+def test_a_correction_adds_tumor_also_over_an_exclusion(tmp_path):
     base = asap(tmp_path, [annotation(square(0, 0, 10)), annotation(square(2, 2, 4), "_2")])
     regions = corrected(tmp_path, [drawn(box(2, 2, 4, 2), "Tumor")], base)
     assert regions.geometry.area == 100 - 8
@@ -133,13 +133,13 @@ def test_a_correction_stands_over_an_exclusion_of_the_annotation(tmp_path):
 
 
 @pytest.mark.parametrize("group", ["Normal", "normal", "not tumour", "Other", "_2", "negative"])
-def test_classes_that_remove(tmp_path, group):
+def test_classes_that_remove_tumor(tmp_path, group):
     base = asap(tmp_path, [annotation(square(0, 0, 10))])
     assert corrected(tmp_path, [drawn(box(0, 0, 5, 10), group)], base).geometry.area == 50
 
 
 @pytest.mark.parametrize("group", ["Ignore*", "ignore", "Exclude", "Ignore 2"])
-def test_classes_that_ignore_also_in_an_annotation(tmp_path, group):
+def test_classes_that_ignore_an_area_in_corrections_and_annotations(tmp_path, group):
     base = asap(tmp_path, [annotation(square(0, 0, 10)), annotation(square(0, 0, 5), group)])
     own = read_annotation(base)
     fixed = corrected(tmp_path, [drawn(box(0, 0, 10, 2), group)], base)
@@ -147,7 +147,7 @@ def test_classes_that_ignore_also_in_an_annotation(tmp_path, group):
     assert (fixed.geometry.area, fixed.ignored.area) == (65, 35)
 
 
-def test_what_nobody_drew_and_what_has_no_class_is_not_guessed(tmp_path):
+def test_detections_predictions_and_unclassified_areas_are_no_corrections(tmp_path):
     base = asap(tmp_path, [annotation(square(0, 0, 10))])
     band = drawn(box(5, 0, 9, 9), "Tumor", name=f"{PREDICTION} 0.8 to 0.9", isLocked=True)
     bow_tie = shapely.Polygon([(5, 0), (14, 9), (14, 0), (5, 9)])
@@ -165,7 +165,7 @@ def test_what_nobody_drew_and_what_has_no_class_is_not_guessed(tmp_path):
     assert corrected(tmp_path, [accepted], base).geometry.area == 136
 
 
-def test_an_export_is_no_tumor_where_it_is_put_in_the_place_of_the_annotation(tmp_path):
+def test_an_export_can_be_used_as_the_annotation(tmp_path):
     path = written(tmp_path, exported(None), "slide.geojson")
     with pytest.raises(AnnotationError):
         read_annotation(path)

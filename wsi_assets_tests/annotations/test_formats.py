@@ -15,7 +15,7 @@ from wsi_assets_tests.annotations.files import SQUARE, annotation, asap, closed,
 
 
 @pytest.mark.parametrize("kind", ["Polygon", "Spline", "Rectangle", "polygon", "", "Freehand"])
-def test_any_type_but_dots_and_lines_encloses_area(tmp_path, kind):
+def test_any_type_except_dots_and_lines_encloses_an_area(tmp_path, kind):
     assert read_annotation(asap(tmp_path, [annotation(SQUARE, kind=kind)])).geometry.area == 100
 
 
@@ -79,7 +79,7 @@ def test_decimal_commas_are_decimal_points(tmp_path):
     assert read_annotation(path).geometry.bounds == (0.5, 0, 10.5, 2.25)
 
 
-def test_points_are_taken_in_the_order_their_order_gives(tmp_path):
+def test_points_are_in_the_order_of_their_attribute_order(tmp_path):
     drawn = [(0, 0), (10, 0), (10, 10), (5, 2), (0, 10)]
     points = [(i, drawn[i]) for i in (2, 0, 4, 1, 3)]  # as the file has them, they would cross
     coordinates = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in points)
@@ -91,14 +91,14 @@ def test_points_are_taken_in_the_order_their_order_gives(tmp_path):
 
 
 @pytest.mark.parametrize("side", ["1e1", "1.0E+01", "1,0e1", "+10", "010", " 10 ", "10."])
-def test_a_number_may_be_written_in_any_way_writers_have(tmp_path, side):
+def test_numbers_of_any_notation_are_read(tmp_path, side):
     path = asap(tmp_path, [annotation([(-5, -5), (side, -5), (side, side), (-5, side)])])
     assert read_annotation(path).geometry.bounds == (-5, -5, 10, 10)
 
 
 @pytest.mark.parametrize("kind", ["Polygon", "Spline"])
 @pytest.mark.parametrize("points", [[], [(0, 0)], [(0, 0), (10, 20)]])
-def test_an_annotation_of_fewer_than_three_points_costs_only_itself(tmp_path, kind, points):
+def test_an_annotation_of_fewer_than_three_points_is_skipped_alone(tmp_path, kind, points):
     regions = read_annotation(asap(tmp_path, [annotation(points, kind=kind), annotation(SQUARE)]))
     assert regions.geometry.area == 100
     assert [row.action for row in regions.audit] == ["skipped", "kept"]
@@ -115,7 +115,7 @@ def test_camelyons_exclusion_groups_cut_out_of_the_tumor(tmp_path, group):
     assert read_annotation(path).geometry.area == 100 - 9
 
 
-def test_annotations_in_no_group_are_tumor_only_where_a_file_has_no_groups(tmp_path):
+def test_annotations_in_no_group_are_tumor_only_if_the_file_has_no_groups(tmp_path):
     region = annotation(square(-10, -10, 50), "None")
     alone = read_annotation(asap(tmp_path, [region]))
     assert (alone.geometry.area, alone.audit[0].role) == (2500, "tumor")
@@ -161,7 +161,7 @@ def test_a_group_that_is_part_of_a_known_group_has_its_role(tmp_path):
     assert (regions.audit[0].role, regions.audit[0].note) == ("tumor", "by its group Tumor")
 
 
-def test_groups_that_contain_each_other_are_unknown_not_endless(tmp_path):
+def test_groups_that_contain_each_other_end_and_are_unknown(tmp_path):
     groups = '<Group Name="a" PartOfGroup="b"/><Group Name="b" PartOfGroup="a"/>'
     path = asap(tmp_path, [annotation(SQUARE, "a"), annotation(SQUARE)], groups)
     assert read_annotation(path).unknown_groups == ("a",)
@@ -175,7 +175,7 @@ def test_a_group_cannot_have_both_roles():
 TUMOR = {"name": "Tumor", "color": [200, 0, 0]}
 
 
-def test_qupath_collection_feature_and_list_say_the_same(tmp_path):
+def test_a_collection_a_feature_and_a_list_give_the_same_regions(tmp_path):
     one = feature("Polygon", [closed(SQUARE)], TUMOR, "lesion")
     for value in ({"type": "FeatureCollection", "features": [one]}, one, [one]):
         regions = read_annotation(geojson(tmp_path, value))
@@ -229,7 +229,7 @@ def test_derived_qupath_classes_have_the_role_of_their_base(tmp_path, classifica
         lambda name: {"classification": {"name": name}, "type": "Stroma"},
     ],
 )
-def test_the_class_is_found_where_other_tools_write_it(tmp_path, properties):
+def test_the_class_is_found_in_the_properties_of_other_tools(tmp_path, properties):
     def one(name, points):
         polygon = {"type": "Polygon", "coordinates": [closed(points)]}
         return {"type": "Feature", "geometry": polygon, "properties": properties(name)}
@@ -255,7 +255,7 @@ def test_a_class_derived_from_an_unknown_one_is_unknown_whatever_its_suffix(tmp_
 
 
 @pytest.mark.parametrize("kind", ["detection", "cell", "tile"])
-def test_what_any_version_of_qupath_detected_is_no_drawn_annotation(tmp_path, kind):
+def test_objects_that_any_qupath_version_detected_are_no_annotations(tmp_path, kind):
     """The type is ``objectType`` from QuPath 0.4 on, ``object_type`` in 0.3, and the id before."""
     for version in ("objectType", "object_type", "id"):
         for named, area in ((kind, 0), ("annotation", 100)):
@@ -351,7 +351,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "value", ["NaN", "inf", "-Infinity", "1e999", "1e30", "", "12 000", "1_0", "1.234,5", "abc"]
 )
-def test_a_coordinate_that_is_no_place_is_refused_in_xml(tmp_path, value):
+def test_an_impossible_coordinate_is_refused_in_xml(tmp_path, value):
     with pytest.raises(AnnotationError, match="annotation 'a' has a"):
         read_annotation(asap(tmp_path, [annotation([(0, 0), (value, 0), (4, 4)])]))
 
@@ -359,7 +359,7 @@ def test_a_coordinate_that_is_no_place_is_refused_in_xml(tmp_path, value):
 @pytest.mark.parametrize(
     "value", ["NaN", "Infinity", "1e999", "1e30", "1" + "0" * 400, '"1"', "true", "null", "[1]"]
 )
-def test_a_coordinate_that_is_no_place_is_refused_in_geojson(tmp_path, value):
+def test_an_impossible_coordinate_is_refused_in_geojson(tmp_path, value):
     path = tmp_path / "a.geojson"
     path.write_text(f'{{"type": "Polygon", "coordinates": [[[0, 0], [{value}, 0], [4, 4]]]}}')
     with pytest.raises(AnnotationError, match="annotation ''"):

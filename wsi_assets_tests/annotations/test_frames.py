@@ -33,7 +33,7 @@ def drawn(tmp_path):
     return path
 
 
-def test_geojson_of_a_slide_scanned_in_part_waits_for_its_frame(drawn):
+def test_geojson_of_a_slide_with_bounds_is_refused_until_frame_is_set(drawn):
     """QuPath counts from the corner of the scanned area, other programs from that of the slide."""
     with pytest.raises(AnnotationError, match="frame"):
         corner(drawn)
@@ -43,7 +43,7 @@ def test_geojson_of_a_slide_scanned_in_part_waits_for_its_frame(drawn):
 
 @pytest.mark.parametrize("bounds", [None, (0, 0, 2048, 2048)])
 @pytest.mark.parametrize("frame", ["auto", "slide", "bounds"])
-def test_where_both_corners_are_one_the_frame_does_not_matter(drawn, bounds, frame):
+def test_the_frame_does_not_matter_if_the_scanned_area_begins_at_the_slides_corner(drawn, bounds, frame):
     assert corner(drawn, frame, bounds) == (100, 200)
 
 

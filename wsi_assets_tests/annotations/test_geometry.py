@@ -48,7 +48,7 @@ def test_a_bow_tie_keeps_its_area():
     )
 
 
-def test_a_line_that_runs_over_itself_punches_no_hole():
+def test_a_line_that_crosses_itself_makes_no_hole():
     twice_round = [*SQUARE, (0, 0), (6, 0), (6, 6), (0, 6)]
     assert united(drawn(twice_round)).geometry.area == 100
 
@@ -62,7 +62,7 @@ def test_a_line_that_runs_over_itself_punches_no_hole():
         [(1, 2), (1, 0), (0, 0), (1, 2), (0, 1), (2, 1), (1, 2), (1, 1), (0, 2), (2, 1), (1, 2), (2, 0)],
     ],
 )
-def test_a_line_drawn_there_and_back_costs_no_area_wherever_the_ring_begins(points):
+def test_a_line_drawn_forth_and_back_costs_no_area_wherever_the_ring_begins(points):
     enclosed = nonzero_area(np.array(points, dtype=float))
     for start in range(len(points)):
         regions = united(drawn(points[start:] + points[:start]))
@@ -83,7 +83,7 @@ def test_nested_and_overlapping_tumor_rings_unite_whatever_their_direction():
         assert not any(part.interiors for part in regions.geometry.geoms)
 
 
-def test_an_exclusion_partly_outside_the_tumor_costs_only_what_lies_inside():
+def test_an_exclusion_partly_outside_the_tumor_cuts_only_the_part_inside():
     regions = united(drawn(square(8, 8, 4), "_2"), drawn(SQUARE), drawn(square(9, 9, 5), "_2"))
     assert regions.geometry.area == 96
     assert regions.excluded.area == 16 + 25 - 9
@@ -92,7 +92,7 @@ def test_an_exclusion_partly_outside_the_tumor_costs_only_what_lies_inside():
 @pytest.mark.parametrize(
     "points", [[], [(1, 1)], [(1, 1), (5, 5)], [(1, 1), (5, 5), (1, 1), (5, 5)], [(0, 0), (4, 4), (9, 9)]]
 )
-def test_a_ring_without_area_is_skipped_and_said_so(points):
+def test_a_ring_without_area_is_skipped_with_a_note(points):
     regions = united(drawn(np.array(points).reshape(-1, 2)))
     assert regions.geometry.is_empty
     assert (regions.audit[0].action, regions.audit[0].points) == ("skipped", len(points))
@@ -103,7 +103,7 @@ def test_repeated_points_cost_nothing():
     assert (regions.geometry.area, regions.audit[0].action) == (100, "kept")
 
 
-def test_a_hole_that_leaves_its_polygon_takes_only_what_lies_inside(tmp_path):
+def test_a_hole_partly_outside_its_polygon_cuts_only_the_part_inside(tmp_path):
     path = geojson(tmp_path, feature("Polygon", [closed(SQUARE), closed(square(8, 8, 4))]))
     regions = read_annotation(path)
     assert regions.geometry.area == 96
@@ -137,7 +137,7 @@ def test_an_empty_file_of_asap_has_no_tumor(tmp_path):
     assert regions.audit == ()
 
 
-def test_the_plain_form_gives_the_regions_back_to_the_last_bit(tmp_path):
+def test_the_plain_form_restores_the_regions_exactly(tmp_path):
     path = asap(
         tmp_path, [annotation([(1 / 3, 0.1), (10 * math.pi, 0), (7, 1e5 / 7)]), annotation(SQUARE, "_2")]
     )
@@ -154,7 +154,7 @@ ring = st.lists(st.tuples(coordinate, coordinate), min_size=3, max_size=12)
 
 @settings(max_examples=150, deadline=None)
 @given(ring)
-def test_any_ring_encloses_what_its_line_winds_round(points):
+def test_any_ring_encloses_its_area_by_the_non_zero_rule(points):
     regions = united(drawn(points))
     assert regions.geometry.is_valid
     assert regions.geometry.area == pytest.approx(
@@ -185,7 +185,7 @@ def test_a_fill_does_not_overshoot_on_a_small_lesion():
     assert rasterize(circle, 200, 200, 1).sum() == pytest.approx(circle.area, rel=0.01)
 
 
-def test_neighbours_that_share_an_edge_never_share_a_pixel():
+def test_areas_that_share_an_edge_never_share_a_pixel():
     left, right = shapely.Polygon([(0, 0), (5.5, 0), (3.5, 9), (0, 9)]), shapely.box(0, 0, 9, 9)
     right = right.difference(left)
     together = rasterize(left, 9, 9, 1).astype(int) + rasterize(right, 9, 9, 1)

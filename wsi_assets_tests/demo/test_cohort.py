@@ -102,7 +102,7 @@ def test_annotations_read_back_as_the_polygons_drawn(slides):
         assert shapely.box(0, 0, slide.width, slide.height).contains(regions.geometry)
 
 
-def test_tumor_looks_unlike_lymph_node_and_a_cut_out_looks_like_it(slides):
+def test_tumor_differs_from_lymph_node_and_a_cut_out_does_not(slides):
     for slide in slides.values():
         if slide.annotation_path is None:
             continue
@@ -131,7 +131,7 @@ def test_tissue_has_the_hues_of_hematoxylin_and_eosin(slides):
     assert tumor_mask(slides["normal_001"], 1).sum() == 0
 
 
-def test_glass_is_light_grey_with_little_noise_and_unscanned_parts_are_pure_white(slides):
+def test_glass_is_light_gray_with_little_noise_and_unscanned_parts_are_pure_white(slides):
     glass = level(slides["normal_003"], 0)[:40, :40]
     assert 238 < glass.mean() < 248
     assert 0 < glass.std() < 3

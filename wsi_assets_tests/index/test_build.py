@@ -29,7 +29,7 @@ def indexed(folders, table):
     return build_indices(*folders, [0], options=IndexOptions(patch_size=256))
 
 
-def test_a_label_decides_what_the_annotation_does_not(folders):
+def test_the_label_decides_if_the_annotation_is_missing(folders):
     silent = indexed(folders, "slide_id,mpp\nnobody,0.5\n")
     assert list(silent.left_out) == ["tumor_064_node_1"]
     assert any("nobody" in line for line in silent.notices)
@@ -46,7 +46,7 @@ def test_a_label_decides_what_the_annotation_does_not(folders):
     assert "tumor_004_node_1" not in unknown.levels[0].index
 
 
-def test_patient_split_and_scale_are_the_tables(folders):
+def test_patient_split_and_scale_of_the_cohort_table_count(folders):
     table = "slide_id,patient,split,mpp\ntumor_001_node_1,P1,test,0.5\ntumor_004_node_1,P1,,\n"
     index = indexed(folders, table).levels[0].index
     assert {entry["label"] for entry in index.values()} == {"P1"}
@@ -75,7 +75,7 @@ def test_the_sides_that_entries_name_are_kept_and_validation_is_drawn_only_where
     assert [len(entry["patches"]) for entry in sampled.values()] == [20, 11, 20, 11]
 
 
-def test_corrections_count_over_a_damaged_annotation_only_where_the_slide_is_said_to_be_normal(folders):
+def test_a_damaged_annotation_is_ignored_only_for_a_slide_labeled_normal(folders):
     whole = {"type": "Polygon", "coordinates": [[[0, 0], [9999, 0], [9999, 9999], [0, 9999], [0, 0]]]}
     (folders[1] / "corrections").mkdir()
     for name in ("tumor_001_node_1", "tumor_064_node_1"):

@@ -1,4 +1,4 @@
-"""What a careful lab would look at twice is found, and a sound cohort gives no findings."""
+"""Curation checks find faulty slides, and a sound cohort passes them all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_sound_cohort_gives_no_findings(cohort):
     assert len(found) == len(curation.CURATION) - 2
 
 
-def test_a_tumor_slide_without_annotation_is_found_unless_the_cohort_calls_it_normal():
+def test_a_tumor_slide_without_annotation_is_found_unless_the_cohort_labels_it_normal():
     index = {name: entry_of(name, 0, 2) for name in ("tumor_002", "Tumor_001", "tumor_003", "normal_001")}
     index["tumor_003"]["annotation_path"] = "/a/tumor_003.xml"
     assert [slide_id for slide_id, _ in curation.name_contradicts_annotation(index)] == [
@@ -78,14 +78,11 @@ def test_annotations_on_glass_are_found():
 
 
 @pytest.mark.parametrize(
-    ("share", "threshold", "said"),
-    [(1.0, 12.0, "tissue covers"), (0.5, 12.0, None), (0.0, 12.0, "tissue covers"), (0.0, None, "no data")],
+    ("share", "threshold", "found"), [(1.0, 12.0, 1), (0.5, 12.0, 0), (0.0, 12.0, 1), (0.0, None, 1)]
 )
-def test_slides_with_hardly_any_tissue_or_glass_are_found(share, threshold, said):
+def test_slides_with_hardly_any_tissue_or_glass_are_found(share, threshold, found):
     tissue = tissue_of("a", FULL, tissue_share=share, threshold=threshold)
-    found = [message for _, message in curation.tissue_share_out_of_range(tissue)]
-    assert len(found) == bool(said)
-    assert all(said in message for message in found)
+    assert len(list(curation.tissue_share_out_of_range(tissue))) == found
 
 
 def test_mixed_magnifications_in_a_level_are_found():
@@ -104,40 +101,45 @@ def test_the_same_file_under_two_names_is_found(cohort):
     assert found == [("test_073_node_1", "is the same file as copy")]
 
 
-def test_a_copy_compressed_anew_is_found(real_data, cohort):
+def test_a_copy_that_was_compressed_again_is_found(real_data, cohort):
     with open_slide(real_data / "cohort" / "images" / "tumor_064_node_1.tif") as slide:
         pixels = slide.read_region(0, 0, 0, 2048, 2048).pixels
     coarse = cv2.imdecode(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 50])[1], cv2.IMREAD_COLOR)
     copy = find_tissue(ArraySlide("/slides/x_copy.tif", coarse), TissueOptions(), "another")
     found = curation.duplicate_slides([*(tissue for tissue, _ in cohort), copy])
-    assert found == [("x_copy", "looks the same as tumor_064_node_1")]
+    ((copied, finding),) = found
+    assert copied == "x_copy"
+    assert "tumor_064_node_1" in finding
 
 
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**20), tolerance=st.sampled_from([0.5, 4.0, 20.0]))
 def test_duplicates_are_those_of_comparing_every_pair(seed, tolerance):
-    """Looks of any darkness and extent, some all but alike; only the plain rule says which are the same."""
+    """Thumbnails of any darkness and extent, some of them almost equal, compared pair by pair as oracle."""
     rng = np.random.default_rng(seed)
-    looks = []
+    thumbnails = []
     for _ in range(12):
-        look = np.full((32, 32, 3), 255, np.int16)
+        thumbnail = np.full((32, 32, 3), 255, np.int16)
         high, wide = rng.integers(1, 33, 2)
-        look[:high, :wide] = rng.integers(40, 240) + rng.integers(-20, 16, (high, wide, 3))
-        looks.append(look)
-        looks += [np.where(look < 255, look + rng.integers(-9, 10, look.shape), 255) for _ in range(2)]
-    looks = [np.clip(look, 0, 255).astype(np.uint8) for look in looks]
-    rng.shuffle(looks)
-    tissues = [tissue_of(f"s{i:02}", FULL, thumbnail=look.tobytes()) for i, look in enumerate(looks)]
+        thumbnail[:high, :wide] = rng.integers(40, 240) + rng.integers(-20, 16, (high, wide, 3))
+        thumbnails.append(thumbnail)
+        for _ in range(2):
+            noisy = thumbnail + rng.integers(-9, 10, thumbnail.shape)
+            thumbnails.append(np.where(thumbnail < 255, noisy, 255))
+    thumbnails = [np.clip(thumbnail, 0, 255).astype(np.uint8) for thumbnail in thumbnails]
+    rng.shuffle(thumbnails)
+    tissues = [tissue_of(f"s{i:02}", FULL, thumbnail=one.tobytes()) for i, one in enumerate(thumbnails)]
     same = []
-    for j, later in enumerate(looks):
-        for i, first in enumerate(looks[:j]):
+    for j, later in enumerate(thumbnails):
+        for i, first in enumerate(thumbnails[:j]):
             shown = (first.min(axis=2) < 250) | (later.min(axis=2) < 250)
             if np.abs(first.astype(int) - later)[shown].mean() < tolerance:
-                same.append((f"s{j:02}", f"looks the same as s{i:02}"))
-    assert curation.duplicate_slides(tissues, tolerance) == sorted(same)
+                same.append((f"s{j:02}", f"s{i:02}"))
+    found = curation.duplicate_slides(tissues, tolerance)
+    assert sorted((later, finding.split()[-1]) for later, finding in found) == sorted(same)
 
 
-def test_patches_that_the_tissue_mask_hardly_resolves_are_found():
+def test_patches_too_small_for_the_tissue_mask_are_found():
     """At a working level of 7 a mask pixel is 128 level-0 pixels wide, half a patch of 256."""
     tissue = tissue_of("a", np.ones((16, 16), bool), 128.0, work_level=7)
     for level, size, across, work_level in (
@@ -151,11 +153,11 @@ def test_patches_that_the_tissue_mask_hardly_resolves_are_found():
         found = list(curation.tissue_mask_too_coarse({"a": entry}))
         assert len(found) == (across < 1.5)
         for _, message in found:
-            assert f"is {across} times as wide as a pixel of the tissue mask" in message
+            assert f"{across} pixels of the tissue mask" in message
             assert message.endswith(f"set work_level to {work_level}")
 
 
-def test_slides_of_an_intestine_are_not_for_testing_without_a_word():
+def test_test_slides_by_accident_are_found():
     by_chance = ["intestine_003", "GTEX-11DXY-0426-Testis"]
     meant = ["test_001", "Test001", "lab-TEST-2", "TestSet_001", "tests_1", "testing_02", "TESTA_1"]
     found = curation.longer_word_holds_test(

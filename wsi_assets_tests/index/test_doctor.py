@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wsi_assets.errors import ConfigError
-from wsi_assets.index.doctor import SlideHealth, _downsamples, examine, place
+from wsi_assets.index.doctor import SlideHealth, _downsamples, add_patients_and_sides, examine
 from wsi_assets.slides import Cohort, SlideFile, SlideRow
 
 
@@ -24,7 +24,9 @@ def test_many_downsamples_are_shown_by_their_ends(downsamples, shown):
 
 def test_a_slides_patient_and_side_are_the_cohorts_or_else_its_names():
     rows = [SlideHealth(name) for name in ("test_1", "patient_2_node_1", "patient_2_node_2", "S21")]
-    place(rows, Cohort(rows={"s21": SlideRow("P9", "test"), "patient_2_node_2": SlideRow(split="train")}))
+    add_patients_and_sides(
+        rows, Cohort(rows={"s21": SlideRow("P9", "test"), "patient_2_node_2": SlideRow(split="train")})
+    )
     assert [(row.patient, row.side) for row in rows] == [
         ("", "test"),
         ("patient_2", "train"),
@@ -32,11 +34,13 @@ def test_a_slides_patient_and_side_are_the_cohorts_or_else_its_names():
         ("P9", "test"),
     ]
     with pytest.raises(ConfigError, match="two sides"):
-        place(rows, Cohort(rows={"s21": SlideRow("test_1", "train"), "test_1": SlideRow(split="test")}))
+        add_patients_and_sides(
+            rows, Cohort(rows={"s21": SlideRow("test_1", "train"), "test_1": SlideRow(split="test")})
+        )
 
 
 @pytest.mark.parametrize(("label", "problems"), [(None, 0), ("normal", 0), ("tumor", 1)])
-def test_a_slide_without_annotation_that_is_said_to_be_tumor_is_a_problem(real_data, label, problems):
+def test_a_slide_labeled_tumor_without_annotation_is_a_problem(real_data, label, problems):
     path = real_data / "slides/CMU-1-Small-Region.svs"
     health = examine(SlideFile("a", path, None, SlideRow(label=label, base_mag=40.0, mpp=0.25)))
     assert (health.magnification, health.mpp) == ("40 (cohort)", "0.25")

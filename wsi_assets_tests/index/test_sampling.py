@@ -38,7 +38,7 @@ def chosen(index):
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=cohorts, ratio=ratios, cap=st.none() | st.integers(0, 40), seed=st.integers(0, 5))
-def test_all_tumor_and_the_asked_number_of_normal_patches_are_kept(sizes, ratio, cap, seed):
+def test_all_tumor_and_the_wanted_number_of_normal_patches_are_kept(sizes, ratio, cap, seed):
     options = SamplingOptions(normal_per_tumor=ratio, max_normal_per_slide=cap, seed=seed, val_size=None)
     index = cohort(sizes)
     before, after = counts(index), counts(sample_index(index, options))
@@ -72,7 +72,9 @@ def test_chosen_patches_keep_their_order_and_their_own_values(sizes, seed):
     cap=st.none() | st.integers(0, 40),
     incomplete=st.booleans(),
 )
-def test_a_new_slide_moves_only_the_margin(tmp_path_factory, sizes, new, name, ratio, cap, incomplete):
+def test_a_new_slide_changes_little_of_what_is_chosen_from_others(
+    tmp_path_factory, sizes, new, name, ratio, cap, incomplete
+):
     listed = tmp_path_factory.getbasetemp() / "incomplete.txt"
     listed.write_text("slide_00\na_new\n")
     options = SamplingOptions(
@@ -255,7 +257,7 @@ def test_an_index_of_another_program_with_the_specification_s_keys_only_is_sampl
 @pytest.mark.parametrize(
     "value", [[], [entry_of("a", 1, 1)], {"a": {"patches": []}}, {"a": []}, {1: {}}, None]
 )
-def test_what_is_no_index_is_refused(value):
+def test_values_that_are_not_an_index_are_refused(value):
     with pytest.raises(SlideIndexError):
         sample_index(value, SamplingOptions())
 

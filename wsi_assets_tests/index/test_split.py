@@ -4,7 +4,7 @@ from hypothesis import given, settings
 
 from wsi_assets.errors import SlideIndexError
 from wsi_assets.index import SamplingOptions, fold_slides, sample_index, split_slides
-from wsi_assets.index.split import LEAST_VALIDATING, patients
+from wsi_assets.index.split import MIN_VALIDATION_PATCHES, patients
 from wsi_assets.slides.naming import patient_of
 
 
@@ -45,7 +45,7 @@ cohorts = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(slides=cohorts, seed=st.integers(0, 9), val_size=st.floats(0.05, 0.5))
-def test_both_sides_hold_both_classes_or_nothing_validates(slides, seed, val_size):
+def test_training_and_validation_have_both_classes_or_there_is_no_validation(slides, seed, val_size):
     index = index_of(*slides)
     sides = split_slides(index, val_size, seed)
     if "validation" not in sides.values():
@@ -58,7 +58,7 @@ def test_both_sides_hold_both_classes_or_nothing_validates(slides, seed, val_siz
         assert shared != set(index)
 
 
-def test_a_tenth_of_the_patients_of_each_kind_validates():
+def test_a_tenth_of_the_patients_with_and_without_tumor_is_for_validation():
     index = index_of(*((f"patient_{p:03d}", 10, 10 if p < 40 else 0) for p in range(100)))
     validating = side(split_slides(index, 0.1, 42), "validation")
     assert len(validating) == 10
@@ -68,7 +68,7 @@ def test_a_tenth_of_the_patients_of_each_kind_validates():
 def test_patients_are_added_until_validation_holds_enough_of_each_class():
     index = index_of(*((f"patient_{p:03d}", 40, 5) for p in range(40)))
     sides = split_slides(index, 0.05, 42)
-    assert held(index, sides, "validation") == (240, LEAST_VALIDATING)
+    assert held(index, sides, "validation") == (240, MIN_VALIDATION_PATCHES)
     few = index_of(*((f"patient_{p:03d}", 40, 5) for p in range(6)))
     assert held(few, split_slides(few, 0.05, 42), "validation")[1] == 10  # a third, and no more
 
@@ -88,14 +88,14 @@ def test_test_slides_neither_train_nor_validate():
     assert {name for name, found in sides.items() if found == "test"} == {"TEST_001", "test_b_node_2"}
 
 
-def test_the_only_mixed_patient_may_be_what_makes_a_patient_split_possible():
+def test_a_single_patient_with_both_classes_can_make_a_patient_split_possible():
     index = index_of(("tumor_1", 0, 9), ("normal_1", 9, 0), ("mixed_1", 5, 5))
     for seed in range(8):
         validating = side(split_slides(index, 0.1, seed), "validation")
         assert validating in ({"mixed_1"}, {"tumor_1", "normal_1"})
 
 
-def test_slides_are_drawn_where_one_patient_has_all_tumor():
+def test_slides_are_drawn_if_one_patient_has_all_tumor():
     index = index_of(("patient_1_node_1", 5, 5), ("patient_1_node_2", 5, 5))
     sides = split_slides(index, 0.1, 42)
     assert sorted(sides.values()) == ["train", "validation"]
@@ -138,12 +138,12 @@ def test_folds_hold_whole_patients_and_every_slide_once(folds):
     assert all(kinds == {0, 1} for kinds in with_tumor)
 
 
-def test_fewer_patients_than_folds_is_said():
+def test_fewer_patients_than_folds_is_an_error():
     with pytest.raises(SlideIndexError):
         fold_slides(index_of(("a", 1, 1), ("b", 1, 1)), 3, 0)
 
 
-def test_the_patient_of_an_entry_without_a_label_is_what_its_id_tells():
+def test_the_patient_of_an_entry_without_a_label_comes_from_its_id():
     index = index_of(("patient_1_node_1", 1, 1), ("Patient_1_node_2", 1, 1))
     for entry in index.values():
         del entry["label"]

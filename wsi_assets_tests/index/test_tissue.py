@@ -195,7 +195,7 @@ def test_otsu_of_two_peaks_lies_between_them():
     assert 8 < otsu(np.concatenate([rng.normal(2, 1, 5000), rng.normal(20, 2, 5000)])) < 14
 
 
-def test_the_working_level_is_the_coarsest_that_still_gives_a_mask_of_some_size():
+def test_small_slides_have_a_finer_working_level():
     assert work_level_for(221_184, 97_792, OPTIONS) == 7
     assert work_level_for(2048, 2048, OPTIONS) == 3
     assert work_level_for(100, 60, OPTIONS) == 0

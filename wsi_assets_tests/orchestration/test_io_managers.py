@@ -6,9 +6,11 @@ import pytest
 
 from wsi_assets.files import read_plain_pickle
 from wsi_assets.orchestration.io_managers import (
+    Hdf5IOManager,
+    LmdbIOManager,
     ModelIOManager,
-    PatchStoreIOManager,
     PickleIOManager,
+    PngFolderIOManager,
     ReportIOManager,
 )
 from wsi_assets.orchestration.storage import Record, read_record
@@ -108,15 +110,15 @@ def test_a_report_takes_the_place_of_the_old_one(tmp_path):
     assert [file.name for file in (target / "plots").iterdir()] == ["new.png"]
 
 
-@pytest.mark.parametrize("backend", ["lmdb", "hdf5", "fs"])
-def test_patches_of_any_asset_go_into_a_store_that_others_read(tmp_path, backend):
+@pytest.mark.parametrize("io_manager", [LmdbIOManager, Hdf5IOManager, PngFolderIOManager])
+def test_patches_of_any_asset_go_into_a_store_that_others_read(tmp_path, io_manager):
     patches = [(f"slide_{n:06d}", np.full((16, 16, 3), 40 * n, np.uint8), n % 2) for n in range(4)]
 
     @dg.asset
     def patches_of_mine():
         return iter(patches)
 
-    store_io = PatchStoreIOManager(storage_dir=str(tmp_path), backend=backend)
+    store_io = io_manager(storage_dir=str(tmp_path))
     assert dg.materialize([patches_of_mine], resources={"io_manager": store_io}).success
     with store_io.load(tmp_path / "patches_of_mine") as store:
         assert list(store.labels) == [0, 1, 0, 1]

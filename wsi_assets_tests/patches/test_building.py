@@ -51,7 +51,7 @@ def always_a_pool(monkeypatch):
     monkeypatch.setattr(build_module, "_WORTH_A_POOL", 0)
 
 
-def test_stores_are_the_same_bytes_whoever_does_the_work(
+def test_stores_have_the_same_bytes_with_any_executor(
     entries, backend, tmp_path, small_batches, always_a_pool
 ):
     plan = plan_patches(index_of(*entries), ExtractionOptions(codec="jpeg"))
@@ -87,7 +87,7 @@ def test_a_large_store_outgrows_its_first_map(entries, tmp_path, monkeypatch):
         assert verify_store(store, index_of(*entries), 1.0).ok
 
 
-def test_patches_at_hand_are_written_without_a_plan(backend, tmp_path):
+def test_given_patches_are_written_without_a_plan(backend, tmp_path):
     patches = [texture(64, 64, seed=seed) for seed in range(5)]
     path = tmp_path / STORE_NAMES[backend]
     items = [(f"a_{number:06d}", patch, number % 2) for number, patch in enumerate(patches)]
@@ -175,7 +175,7 @@ def test_a_killed_build_is_refused_continued_and_ends_in_the_same_bytes(
     path = tmp_path / "killed" / STORE_NAMES[backend]
     for stop, what in ((60, "extracting"), (150, "extracting"), (0, "storing"), (0, "publish")):
         assert build_and_die(entries, path, backend, stop, what).returncode == -signal.SIGKILL
-        with pytest.raises(StoreError, match="half-built"):
+        with pytest.raises(StoreError, match="unfinished"):
             open_store(path)
     report = build_store(plan_patches(index_of(*entries), ONE), path, backend)
     assert (report.decoded, report.reused) == (0, 208), "what was extracted is not read again"
@@ -394,7 +394,7 @@ def test_workers_end_with_a_builder_that_is_killed(entries, tmp_path):
     assert alive == []
 
 
-def test_something_else_in_the_stores_place_is_not_overwritten(entries, tmp_path):
+def test_something_else_at_the_stores_path_is_not_overwritten(entries, tmp_path):
     path = tmp_path / "patches_lmdb"
     path.mkdir()
     (path / "thesis.txt").write_text("mine")

@@ -77,7 +77,7 @@ def test_a_cluster_makes_the_bytes_of_the_process_pool_and_the_bound_holds(
     assert names == {"extract"}
 
 
-def test_a_worker_killed_in_the_middle_is_made_good(cluster, entries, by_the_pool, tmp_path):
+def test_the_work_of_a_killed_worker_is_repeated(cluster, entries, by_the_pool, tmp_path):
     killed = []
 
     def kill_one(done, total, what):
@@ -95,7 +95,7 @@ def test_a_worker_killed_in_the_middle_is_made_good(cluster, entries, by_the_poo
     assert contents(path) == by_the_pool
 
 
-def test_a_slide_that_workers_do_not_see_stops_the_build_and_costs_no_patch(cluster, cohort, tmp_path):
+def test_a_slide_that_workers_cannot_read_stops_the_build(cluster, cohort, tmp_path):
     # An open folder's number is a path in this process only: a mount that the workers lack.
     folder = os.open(cohort[0].parent, os.O_RDONLY)
     hidden = Path(f"/proc/self/fd/{os.dup2(folder, 900)}") / cohort[0].name

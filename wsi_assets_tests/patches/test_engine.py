@@ -56,7 +56,7 @@ def test_jpeg_keeps_full_color_resolution_and_stays_close():
 
 
 @pytest.mark.parametrize("codec", ["png", "jpeg"])
-def test_bytes_that_are_no_patch_are_an_error_not_a_patch(codec):
+def test_bytes_that_are_not_an_image_are_an_error(codec):
     data = encoder(codec)(texture(64, 64))
     with pytest.raises(Exception):  # noqa: B017, PT011  (each library has its own; the store makes one of them)
         decode(data[:-20], empty(64))
@@ -216,7 +216,7 @@ def test_a_patch_that_is_a_whole_tile_keeps_the_slides_own_jpeg(colors, mark, tm
 
 
 @pytest.mark.parametrize("mark", ["JFIF", "RGB"])
-def test_a_tile_whose_marks_tell_other_colors_is_coded_again(mark, tmp_path):
+def test_a_tile_whose_markers_name_another_color_space_is_encoded_again(mark, tmp_path):
     colors = "RGB" if mark == "JFIF" else "4:4:4"
     path = write_tiles(tmp_path / "s.tif", texture(256, 256, seed=6), colors, MARKS[mark])
     (value,) = coded_as_jpeg(path, [(0, 128)], 128)
@@ -225,7 +225,7 @@ def test_a_tile_whose_marks_tell_other_colors_is_coded_again(mark, tmp_path):
         assert 0 < np.abs(decoded - pixels).mean() < 3
 
 
-def test_a_damaged_tile_is_quarantined_not_kept(tmp_path):
+def test_a_damaged_tile_is_quarantined(tmp_path):
     path = write_tiles(tmp_path / "s.tif", texture(256, 256, seed=7), "4:2:0")
     with tifffile.TiffFile(path) as file:
         offset, length = file.pages[0].dataoffsets[1], file.pages[0].databytecounts[1]
@@ -266,5 +266,5 @@ def test_whole_tiles_of_real_slides_are_kept_and_decode_to_openslides_pixels(nam
     ("share", "patches", "allowed"),
     [(0.01, 100_000, 1000), (0.01, 52, 5), (0.01, 20, 2), (0.01, 9, 0), (0.5, 10, 5), (0.0, 1000, 0)],
 )
-def test_a_damaged_tile_does_not_refuse_a_small_store(share, patches, allowed):
+def test_one_damaged_tile_is_allowed_in_a_small_store(share, patches, allowed):
     assert ExtractionOptions(max_quarantined=share).allowed_unreadable(patches) == allowed

@@ -68,7 +68,7 @@ def is_read(store, patches, *, exactly=True):
 
 
 @pytest.mark.parametrize("suffix", [b"", b".png"])
-def test_an_lmdb_of_png_values_opens_with_its_keys_and_knows_no_more(suffix, patches, index, tmp_path):
+def test_an_lmdb_of_png_values_opens_with_its_keys(suffix, patches, index, tmp_path):
     items = [(key.encode() + suffix, image(pixels)) for key, pixels, _ in patches]
     items += [(b"__len__", pickle.dumps(len(items))), (b"__keys__", pickle.dumps([key for key, _ in items]))]
     with open_store(write_lmdb(tmp_path / "patches_lmdb", items)) as store:
@@ -124,7 +124,7 @@ def test_a_store_of_another_program_verifies_against_the_index_its_keys_count_ov
     assert "\n" not in str(error.value)
 
 
-def test_a_database_or_file_of_something_else_is_refused_with_the_true_reason(patches, tmp_path):
+def test_a_database_or_file_of_something_else_is_refused_with_the_reason(patches, tmp_path):
     arrays = [(key, pickle.dumps(pixels)) for key, pixels, _ in patches[:3]]
     floats = [(key, pixels.astype(np.float32), tumor) for key, pixels, tumor in patches[:3]]
     few = write_hdf5(tmp_path / "few.h5", patches[:4])
@@ -144,7 +144,7 @@ def test_a_database_or_file_of_something_else_is_refused_with_the_true_reason(pa
     ]:
         with pytest.raises(StoreError, match=why) as error:
             open_store(path)
-        assert "half-built" not in str(error.value)
+        assert "unfinished" not in str(error.value)
         assert "\n" not in str(error.value)
 
 

@@ -81,7 +81,7 @@ def test_at_10x_the_patches_of_three_scanners_agree_and_at_a_level_they_do_not(s
     assert np.mean(unlike) > 30
 
 
-def test_a_slide_said_to_have_other_pixels_is_read_anew(scanned, tmp_path):
+def test_a_slide_with_a_corrected_mpp_is_read_again(scanned, tmp_path):
     _, _, plan = stores(scanned, tmp_path / "store.h5", "10x")
     said = Cohort(rows={"usual": SlideRow(mpp=0.26)})
     found = build_indices(scanned, None, ["10x"], options=IndexOptions(patch_size=128), cohort=said)

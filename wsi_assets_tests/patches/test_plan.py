@@ -69,7 +69,7 @@ def test_the_keys_of_the_specification_are_enough():
         plan_patches(made(), ExtractionOptions(), patch_size=128)
 
 
-def test_the_slide_is_the_indexs_key_whatever_its_file_is_named():
+def test_the_slide_id_is_the_key_of_the_index_whatever_the_file_name():
     plan = plan_patches(made("a", slide_path="/slides/scan 17.tif"), ExtractionOptions())
     assert list(plan.keys()) == ["a_000000", "a_000001"]
 
@@ -94,7 +94,7 @@ coordinates = st.lists(st.tuples(st.integers(0, 60_000), st.integers(0, 60_000))
 
 @settings(max_examples=60, deadline=None)
 @given(coordinates, st.sampled_from([64, 224, 256, 512, 2048]))
-def test_work_is_cut_without_loss_into_batches_of_bounded_size(places, size):
+def test_batches_hold_every_patch_once_and_are_bounded(places, size):
     coords = np.array(places, np.int32).reshape(-1, 2)
     batches = read_batches(coords, size)
     together = np.concatenate(batches) if batches else np.zeros(0, int)

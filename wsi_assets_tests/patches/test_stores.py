@@ -145,17 +145,17 @@ def test_torchvision_reads_the_png_folder_as_it_is(entries, tmp_path):
     assert ImageFolder(tmp_path / "image_patches", allow_empty=True).classes == ["normal", "tumor"]
 
 
-def test_what_is_no_complete_store_is_refused_in_one_line(tmp_path):
+def test_an_incomplete_store_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("text")
     (tmp_path / "folder").mkdir()
     (tmp_path / ".patches_lmdb.partial").mkdir()
-    for name, said in [("none", "exist"), ("file", "not"), ("folder", "not"), ("patches_lmdb", "half-built")]:
+    for name, said in [("none", "exist"), ("file", "not"), ("folder", "not"), ("patches_lmdb", "unfinished")]:
         with pytest.raises(StoreError, match=said) as error:
             open_store(tmp_path / name)
         assert "\n" not in str(error.value)
 
 
-def test_a_damaged_store_says_so(built, tmp_path):
+def test_a_damaged_store_is_refused(built, tmp_path):
     copy = tmp_path / built.name
     if built.is_dir():
         shutil.copytree(built, copy)
@@ -168,7 +168,7 @@ def test_a_damaged_store_says_so(built, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_store_that_this_user_may_not_read_is_not_taken_for_damaged(built, monkeypatch):
+def test_a_store_without_read_permission_is_not_reported_as_damaged(built, monkeypatch):
     def denied(path, *how, **options):
         if str(path).startswith(str(built)) or path == "manifest.json":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -230,7 +230,7 @@ def test_verifying_reads_the_whole_file_with_lmdbs_own_checker(built, tmp_path):
         assert store.problems()
 
 
-def test_verifying_finds_the_one_patch_that_is_not_its_slides(built, entries):
+def test_verifying_finds_the_one_patch_that_differs_from_its_slide(built, entries):
     with open_store(built) as store:
         report = verify_store(store, index_of(*entries), 1.0)
         assert report.ok
@@ -262,7 +262,7 @@ def test_a_slide_that_fails_while_it_is_verified_has_each_patch_once(built, entr
         assert {fault for _, fault in report.problems} == {"cannot be read"}
 
 
-def test_a_jpeg_store_verifies_against_what_its_codec_makes_of_the_slide(entries, tmp_path):
+def test_a_jpeg_store_is_compared_with_the_slide_encoded_as_jpeg(entries, tmp_path):
     for quality in (95, 60):
         options = ExtractionOptions(codec="jpeg", jpeg_quality=quality)
         path = tmp_path / f"{quality}" / "patches_lmdb"

@@ -188,7 +188,7 @@ def test_the_commands_load_no_orchestrator():
         assert loaded.stdout.strip() == "set()"
 
 
-def test_what_is_ignored_of_an_annotation_is_a_warning(tmp_path):
+def test_ignored_annotations_are_a_warning(tmp_path):
     for name in ("images", "annotations"):
         (tmp_path / name).mkdir()
     write_pyramid(tmp_path / "images/s.tif", [picture(512, 512)])

@@ -13,7 +13,7 @@ def table(folder, text, encoding="utf-8"):
     return read_cohort(folder)
 
 
-def test_without_a_table_nothing_is_said(tmp_path):
+def test_without_a_table_all_rows_are_empty(tmp_path):
     assert read_cohort(tmp_path) == Cohort()
     assert Cohort().row("a") == SlideRow()
 
@@ -41,7 +41,7 @@ def test_a_table_is_read_as_tools_and_spreadsheets_write_it(tmp_path, text, row)
 
 @pytest.mark.parametrize("label", ["tumor", "TUMOUR", "normal", "normal_tissue"])
 @pytest.mark.parametrize("split", ["train", "Training", "val", "valid", "validation", "TEST"])
-def test_words_have_many_spellings(tmp_path, label, split):
+def test_labels_and_splits_have_many_spellings(tmp_path, label, split):
     row = table(tmp_path, f"slide,label,split\na,{label},{split}\n").row("a")
     assert (row.label[0], row.split[0]) == (label[0].lower(), split[0].lower())
 
@@ -66,7 +66,7 @@ def test_words_have_many_spellings(tmp_path, label, split):
         ("", "another, each once"),
     ],
 )
-def test_a_fault_is_one_line_and_never_passes_for_nothing_said(tmp_path, text, said):
+def test_a_faulty_table_is_refused_in_one_line(tmp_path, text, said):
     with pytest.raises(ConfigError, match=said) as caught:
         table(tmp_path, text)
     assert str(caught.value).startswith(str(tmp_path / "cohort.csv"))
@@ -74,7 +74,7 @@ def test_a_fault_is_one_line_and_never_passes_for_nothing_said(tmp_path, text, s
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00bad", b'slide_id,mpp\n"a,0.5\n'])
-def test_what_is_no_table_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_table_is_refused(tmp_path, content):
     path = tmp_path / "named.csv"
     if content:
         path.write_bytes(content)
@@ -82,7 +82,7 @@ def test_what_is_no_table_is_refused(tmp_path, content):
         read_cohort(tmp_path, path)
 
 
-def test_a_row_of_no_slide_is_named():
+def test_a_row_without_a_slide_is_a_notice():
     cohort = Cohort(rows={"a": SlideRow("p"), "typo": SlideRow("p")})
     (line,) = cohort.unknown(["A", "b"])
     assert "typo" in line
@@ -95,12 +95,12 @@ def test_patients_and_sides_come_from_the_table_and_else_from_names():
     assert cohort.sides(patients) == dict.fromkeys(["s1", "s2", "patient_1_node_2"], "test")
 
 
-def test_a_rows_digest_follows_what_it_says_and_only_that():
+def test_the_digest_of_a_row_follows_its_values_and_nothing_else():
     assert SlideRow("p").digest == SlideRow("p").digest != SlideRow("q").digest
     assert SlideRow("p").digest != SlideRow("p", mpp=0.5).digest
 
 
-def test_a_slide_that_is_said_to_be_normal_needs_no_annotation(tmp_path):
+def test_a_slide_labeled_normal_needs_no_annotation(tmp_path):
     for name in ("a.svs", "a_mask.geojson"):
         (tmp_path / name).write_bytes(b"x")
     assert list(find_slides(tmp_path, tmp_path).left_out) == ["a"]
@@ -108,7 +108,7 @@ def test_a_slide_that_is_said_to_be_normal_needs_no_annotation(tmp_path):
     assert slide.annotation_path is None
 
 
-def test_a_first_table_is_written_once_and_is_one(tmp_path):
+def test_a_table_is_written_once_and_can_be_read(tmp_path):
     write_cohort(tmp_path / "cohort.csv", {"test_1": ("p", "test"), "a": ("q, r", "")})
     assert read_cohort(tmp_path).rows == {"test_1": SlideRow("p", "test"), "a": SlideRow("q, r")}
     with pytest.raises(ConfigError, match="exists"):

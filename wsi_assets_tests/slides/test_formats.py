@@ -60,7 +60,7 @@ def test_subsampled_color_in_jpeg_is_decoded_as_openslide_does(tmp_path, subsamp
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "lzw", None])
-def test_a_grey_tiff_reads_as_grey_rgb(tmp_path, compression):
+def test_a_grayscale_tiff_reads_as_gray_rgb(tmp_path, compression):
     grey = cv2.cvtColor(IMAGE, cv2.COLOR_RGB2GRAY)
     path = tmp_path / "s.tif"
     tifffile.imwrite(path, grey, tile=(128, 128), photometric="minisblack", compression=compression)
@@ -117,14 +117,14 @@ def test_a_dicom_folder_opens_as_one_slide_with_the_folders_name(tmp_path):
             assert error(slide.read_region(level.index, 0, 0, *truth.shape[:2]).pixels, truth) < 4
 
 
-def test_a_picture_that_is_no_slide_is_refused_with_what_to_do(tmp_path):
+def test_an_image_that_is_not_a_slide_is_refused_with_a_remedy(tmp_path):
     path = tmp_path / "plain.tif"
     tifffile.imwrite(path, IMAGE, photometric="rgb")
     with pytest.raises(SlideError, match="convert it to a tiled TIFF"):
         open_slide(path)
 
 
-def test_a_slide_scanned_in_part_says_where(tmp_path):
+def test_a_slide_with_bounds_has_its_scanned_area(tmp_path):
     path = write_scn(tmp_path / "s.scn", IMAGE, (256, 128), (1200, 900), 0.25)
     with open_slide(path) as slide:
         assert (slide.levels[0].width, slide.levels[0].height) == (1200, 900)
@@ -173,7 +173,7 @@ def picture_of_a_label(height: int, width: int) -> np.ndarray:
         ((57, 75), {"resolution": (100.0, 100.0), "resolutionunit": "CENTIMETER"}),
     ],
 )
-def test_a_picture_that_is_no_reduction_of_the_slide_is_no_level(tmp_path, size, said):
+def test_an_image_that_is_not_a_reduction_of_the_slide_is_not_a_level(tmp_path, size, said):
     """OpenSlide takes every tiled page of a TIFF for a level."""
     path = tmp_path / "s.tif"
     levels = [IMAGE, halved(IMAGE, 1), picture_of_a_label(*size)]
@@ -204,7 +204,7 @@ def test_a_folder_of_two_dicom_series_is_refused(tmp_path):
         open_slide(folder)
 
 
-def test_dicom_files_are_known_by_what_they_hold(tmp_path):
+def test_dicom_files_are_found_by_their_content(tmp_path):
     """As a PACS exports them, and with a report above them."""
     folder = write_dicom(tmp_path / "patient", IMAGE, 0.25)
     for file in sorted(folder.iterdir()):

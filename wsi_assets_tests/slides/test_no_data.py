@@ -22,7 +22,7 @@ ALL = np.ones((80, 90), bool)
     h=st.integers(1, 30),
     w=st.integers(1, 30),
 )
-def test_exactly_areas_of_pure_black_or_white_are_no_data(value, y, x, h, w):
+def test_areas_of_pure_black_or_white_are_no_data_and_nothing_else(value, y, x, h, w):
     image = IMAGE.copy()
     image[y : y + h, x : x + w] = value
     expected = np.zeros_like(ALL)
@@ -51,7 +51,7 @@ def test_pure_colors_are_data():
     assert not no_data(image, ALL).any()
 
 
-def test_what_was_never_written_is_no_data_however_thin():
+def test_missing_tiles_are_no_data_however_thin():
     image, present = IMAGE.copy(), ALL.copy()
     present[30, 10:20] = False
     image[30, 10:20] = 255
@@ -114,7 +114,7 @@ def test_padding_of_any_color_is_no_data(tmp_path, color, around):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_padding_is_known_where_tiles_of_it_were_never_written(tmp_path):
+def test_padding_is_found_although_tiles_of_it_are_missing(tmp_path):
     canvas = np.full((1280, 1280, 3), (240, 240, 240), np.uint8)
     canvas[:900, :700] = scanned()
     missing = {(4, 4), (1, 4), (4, 0), (1, 1)}
@@ -126,7 +126,7 @@ def test_padding_is_known_where_tiles_of_it_were_never_written(tmp_path):
         np.testing.assert_array_equal(slide.read_region(0, 0, 0, 1280, 1280).no_data, expected)
 
 
-def test_padding_in_jpeg_is_no_data_but_for_the_blocks_it_shares(tmp_path):
+def test_padding_in_jpeg_is_no_data_except_in_blocks_shared_with_tissue(tmp_path):
     canvas = np.full((1024, 1024, 3), (200, 205, 210), np.uint8)
     canvas[:900, :700] = scanned()
     path = write_pyramid(tmp_path / "padded.tif", [canvas], tile=256)
@@ -137,7 +137,7 @@ def test_padding_in_jpeg_is_no_data_but_for_the_blocks_it_shares(tmp_path):
     assert not found[:896, :688].any()
 
 
-def test_the_flat_background_of_a_drawn_slide_stays_glass(tmp_path):
+def test_the_flat_background_of_a_synthetic_slide_stays_glass(tmp_path):
     canvas = np.full((900, 700, 3), 240, np.uint8)
     tissue = scanned()
     blob = tissue[..., 1] < 200

@@ -193,7 +193,7 @@ def test_even_a_window_of_one_pixel_knows_the_area_it_lies_in(padded_slide):
         assert not slide.read_region(0, y, x, 1, 1).no_data.any()
 
 
-def test_a_tile_never_written_is_white_and_no_data(tmp_path):
+def test_a_missing_tile_is_white_and_no_data(tmp_path):
     image = picture(400, 400)
     for compression in ("jpeg", None):
         path = tmp_path / f"{compression}.tif"
@@ -229,7 +229,7 @@ def test_a_read_starts_near_and_never_half_a_level_0_pixel_off(position, downsam
 @given(
     st.integers(0, 200_000), st.sampled_from([2.0, 3.25, 6.5, 10.0, 4.0161290322580645, 101.75, 689 / 172])
 )
-def test_a_read_starts_where_openslides_quotient_is_whole(position, downsample):
+def test_a_read_starts_where_openslide_does_not_blend(position, downsample):
     start, base = whole_start(position, downsample)
     assert abs(base / downsample - start) < 1 / 512
 
@@ -246,7 +246,7 @@ def test_a_slide_that_opens_but_does_not_read_is_one_clear_line(real_data):
             assert caught.value.remedy
 
 
-def test_one_damaged_tile_does_not_take_the_slide_with_it(tmp_path):
+def test_a_damaged_tile_leaves_the_rest_of_the_slide_readable(tmp_path):
     image = picture(512, 512)
     for compression in ("jpeg", "zlib"):
         path = write_pyramid(
@@ -278,7 +278,7 @@ def test_one_damaged_tile_does_not_take_the_slide_with_it(tmp_path):
         ("folder.dcm", "folder"),
     ],
 )
-def test_what_is_no_slide_is_one_clear_line_with_a_remedy(real_data, tmp_path, name, content):
+def test_a_file_that_is_not_a_slide_is_one_line_with_a_remedy(real_data, tmp_path, name, content):
     path = real_data / "slides" / name if content == "real" else tmp_path / name
     if content == "folder":
         path.mkdir()
@@ -292,7 +292,7 @@ def test_what_is_no_slide_is_one_clear_line_with_a_remedy(real_data, tmp_path, n
     assert caught.value.remedy
 
 
-def test_a_level_that_is_not_there_is_refused(real_data):
+def test_a_missing_level_is_refused(real_data):
     with open_slide(real_data / "slides/boxes.tiff") as slide:
         for level in (-1, 4):
             with pytest.raises(IndexError):
@@ -300,7 +300,7 @@ def test_a_level_that_is_not_there_is_refused(real_data):
 
 
 @pytest.mark.parametrize("name", ["tumor_001_padded.tif", "CMU-1-Small-Region.svs"])
-def test_a_slide_whose_copy_was_cut_off_is_said_to_be(real_data, tmp_path, name):
+def test_an_incomplete_copy_of_a_slide_is_named_as_such(real_data, tmp_path, name):
     whole, cut = real_data / "slides" / name, tmp_path / name
     cut.write_bytes(whole.read_bytes()[:300_000])
     with pytest.raises(SlideError, match=r"300000 bytes.*cut short"):

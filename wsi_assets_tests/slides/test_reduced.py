@@ -15,7 +15,7 @@ from wsi_assets.slides.reduce import area_mean
 from wsi_assets_tests.slides.made import halved, padded, picture, write_pyramid
 
 
-def test_no_data_takes_no_part_in_the_average_and_wins_where_it_is_most():
+def test_no_data_is_left_out_of_the_average_and_prevails_where_it_is_most():
     image = np.full((8, 8, 3), 100, np.uint8)
     holes = np.zeros((8, 8), bool)
     holes[:4, :3], holes[4:, 4:] = True, True

@@ -22,7 +22,7 @@ def scale(mpp: float | None, base: float = 40.0, source: str = "mpp") -> Scale:
     ("key", "name", "mpp"),
     [("4", "level_4", None), ("10x", "10x", 1.0), ("2.5x", "2.5x", 4.0), ("0.5um", "0.5um", 0.5)],
 )
-def test_a_key_says_a_level_a_magnification_or_a_pixel_size(key, name, mpp):
+def test_a_key_is_a_level_a_magnification_or_a_pixel_size(key, name, mpp):
     found = Resolution.parse(key)
     assert (found.key, found.name, found.mpp) == (key, name, mpp)
 
@@ -30,7 +30,7 @@ def test_a_key_says_a_level_a_magnification_or_a_pixel_size(key, name, mpp):
 @pytest.mark.parametrize(
     "key", ["04", "-1", "20", "10.0x", "0x", "x", "10X", "1e1x", "9999um", "../10x", "١"]
 )
-def test_anything_else_is_one_line(key):
+def test_other_keys_are_refused_in_one_line(key):
     with pytest.raises(ConfigError) as caught:
         Resolution.parse(key)
     assert "\n" not in str(caught.value)
@@ -49,7 +49,7 @@ def test_anything_else_is_one_line(key):
         (POWERS, 0.5, "0.5um", 0, 1.0),
     ],
 )
-def test_a_level_of_the_wanted_pixels_is_read_as_it_is_and_else_the_next_finer_one(
+def test_a_level_of_the_wanted_pixel_size_is_read_as_it_is_otherwise_the_next_finer_one(
     levels, mpp, key, level, step
 ):
     place = locate(levels, scale(mpp), Resolution.parse(key))

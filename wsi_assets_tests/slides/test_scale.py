@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from wsi_assets.slides import open_slide, true_downsamples
@@ -61,7 +61,7 @@ def test_other_real_pyramids_keep_their_ratios(real_data, name, truth):
         assert [level.downsample for level in slide.levels] == pytest.approx(truth, abs=1e-4)
 
 
-def test_levels_of_a_few_pixels_do_not_break_the_run():
+def test_levels_of_a_few_pixels_keep_powers_of_two():
     sizes = [(max(1, 2048 >> k), max(1, 1792 >> k)) for k in range(12)]
     assert reported(sizes)[9] == pytest.approx(554.67, abs=0.01)
     assert true_downsamples(sizes, reported(sizes)) == [2**k for k in range(12)]
@@ -78,12 +78,12 @@ def test_a_pyramid_of_another_step_is_believed(step):
     assert true_downsamples(sizes, reported(sizes)) == pytest.approx([step**k for k in range(3)], rel=1e-2)
 
 
-def test_a_format_that_knows_better_than_its_sizes_is_believed():
+def test_a_format_that_stores_its_scale_is_believed():
     # A Philips file keeps padded sizes and states its spacing.
     assert true_downsamples([(5000, 4000), (3072, 2560)], [1.0, 2.0]) == [1, 2]
 
 
-def test_a_long_narrow_level_is_not_led_astray_by_its_short_side():
+def test_a_long_narrow_level_has_the_ratio_of_its_long_side():
     truth = true_downsamples([(200_001, 163), (50_000, 40)], reported([(200_001, 163), (50_000, 40)]))
     assert abs(200_001 / truth[1] - 50_000) < 1
 
@@ -92,6 +92,7 @@ sides = st.integers(64, 250_000)
 
 
 @given(sides, sides, st.sampled_from([math.floor, math.ceil, round]), st.integers(2, 12))
+@example(147, 297, round, 2)
 def test_an_unpadded_pyramid_places_its_far_corner_within_a_pixel(width, height, rounding, count):
     sizes = [(width, height)]
     for k in range(1, count):
@@ -157,7 +158,7 @@ def test_pixels_that_are_not_quite_square_have_their_mean_mpp():
         ("40", "0.5", 20, "mpp"),
     ],
 )
-def test_objective_power_goes_before_mpp_unless_the_two_contradict(objective, mpp, magnification, source):
+def test_objective_power_comes_before_mpp_unless_they_contradict(objective, mpp, magnification, source):
     scale = scale_of({"openslide.objective-power": objective, "openslide.mpp-x": mpp}, 40.0)
     assert (scale.base_magnification, scale.magnification_source) == (magnification, source)
     assert scale.mpp == float(mpp)
@@ -182,7 +183,7 @@ def test_what_is_assumed_contradicted_or_not_believed_is_a_notice():
 @pytest.mark.parametrize(
     ("dots", "mpp"), [("101600", 0.25), ("50800", 0.5), ("300", None), ("72", None), ("0", None)]
 )
-def test_a_resolution_in_inches_is_a_pixel_size_where_it_can_be_one(dots, mpp):
+def test_a_tiff_resolution_in_inches_is_a_pixel_size_if_plausible(dots, mpp):
     file = {"tiff.ResolutionUnit": "inch", "tiff.XResolution": dots, "tiff.YResolution": dots}
     scale = scale_of(file, 40.0)
     assert scale.mpp == (mpp and pytest.approx(mpp))
@@ -193,7 +194,7 @@ def test_a_resolution_in_inches_is_a_pixel_size_where_it_can_be_one(dots, mpp):
     ("size", "unit", "mpp"),
     [("0.5", "\u00b5m", 0.5), ("250", "nm", 0.25), ("0.00025", "mm", 0.25), ("0.5", None, 0.5)],
 )
-def test_an_ome_tiff_says_its_scale_in_its_xml(size, unit, mpp):
+def test_the_scale_of_an_ome_tiff_is_in_its_xml(size, unit, mpp):
     units = f' PhysicalSizeXUnit="{unit}" PhysicalSizeYUnit="{unit}"' if unit else ""
     xml = (
         '<?xml version="1.0"?><OME><Instrument><Objective NominalMagnification="20"/></Instrument><Image>'
@@ -204,7 +205,7 @@ def test_an_ome_tiff_says_its_scale_in_its_xml(size, unit, mpp):
     assert scale.base_magnification == (20 if mpp == 0.5 else 40)
 
 
-def test_what_the_cohorts_table_says_comes_first_and_needs_no_notice():
+def test_the_scale_of_the_cohort_table_comes_first_without_a_notice():
     file = {"openslide.objective-power": "40", "openslide.mpp-x": "0.243"}
 
     def said(properties=file, **values):
@@ -223,14 +224,14 @@ def test_what_the_cohorts_table_says_comes_first_and_needs_no_notice():
 @pytest.mark.parametrize(
     ("x", "y"), [*((value, value) for value in ("1000", "352.7777", "0.01", "0", "-1")), ("0.25", "0.5")]
 )
-def test_nonsense_mpp_and_pixels_far_from_square_are_refused_and_said_so(x, y):
+def test_implausible_mpp_and_pixels_far_from_square_are_refused_with_a_notice(x, y):
     scale = scale_of({"openslide.mpp-x": x, "openslide.mpp-y": y}, 20.0)
     assert (scale.base_magnification, scale.magnification_source, scale.mpp) == (20, "base_mag", None)
     assert scale.mpp_source.startswith("refused")
 
 
 @pytest.mark.parametrize("value", ["", "nan", "inf", "about 0.25"])
-def test_text_that_is_no_number_is_no_mpp(value):
+def test_mpp_that_is_not_a_number_is_ignored(value):
     scale = scale_of({"openslide.mpp-x": value, "openslide.objective-power": value}, 40.0)
     assert (scale.base_magnification, scale.magnification_source, scale.mpp) == (40, "base_mag", None)
 

@@ -47,11 +47,11 @@ def test_every_tile_is_what_openslide_reads_there(real_data, name):
 
 
 @pytest.mark.parametrize("name", ["rgba_3level.tif", "unreadable.svs"])
-def test_what_is_no_sound_rgb_tiff_is_left_to_openslide(real_data, name):
+def test_damaged_and_other_than_rgb_tiffs_are_left_to_openslide(real_data, name):
     assert open_tiles(real_data / "slides" / name, 0) is None
 
 
-def test_what_does_not_open_is_an_error_not_another_readers_work(real_data, tmp_path):
+def test_a_file_that_does_not_open_is_an_error(real_data, tmp_path):
     with pytest.raises(SlideError):
         open_tiles(real_data / "slides/unopenable.tiff", 0)
     with pytest.raises(SlideError):
@@ -69,14 +69,14 @@ def test_any_photometric_gives_openslides_colors(tmp_path, photometric):
     assert np.abs(tile.astype(int) - image[128:256, 256:384]).mean() < 8
 
 
-def test_a_tile_never_written_is_none(tmp_path):
+def test_a_missing_tile_is_none(tmp_path):
     path = write_pyramid(tmp_path / "s.tif", [picture(384, 384)], photometric="rgb", missing={(0, 1), (2, 2)})
     with open_tiles(path, 0) as level:
         absent = {place for place in places(level) if level.read_tile(*place) is None}
     assert absent == {(0, 1), (2, 2)}
 
 
-def test_a_picture_larger_than_its_list_of_tiles_is_refused(tmp_path):
+def test_an_image_larger_than_its_list_of_tiles_is_refused(tmp_path):
     path = write_pyramid(tmp_path / "s.tif", [picture(384, 384)])
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags["ImageWidth"].overwrite(8_388_608)
@@ -84,7 +84,7 @@ def test_a_picture_larger_than_its_list_of_tiles_is_refused(tmp_path):
         open_slide(path)
 
 
-def test_a_place_outside_the_grid_is_refused(real_data):
+def test_a_tile_outside_the_grid_is_refused(real_data):
     with open_tiles(real_data / JPEG_SLIDES[1], 0) as level, pytest.raises(IndexError):
         level.read_tile(14, 0)
     with pytest.raises(SlideError):
@@ -221,7 +221,7 @@ def test_a_damaged_tile_that_claims_gigabytes_is_refused_before_it_takes_them(tm
         tracemalloc.stop()
 
 
-def test_real_grey_padding_is_not_taken_for_damage(tmp_path):
+def test_gray_padding_is_not_taken_for_damage(tmp_path):
     path = write_pyramid(tmp_path / "s.tif", [padded(picture(200, 200), 256, 128)], photometric="rgb")
     with open_tiles(path, 0) as level:
         assert (level.read_tile(1, 1)[80:, 80:] == 128).all()

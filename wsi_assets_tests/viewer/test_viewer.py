@@ -66,7 +66,7 @@ def test_a_tile_of_the_last_level_shows_the_slides_own_pixels(served):
     assert np.abs(halved(tile, 3).astype(int) - halved(wanted, 3)).mean() < 2
 
 
-def test_what_lies_over_a_slide_is_in_its_level_0_pixels(served):
+def test_annotations_and_detections_are_in_level_0_pixels(served):
     told = json.loads(fetched(served, f"/api/{QUOTED}")[1])
     assert (told["width"], told["height"], told["mpp"]) == (SIDE, SIDE, 0.5)
     assert told["tumor"] == [[list(point) for point in RING]]
@@ -95,7 +95,7 @@ def test_a_heatmap_is_transparent_where_nothing_was_predicted(served):
         "/nothing",
     ],
 )
-def test_nothing_but_slides_of_the_folder_is_given(served, address):
+def test_only_slides_of_the_folder_are_served(served, address):
     assert fetched(served, address)[0] == 404
 
 
@@ -107,7 +107,7 @@ def test_a_slide_that_does_not_open_is_one_line(served):
 
 
 @pytest.mark.browser
-def test_a_person_looks_at_a_slide(served):
+def test_the_viewer_in_a_browser(served):
     chromium = shutil.which("chromium")
     if chromium is None:
         if os.environ.get("CI"):

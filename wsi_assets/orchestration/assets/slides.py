@@ -109,7 +109,7 @@ def tissue_regions(
 
         def prepare(slide_id: str) -> partial:
             slide = folder.slide(slide_id)
-            return partial(read_tissue, slide_id, slide.path, making.options, slide.said)
+            return partial(read_tissue, slide_id, slide.path, making.options, slide.cohort_row)
 
         makings = dict.fromkeys(context.partition_keys, making)
         return make_slides(makings, workers, pickle_io, prepare, partial(_tissue, folder))

@@ -1,4 +1,4 @@
-"""The kinds of store: LMDB, HDF5, and a folder of PNG files by class."""
+"""The store backends: LMDB, HDF5, and a folder of PNG files by class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def backend_classes(backend: Backend) -> tuple[type[StoreReader], type[StoreWriter]]:
-    """Reader and writer of a kind of store; its library is imported here."""
+    """Reader and writer class of a backend; imports its library."""
     if backend == "lmdb":
         from wsi_assets.patches.backends.lmdb import LmdbReader, LmdbWriter
 

@@ -1,4 +1,4 @@
-"""What every kind of store offers to readers and to builders."""
+"""The interface of the store backends: reader, writer and metadata."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from wsi_assets.patches.codecs import decode
 from wsi_assets.slides.closing import Closing
 
 FORMAT = 7
-"""Version of our metadata; a store of another version is built again."""
+"""Version of the metadata; a store of another version is built again."""
 
-MAX_PATCH_SIZE = 1 << 14
-"""Largest patch side accepted from a file; more means that it is corrupt."""
+MAX_STORED_PATCH_SIZE = 1 << 14
+"""Largest patch side accepted from a file; a larger one means that the file is corrupt."""
 
 UNKNOWN_LABEL = 255
-"""Label of a patch that could not be read (HDF5 keeps its row), or whose class the store does not know."""
+"""Label of a patch that could not be read (HDF5 keeps its row), or whose class the store lacks."""
 
 ERRORS = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError)
-"""What reading a damaged file can raise."""
+"""Errors that reading a damaged file can raise."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,16 @@ class StoreMetadata:
     """What a store holds, without the patches.
 
     Attributes:
-        info: plain values. Every store: ``backend, patch_size, codec, quarantined``. A store of ours also
-            ``format, quality, patches, tumor, normal`` and ``digest`` (of what it holds: equal ones mean
-            equal keys, labels and patches). One that was built from an index also ``level, stride,
-            max_no_data, plan_digest`` (of what was asked for) and ``slides`` (id, fingerprint, level,
-            step, downsample, mpp, magnification of each).
-        keys: one a patch.
-        labels: uint8 (n,), 1 is tumor, 0 normal, :data:`UNKNOWN_LABEL`.
-        origins: int32 (n, 3): slide number in ``info["slides"]``, y, x in pixels of the level; None where the
-            store does not know.
+        info: plain values. Every store has ``backend, patch_size, codec, quarantined``. Stores of this
+        package
+            also have ``format, quality, patches, tumor, normal`` and ``digest`` (equal digests mean equal
+            keys, labels and patches). Stores built from an index also have ``level, stride, max_no_data,
+            plan_digest`` and ``slides`` (id, fingerprint, level, step, downsample, mpp and magnification of
+            each slide).
+        keys: key of each patch.
+        labels: uint8 (n,): 1 is tumor, 0 normal, or :data:`UNKNOWN_LABEL`.
+        origins: int32 (n, 3): number of the slide in ``info["slides"]``, then y, x in pixels of the target
+            level; None if the store lacks them.
     """
 
     info: dict[str, Any]
@@ -51,14 +52,14 @@ class StoreMetadata:
     origins: np.ndarray | None
 
     def to_json(self) -> bytes:
-        """All of it as JSON."""
+        """The metadata as JSON."""
         origins = None if self.origins is None else self.origins.tolist()
         arrays = {"keys": list(self.keys), "labels": self.labels.tolist(), "origins": origins}
         return json.dumps({"info": self.info, **arrays}, sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> StoreMetadata:
-        """The inverse of :meth:`to_json`; a damaged file may say anything: :meth:`check` it."""
+        """The inverse of :meth:`to_json`; the values are not checked, see :meth:`check`."""
         found = json.loads(data)
         origins = found["origins"]
         return cls(
@@ -69,16 +70,16 @@ class StoreMetadata:
         )
 
     def check(self, path: Path, stored: int) -> StoreMetadata:
-        """See that metadata of ours fit each other and the number of patches stored.
+        """Check that the metadata are consistent, and fit the number of patches stored.
 
         Raises:
-            UnusableStoreError: it is of another version, or another program added or removed patches.
-            ValueError, TypeError, KeyError: they do not fit, so the file is corrupt.
+            UnusableStoreError: the store is of another version, or another program added or removed patches.
+            ValueError, TypeError, KeyError: the metadata are inconsistent, so the file is corrupt.
         """
         info, count = self.info, len(self.keys)
         if info["format"] != FORMAT:
             raise UnusableStoreError(
-                f"is of format {info['format']}, and this version of wsi-assets writes {FORMAT}",
+                f"is of format {info['format']}, but this version of wsi-assets needs {FORMAT}",
                 path=path,
                 remedy="Build it again: run the level, or materialize its patch_store",
             )
@@ -90,22 +91,22 @@ class StoreMetadata:
             )
         kinds = {"patch_size": int, "codec": str, "digest": str, "backend": str, "quarantined": list}
         right = all(type(info.get(name)) is kind for name, kind in kinds.items())
-        right = right and 0 < info["patch_size"] <= MAX_PATCH_SIZE and self.labels.shape == (count,)
+        right = right and 0 < info["patch_size"] <= MAX_STORED_PATCH_SIZE and self.labels.shape == (count,)
         if right and self.origins is not None:
             slides, numbers = info["slides"], self.origins[:, 0]
             names = [slide[name] for slide in slides for name in ("slide_id", "fingerprint")]
             in_order = (np.diff(numbers, prepend=0, append=len(slides) - 1) >= 0).all()
             right = len(numbers) == count and in_order and all(isinstance(name, str) for name in names)
         if not right:
-            raise ValueError("its metadata do not fit each other")
+            raise ValueError("its metadata are inconsistent")
         return self
 
 
 class StoreReader(Closing):
-    """A published store, open for reading in this process; threads may share it.
+    """A complete store, open for reading in this process; threads may share it.
 
     Raises:
-        StoreError: it is damaged, incomplete, or holds no patches.
+        StoreError: it is damaged, unfinished, or not a patch store.
     """
 
     library_errors: tuple[type[Exception], ...] = ()
@@ -126,42 +127,43 @@ class StoreReader(Closing):
 
     @abstractmethod
     def open(self) -> StoreMetadata:
-        """Open the files and say what the store holds."""
+        """Open the files and return the metadata."""
 
     @abstractmethod
     def read(self, row: int) -> bytes | memoryview:
-        """The encoded patch, the caller's own; StoreError if it is gone or does not read."""
+        """The encoded patch, as bytes that the caller owns; StoreError if it is missing or unreadable."""
 
     def pixels(self, row: int, out: np.ndarray) -> np.ndarray:
-        """A patch as uint8 (P, P, 3) RGB: ``out``, or an array that the library itself made."""
+        """A patch as uint8 (P, P, 3) RGB: ``out``, or a new array."""
         return decode(self.read(row), out)
 
     def problems(self) -> list[str]:
-        """What the library's own checker finds wrong with the files, where it has one; slow."""
+        """Damage that a full check of the files finds, if the backend has one, one line each; slow."""
         return []
 
 
 class StoreWriter(Closing):
-    """Fills a store at ``path``, for ``count`` patches if that is known. The disk's faults are OSErrors."""
+    """Writes a new store at ``path``; ``count`` is the number of patches if known. Disk errors are
+    OSErrors."""
 
     @abstractmethod
     def __init__(self, path: Path, count: int | None, patch_size: int): ...
 
     @abstractmethod
     def write(self, row: int, key: str, label: int, value: bytes | memoryview) -> None:
-        """Put one encoded patch; ``row`` is its number in the plan."""
+        """Write one encoded patch; ``row`` is its number in the plan."""
 
     def keep(self, row: int, key: str, label: int, old: StoreReader, old_row: int) -> None:
-        """Put a patch of another store of this kind, unchanged."""
+        """Copy a patch of another store of this kind."""
         self.write(row, key, label, old.read(old_row))
 
     @abstractmethod
     def finish(self, metadata: StoreMetadata) -> None:
-        """Write the metadata and have all bytes on disk; a store without is incomplete."""
+        """Write the metadata and sync everything to disk; without this the store is unfinished."""
 
 
 class UnusableStoreError(StoreError):
-    """A store of ours that is half-built or damaged: building replaces it."""
+    """A store of this package that is unfinished or damaged; a build replaces it."""
 
 
 def foreign_info(backend: str, codec: str, patch_size: int) -> dict[str, Any]:
@@ -170,10 +172,10 @@ def foreign_info(backend: str, codec: str, patch_size: int) -> dict[str, Any]:
 
 
 def damaged(path: Path, why: object) -> StoreError:
-    """The error of a store that cannot be understood."""
+    """The error of a damaged store."""
     return UnusableStoreError(f"is damaged ({why})", path=path, remedy="Delete it and build it again")
 
 
 def no_patch_store(path: Path, why: str) -> StoreError:
-    """The error of a database or folder of something else."""
-    return StoreError(f"is no patch store ({why})", path=path, remedy="Check the path")
+    """The error of a database, file or folder that is not a patch store."""
+    return StoreError(f"is not a patch store ({why})", path=path, remedy="Check the path")

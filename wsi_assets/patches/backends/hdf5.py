@@ -1,7 +1,7 @@
 """HDF5: ``images`` (N, P, P, 3) uint8, one patch a chunk, and ``labels`` (N,); row = count in the index.
 
-Datasets ``keys``, ``origins`` and ``info`` (JSON) are ours. A patch that could not be read keeps
-its row: zeros, label 255.
+The datasets ``keys``, ``origins`` and ``info`` (JSON) hold :class:`StoreMetadata`. A patch that could not be
+read keeps its row, as zeros with label 255.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from wsi_assets.patches.backends.base import (
 
 
 class Hdf5Reader(StoreReader):
-    """A file.
+    """Reader of an HDF5 file.
 
-    One that another program wrote has ``images`` and ``labels``, perhaps ``keys``; else a patch's key is its
-    row with six digits, the count at the end of the usual keys.
+    A file of another program needs ``images``, and may have ``labels`` and ``keys``; without keys, the key of
+    a patch is its row in six digits, like the count at the end of the usual keys.
     """
 
     _file: h5py.File | None = None
@@ -61,13 +61,13 @@ class Hdf5Reader(StoreReader):
 
     def read(self, row: int) -> memoryview:
         try:
-            # Not read_direct_chunk: it trusts the length that a damaged file gives.
+            # read_direct_chunk would trust a damaged length.
             return memoryview(self._images[row]).cast("B")
         except ERRORS as error:
             raise damaged(self.path, error) from error
 
     def pixels(self, row: int, out: np.ndarray) -> np.ndarray:
-        # read_direct into ``out`` takes half as long again.
+        # read_direct into ``out`` takes 50 % longer.
         return self._images[row]
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class Hdf5Reader(StoreReader):
 
 
 class Hdf5Writer(StoreWriter):
-    """Without a ``count`` the file grows."""
+    """Writer of an HDF5 file, which grows if ``count`` is not known."""
 
     def __init__(self, path: Path, count: int | None, patch_size: int):
         self._path = path
@@ -103,5 +103,5 @@ class Hdf5Writer(StoreWriter):
         fsync(self._path)
 
     def close(self) -> None:
-        with contextlib.suppress(*ERRORS):  # what a full disk did not take is not written now either
+        with contextlib.suppress(*ERRORS):  # on a full disk closing fails again
             self._file.close()

@@ -1,6 +1,6 @@
-"""PNG folder: ``normal/{key}.png`` and ``tumor/{key}.png``, an ImageFolder as torchvision reads it.
+"""PNG folder: ``normal/{key}.png`` and ``tumor/{key}.png``, which torchvision's ImageFolder reads.
 
-``manifest.json`` beside the two folders is our :class:`StoreMetadata`; ImageFolder reads folders only.
+``manifest.json`` beside the two folders holds :class:`StoreMetadata`; ImageFolder ignores it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 
 
 class ImageFolderReader(StoreReader):
-    """A folder.
+    """Reader of a folder.
 
-    Files are opened relative to the folder's own handle: when a new store takes the folder's place, this one
-    never reads the new one's patches under the old keys.
+    Files are opened relative to the open folder, so that after the folder was replaced by a new store, no
+    patch of the new store is read under an old key.
     """
 
     _handle: int | None = None
@@ -58,8 +58,8 @@ class ImageFolderReader(StoreReader):
     def read(self, row: int) -> bytes:
         try:
             return self._read(self._files[row])
-        except (OSError, ValueError) as error:  # a damaged manifest may hold names that no file can have
-            what = f"{self._files[row]} is gone or does not read ({error})"
+        except (OSError, ValueError) as error:  # ValueError: a damaged manifest can hold impossible names
+            what = f"{self._files[row]} is missing or cannot be read ({error})"
             raise StoreError(what, path=self.path, remedy="Open the store again") from error
 
     def file(self, row: int) -> Path:
@@ -81,7 +81,7 @@ class ImageFolderReader(StoreReader):
 
 
 class ImageFolderWriter(StoreWriter):
-    """Kept patches are second names of the old store's files."""
+    """Writer of a folder; patches of the old store become hard links to its files."""
 
     def __init__(self, path: Path, count: int | None, patch_size: int):
         self._path = path
@@ -95,12 +95,12 @@ class ImageFolderWriter(StoreWriter):
         source, target = old.file(old_row), self._path / _file_of(key, label)
         try:
             os.link(source, target)
-        except OSError:  # a file system without hard links
+        except OSError:  # the file system has no hard links
             shutil.copyfile(source, target)
 
     def finish(self, metadata: StoreMetadata) -> None:
         (self._path / MANIFEST).write_bytes(metadata.to_json())
-        os.sync()  # a call a file would take longer than the files
+        os.sync()  # fsync for each file would take longer than writing them
 
     def close(self) -> None:
         pass

@@ -30,15 +30,15 @@ _METADATA = b"__info__"
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FIRST_MAP_SIZE = 1 << 30
 _COMMIT_BYTES = 512 << 10
-"""What one transaction writes: more leaves the processor's cache, and takes three times as long."""
-_LEAST_FREE = 16 << 20
+"""Bytes written by one transaction; larger ones exceed the processor's cache and take three times as long."""
+_MIN_FREE = 16 << 20
 
 
 class LmdbReader(StoreReader):
-    """An environment, a folder or (``subdir=False``) a single file.
+    """Reader of an LMDB environment, a folder or (``subdir=False``) a single file.
 
-    One that another program wrote has the keys of its main database, in their order and without an image's
-    suffix; classes and places of its patches are not known.
+    In one of another program, the keys are those of the main database in their order, without the ending of
+    an image file; classes and coordinates of the patches are not known.
     """
 
     library_errors = (lmdb.Error,)
@@ -74,7 +74,7 @@ class LmdbReader(StoreReader):
         except lmdb.Error as error:
             raise damaged(self.path, error) from error
         if value is None:
-            raise StoreError(f"{name.decode()} is gone", path=self.path, remedy="Build the store again")
+            raise StoreError(f"{name.decode()} is missing", path=self.path, remedy="Build the store again")
         return value
 
     def problems(self) -> list[str]:
@@ -91,7 +91,7 @@ class LmdbReader(StoreReader):
 
 
 class LmdbWriter(StoreWriter):
-    """Keys given in the order of their bytes make a compact file."""
+    """Writer of an LMDB folder; the file is compact if keys are written in sorted order."""
 
     def __init__(self, path: Path, count: int | None, patch_size: int):
         path.mkdir()
@@ -104,7 +104,7 @@ class LmdbWriter(StoreWriter):
     def write(self, row: int, key: str, label: int, value: bytes) -> None:
         self._pending.append((key.encode(), value))
         self._pending_bytes += len(value)
-        # Commits are counted in bytes, not in time, so that equal contents make equal files.
+        # Commits depend on bytes instead of time, so that equal contents give equal files.
         if self._pending_bytes >= _COMMIT_BYTES:
             self._commit()
 
@@ -130,14 +130,14 @@ class LmdbWriter(StoreWriter):
 
 @contextlib.contextmanager
 def _errors_of_the_disk(path: Path) -> Iterator[None]:
-    """Turn LMDB's errors into OSErrors, whose errno says what is wrong with the disk."""
+    """Turn LMDB's disk errors into OSErrors with an errno."""
     try:
         yield
     except lmdb.Error as error:
         code = {lmdb.DiskError: errno.ENOSPC, lmdb.ReadonlyError: errno.EROFS}.get(type(error))
         code = code or getattr(error, "code", 0)
-        if code == errno.EIO and shutil.disk_usage(path).free < _LEAST_FREE:
-            code = errno.ENOSPC  # EIO is LMDB's word for a write that ended early
+        if code == errno.EIO and shutil.disk_usage(path).free < _MIN_FREE:
+            code = errno.ENOSPC  # LMDB reports a short write as EIO
         if code > 0:
             raise OSError(code, os.strerror(code), str(path)) from error
         raise
@@ -145,21 +145,21 @@ def _errors_of_the_disk(path: Path) -> Iterator[None]:
 
 _opening = threading.Lock()
 _open_environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
-"""By device and inode. LMDB refuses to open a file twice in a process, so readers of one file share it; it
-closes with the last of them."""
+"""Open environments by device and inode. LMDB must not open a file twice in a process, so readers of a file
+share its environment, which closes with the last of them."""
 
 
 def _environment(path: Path) -> lmdb.Environment:
     """The read-only environment at ``path``.
 
     Raises:
-        StoreError: it is cut short, of another kind, or does not read.
+        StoreError: it is cut short, replaced while it was opened, or already open in this process.
     """
     data = path / "data.mdb" if path.is_dir() else path
     options = {"readonly": True, "lock": False, "readahead": False, "max_spare_txns": 64}
     try:
         with _opening:
-            with data.open("rb") as stream:  # whose errors are clearer than LMDB's
+            with data.open("rb") as stream:  # its errors are clearer than LMDB's
                 found = os.fstat(stream.fileno())
             file = found.st_dev, found.st_ino
             environment = _open_environments.get(file)
@@ -168,7 +168,7 @@ def _environment(path: Path) -> lmdb.Environment:
             if not os.path.samestat(found, data.stat()):
                 raise StoreError("was replaced while it was opened", path=path, remedy="Open it again")
             needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-            if found.st_size < needed:  # reading past the end would end the process
+            if found.st_size < needed:  # reading past the end would kill the process (SIGBUS)
                 raise damaged(path, f"it is cut short: {found.st_size} of {needed} bytes")
             _open_environments[file] = environment
             return environment
@@ -183,7 +183,7 @@ def _environment(path: Path) -> lmdb.Environment:
 def _after_fork() -> None:
     global _opening
     _opening = threading.Lock()
-    for environment in list(_open_environments.values()):  # may not be used after a fork
+    for environment in list(_open_environments.values()):  # must not be used after a fork
         environment.close()
     _open_environments.clear()
 
