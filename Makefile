@@ -42,8 +42,8 @@ lint: $(READY)
 bench: $(READY) ## measure every speed bar side by side; one table, also as bench.md and bench.json
 	$(BIN)/python -m wsi_assets_tests.benchmarks
 
-trial: $(READY) ## the long opt-in trials
-	$(BIN)/python -m pytest -m trial
+trial: $(READY) ## kills, full disks, thousands of damaged inputs: two to three hours; docs/trials.md has the last figures
+	$(BIN)/python -m pytest -m trial -s --durations=0
 
 clean: ## remove the environment and what the demo made
 	rm -rf $(VENV) $(DEMO_HOME)

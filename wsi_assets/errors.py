@@ -44,6 +44,10 @@ class ConfigError(WsiAssetsError):
     """A parameter has an unknown name or an impossible value."""
 
 
+class DiskError(WsiAssetsError):
+    """A disk that is written to is full, read-only or failing: no fault of a slide."""
+
+
 class SlideError(WsiAssetsError):
     """A slide does not open, or part of it cannot be read."""
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wsi_assets.errors import WsiAssetsError
+from wsi_assets.errors import DiskError, WsiAssetsError
 
 STAGING_PREFIX = ".partial-"
 """Prefix of unfinished files and folders. What a killed process left is removed by the next process that
@@ -43,7 +43,7 @@ def publish_file(path: str | Path) -> Iterator[Path]:
     also after a power cut.
 
     Raises:
-        WsiAssetsError: the disk is full or cannot be written.
+        DiskError: the disk is full or cannot be written.
     """
     path = Path(path)
     with _staging(path, folder=False) as staged:
@@ -59,7 +59,7 @@ def publish_folder(path: str | Path) -> Iterator[Path]:
     :func:`publish` says what readers see meanwhile, and what is there after a kill.
 
     Raises:
-        WsiAssetsError: the disk is full or cannot be written.
+        DiskError: the disk is full or cannot be written.
     """
     path = Path(path)
     with _staging(path, folder=True) as staged:
@@ -160,7 +160,7 @@ def file_lock(path: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def disk_fault(error: BaseException, path: str | Path | None = None) -> WsiAssetsError | None:
+def disk_fault(error: BaseException, path: str | Path | None = None) -> DiskError | None:
     """A one-line error if ``error`` comes from a full, read-only or failing disk, else None.
 
     The causes of an error are searched too, because databases wrap disk errors in their own.
@@ -182,7 +182,7 @@ def disk_fault(error: BaseException, path: str | Path | None = None) -> WsiAsset
             if code in _FULL:
                 what, remedy = "cannot be written (the disk is full)", "Free some space"
             path = getattr(seen, "filename", None) or path
-            return WsiAssetsError(what, path=path, remedy=f"{remedy}, then run again; it continues")
+            return DiskError(what, path=path, remedy=f"{remedy}, then run again; it continues")
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -214,7 +214,7 @@ def _staging(path: Path, *, folder: bool) -> Iterator[Path]:
         fault = disk_fault(error)
         if fault is None:
             raise
-        raise WsiAssetsError(fault.fault, path=path, remedy=fault.remedy) from error
+        raise DiskError(fault.fault, path=path, remedy=fault.remedy) from error
     finally:
         remove(staged)
 

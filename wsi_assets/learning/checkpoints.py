@@ -6,6 +6,7 @@ The state to resume from is a file of its own. All hold tensors and plain values
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,8 +124,11 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 def save_weights(path: Path, value: dict[str, Any]) -> None:
     """Publish tensors and plain values."""
+    # Into memory first: of a full disk torch says nothing that one could understand.
+    data = io.BytesIO()
+    torch.save(value, data)
     with publish_file(path) as staged:
-        torch.save(value, staged)
+        staged.write_bytes(data.getbuffer())
 
 
 def load_resume(folder: Path, run_digest: str) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from wsi_assets.errors import ConfigError, EvaluationError, SlideError, one_line
+from wsi_assets.errors import ConfigError, EvaluationError, SlideError, WsiAssetsError, one_line
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_artefacts, slide_artefacts
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate_checks_of
 from wsi_assets.orchestration.assets.index import SLIDE_INDEX
@@ -217,6 +217,7 @@ class CommandLineRun:
             ConfigError: the folder has no slide of an id in ``only``.
             SlideError: the folder cannot be listed, or what it shows suggests a disk that is not mounted;
                 ``annotations_gone`` believes that annotations are gone.
+            WsiAssetsError: a run failed as a whole, e.g. of a full disk; what it made before is kept.
         """
         self.storage.parameters.read()
         regions = artefacts or slide_artefacts()
@@ -383,8 +384,9 @@ class CommandLineRun:
             result = self._execute(SLIDE_REGIONS, names, range_of=stretch, config=config)
             if not result.success:
                 failed = failed_slides(result)
-                why = None if failed else failure_of(result)
-                outcome.left_out.update(failed or dict.fromkeys(stretch, str(why)))
+                if not failed:
+                    raise WsiAssetsError(failure_of(result))
+                outcome.left_out.update(failed)
         return stale
 
     def _given_for(self, artefact: Artefact, level: str | None) -> dict[str, Any]:

@@ -7,11 +7,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from wsi_assets.errors import WsiAssetsError
+from wsi_assets.files import disk_fault
 from wsi_assets.progress import Progress
 
 LOG_EVERY_SECONDS = 10.0
@@ -61,12 +63,20 @@ def progress_to(log: Any, clock: Callable[[], float] = time.monotonic) -> Progre
 
 
 @contextlib.contextmanager
-def user_errors_as_failures() -> Iterator[None]:
-    """Turn a user's mistake into one line in the UI, without a traceback and without a retry."""
+def user_errors_as_failures(writes_to: Path | None = None) -> Iterator[None]:
+    """Turn a user's mistake into one line in the UI, without a traceback and without a retry.
+
+    A full disk is one too, perhaps that of the folder ``writes_to``: an error of a write names no file.
+    """
     try:
         yield
     except WsiAssetsError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
+    except OSError as error:
+        fault = disk_fault(error, writes_to)
+        if fault is None:
+            raise
+        raise dg.Failure(description=str(fault), allow_retries=False) from error
 
 
 def picture(image: bytes, alt: str) -> dg.MetadataValue:

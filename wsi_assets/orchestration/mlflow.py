@@ -112,8 +112,10 @@ class MlflowResource(dg.ConfigurableResource):
         import mlflow
 
         # Creating the local database is no news to a user, and breaks into the progress bars.
-        for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", "mlflow.system_metrics"):
+        for name in ("alembic", "mlflow.tracking.fluent", "mlflow.system_metrics"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # What it logs of a full disk as tracebacks is one warning of ours.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         if self.tracking_uri is None:
             self.storage.root.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(self.uri)

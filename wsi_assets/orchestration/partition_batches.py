@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from wsi_assets.errors import WsiAssetsError, one_line
+from wsi_assets.errors import DiskError, WsiAssetsError, one_line
 from wsi_assets.orchestration.io_managers import StorageIOManager
 from wsi_assets.orchestration.making import Making
 from wsi_assets.orchestration.metadata import progress_to
@@ -52,6 +52,7 @@ def make_slides(
 
     Raises:
         Failure: at the end, naming the slides that could not be made; the others are made and logged.
+        WsiAssetsError: the disk or the workers fail, which no slide can help; those before it are made.
     """
     making = next(iter(makings.values()))
     progress, what = progress_to(making.context.log), f"slides: {making.artefact.name}"
@@ -62,7 +63,7 @@ def make_slides(
         for done, (key, read) in enumerate(_read(list(makings), prepare, executor), start=1):
             try:
                 made[key] = _store(makings[key], io_manager, key, finish(key, read()))
-            except ClusterError:
+            except (ClusterError, DiskError):
                 raise
             except WsiAssetsError as error:
                 faults[key] = str(error)

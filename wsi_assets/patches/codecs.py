@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -49,11 +50,10 @@ def codec_of(data: bytes) -> str | None:
 
 
 def decode(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
-    """Decode a JPEG or PNG image to a new uint8 (P, P, 3) RGB array.
+    """Decode a JPEG or PNG image to uint8 (P, P, 3) RGB: ``out``, or a new array.
 
     Args:
-        out: array for the pixels, uint8 (P, P, 3). Without it the image may have any size, so a damaged one
-            may allocate any amount of memory.
+        out: array for the pixels, uint8 (P, P, 3). Without it the image may have any size.
 
     Raises:
         ValueError, or an image library's own error: the bytes are not such an image, are cut short, or have
@@ -66,24 +66,30 @@ def decode(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
     # bytes after it.
     if (_JPEG_END if codec == "jpeg" else _PNG_END) not in data[-18:]:
         raise ValueError("is cut short")
-    if codec == "jpeg" and out is not None:
+    if out is not None:
         import imagecodecs
 
         with contextlib.suppress(ValueError):  # a grayscale image, or another size
-            # The same pixels as OpenCV's, in 14 % less time.
-            return imagecodecs.jpeg8_decode(data, outcolorspace="RGB", out=out)
-    pixels = _decode_any(data)
+            # The same pixels as OpenCV's, in less time, and in no more memory than the pixels take.
+            if codec == "jpeg":
+                return imagecodecs.jpeg8_decode(data, outcolorspace="RGB", out=out)
+            return imagecodecs.png_decode(data, out=out)
+    pixels = _decode_any(data, None if out is None else out.shape[:2])
     if out is None:
         return pixels
-    if pixels.shape != out.shape:
-        raise ValueError(f"is an image of shape {pixels.shape}, not {out.shape}")
     out[:] = pixels
     return out
 
 
-def _decode_any(data: bytes) -> np.ndarray:
+def _decode_any(data: bytes, shape: tuple[int, int] | None) -> np.ndarray:
     import cv2
+    from PIL import Image
 
+    # OpenCV takes whatever memory a header claims; Pillow reads the header alone, and refuses absurd ones.
+    with Image.open(io.BytesIO(data)) as header:
+        claimed = header.height, header.width
+    if shape not in (None, claimed):
+        raise ValueError(f"is an image of {claimed} pixels, not {shape}")
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
         raise ValueError("is not a readable image")

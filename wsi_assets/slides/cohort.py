@@ -215,7 +215,7 @@ def _value(name: str, cell: str) -> Any:
         return meant[0]
     if name in _BOUNDS:
         low, high = _BOUNDS[name]
-        number = re.fullmatch(r"\d*[.,]?\d+", text)
+        number = re.fullmatch(r"\d+([.,]\d+)?|[.,]\d+", text)
         value = float(text.replace(",", ".")) if number else 0.0
         if not low <= value <= high:
             raise ValueError(f"{name} {text!r:.60}, not a number from {low:g} to {high:g},")

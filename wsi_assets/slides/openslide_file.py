@@ -25,7 +25,7 @@ from wsi_assets.slides.file_access import stat_or_none, unreadable
 from wsi_assets.slides.image_files import TIFF_STARTS
 from wsi_assets.slides.jpeg_data import fault_of
 from wsi_assets.slides.levels import odd_picture, reductions_to, true_levels
-from wsi_assets.slides.tiff_pages import JPEG, Size, is_plain, is_sound, size_of
+from wsi_assets.slides.tiff_pages import JPEG, Size, has_numbers, is_plain, lists_its_tiles, size_of
 from wsi_assets.slides.windows import Window, tiles_over
 
 # tifffile would log a line for each damaged tag; damage is reported once, as a SlideError.
@@ -124,7 +124,7 @@ class OpenSlideFile(Closing):
         if _is_tiff(self._entry):
             # A damaged page can raise any error, and damage can link pages in a circle.
             with contextlib.suppress(Exception), tifffile.TiffFile(self._entry) as file:
-                pages.extend(takewhile(is_sound, islice(file.pages, _MAX_TIFF_PAGES)))
+                pages.extend(takewhile(has_numbers, islice(file.pages, _MAX_TIFF_PAGES)))
         return pages
 
     def read(self, level: int, y: int, x: int, height: int, width: int) -> Window:
@@ -224,8 +224,8 @@ class OpenSlideFile(Closing):
         with contextlib.suppress(Exception):  # damage can raise any error; OpenSlide's level remains
             first = [size_of(page) for page in self.tiff_pages].index(sizes[0])
             with tifffile.TiffFile(self._entry) as file:
-                below = [page for page in file.pages[first].pages or () if page.is_tiled and is_sound(page)]
-            below = [page for page in below if reductions_to(sizes[0], size_of(page))]
+                below = [page for page in file.pages[first].pages or () if has_numbers(page)]
+            below = [page for page in below if page.is_tiled and reductions_to(sizes[0], size_of(page))]
             return sorted((page for page in below if is_plain(page, self.vendor)), key=size_of, reverse=True)
         return []
 
@@ -236,16 +236,21 @@ class OpenSlideFile(Closing):
         return int(width or 1), int(height or 1)
 
     def _check_tiles(self, count: int) -> None:
-        """Refuse impossible tile sizes: OpenSlide aborts the process if it cannot allocate a tile."""
+        """Refuse impossible tile sizes, and a picture that is larger than its list of tiles.
+
+        OpenSlide aborts the process if it cannot allocate a tile, and would read the picture for minutes.
+        """
         tiles = [self._tile_of(number) for number in range(count)]
-        size = self._entry.stat().st_size
+        size, fault = self._entry.stat().st_size, None
         pages = self.tiff_pages if self.vendor in _TILE_TABLES else []
         lengths = (page.databytecounts for page in pages if _TILE_LENGTHS in page.tags)
         if max(map(math.prod, tiles)) > _MAX_TILE_PIXELS or max(chain(*lengths), default=0) > size:
+            fault = f"lists a larger tile than its {size} bytes can hold"
+        elif not all(map(lists_its_tiles, pages)):
+            fault = "lists fewer tiles than its size takes"
+        if fault:
             raise SlideError(
-                f"lists a larger tile than its {size} bytes can hold",
-                path=self.path,
-                remedy="The file is damaged or cut short; copy or scan it again",
+                fault, path=self.path, remedy="The file is damaged or cut short; copy or scan it again"
             )
 
     def _check_jpeg_tiles(self, level: int, y: int, x: int, height: int, width: int) -> None:
@@ -255,11 +260,14 @@ class OpenSlideFile(Closing):
             return
         across = -(-page.imagewidth // page.tilewidth)
         with self._entry.open("rb", buffering=0) as stream:
+            end = os.fstat(stream.fileno()).st_size
             for row, col, _, _ in tiles_over(y, x, height, width, page.tilelength, page.tilewidth):
                 number = row * across + col
                 offset, length = page.dataoffsets[number], page.databytecounts[number]
                 if (level, number) in self._sound or min(offset, length) <= 0:
                     continue
+                if offset + length > end:
+                    raise damaged_tile(self.path, level, row, col, "the file ends before it")
                 if fault := fault_of(os.pread(stream.fileno(), length, offset), page.jpegtables):
                     raise damaged_tile(self.path, level, row, col, fault)
                 self._sound.add((level, number))

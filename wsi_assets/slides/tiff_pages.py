@@ -21,11 +21,16 @@ def size_of(page: tifffile.TiffPage) -> Size:
     return page.imagewidth, page.imagelength
 
 
-def is_sound(page: tifffile.TiffPage) -> bool:
-    """Whether a TIFF page is undamaged: its sizes are numbers, and it lists all of its tiles."""
+def has_numbers(page: tifffile.TiffPage) -> bool:
+    """Whether a page's sizes and the offsets of its data are numbers: damage can leave anything."""
     sides = page.imagewidth, page.imagelength, page.tilewidth, page.tilelength
     if {*map(type, (*sides, *page.dataoffsets, *page.databytecounts))} != {int}:
         return False
+    return not page.is_tiled or min(sides) > 0
+
+
+def lists_its_tiles(page: tifffile.TiffPage) -> bool:
+    """Whether a page with numbers lists every tile that its size takes."""
     if not page.is_tiled:
         return True
     tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)

@@ -24,7 +24,10 @@ MEMORY = 1 << 30
 """Bytes a case may take beyond what the process holds before the first."""
 
 SECONDS = 10
-"""A case that takes longer counts as a hang."""
+"""A case that takes more processor time counts as a hang: other work on the machine is no fault of it."""
+
+WAITING = 3
+"""A case that takes so many times as long by the clock waits for something that does not come."""
 
 Case = Callable[[random.Random, Path], None]
 """Makes a case in a folder of its own and gives it to the parser; returns if it is read."""
@@ -37,7 +40,8 @@ class Outcome:
     Attributes:
         read, refused: how many were read, and refused with a typed error.
         faults: one text each on cases that did anything else.
-        seconds: of the slowest case; mebibytes: the most the process came to hold beyond its start.
+        seconds: of processor time, of the slowest case.
+        mebibytes: the most the process came to hold beyond its start.
     """
 
     read: int = 0
@@ -90,11 +94,14 @@ def _child(target: str, folder: Path, first: int, count: int, seconds: float = S
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in range(first, first + count):
         (folder / "number").write_text(str(number))
-        signal.setitimer(signal.ITIMER_REAL, seconds)  # unhandled, it ends the process, C code or not
-        started = time.monotonic()
+        # Unhandled, they end the process, C code or not.
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
+        started = time.process_time()
         line = _attempt(case, random.Random(f"{target} {number}"), folder)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        line["seconds"] = time.monotonic() - started
+        line["seconds"] = time.process_time() - started
         line["mebibytes"] = (_peak() - base) / (1 << 20)
         if line["mebibytes"] > MEMORY >> 20 and "fault" not in line:
             line["fault"] = f"it took {line['mebibytes']:.0f} MiB"

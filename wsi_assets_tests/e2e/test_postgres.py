@@ -1,4 +1,4 @@
-"""Dagster's records in PostgreSQL, as the README says to keep them, on a private server of Debian's package.
+"""Dagster's records in PostgreSQL, as documented, on a private server of Debian's package.
 
 The server is this module's own: another port, another folder, no word to one that may run on the machine.
 """
@@ -98,11 +98,11 @@ def _client(
 
 
 def home_on_postgres(storage: Path) -> Path:
-    """A Dagster home with the settings that are shipped and the section that the README tells to add."""
+    """A Dagster home with the settings that are shipped and the documented section for PostgreSQL."""
     home = storage / "dagster_home"
     home.mkdir(parents=True)
-    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
-    (section,) = re.findall(r"```yaml\n(storage:\n.*?)```", readme, re.DOTALL)
+    page = (PROJECT / "docs/dagster.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"```yaml\n(storage:\n.*?)```", page, re.DOTALL)
     shipped = (PROJECT / "dagster.yaml").read_text(encoding="utf-8")
     (home / "dagster.yaml").write_text(f"{shipped}\n{section}", encoding="utf-8")
     return home

@@ -6,6 +6,7 @@ process a run. Memory is that of the process alone, without pages of files, whic
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import time
@@ -36,7 +37,8 @@ SECONDS = 2
 """Between two slides that are dropped before the servers."""
 
 TRAINING = {
-    "model_name": "shufflenet_v2_x0_5",
+    "model_name": "resnet10t",
+    "weights": "none",
     # PyTorch keeps the code that it generates for each size of batch it meets (oneDNN, up to 1,024
     # pieces), and the last batch is of another size after every slide. Of so few sizes all are met before
     # memory counts.
@@ -172,9 +174,10 @@ def look_at_servers(platform: Platform, held: dict[str, Held]) -> None:
     ui = psutil.Process(platform.process.pid)
     held["wsi-assets ui"].look(ui)
     for server in ui.children(recursive=True):
-        for sign, name in SERVERS.items():
-            if sign in " ".join(server.cmdline()):
-                held[name].look(server)
+        with contextlib.suppress(psutil.NoSuchProcess):  # a run that just ended
+            for sign, name in SERVERS.items():
+                if sign in " ".join(server.cmdline()):
+                    held[name].look(server)
 
 
 @pytest.mark.trial

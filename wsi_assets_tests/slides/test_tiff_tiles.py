@@ -76,6 +76,14 @@ def test_a_missing_tile_is_none(tmp_path):
     assert absent == {(0, 1), (2, 2)}
 
 
+def test_a_picture_larger_than_its_list_of_tiles_is_refused(tmp_path):
+    path = write_pyramid(tmp_path / "s.tif", [picture(384, 384)])
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["ImageWidth"].overwrite(8_388_608)
+    with pytest.raises(SlideError):
+        open_slide(path)
+
+
 def test_a_tile_outside_the_grid_is_refused(real_data):
     with open_tiles(real_data / JPEG_SLIDES[1], 0) as level, pytest.raises(IndexError):
         level.read_tile(14, 0)

@@ -74,7 +74,7 @@ def evaluation(
     from wsi_assets.evaluation import evaluate, write_report
 
     level, progress = context.partition_key, progress_to(context.log)
-    with user_errors_as_failures():
+    with user_errors_as_failures(storage.root):
         making = Making(context, storage, EVALUATION, config)
         card = model_card(trained_model)
         outcome = evaluate(
@@ -126,7 +126,7 @@ def level_comparison(
 ) -> dg.MaterializeResult:
     from wsi_assets.evaluation import read_levels, write_comparison
 
-    with user_errors_as_failures():
+    with user_errors_as_failures(storage.root):
         inputs = {level: storage.version(EVALUATION, level) for level in evaluation}
         making = Making(context, storage, LEVEL_COMPARISON, inputs=inputs)
         files = {level: pages / "metrics.json" for level, pages in evaluation.items()}

@@ -179,7 +179,7 @@ def slide_prediction(
     report_io: dg.ResourceParam[ReportIOManager],
 ) -> dg.MaterializeResult:
     levels = {level: None for _, level in map(parts_of, context.partition_keys)}
-    with user_errors_as_failures():
+    with user_errors_as_failures(storage.root):
         at = {level: _AtLevel(context, config, storage, mlflow, level) for level in levels}
         makings = {key: at[parts_of(key)[1]].making for key in context.partition_keys}
 
