@@ -50,7 +50,7 @@ def codec_of(data: bytes) -> str | None:
 
 
 def decode(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
-    """Decode a JPEG or PNG image to a new uint8 (P, P, 3) RGB array.
+    """Decode a JPEG or PNG image to uint8 (P, P, 3) RGB: ``out``, or a new array.
 
     Args:
         out: array for the pixels, uint8 (P, P, 3). Without it the image may have any size.
@@ -70,7 +70,7 @@ def decode(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
         import imagecodecs
 
         with contextlib.suppress(ValueError):  # a grayscale image, or another size
-            # The same pixels as OpenCV's, in less time, and without the memory that damaged headers claim.
+            # The same pixels as OpenCV's, in less time, and in no more memory than the pixels take.
             if codec == "jpeg":
                 return imagecodecs.jpeg8_decode(data, outcolorspace="RGB", out=out)
             return imagecodecs.png_decode(data, out=out)

@@ -236,10 +236,9 @@ class OpenSlideFile(Closing):
         return int(width or 1), int(height or 1)
 
     def _check_tiles(self, count: int) -> None:
-        """Refuse impossible tile sizes and tile lists.
+        """Refuse impossible tile sizes, and a picture that is larger than its list of tiles.
 
-        OpenSlide aborts the process if it cannot allocate a tile. An image larger than its list of tiles
-        would be read for minutes, mostly as missing tiles.
+        OpenSlide aborts the process if it cannot allocate a tile, and would read the picture for minutes.
         """
         tiles = [self._tile_of(number) for number in range(count)]
         size, fault = self._entry.stat().st_size, None

@@ -22,7 +22,7 @@ def size_of(page: tifffile.TiffPage) -> Size:
 
 
 def has_numbers(page: tifffile.TiffPage) -> bool:
-    """Whether the sizes of a TIFF page and the places of its data are numbers, as damage may change them."""
+    """Whether a page's sizes and the offsets of its data are numbers: damage can leave anything."""
     sides = page.imagewidth, page.imagelength, page.tilewidth, page.tilelength
     if {*map(type, (*sides, *page.dataoffsets, *page.databytecounts))} != {int}:
         return False

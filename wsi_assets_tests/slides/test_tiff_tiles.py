@@ -76,7 +76,7 @@ def test_a_missing_tile_is_none(tmp_path):
     assert absent == {(0, 1), (2, 2)}
 
 
-def test_an_image_larger_than_its_list_of_tiles_is_refused(tmp_path):
+def test_a_picture_larger_than_its_list_of_tiles_is_refused(tmp_path):
     path = write_pyramid(tmp_path / "s.tif", [picture(384, 384)])
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags["ImageWidth"].overwrite(8_388_608)
