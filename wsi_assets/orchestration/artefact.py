@@ -1,7 +1,7 @@
-"""One description an asset: its name, options, code version, artefact and inputs stand together, once.
+"""``Artefact``: the description of one asset, with its name, path, options, code version and inputs.
 
-Each module of ``assets`` opens with the descriptions of its assets; paths, provenance, parameters, checks and
-the command line read them.
+Each module of ``assets`` begins with the descriptions of its assets. Paths, provenance, parameters, checks
+and the command line are derived from them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from wsi_assets.orchestration import assets
 from wsi_assets.orchestration.partitions import LEVELS, SLIDES, SLIDES_AND_LEVELS
 
 GROUP = "cohort"
-"""One group of all assets: the UI opens its graph expanded; of several it shows closed boxes."""
+"""All assets are in one group, because the UI expands a single group and collapses several."""
 
 
 class NoOptions(BaseModel):
-    """Of an asset that has nothing to set."""
+    """The options of an asset without parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,23 +34,26 @@ class Artefact:
     """What an asset stores and how it is made.
 
     Attributes:
-        name: the asset's.
-        code_version: raise it when a change of code changes what the artefact holds.
-        path: below the storage folder, with ``{slide}``, ``{level}`` or both for an asset of slides, of
-            levels or of slides at levels; of level 4 it is ``level_4``, of the magnification 10x ``10x``.
-        options: the domain's option class; its fields are the asset's parameters.
-        inputs: the artefacts it is made from.
-        feedback: parameter -> name of an artefact of the same level that is made from this one and read again
-            while the parameter is on, as the last round left it; a graph has no circles.
-        sources: the user's files it is made from: ``slide_image``, ``slide_annotation``.
-        main_file: the file without which the folder at ``path`` is nothing; None where ``path`` is a file.
-        without_effect: parameters that change how fast or on what it is made, or what is checked.
-        may_name_a_file: parameters whose value may be a file: what the file holds counts, not where it lies.
-        optional: it is made only when asked for by name, and what it is an input of is also made without it.
-        reproducible: the same recipe gives the same bytes. A model trained twice is not the same model.
-        must_pass: names of its checks that must have passed before anything is made from it.
-        shown: facts that the command line prints.
-        automation: time zone -> when it is made without being asked for; None is never.
+        name: name of the asset.
+        code_version: to be raised when a change of the code changes the contents of the artefact.
+        path: relative to the storage folder. It contains ``{slide}`` if the asset has one partition per
+            slide, ``{level}`` if one per level, both if one per slide and level. ``{level}`` becomes
+            ``level_4`` for pyramid level 4 and ``10x`` for magnification 10x.
+        options: option class of the domain code; its fields are the parameters of the asset.
+        inputs: artefacts that it is made from.
+        feedback: parameter -> name of a downstream artefact of the same level. While the parameter is on,
+            that artefact, as stored, is read as an additional input; it cannot be in ``inputs``, because an
+            asset graph has no cycles.
+        sources: files of the user that it is made from: ``slide_image``, ``slide_annotation``.
+        main_file: file that must exist for the folder at ``path`` to count as made; None if ``path`` is a
+            file.
+        without_effect: parameters that do not change the contents, e.g. the number of workers.
+        may_name_a_file: parameters whose value may be a path; the contents of that file count, not its path.
+        optional: made only on request; artefacts that have it as an input can be made without it.
+        reproducible: the same recipe gives the same contents. False for a trained model.
+        must_pass: names of the checks that must pass before anything is made from it.
+        shown: names of the facts that the command line prints.
+        automation: time zone -> condition under which Dagster makes it automatically; None for never.
     """
 
     name: str
@@ -79,7 +82,7 @@ class Artefact:
 
     @property
     def gathers_slides(self) -> bool:
-        """Whether it is made from the regions of all slides."""
+        """Whether one partition is made from the regions of all slides."""
         return not self.by_slide and any(one.by_slide for one in self.inputs)
 
     @property
@@ -93,7 +96,7 @@ class Artefact:
         return SLIDES if self.by_slide else LEVELS if self.by_level else None
 
     def asset_arguments(self, *, io_manager_key: str = "pickle_io") -> dict[str, Any]:
-        """What ``@dg.asset`` needs to know of it; IO managers find ``path`` in the asset's metadata."""
+        """Arguments for ``@dg.asset``; IO managers read ``path`` from the asset's metadata."""
         return {
             "name": self.name,
             "code_version": self.code_version,
@@ -106,7 +109,7 @@ class Artefact:
 
 @cache
 def all_artefacts() -> tuple[Artefact, ...]:
-    """Every asset's description in the package ``assets``, in the order in which they are made."""
+    """The artefacts of all assets in the package ``assets``, each after its inputs."""
     modules = [import_module(f"{assets.__name__}.{module.name}") for module in iter_modules(assets.__path__)]
     ordered: dict[str, Artefact] = {}
 
@@ -123,15 +126,15 @@ def all_artefacts() -> tuple[Artefact, ...]:
 
 
 def slide_artefacts() -> tuple[Artefact, ...]:
-    """The assets of a slide alone, in the order in which they are made."""
+    """Artefacts with one partition per slide, each after its inputs."""
     return tuple(artefact for artefact in all_artefacts() if artefact.by_slide and not artefact.by_level)
 
 
 def level_artefacts() -> tuple[Artefact, ...]:
-    """The assets of a level alone, in the order in which they are made."""
+    """Artefacts with one partition per level, each after its inputs."""
     return tuple(artefact for artefact in all_artefacts() if artefact.by_level and not artefact.by_slide)
 
 
 def level_chain() -> tuple[Artefact, ...]:
-    """Those of them that every level has."""
+    """The artefacts of a level without the optional ones, each after its inputs."""
     return tuple(artefact for artefact in level_artefacts() if not artefact.optional)

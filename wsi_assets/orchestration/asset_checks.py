@@ -1,8 +1,8 @@
-"""Facts an artefact must satisfy, shown beside it in the UI and kept beside it in a file.
+"""Asset checks of the artefacts of a level. Results are shown in the UI and stored beside the artefact.
 
-Checks read artefacts and their records, never the event log; what is missing or unreadable fails them. Only
-those block whose failure would corrupt what is made next; the rest warn. The checks of an asset share one
-step, so that a level costs a handful of process starts and each artefact is read once.
+Checks read artefacts and their records, not the event log; a missing or unreadable file is a failed check.
+Only checks whose failure would make downstream results wrong are blocking; the others warn. All checks of an
+asset run in one step, which starts fewer processes and reads each artefact once.
 """
 
 import json
@@ -30,17 +30,17 @@ from wsi_assets.orchestration.resources import SlideFolderResource
 from wsi_assets.orchestration.storage import Record, Result, StorageResource, store_named_by
 
 PIXELS_CHECKED = 32
-"""Patches of a store that are read again from their slides; a wrong place or a wrong codec shows in each."""
+"""Number of patches compared with their slides; a wrong position or codec would show in every one."""
 
 LONGEST_TEXT = 2000
-"""Results are stored with every evaluation; ten thousand slides by name are not read by anyone."""
+"""Longest text of a result in characters: it is stored with every evaluation and may list many slides."""
 
 
 class Level:
-    """The artefacts of one level, each read when it is first asked for.
+    """The artefacts of one level, each read on first use.
 
-    Raises (where an artefact is asked for):
-        WsiAssetsError: it, or its record, is missing or damaged.
+    Raises (on access to an artefact):
+        WsiAssetsError: the artefact or its record is missing or damaged.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Level:
 
     @cached_property
     def findings(self) -> dict[str, list[tuple[str, str]]]:
-        """Curation check -> (slide id, finding)."""
+        """Name of a curation check -> list of (slide id, finding)."""
 
         def load(slide_id: str) -> tuple[Any, Any]:
             tissue, annotation = (
@@ -98,11 +98,14 @@ CHECKS: dict[Artefact, dict[str, Check]] = {
     artefact: {}
     for artefact in (SLIDE_INDEX, SAMPLED_INDEX, PATCH_STORE, TRAINED_MODEL, TEST_PREDICTIONS, EVALUATION)
 }
-"""Artefact -> name -> check; those of its ``must_pass`` stop what follows."""
+"""Artefact -> name of a check -> its function. The names in ``must_pass`` of the artefact are blocking."""
 
 
 def check(artefact: Artefact) -> Callable[[Check], Check]:
-    """Makes a function a check of an asset, by its name, with its docstring as the description."""
+    """Decorator that registers a function as a check of an asset.
+
+    The function's name is the name of the check, and its docstring the description shown in the UI.
+    """
 
     def add(evaluate: Check) -> Check:
         CHECKS[artefact][evaluate.__name__] = evaluate
@@ -113,15 +116,15 @@ def check(artefact: Artefact) -> Callable[[Check], Check]:
 
 @check(SLIDE_INDEX)
 def every_slide_takes_part(level: Level) -> Result:
-    """Every registered slide takes part in this level; names those left out and why."""
+    """Every registered slide is part of this level. Lists the slides that are left out, with the reason."""
     left_out = level.record(SLIDE_INDEX).facts.get("left_out", {})
     return nothing_found(left_out.items(), f"all {len(level.index)} slides")
 
 
 @check(SLIDE_INDEX)
 def nothing_assumed(level: Level) -> Result:
-    """Nothing had to be assumed of slide and annotation files, and nothing in them was ignored or
-    contradicts itself; says what, by slide."""
+    """No property of a slide or annotation file had to be assumed, and nothing in the files was ignored or
+    contradictory. Lists the notices by slide."""
     notices = [
         (slide_id, line)
         for slide_id in level.index
@@ -133,16 +136,17 @@ def nothing_assumed(level: Level) -> Result:
 
 @check(SLIDE_INDEX)
 def slides_made_as_parameters_say(level: Level) -> Result:
-    """The regions of all slides were made with the parameters of parameters.yaml; names the odd ones out."""
+    """The regions of all slides were made with the parameters in parameters.yaml. Lists the slides that were
+    not."""
     said = level.storage.parameters.read()
     wanted = [options_of(artefact, None, said).model_dump(mode="json") for artefact in slide_artefacts()]
-    odd = [
+    differing = [
         (slide_id, f"its {record.asset} were made with other parameters")
         for slide_id in level.index
         for record, parameters in zip(level.slide_records(slide_id), wanted, strict=True)
         if record and record.parameters != parameters
     ]
-    return nothing_found(odd, f"{len(level.index)} slides, one set of parameters")
+    return nothing_found(differing, f"{len(level.index)} slides, one set of parameters")
 
 
 def _curation(level: Level, *names: str) -> Result:
@@ -152,31 +156,33 @@ def _curation(level: Level, *names: str) -> Result:
 
 @check(SLIDE_INDEX)
 def annotations_fit_their_slides(level: Level) -> Result:
-    """Annotations lie inside their slides, on tissue, and each gave a tumor patch at this level."""
+    """Annotations lie inside their slides and on tissue, and each gives at least one tumor patch at this
+    level."""
     return _curation(level, "annotation_outside", "annotation_off_tissue", "no_tumor_patches")
 
 
 @check(SLIDE_INDEX)
 def tissue_is_plausible(level: Level) -> Result:
-    """No slide is nearly all tissue or nearly none, and patches are more than a pixel of its mask wide."""
+    """No slide is almost entirely tissue or almost without tissue, and a patch is wider than one pixel of the
+    tissue mask."""
     return _curation(level, "tissue_share_out_of_range", "tissue_mask_too_coarse")
 
 
 @check(SLIDE_INDEX)
 def slides_are_distinct_and_alike(level: Level) -> Result:
-    """No slide is in the folder under two names, and all have about the same magnification."""
+    """No slide is in the folder under two names, and all slides have about the same magnification."""
     return _curation(level, "duplicate_slides", "mixed_magnifications")
 
 
 @check(SLIDE_INDEX)
 def test_slides_are_meant(level: Level) -> Result:
-    """No slide is a test slide by chance, as those of an intestine or a testis are."""
+    """No slide is a test slide by accident, because its name contains a word such as intestine or testis."""
     return _curation(level, "longer_word_holds_test")
 
 
 @check(SAMPLED_INDEX)
 def sample_is_of_index(level: Level) -> Result:
-    """Every sampled patch is in the slide index with the same label, and test slides are whole."""
+    """Every sampled patch is in the slide index with the same label, and test slides keep all patches."""
     from wsi_assets.index import is_test
 
     faults = {}
@@ -194,7 +200,7 @@ def sample_is_of_index(level: Level) -> Result:
 
 @check(SAMPLED_INDEX)
 def some_slides_are_test_slides(level: Level) -> Result:
-    """The detector will be evaluated: there are test slides, by their names or by cohort.csv."""
+    """There are test slides, by name or by cohort.csv, so that the detector can be evaluated."""
     from wsi_assets.index import is_test
 
     tests = sum(is_test(slide_id, entry) for slide_id, entry in level.sampled.items())
@@ -203,8 +209,8 @@ def some_slides_are_test_slides(level: Level) -> Result:
 
 @check(SAMPLED_INDEX)
 def incomplete_slides_known(level: Level) -> Result:
-    """Every slide of the list of incompletely annotated ones is in the index: a mistyped one would give
-    normal patches."""
+    """Every slide listed as incompletely annotated is in the index. The unannotated tumor of a slide with a
+    mistyped name would be labeled normal."""
     from wsi_assets.index import unknown_incomplete
 
     options = SAMPLED_INDEX.options(**level.record(SAMPLED_INDEX).parameters)
@@ -215,8 +221,8 @@ def incomplete_slides_known(level: Level) -> Result:
 
 @check(PATCH_STORE)
 def store_equals_its_index(level: Level) -> Result:
-    """The store is complete and holds exactly the patches of the sampled index, with their labels, but for
-    those listed as unreadable."""
+    """The store contains exactly the patches of the sampled index with their labels, except those listed as
+    unreadable."""
     from wsi_assets.patches import plan_patches
 
     options = PATCH_STORE.options(**level.record(PATCH_STORE).parameters)
@@ -231,8 +237,8 @@ def store_equals_its_index(level: Level) -> Result:
 
 @check(PATCH_STORE)
 def names_agree_with_annotations(level: Level) -> Result:
-    """A slide is named tumor if tumor is annotated on it and normal if not, or somebody accepted it
-    (accepted_slides, cohort.csv)."""
+    """The names of slides (tumor or normal) agree with their annotations. Exceptions are accepted in
+    cohort.csv or with the parameter accepted_slides."""
     level.record(PATCH_STORE)
     accepted = options_of(PATCH_STORE, level.level, level.storage.parameters.read()).accepted_slides
     found = [one for one in level.findings["name_contradicts_annotation"] if one[0] not in accepted]
@@ -242,7 +248,7 @@ def names_agree_with_annotations(level: Level) -> Result:
 
 @check(PATCH_STORE)
 def few_patches_unreadable(level: Level) -> Result:
-    """At most max_quarantined of the patches could not be read; in small stores a few are no fault."""
+    """At most the share max_quarantined of the patches is unreadable; a small store may lose a few more."""
     wanted = sum(len(entry["patches"]) for entry in level.sampled.values())
     lost = len(level.store.info.get("quarantined") or [])
     most = options_of(PATCH_STORE, level.level, level.storage.parameters.read()).allowed_unreadable(wanted)
@@ -251,7 +257,7 @@ def few_patches_unreadable(level: Level) -> Result:
 
 @check(PATCH_STORE)
 def patches_show_their_slides(level: Level) -> Result:
-    """Patches read again from their slides, a few dozen, are what the store holds."""
+    """A sample of the stored patches equals the pixels of their slides."""
     from wsi_assets.patches import verify_store
 
     fraction = min(1.0, PIXELS_CHECKED / max(1, len(level.store)))
@@ -261,7 +267,7 @@ def patches_show_their_slides(level: Level) -> Result:
 
 @check(TRAINED_MODEL)
 def no_patient_on_two_sides(level: Level) -> Result:
-    """No patient is in two of training, validation and test; names those that are."""
+    """No patient is in more than one of training, validation and test. Lists the patients that are."""
     split = model_card(level.path(TRAINED_MODEL) / "best.pt").get("split") or {}
     if not split.get("rows"):
         return False, "the model does not say how its patches were split"
@@ -277,7 +283,8 @@ def no_patient_on_two_sides(level: Level) -> Result:
 
 @check(TRAINED_MODEL)
 def better_than_majority(level: Level) -> Result:
-    """At its best epoch the model beats always answering the larger class, and its AUC is above 0.5."""
+    """At its best epoch the model is more accurate than always predicting the larger class, and its AUC is
+    above 0.5."""
     facts = level.record(TRAINED_MODEL).facts
     names = {"validation accuracy": "val_acc", "always the larger class": "majority_share", "AUC": "val_auc"}
     known = [f"{name} {facts[key]:.3f}" for name, key in names.items() if facts.get(key) is not None]
@@ -286,14 +293,14 @@ def better_than_majority(level: Level) -> Result:
 
 @check(TRAINED_MODEL)
 def every_strategy_acts(level: Level) -> Result:
-    """Every strategy against imbalance that is switched on has something to do."""
+    """Every strategy against class imbalance that is switched on changes the training."""
     idle = level.record(TRAINED_MODEL).facts["idle_strategies"]
     return not idle, "; ".join(idle) or "every strategy that is switched on changes the training"
 
 
 @check(EVALUATION)
 def better_than_chance(level: Level) -> Result:
-    """The test patches' ROC AUC is above 0.5 by its whole interval."""
+    """The whole confidence interval of the test patches' ROC AUC is above 0.5."""
     auc = _metrics(level)["patch"]["overall"]["roc_auc"]
     if auc["value"] is None:
         return False, f"there is no AUC: {auc.get('reason') or 'nothing was evaluated'}"
@@ -304,7 +311,8 @@ def better_than_chance(level: Level) -> Result:
 
 
 def up_to_date(artefact: Artefact, level: Level) -> Result:
-    """Made with the parameters of parameters.yaml from what there is now; says what differs."""
+    """The artefact was made from the current inputs with the parameters in parameters.yaml. Lists what
+    differs."""
     storage = level.storage
     parameters = options_of(artefact, level.level, storage.parameters.read()).model_dump(mode="json")
     above = {
@@ -328,7 +336,7 @@ for _artefact, _checks in CHECKS.items():
 
 
 def build_checks(artefact: Artefact, checks: Mapping[str, Check]) -> dg.AssetChecksDefinition:
-    """The step that evaluates an asset's checks."""
+    """The step that evaluates all checks of an asset."""
 
     @dg.multi_asset_check(
         name=f"{artefact.name}_checks",
@@ -360,14 +368,14 @@ def build_checks(artefact: Artefact, checks: Mapping[str, Check]) -> dg.AssetChe
 
 
 def evaluate_checks_of(artefact: Artefact, level: Level) -> dict[str, Result]:
-    """Evaluate the checks of an artefact and keep the results beside it."""
+    """Evaluate the checks of an artefact and store the results beside it."""
     results = {name: evaluate(one, level) for name, one in CHECKS[artefact].items()}
     level.storage.keep_check_results(artefact, level.level, results)
     return results
 
 
 def evaluate(one: Check, level: Level) -> Result:
-    """A check's result; what cannot be read fails it."""
+    """The result of a check; a file that cannot be read is a failure."""
     try:
         passed, text = one(level)
         return passed, text[:LONGEST_TEXT]
@@ -378,7 +386,11 @@ def evaluate(one: Check, level: Level) -> Result:
 
 
 def nothing_found(faults: Iterable[tuple[str, str]], else_text: str) -> Result:
-    """Passed if there are no faults, (slide id, what is wrong); else it names them."""
+    """Passed with the text ``else_text`` if there are no faults, else failed with a list of them.
+
+    Args:
+        faults: pairs of slide id (or patient or patch key) and fault.
+    """
     pairs = sorted(faults)
     return not pairs, "; ".join(f"{slide_id}: {fault}" for slide_id, fault in pairs) or else_text
 

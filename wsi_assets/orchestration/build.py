@@ -1,6 +1,6 @@
-"""Puts the parts together; a test builds itself a fresh graph with its own folders.
+"""Build the Dagster definitions from assets, checks, jobs, sensors and resources.
 
-Assets are found in the package ``assets``: a new one needs a module of its own there, and nothing else.
+Assets are found in the package ``assets``: to add one, put a module there.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SLIDE_REGIONS, COMPARE_LEVELS, LEVEL_CHECKS = "slide_regions", "compare_levels",
 STEP_PROCESSES = dg.multiprocess_executor.configured(
     {"start_method": {"forkserver": {"preload_modules": ["wsi_assets.definitions"]}}}
 )
-"""A process for every step, so that a step that takes the machine down takes only itself; forked from one
-that has the graph loaded, because a level has a dozen steps and a fresh process takes seconds to start."""
+"""Each step runs in its own process, so that a crash ends only that step. The processes are forked from one
+that has imported the definitions, because a level has a dozen steps and each import takes seconds."""
 
 
 def build_definitions(settings: Settings | None = None) -> dg.Definitions:
-    """The asset graph on the given folders, by default those the environment names.
+    """The Dagster definitions for the folders in ``settings``, by default those of the environment.
 
     Raises:
         ConfigError: an environment variable has an impossible value.
@@ -81,44 +81,44 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
 
 
 def _jobs() -> list:
-    """What a user launches by name."""
+    """The jobs that a user launches in the UI."""
 
-    def made(wanted: Callable[[Artefact], bool]) -> dg.AssetSelection:
+    def assets_where(wanted: Callable[[Artefact], bool]) -> dg.AssetSelection:
         return dg.AssetSelection.assets(*(one.key for one in all_artefacts() if wanted(one)))
 
     crossed = cross_validation.CROSS_VALIDATION
     return [
         dg.define_asset_job(
             SLIDE_REGIONS,
-            made(lambda one: one in slide_artefacts()),
-            description="Tissue and annotation of slides: run it again after mending a slide that failed.",
+            assets_where(lambda one: one in slide_artefacts()),
+            description="Tissue and annotation of slides. Run it again after repairing a slide that failed.",
         ),
         dg.define_asset_job(
             LEVEL_PIPELINE,
-            made(lambda one: one in level_chain()),
+            assets_where(lambda one: one in level_chain()),
             description="One level from index to evaluation. Choose levels in the dialog, or add one: a "
             "pyramid level (4), a magnification (10x) or a pixel size (0.5um).",
         ),
         dg.define_asset_job(
             CROSS_VALIDATED_LEVEL,
-            made(lambda one: one in (index.SLIDE_INDEX, *crossed.inputs, crossed)),
+            assets_where(lambda one: one in (index.SLIDE_INDEX, *crossed.inputs, crossed)),
             description="One level from index to cross-validation.",
         ),
         dg.define_asset_job(
             COMPARE_LEVELS,
-            made(lambda one: one.partitions_def is None),
-            description="All evaluated levels side by side, from the reports that are there.",
+            assets_where(lambda one: one.partitions_def is None),
+            description="A page that compares all evaluated levels, from their reports.",
         ),
         dg.define_asset_job(
             slide_prediction.PREDICT_SLIDES,
-            made(lambda one: one is slide_prediction.SLIDE_PREDICTION),
-            description="Slides at a level, by its model: choose one level and the slides.",
+            assets_where(lambda one: one is slide_prediction.SLIDE_PREDICTION),
+            description="Predicts slides with the model of a level. Choose one level and the slides.",
         ),
         dg.define_asset_job(
             LEVEL_CHECKS,
             dg.AssetSelection.all_asset_checks(),
             partitions_def=LEVELS,
-            description="Evaluates every check of a level, e.g. what is out of date after parameters.yaml "
-            "was edited. Makes nothing.",
+            description="Evaluates every check of a level, for example to see what is out of date after "
+            "parameters.yaml was edited. Changes no artefact.",
         ),
     ]

@@ -1,7 +1,7 @@
-"""Runs the graph from a script: registers slides, makes what is missing or out of date.
+"""Run the asset graph from a script: register slides, make what is missing or out of date.
 
-Every run is a normal Dagster run of the instance, so the UI shows it. What is out of date is decided in
-:mod:`.level_plan`, from files alone. Nothing here prints.
+Every run is a normal Dagster run in the instance, so the UI shows it. :mod:`.level_plan` decides from files
+alone what is out of date. This module does not print; :mod:`wsi_assets.console` does.
 """
 
 from __future__ import annotations
@@ -60,12 +60,19 @@ if TYPE_CHECKING:
     from wsi_assets.orchestration.storage import Record
 
 SLIDES_A_RUN = 200
-"""Slides that one run makes; what a killed run made is kept all the same."""
+"""Largest number of slides in one run; a killed run keeps the slides that it finished."""
 
 
 @dataclass
 class SlidesOutcome:
-    """What happened to the slides: ids made and up to date, id -> reason left out, a line for each notice."""
+    """Result of :meth:`CommandLineRun.run_slides`.
+
+    Attributes:
+        made: ids of the slides whose regions were made.
+        up_to_date: ids of the slides that needed no work.
+        left_out: slide id -> reason.
+        notices: lines for the user, each with its slide id if it is about one slide.
+    """
 
     made: list[str] = field(default_factory=list)
     up_to_date: list[str] = field(default_factory=list)
@@ -75,14 +82,16 @@ class SlidesOutcome:
 
 @dataclass
 class LevelOutcome:
-    """What happened to one level.
+    """Result of :meth:`CommandLineRun.run_level`.
 
     Attributes:
-        made: assets materialized by this run; up_to_date: assets that needed no work.
-        failure: one line, None when all went well.
+        made: assets materialized by this run.
+        up_to_date: assets that needed no work.
+        failure: one line; None if the run succeeded.
         left_out: slide id -> reason.
-        failed_checks: of the level's assets as they are now, one line each.
-        records: asset -> the provenance of what there is now.
+        failed_checks: one line for each failed check on the current artefacts.
+        seconds: duration.
+        records: asset -> provenance record of its current artefact.
     """
 
     level: str
@@ -97,12 +106,14 @@ class LevelOutcome:
 
 @dataclass
 class PredictionOutcome:
-    """What happened to the slides that were to be predicted.
+    """Result of :meth:`CommandLineRun.predict_slides`.
 
     Attributes:
-        slides: slide id -> its ``prediction.json``; made: how many of these were predicted now.
+        slides: slide id -> contents of its ``prediction.json``.
+        made: number of these slides that this run predicted.
         left_out: slide id -> reason.
-        failure: one line, why a run failed as a whole.
+        notices: lines for the user.
+        failure: one line if a run failed for another reason than single slides, else None.
     """
 
     slides: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -113,9 +124,11 @@ class PredictionOutcome:
 
 
 class CommandLineRun:
-    """One instance, one set of folders; ``given`` parameters are over those of ``parameters.yaml``.
+    """Runs slides and levels in one Dagster instance, on one set of folders.
 
-    ``say`` gets a line for what is worth knowing before it is done.
+    Args:
+        given: parameters that override those in ``parameters.yaml``.
+        say: is called with one line for each parameter change and each reason to make an asset again.
     """
 
     def __init__(
@@ -131,15 +144,20 @@ class CommandLineRun:
         self.definitions = build_definitions(settings)
 
     def plan(self, levels: Sequence[str], upto: str = "evaluation") -> list[str]:
-        """One line for everything that would be made, and why; makes and writes nothing."""
+        """One line for everything that a run would make, with the reason; changes nothing.
+
+        Raises:
+            ConfigError: ``upto`` is not an asset of levels.
+            SlideError: the folder of slides cannot be listed, or most registered slides are gone.
+        """
         parameters, lines = (self.storage.parameters.read(), self.given), []
-        seen, _, _ = self._look(annotations_gone=False)
+        seen, _, _ = self._observe(annotations_gone=False)
         stale: dict[str, str] = {}
         for artefact in slide_artefacts():
             lines += self.storage.parameters.changes(artefact, None, self._given_for(artefact, None))
             found = stale_slides(self.storage, artefact, seen, *parameters)
             if artefact.inputs:
-                found = dict.fromkeys(stale, "made again above") | found
+                found = dict.fromkeys(stale, "its inputs are made again") | found
             stale |= found
             for why, count in Counter(found.values()).items():
                 lines.append(f"{artefact.name} of {count} slides: {why}")
@@ -147,7 +165,7 @@ class CommandLineRun:
             slide_id: [self.storage.version(artefact, slide_id) for artefact in slide_artefacts()]
             for slide_id in sorted(seen)
         }
-        # What will be made has no version yet: none equals it.
+        # A slide that will be made again has no version yet, so this differs from every recorded one.
         usable = {
             slide_id: ["to be made"] if slide_id in stale else found for slide_id, found in versions.items()
         }
@@ -160,11 +178,14 @@ class CommandLineRun:
         return lines
 
     def check_sides(self, levels: Sequence[str], *, no_test: bool = False) -> None:
-        """See before anything is made that a detector can be trained and tested; ``no_test``: only trained.
+        """Check that there are slides to train and to test on, before anything is made.
+
+        Args:
+            no_test: accept that there are no test slides.
 
         Raises:
-            ConfigError: no slide is a test slide, none of the others has an annotation, or the name of a
-                slide contradicts its annotation and nobody accepted that.
+            ConfigError: no slide is a test slide, no training slide has an annotation, or the name of a slide
+                contradicts its annotation and the slide is not accepted.
         """
         from wsi_assets.index.curation import contradiction
         from wsi_assets.slides import is_test_slide
@@ -182,7 +203,7 @@ class CommandLineRun:
                 f"none of {len(slides)} slides is a test slide (test_pattern {options.test_pattern!r})",
                 path=self.settings.images_dir,
                 remedy="Name them in cohort.csv (`wsi-assets doctor --write-cohort` writes a first one), or "
-                "train without (--no-test)",
+                "train without test slides (--no-test)",
             )
         if slides and not annotated - test:
             raise ConfigError(
@@ -192,13 +213,14 @@ class CommandLineRun:
             )
         for one, slide in slides.items():
             why = contradiction(one, one in annotated)
-            # Of a corrected slide it is known once the correction is read; then a check asks the same.
-            said = slide.cohort_row.label or slide.correction_path
-            if why and not said and one not in accepted:
+            # What a correction leaves of the annotation is known once it is read; then an asset check
+            # compares it with the name.
+            exempt = slide.cohort_row.label or slide.correction_path
+            if why and not exempt and one not in accepted:
                 raise ConfigError(
                     f"{one} is {why}",
                     path=slide.path,
-                    remedy=f"Say what it is in cohort.csv, or that its name does not count (--accept {one})",
+                    remedy=f"Give its label in cohort.csv, or accept that its name is wrong (--accept {one})",
                 )
 
     def run_slides(
@@ -208,35 +230,44 @@ class CommandLineRun:
         *,
         annotations_gone: bool = False,
     ) -> SlidesOutcome:
-        """Register the slides of the folder and make their regions where these are missing or out of date.
+        """Register the slides of the folder and make regions that are missing or out of date.
 
         Args:
-            artefacts: which regions, all of them without; only: ids of slides, all of them without.
+            artefacts: artefacts to make, by default all artefacts of slides.
+            only: ids of the slides, by default all slides of the folder.
+            annotations_gone: accept that most annotations were removed; by default that is an error.
 
         Raises:
-            ConfigError: the folder has no slide of an id in ``only``.
-            SlideError: the folder cannot be listed, or what it shows suggests a disk that is not mounted;
-                ``annotations_gone`` believes that annotations are gone.
-            WsiAssetsError: a run failed as a whole, e.g. of a full disk; what it made before is kept.
+            ConfigError: an id in ``only`` has no slide in the folder.
+            SlideError: the folder cannot be listed, or so many files are gone that a disk may not be mounted.
+            WsiAssetsError: a run failed for another reason than single slides, e.g. a full disk; what it made
+                before is kept.
         """
         self.storage.parameters.read()
         regions = artefacts or slide_artefacts()
-        seen, outcome, known = self._look(annotations_gone, only)
+        seen, outcome, known = self._observe(annotations_gone, only)
         register(self.instance, self.storage, known, seen, known)
         made: set[str] = set()
-        # New slides get all their regions in one run; then each asset where it alone is out of date.
+        # First all regions in one run for slides that lack all, then each asset for the remaining slides.
         for some in (regions, *((one,) for one in regions if len(regions) > 1)):
             made |= self._make_slides(some, seen, outcome, annotations_gone)
         outcome.made = sorted(made - outcome.left_out.keys())
         for slide_id in outcome.made:
             records = [self.storage.record(artefact, slide_id) for artefact in regions]
-            said = [line for record in records if record for line in record.facts.get("notices", [])]
-            outcome.notices += [f"{slide_id}: {line}" for line in said]
+            notices = [line for record in records if record for line in record.facts.get("notices", [])]
+            outcome.notices += [f"{slide_id}: {line}" for line in notices]
         outcome.up_to_date = sorted(seen.keys() - made - outcome.left_out.keys())
         return outcome
 
     def run_level(self, level: str, upto: str = "evaluation") -> LevelOutcome:
-        """Make a level's assets up to ``upto``, all that are out of date in one run."""
+        """Make the assets of a level up to ``upto`` that are missing or out of date, in one run.
+
+        A failed run is reported in the result, not raised.
+
+        Raises:
+            ConfigError: ``upto`` is not an asset of levels.
+            SlideError: the folder of slides cannot be listed.
+        """
         chain, outcome, started = chain_upto(upto), LevelOutcome(level), time.monotonic()
         self.instance.add_dynamic_partitions(LEVELS.name, [level])
         usable, outcome.left_out = usable_slides(self.storage, self.folder, self.instance)
@@ -268,7 +299,7 @@ class CommandLineRun:
     def _failure(
         self, result: dg.ExecuteInProcessResult, chain: Sequence[Artefact], key: str, unmade: Collection[str]
     ) -> str | None:
-        """Why a level was not made; a check that failed after all was made is no failure."""
+        """Why the assets in ``unmade`` were not made; None if only checks failed and all assets were made."""
         for artefact in chain:
             for name, (passed, text) in self.storage.check_results(artefact, key).items():
                 if name in artefact.must_pass and not passed:
@@ -276,7 +307,14 @@ class CommandLineRun:
         return failure_of(result)
 
     def compare_levels(self) -> dict[str, Any]:
-        """Set all evaluated levels side by side; returns the page's path and the levels left out."""
+        """Make the page that compares all evaluated levels.
+
+        Returns:
+            ``path`` of the page and ``left_out``, level -> reason.
+
+        Raises:
+            EvaluationError: the run failed.
+        """
         (comparison,) = (one for one in all_artefacts() if one.partitions_def is None)
         result = self._execute(COMPARE_LEVELS, [comparison.name])
         if not result.success:
@@ -286,12 +324,16 @@ class CommandLineRun:
         return {"path": str(path), "left_out": record.facts.get("left_out", {}) if record else {}}
 
     def predict_slides(self, level: str, slide_ids: Sequence[str] = ()) -> PredictionOutcome:
-        """Predict the slides of the folder, or some of them, where that is missing or out of date.
+        """Predict slides whose prediction is missing or out of date.
+
+        Args:
+            level: key of the level whose model predicts.
+            slide_ids: ids of the slides, by default all slides of the folder.
 
         Raises:
             SlideError: the folder cannot be listed.
-            ConfigError: the folder has no slide of such an id.
-            ModelError: there is no such model.
+            ConfigError: an id has no slide in the folder.
+            ModelError: the model does not exist or was trained on another level.
         """
         options: Any = options_of(SLIDE_PREDICTION, level, self.storage.parameters.read(), self.given)
         mlflow = MlflowResource.of(self.settings)
@@ -322,10 +364,10 @@ class CommandLineRun:
         outcome.made = len(stale.keys() & outcome.slides.keys())
         return outcome
 
-    def _look(
+    def _observe(
         self, annotations_gone: bool, only: Collection[str] = ()
     ) -> tuple[dict[str, Seen], SlidesOutcome, dict[str, dict[str, Any]]]:
-        """What the files of each slide hold, the outcome so far, and what was known of the slides."""
+        """Slide id -> its files now, a first outcome, and slide id -> its files as last reported."""
         listing = self.folder.list()
         if not listing.slides and not listing.left_out:
             raise SlideError(
@@ -342,7 +384,7 @@ class CommandLineRun:
             if lost := sorted(set(only) - {one.slide_id for one in slides} - left_out.keys()):
                 raise ConfigError(
                     f"{self.settings.images_dir} has no slide {', '.join(lost)}",
-                    remedy="A slide's id is its file's name without the ending",
+                    remedy="The id of a slide is the name of its file without the extension",
                 )
         known = known_slides(self.instance, [slide.slide_id for slide in slides])
         seen, unread = observe_all(slides, known)
@@ -350,9 +392,10 @@ class CommandLineRun:
         return seen, outcome, known
 
     def _evaluate_open_checks(self, artefacts: Sequence[Artefact], key: str) -> None:
-        """Evaluate the checks of artefacts that are kept, where a killed run left them out or one blocks.
+        """Evaluate the checks of up-to-date artefacts if results are missing or a blocking check failed.
 
-        What made one fail may be mended since: a parameter, a file that was away.
+        A killed run leaves checks without a result. The cause of a failed check, such as a parameter or a
+        missing file, may have been corrected meanwhile.
         """
         level = Level(key, self.storage, self.folder, self.instance)
         for artefact in artefacts:
@@ -368,7 +411,7 @@ class CommandLineRun:
         outcome: SlidesOutcome,
         annotations_gone: bool,
     ) -> set[str]:
-        """Make assets of all slides for which each is out of date, in runs of many slides."""
+        """Make ``artefacts`` for the slides for which each of them is out of date; returns these slides."""
         slides = {slide_id: files for slide_id, files in seen.items() if slide_id not in outcome.left_out}
         parameters = (self.storage.parameters.read(), self.given)
         stale = set(slides)
@@ -376,8 +419,8 @@ class CommandLineRun:
             stale &= stale_slides(self.storage, artefact, slides, *parameters).keys()
         if stale:
             self._keep(artefacts, None)
-        believed = [one.name for one in artefacts if annotations_gone and SLIDE_ANNOTATION in one.sources]
-        config = {name: {"annotations_gone": True} for name in believed}
+        annotated = [one.name for one in artefacts if annotations_gone and SLIDE_ANNOTATION in one.sources]
+        config = {name: {"annotations_gone": True} for name in annotated}
         order = self.instance.get_dynamic_partitions(SLIDES.name)
         names = [artefact.name for artefact in artefacts]
         for stretch in stretches(order, stale, SLIDES_A_RUN):
@@ -393,7 +436,7 @@ class CommandLineRun:
         return {name: value for name, (_, value) in self.given.values(artefact, level).items()}
 
     def _keep(self, artefacts: Sequence[Artefact], level: str | None) -> None:
-        """Write the given parameters of what is about to be made into ``parameters.yaml``."""
+        """Write the given parameters of these artefacts to ``parameters.yaml``."""
         for artefact in artefacts:
             given = self._given_for(artefact, level)
             for line in self.storage.parameters.remember(artefact, level, given):
@@ -408,7 +451,7 @@ class CommandLineRun:
         range_of: Sequence[str] = (),
         config: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        # The UI's page Jobs shows runs of the code location by this.
+        # The UI needs this tag to list the run on the page of its job.
         tags = {".dagster/repository": f"__repository__@{LOCATION}"}
         if range_of:
             tags |= range_tags(range_of)
@@ -418,26 +461,30 @@ class CommandLineRun:
             asset_selection=[dg.AssetKey(asset) for asset in assets],
             run_config={
                 "ops": {asset: {"config": dict(values)} for asset, values in (config or {}).items()},
-                # The terminal shows progress and one line a fault; the whole log is in the UI.
+                # The terminal shows progress and one line per fault; the full log is in the UI.
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
             tags=tags,
             raise_on_error=False,
         )
-        if stop_requested():  # to Dagster an interrupted run is one that failed
+        if stop_requested():  # Dagster reports an interrupted run as a failed one
             raise KeyboardInterrupt
         return result
 
 
 def accepted_slides(settings: Settings, levels: Sequence[str], *given: ParameterSet) -> list[str]:
-    """Slides that were accepted for any of the levels though their names contradict their annotations."""
-    said = (StorageResource.of(settings).parameters.read(), *given)
-    each: list[Any] = [options_of(PATCH_STORE, level, *said) for level in levels]
+    """Slides that any of the levels accepts although their names contradict their annotations."""
+    parameters = (StorageResource.of(settings).parameters.read(), *given)
+    each: list[Any] = [options_of(PATCH_STORE, level, *parameters) for level in levels]
     return sorted({slide_id for options in each for slide_id in options.accepted_slides})
 
 
 def chain_upto(upto: str) -> tuple[Artefact, ...]:
-    """The assets that make a level up to ``upto``, in order."""
+    """The assets of a level from the index to ``upto``, in order; optional ones only if they are ``upto``.
+
+    Raises:
+        ConfigError: ``upto`` is not an asset of levels.
+    """
     assets = level_artefacts()
     names = [artefact.name for artefact in assets]
     if upto not in names:
@@ -450,7 +497,7 @@ def chain_upto(upto: str) -> tuple[Artefact, ...]:
 
 
 def failed_slides(result: dg.ExecuteInProcessResult) -> dict[str, str]:
-    """Slide id -> fault, of a run in which some slides failed."""
+    """Slide id -> fault, for each slide that failed in a run of many slides."""
     for event in result.all_events:
         failure = event.step_failure_data.user_failure_data if event.is_step_failure else None
         if failure is not None and "failed" in failure.metadata:

@@ -1,14 +1,14 @@
-"""Parameters: ``parameters.yaml`` says what a cohort is made with; the Launchpad and ``--set`` change it.
+"""Parameters of assets: read from ``parameters.yaml``, changed in the Launchpad or with ``--set``.
 
-    min_tissue: 0.3            # every asset that has it
-    trained_model:             # one asset
+    min_tissue: 0.3            # for every asset that has this parameter
+    trained_model:             # for one asset
       max_epochs: 20
     levels:
-      "4":                     # one level, again for every asset or for one
+      "4":                     # for one level; grouped by asset or not, as above
         patch_size: 128
 
-What is nearer wins: an asset's value over one for all, a level's over the cohort's, a given one over the
-file's.
+The more specific value wins: one for a single asset over one for all assets, one for a level over one for all
+levels. A value from the Launchpad or ``--set`` wins over the file.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from wsi_assets.slides.resolution import Resolution, words_of
 COMMAND_LINE, LAUNCHPAD = "--set", "Launchpad"
 
 _HEADER = """\
-# What this cohort is made with. Edit it, or give a value in the Launchpad or with --set: it is kept here.
-# Flat names are for every asset that has them; group them by asset, and by level under `levels`.
-# What is not named has the default of the README. Comments of your own are not kept.
+# The parameters of this cohort. Edit them here, or give values in the Launchpad or with --set, which are
+# stored here. A parameter at the top applies to every asset that has it; group parameters by asset to set
+# them for one, and by level under `levels`. All others have their defaults (docs/parameters.md). Comments of
+# your own are lost when a value is stored.
 """
 
 _BRIEF = reprlib.Repr()
@@ -45,11 +46,11 @@ _BRIEF.maxstring = _BRIEF.maxother = 80
 
 
 def launchpad_config(artefact: Artefact) -> type[dg.Config]:
-    """The Launchpad's form for an asset: every option, all empty, with its bounds and default."""
+    """The Dagster config class of an asset: every option, empty, described with its bounds and default."""
     fields: dict[str, Any] = {}
     for name, option in artefact.options.model_fields.items():
         default = json.dumps(option.get_default(call_default_factory=True))
-        description = f"{option.description or ''} {_bounds(option)}Default: {default}. Empty: as it is made."
+        description = f"{option.description or ''} {_bounds(option)}Default: {default}. Empty: no change."
         fields[name] = (
             typing.Optional[_launchpad_type(name, option.annotation)],  # noqa: UP045  (Dagster reads it)
             pydantic.Field(default=None, description=description.strip()),
@@ -61,7 +62,7 @@ def launchpad_config(artefact: Artefact) -> type[dg.Config]:
 
 
 def given_in(artefact: Artefact, config: dg.Config) -> dict[str, Any]:
-    """The values somebody gave in the Launchpad or on the command line, as plain values."""
+    """The options that are set in ``config``, as plain values."""
     values = {name: getattr(config, name) for name in artefact.options.model_fields}
     return {
         name: value.value if isinstance(value, enum.Enum) else value
@@ -71,12 +72,12 @@ def given_in(artefact: Artefact, config: dg.Config) -> dict[str, Any]:
 
 
 def check_launchpad(run_config: Mapping[str, Any]) -> None:
-    """See that what was given for any asset of a run is possible, before the first is made.
+    """Check the values given for every asset of a run, before the first asset is made.
 
-    Dagster's forms know types and choices, no bounds: what breaks one would show hours later.
+    Dagster's config types have no bounds, so a value out of bounds would otherwise fail hours later.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: a value is impossible.
     """
     for artefact in all_artefacts():
         config = run_config.get("ops", {}).get(artefact.name, {}).get("config", {})
@@ -88,11 +89,12 @@ class ParameterSet:
     """Values by name, by asset and by level, checked against every asset's options.
 
     Args:
-        content: as the module describes; ``asset.name`` is short for a name below its asset.
-        source: the file, or the name of what the values come from, for errors.
+        content: mapping as shown at the top of this module; a key ``asset.name`` stands for ``name`` below
+            ``asset``.
+        source: file or other origin of the values, for error messages.
 
     Raises:
-        ConfigError: a name is unknown or a value impossible, in one line with its place.
+        ConfigError: a name is unknown or a value impossible; the message names the place.
     """
 
     def __init__(self, content: Any, source: str | Path | None = None):
@@ -116,15 +118,18 @@ class ParameterSet:
                 options_of(artefact, level, self)
 
     def values(self, artefact: Artefact, level: str | None) -> dict[str, tuple[str, Any]]:
-        """Field -> (its place, the value), of what is said about an asset at a level."""
+        """Parameter -> (its place in the source, its value), for an asset at a level."""
         return {**self._said.get((artefact.name, None), {}), **self._said.get((artefact.name, level), {})}
 
     def fault(self, place: str, value: Any, error: pydantic.ValidationError) -> ConfigError:
-        """The one line for an impossible value."""
+        """The error for an impossible value."""
         return self._error(f"{place}={_short(value)} is not possible: {error.errors()[0]['msg']:.300}")
 
     def _take(self, layer: Mapping[str, Any], level: str | None, prefix: str) -> None:
-        """Note every value of a layer for the assets that have it; an asset's own ones come last and win."""
+        """Store the values of one layer (all levels, or one level) for each asset that has the parameter.
+
+        Values for a single asset are stored last, so that they win.
+        """
         by_name = {one.name: one for one in all_artefacts() if level is None or one.by_level}
         flat = {name: value for name, value in layer.items() if name.partition(".")[0] not in by_name}
         for name, value in flat.items():
@@ -152,7 +157,7 @@ class ParameterSet:
         return {str(name): inner for name, inner in value.items()}
 
     def _unknown(self, prefix: str, name: str, level: str | None) -> ConfigError:
-        """The one line for a name that nothing has at this place."""
+        """The error for a parameter that does not exist at this place."""
         asset, _, field = name.rpartition(".")
         places = {
             field: f"{one.name}.{field}" if asset else field
@@ -161,7 +166,7 @@ class ParameterSet:
         }
         if level is not None and field in places and not asset:
             return self._error(
-                f"{prefix}{name} is of slides, which are made once for all levels",
+                f"{prefix}{name} is a parameter of slides, which are made once for all levels",
                 "Move it out of `levels`",
             )
         close = difflib.get_close_matches(field, places, n=1)
@@ -175,7 +180,7 @@ class ParameterSet:
 
 
 def options_of(artefact: Artefact, level: str | None, *sets: ParameterSet) -> pydantic.BaseModel:
-    """The options an asset is made with at a level: what the sets say, the later over the earlier.
+    """The options of an asset at a level (None: all levels) after applying ``sets``; later sets win.
 
     Raises:
         ConfigError: a value is impossible.
@@ -194,17 +199,21 @@ def options_of(artefact: Artefact, level: str | None, *sets: ParameterSet) -> py
 
 
 class ParameterFile:
-    """``parameters.yaml`` of a storage folder; a missing one says nothing."""
+    """``parameters.yaml`` of a storage folder; a missing file means all defaults."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def read(self) -> ParameterSet:
-        """What the file says."""
+        """The parameters in the file.
+
+        Raises:
+            ConfigError: the file cannot be read, or a name is unknown or a value impossible.
+        """
         return read_parameters(self.path) if self.path.exists() else ParameterSet({}, self.path)
 
     def changes(self, artefact: Artefact, level: str | None, given: Mapping[str, Any]) -> list[str]:
-        """A line for each given value that changes what the asset is made with."""
+        """One line for each given value that differs from the value in effect."""
         where = words_of(level) if artefact.by_level and level is not None else "all levels"
         return [
             f"{self.path.name}: {artefact.name}.{name} of {where} is {value!r}, was {before!r}"
@@ -212,10 +221,10 @@ class ParameterFile:
         ]
 
     def remember(self, artefact: Artefact, level: str | None, given: Mapping[str, Any]) -> list[str]:
-        """Write what :meth:`changes` names into the file; returns its lines."""
+        """Write the given values that differ to the file; returns the lines of :meth:`changes`."""
         if not given or not self.changes(artefact, level, given):
             return []
-        # One writer at a time: runs of several levels end when they end.
+        # Runs of several levels may write at the same time.
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(self.path.with_name(".parameters.lock"), wait=True):
             lines, said = self.changes(artefact, level, given), self.read()
@@ -234,7 +243,7 @@ class ParameterFile:
 def _changed(
     said: ParameterSet, artefact: Artefact, level: str | None, given: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Field -> (what the file says, what is given), where these differ."""
+    """Parameter -> (value in effect, given value), where these differ."""
     over = ParameterSet({artefact.name: dict(given)} if given else {}, COMMAND_LINE)
     before, after = (
         options_of(artefact, level, *sets).model_dump(mode="json") for sets in ((said,), (said, over))
@@ -246,7 +255,7 @@ def read_parameters(path: str | Path) -> ParameterSet:
     """Read a YAML file of parameters.
 
     Raises:
-        ConfigError: it cannot be read, or says something unknown or impossible.
+        ConfigError: it cannot be read, or a name is unknown or a value impossible.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -254,7 +263,7 @@ def read_parameters(path: str | Path) -> ParameterSet:
         raise ConfigError(
             f"cannot be read ({error.strerror})", path=path, remedy="Check its permissions"
         ) from error
-    except Exception as error:  # of text that is no YAML, its reader raises nearly anything
+    except Exception as error:  # on invalid YAML the parser raises many kinds of errors
         raise ConfigError(f"cannot be read ({error!s:.200})", path=path) from error
     return ParameterSet({} if content is None else content, Path(path))
 
@@ -263,7 +272,7 @@ def parse_settings(pairs: list[str]) -> ParameterSet:
     """``["lr=0.01", "patch_store.backend=hdf5"]`` as parameters; values are YAML scalars or lists.
 
     Raises:
-        ConfigError: a pair is not ``key=value``, or says something unknown or impossible.
+        ConfigError: a pair is not ``key=value``, a name is unknown or a value impossible.
     """
     content: dict[str, Any] = {}
     for pair in pairs:
@@ -280,7 +289,7 @@ def parse_settings(pairs: list[str]) -> ParameterSet:
 
 
 def _launchpad_type(name: str, annotation: Any) -> Any:
-    """The type of an option that Dagster's forms know: choices become an enumeration."""
+    """The type of an option as Dagster's config supports it: a ``Literal`` becomes an enumeration."""
     choices = _without_none(annotation)
     if typing.get_origin(choices) is typing.Literal:
         return enum.Enum(name, {str(choice): choice for choice in typing.get_args(choices)})
@@ -288,7 +297,7 @@ def _launchpad_type(name: str, annotation: Any) -> Any:
 
 
 def _bounds(option: pydantic.fields.FieldInfo) -> str:
-    """What values an option takes, in words: Dagster's forms know types and choices, no bounds."""
+    """The bounds of an option in words, because Dagster's config types cannot express them."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     found = [
         f"{word} {getattr(bound, name):g}"
@@ -306,7 +315,7 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _plain(artefact: Artefact, name: str, value: Any) -> Any:
-    """``none`` is None for an option that may have no value and is no text."""
+    """The value, with the text ``none`` as None for an option that may be None and is not a string."""
     option = artefact.options.model_fields.get(name)
     if option is None or not isinstance(value, str) or value.lower() != "none":
         return value
@@ -315,8 +324,8 @@ def _plain(artefact: Artefact, name: str, value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    # Not `repr`: a few lines of YAML can name one list a million times, and nest deeper than Python goes.
+    # `repr` could be endless: with aliases, a few lines of YAML can repeat one list a million times.
     try:
         return _BRIEF.repr(value)
-    except ValueError:  # a whole number of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python converts to text
         return "a number"

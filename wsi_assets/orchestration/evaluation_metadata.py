@@ -1,4 +1,4 @@
-"""What the report and the UI show of an evaluation, gathered from the artefacts of a level."""
+"""Data for the report and for the UI metadata of an evaluation, from the artefacts of a level."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wsi_assets.evaluation import Evaluation, Metric, ReportContext
 
 HEATMAPS_SHOWN = 3
-"""Beside the metrics in the UI; the report has them all."""
+"""Number of heatmaps in the UI's metadata; the report has all of them."""
 
 
 SPLIT_COLUMNS = ("patient", "side", "slides", "tumor", "normal")
@@ -46,22 +46,25 @@ def model_card(best: Path) -> dict[str, Any]:
 def report_context(
     storage: StorageResource, level: str, metrics: Mapping[str, Metric] | None = None
 ) -> ReportContext:
-    """Counts, split, curves, exclusions, repairs and parameters of the level, from its artefacts.
+    """Counts, split, training curves, left-out slides, annotation repairs and parameters of a level.
 
     Args:
-        metrics: of :func:`headline`, to set beside those of the model before a round of hard negatives.
+        metrics: result of :func:`headline`, to be compared with those before a round of hard negatives.
+
+    Raises:
+        ModelError: the card of the model is missing or damaged.
     """
     from wsi_assets.evaluation import ReportContext
     from wsi_assets.index import slide_table
 
-    above = {artefact.name: artefact for artefact in level_chain() if artefact.name != "evaluation"}
-    records = {name: storage.record(artefact, level) for name, artefact in above.items()}
+    upstream = {artefact.name: artefact for artefact in level_chain() if artefact.name != "evaluation"}
+    records = {name: storage.record(artefact, level) for name, artefact in upstream.items()}
     known = {name: record for name, record in records.items() if record is not None}
-    facts = {name: known[name].facts if name in known else {} for name in above}
-    sampled = read_plain_pickle(storage.artefact(above["sampled_index"], level))
+    facts = {name: known[name].facts if name in known else {} for name in upstream}
+    sampled = read_plain_pickle(storage.artefact(upstream["sampled_index"], level))
     counts = slide_table(sampled)
     magnifications = {row["magnification"] for row in counts}
-    card = model_card(storage.artefact(above["trained_model"], level) / "best.pt")
+    card = model_card(storage.artefact(upstream["trained_model"], level) / "best.pt")
     split = card.get("split") or {}
     folders = {"/".join(Path(entry["slide_path"]).parts[-3:-1]) for entry in sampled.values()}
     return ReportContext(
@@ -74,16 +77,16 @@ def report_context(
         counts=counts,
         split=[{name: row[name] for name in SPLIT_COLUMNS} for row in split.get("rows", [])],
         split_notes=tuple(facts["trained_model"].get("warnings", {}).values()),
-        warnings=tuple(storage.failed_checks(above.values(), level)),
+        warnings=tuple(storage.failed_checks(upstream.values(), level)),
         cross_validation=_cross_validation(storage, level),
         hard_negatives=_hard_negatives(
             facts["sampled_index"].get("hard_negatives"),
-            storage.artefact(above["test_predictions"], level),
+            storage.artefact(upstream["test_predictions"], level),
             metrics,
         ),
         epochs=read_epochs(storage.level_folder(level) / "epoch_losses.csv"),
         left_out=facts["slide_index"].get("left_out"),
-        quarantined=_quarantined(storage.artefact(above["patch_store"], level)),
+        quarantined=_quarantined(storage.artefact(upstream["patch_store"], level)),
         audit=_audit(storage, sampled),
         config={
             f"{name}.{parameter}": value
@@ -93,16 +96,16 @@ def report_context(
         changed=[
             f"{name}.{parameter}"
             for name, record in known.items()
-            for parameter, default in above[name].options().model_dump(mode="json").items()
+            for parameter, default in upstream[name].options().model_dump(mode="json").items()
             if record.parameters.get(parameter) != default
         ],
-        seconds={name: said["seconds"] for name, said in facts.items() if "seconds" in said},
+        seconds={name: found["seconds"] for name, found in facts.items() if "seconds" in found},
         mlflow_url=storage.mlflow_note(level).get("page"),
     )
 
 
 def _model(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What a reader must know of the model."""
+    """Network, weights, epoch and library versions of a model, from its card."""
     provenance = card.get("provenance") or {}
     known = {
         "network": (card.get("model") or {}).get("name"),
@@ -114,7 +117,7 @@ def _model(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def headline(outcome: Evaluation) -> dict[str, Metric]:
-    """The metrics a reader asks for first; one that could not be computed carries its reason."""
+    """The main metrics by name; one that could not be computed has a ``reason``."""
     from wsi_assets.evaluation import Metric
 
     default = outcome.patch.at_default
@@ -131,7 +134,7 @@ def headline(outcome: Evaluation) -> dict[str, Metric]:
 
 
 def metric_rows(metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
-    """One row a metric, with its 95 % interval, or why it is missing."""
+    """One row per metric, with its 95 % interval or the reason why it is missing."""
     columns = ("metric", "value", "low (95 %)", "high (95 %)", "remark")
     return [
         dict(zip(columns, (name, one.value, one.low, one.high, one.reason or ""), strict=True))
@@ -140,9 +143,9 @@ def metric_rows(metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
 
 
 def heatmap_pictures(outcome: Evaluation, folder: Path) -> dict[str, dg.MetadataValue]:
-    """Heatmaps of the slides that look most like tumor, from the written report."""
-    most = [score.slide_id for score in outcome.slide.ranking[:HEATMAPS_SHOWN]]
-    files = {slide_id: folder / "heatmaps" / f"{slide_id}.png" for slide_id in most}
+    """Heatmaps of the slides with the highest scores, read from the report in ``folder``."""
+    highest = [score.slide_id for score in outcome.slide.ranking[:HEATMAPS_SHOWN]]
+    files = {slide_id: folder / "heatmaps" / f"{slide_id}.png" for slide_id in highest}
     return {
         f"heatmap_{slide_id}": picture(file.read_bytes(), f"heatmap of {slide_id}")
         for slide_id, file in files.items()
@@ -160,7 +163,7 @@ def read_epochs(path: Path) -> list[dict[str, float]] | None:
 
 
 def _cross_validation(storage: StorageResource, level: str) -> dict[str, Any] | None:
-    """Folds, mean and spread, if they are of the model in use."""
+    """Contents of ``folds.json``; None if the cross-validation is not of the current model."""
     named = {artefact.name: artefact for artefact in all_artefacts()}
     record = storage.record(named["cross_validation"], level)
     model = storage.version(named["trained_model"], level)
@@ -173,7 +176,7 @@ def _cross_validation(storage: StorageResource, level: str) -> dict[str, Any] | 
 def _hard_negatives(
     used: Mapping[str, Any] | None, predictions: Path, metrics: Mapping[str, Metric]
 ) -> dict[str, Any] | None:
-    """The round that was learned from, with the metrics before and after, if of the same test slides."""
+    """The round of hard negatives used in training; metrics before and after only if the test patches agree."""
     if not used:
         return None
     before, rows = used["before"] or {}, []
@@ -188,7 +191,7 @@ def _hard_negatives(
 
 
 def _quarantined(pointer: Path) -> list[dict[str, Any]]:
-    """Rows of the patches that could not be read, from the store itself."""
+    """The patches that could not be read, as the store lists them."""
     from wsi_assets.patches import open_store
 
     with open_store(store_named_by(pointer)) as store:
@@ -196,7 +199,7 @@ def _quarantined(pointer: Path) -> list[dict[str, Any]]:
 
 
 def _audit(storage: StorageResource, slide_ids: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Annotations that were not taken as drawn, over the slides of the level."""
+    """Annotations of these slides that were repaired, changed or ignored."""
     (annotation,) = (one for one in slide_artefacts() if one.name == "annotation_regions")
     records = {slide_id: storage.record(annotation, slide_id) for slide_id in slide_ids}
     return [

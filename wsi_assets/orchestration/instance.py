@@ -1,4 +1,4 @@
-"""The Dagster home: one folder of runs and events that the command line and the UI share."""
+"""The Dagster home: the folder of runs and events that the command line and the UI share."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.settings import Settings
 
 LOCATION = "wsi_assets.definitions"
-"""The module of the definitions, and the name of their code location."""
+"""Module of the Dagster definitions; also the name of the code location."""
 
 
 def prepare_home(settings: Settings) -> Path:
-    """Create the home if it is not there and make it, and the settings, this process's environment.
+    """Create the Dagster home and set the environment variables of this process for it and for ``settings``.
 
-    ``DAGSTER_HOME`` is respected; by default the home is ``dagster_home`` in the storage folder. An existing
-    ``dagster.yaml`` is never overwritten.
+    The home is ``DAGSTER_HOME``, by default ``dagster_home`` in the storage folder. An existing
+    ``dagster.yaml`` is kept.
+
+    Returns:
+        path of the home.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -43,10 +46,10 @@ def prepare_home(settings: Settings) -> Path:
 
 
 def isolated_home(home: Path) -> Settings:
-    """The settings of a folder that is complete in itself, such as the demo's.
+    """Settings for a self-contained folder, such as that of the demo.
 
-    From here on this process, and what it starts, knows no ``WSI_*`` variable, no ``DAGSTER_HOME`` and no
-    MLflow server: the demo's slides must not get into the records of a lab's own.
+    Removes the ``WSI_*`` variables, ``DAGSTER_HOME`` and ``MLFLOW_TRACKING_URI`` from the environment of this
+    process, so that the demo does not write to a lab's own Dagster home or MLflow server.
     """
     for name in list(os.environ):
         if name.startswith("WSI_") or name in ("DAGSTER_HOME", "MLFLOW_TRACKING_URI"):
@@ -56,9 +59,12 @@ def isolated_home(home: Path) -> Settings:
 
 @contextlib.contextmanager
 def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """The instance of the prepared home, for work in this process.
+    """Prepare the home and open its Dagster instance, for runs in this process.
 
-    What steps print is not kept: Dagster starts four processes a step for that, which break a Ctrl-C.
+    The output of steps is not captured: Dagster would start four processes per step, which break a Ctrl-C.
+
+    Raises:
+        ConfigError: the home cannot be written.
     """
     home = prepare_home(settings)
     unkept = {"module": "dagster.core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
@@ -70,16 +76,16 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
 
 def look_into_instance(settings: Settings) -> contextlib.AbstractContextManager[dg.DagsterInstance]:
-    """The instance of the home if there is one, else an empty one that leaves nothing behind."""
+    """The instance of the home if it exists, else a temporary empty one."""
     there = Path(os.environ.get("DAGSTER_HOME") or settings.storage_dir / "dagster_home").exists()
     return open_instance(settings) if there else dg.DagsterInstance.ephemeral()
 
 
 @contextlib.contextmanager
 def _swift_records(home: Path) -> Iterator[None]:
-    """While this is open, records in sqlite do not wait for the disk at every event; a run has hundreds.
+    """Within this context, SQLite does not wait for the disk at each of the hundreds of events of a run.
 
-    A power cut may cost the last events, never the database; artefacts have their records beside them.
+    A power cut may lose the last events but cannot damage the database; artefacts have their own records.
     """
     held: dict[str, sqlite3.Connection] = {}
     inside = f"{home}{os.sep}"
@@ -91,8 +97,9 @@ def _swift_records(home: Path) -> Iterator[None]:
         connection = sqlite3.connect(*arguments, **options)
         connection.execute("PRAGMA synchronous = NORMAL")
         if path not in held:
-            connection.execute("PRAGMA journal_mode = WAL")  # as Dagster does once its tables are made
-            # Dagster connects anew for every event, and the last one to close writes the whole log back.
+            connection.execute("PRAGMA journal_mode = WAL")  # Dagster sets this after creating its tables
+            # Dagster opens a connection for every event. Closing the last one writes the whole log into the
+            # database, so one connection is kept open.
             held[path] = sqlite3.connect(path, check_same_thread=False)
             held[path].execute("SELECT count(*) FROM sqlite_master").fetchone()
         return connection
@@ -107,6 +114,6 @@ def _swift_records(home: Path) -> Iterator[None]:
 
 
 def _shipped_settings() -> Path:
-    # In a checkout the file stands at the top, where `dg dev` reads it; the wheel carries it in this package.
+    # In a checkout the file is in the root folder, where `dg dev` reads it; a wheel has it in this package.
     installed = Path(__file__).with_name("dagster.yaml")
     return installed if installed.exists() else Path(__file__).parents[2] / "dagster.yaml"

@@ -1,9 +1,9 @@
-"""IO managers store and load: each publishes atomically and hands a light value downstream.
+"""IO managers that write artefacts atomically to the storage folder and load them for downstream assets.
 
-An asset says where it is stored in its metadata (``path_template``, e.g. ``{level}/index.pkl``); one
-that does not goes to ``<asset>/<partition>``. An asset that returns its provenance in its metadata gets it
-written beside the artefact. Every class works alone, in any graph, with any asset that returns what it
-stores.
+The path of an artefact comes from the asset's definition metadata (``path_template``, e.g.
+``{level}/index.pkl``), by default ``<asset>/<partition>``. If the output metadata contains a provenance
+record, it is written beside the artefact. The IO managers can be used in any Dagster project, for assets that
+return a value of the type that they store.
 """
 
 import os
@@ -32,11 +32,15 @@ if TYPE_CHECKING:
     from wsi_assets.patches import PatchStore, StagedStore
 
 PROVENANCE = "provenance"
-"""Metadata entry with the record of an artefact."""
+"""Name of the output metadata entry that contains the provenance record."""
 
 
 class StorageIOManager(dg.ConfigurableIOManager):
-    """What all have in common: where a partition lies, one stored a run, several loaded as a mapping."""
+    """Base class: one partition is stored per run; several partitions are loaded as a mapping by key.
+
+    Attributes:
+        storage_dir: folder below which all artefacts are stored.
+    """
 
     storage_dir: str
 
@@ -46,7 +50,7 @@ class StorageIOManager(dg.ConfigurableIOManager):
 
     @abstractmethod
     def load(self, path: Path) -> Any:
-        """A light handle of what lies at ``path``."""
+        """The value for downstream assets of the artefact at ``path``; large data is read later."""
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         keys = list(context.asset_partition_keys) if context.has_asset_partitions else [None]
@@ -61,7 +65,8 @@ class StorageIOManager(dg.ConfigurableIOManager):
             context.add_output_metadata(self.publish(path, obj, record and getattr(record, "value", record)))
 
     def publish(self, path: Path, value: Any, record: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Store a value and its record; a kill in between leaves the artefact unmade, never mislabelled."""
+        """Store a value and its record; returns metadata of what was written."""
+        # The old record goes first: after a kill in between, the artefact counts as not made.
         record_beside(path).unlink(missing_ok=True)
         stored = self.store(path, value)
         if record is not None:
@@ -73,14 +78,14 @@ class StorageIOManager(dg.ConfigurableIOManager):
             if not context.has_asset_partitions:
                 return self.load(self.path_of(context, None))
             keys = list(context.asset_partition_keys)
-            # By whose partitions they are, never by how many there happen to be.
+            # A mapping is loaded also if it has one entry: only the partition of this run is loaded alone.
             if context.has_partition_key and keys == [context.partition_key]:
                 return self.load(self.path_of(context, keys[0]))
             paths = {key: self.path_of(context, key) for key in keys}
             return {key: self.load(path) for key, path in paths.items() if path.exists()}
 
     def path_of(self, context: dg.InputContext | dg.OutputContext, partition: str | None) -> Path:
-        """Where a partition of the asset lies."""
+        """Path of a partition of the asset; None is the asset without partitions."""
         output = context.upstream_output if isinstance(context, dg.InputContext) else context
         template = ((output.definition_metadata if output else None) or {}).get("path_template")
         asset = "__".join(context.asset_key.path)
@@ -90,7 +95,7 @@ class StorageIOManager(dg.ConfigurableIOManager):
 
 
 class PickleIOManager(StorageIOManager):
-    """Plain values as pickles that load anywhere; one that names a class is refused on reading."""
+    """Stores lists, dictionaries and other plain values as pickles; a pickle with a class is not loaded."""
 
     def store(self, path: Path, value: Any) -> dict[str, Any]:
         write_plain_pickle(path, value)
@@ -101,10 +106,13 @@ class PickleIOManager(StorageIOManager):
 
 
 class PatchStoreIOManager(StorageIOManager):
-    """A store that an asset built, or a new one of (key, pixels, label) triples; a lazy handle downstream.
+    """Stores patches: a staged store, or an iterable of (key, pixels, label) triples.
 
-    The file at an asset's path names the store in use beside it, so that a reader opens the right one
-    whatever comes next. ``backend`` is that of triples.
+    The file at the asset's path names the store beside it that is in use. Downstream assets get an open
+    store, which reads patches on demand.
+
+    Attributes:
+        backend: format of a store written from triples.
     """
 
     backend: Backend = "lmdb"
@@ -134,26 +142,26 @@ class PatchStoreIOManager(StorageIOManager):
 
 
 class LmdbIOManager(PatchStoreIOManager):
-    """Triples as one LMDB environment, ``patches_lmdb/``."""
+    """Stores triples in one LMDB environment, ``patches_lmdb/``."""
 
 
 class Hdf5IOManager(PatchStoreIOManager):
-    """Triples as one HDF5 file, ``patches.h5``."""
+    """Stores triples in one HDF5 file, ``patches.h5``."""
 
     backend: Backend = "hdf5"
 
 
 class PngFolderIOManager(PatchStoreIOManager):
-    """Triples as a folder of PNG files by class, ``image_patches/``."""
+    """Stores triples in a folder of PNG files by class, ``image_patches/``."""
 
     backend: Backend = "fs"
 
 
 class ModelIOManager(StorageIOManager):
-    """Publishes the ``checkpoints/`` and ``epoch_losses.csv`` of a finished training's folder.
+    """Publishes ``checkpoints/`` and ``epoch_losses.csv`` from the folder of a finished training.
 
-    A training in progress writes elsewhere, so a level keeps its old model until the new one is whole.
-    Downstream gets the path of ``best.pt``; the weights are read where they are used.
+    Training writes to a folder of its own, so a level keeps its old model until the new one is complete.
+    Downstream assets get the path of ``best.pt``.
     """
 
     def store(self, path: Path, value: Path) -> dict[str, Any]:
@@ -179,7 +187,7 @@ class ModelIOManager(StorageIOManager):
 
 
 class ReportIOManager(StorageIOManager):
-    """Publishes a folder that an asset wrote, whole; downstream gets the folder's path."""
+    """Publishes a folder of files that an asset wrote; downstream assets get the path of the folder."""
 
     def store(self, path: Path, value: Path) -> dict[str, Any]:
         with publish_folder(path) as unfinished:

@@ -1,4 +1,4 @@
-"""What of a cohort is missing or out of date, decided from artefacts, their records and the parameters."""
+"""Decide which artefacts are missing or out of date, from files, provenance records and parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ def stale_slides(
     slides: Mapping[str, Seen],
     *parameters: ParameterSet,
 ) -> dict[str, str]:
-    """Slide id -> why its regions must be made again, of slides whose files hold ``slides`` now."""
+    """Slide id -> reason why ``artefact`` must be made, for the slides for which it must.
+
+    Args:
+        slides: slide id -> its files as they are now.
+        parameters: parameter sets, the later over the earlier.
+    """
     used = options_of(artefact, None, *parameters).model_dump(mode="json")
     stale = {}
     for slide_id, files in sorted(slides.items()):
@@ -41,10 +46,15 @@ def stale_artefacts(
     usable: Mapping[str, list[str]],
     *parameters: ParameterSet,
 ) -> dict[str, str]:
-    """Name -> why it must be made again, of a level's assets in order; what depends on it follows.
+    """Asset name -> reason why it must be made, for a level, in order.
 
-    Of the same inputs the same is made again, so nothing below a deleted store has to follow; below a
-    model it has to, as that is another one when it is trained again. ``usable`` is of :func:`usable_slides`.
+    An artefact that is made again with the same inputs is the same as before, so what depends on it stays up
+    to date. A model is the exception: a second training gives other weights.
+
+    Args:
+        chain: artefacts to consider, each after its inputs.
+        usable: slide id -> versions of its regions, see :func:`usable_slides`.
+        parameters: parameter sets, the later over the earlier.
     """
     stale: dict[str, str] = {}
     optional = {one for artefact in chain for one in artefact.inputs if one.optional}
@@ -69,9 +79,9 @@ def stale_artefacts(
 def inputs_of_level(
     artefact: Artefact, usable: Mapping[str, list[str]], versions: Mapping[str, str | None]
 ) -> dict[str, Any]:
-    """What an artefact of a level is made from, as its record keeps it."""
+    """The inputs of an artefact of a level and their versions, as written to its record."""
     if artefact.gathers_slides:
-        # One digest for however many slides.
+        # One digest, because a cohort may have thousands of slides.
         return {"slides": digest(dict(usable)), "slide_count": len(usable)}
     return {one.name: versions.get(one.name) for one in artefact.inputs if one.by_level}
 
@@ -79,9 +89,15 @@ def inputs_of_level(
 def usable_slides(
     storage: StorageResource, folder: SlideFolderResource, instance: dg.DagsterInstance
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Slide id -> versions of its regions, of those a level can be made from; slide id -> why it is left out.
+    """The registered slides that a level can be made from, and those that it cannot.
 
-    Where a file lies does not count: the slides may move, and nothing is to be made again.
+    The paths of files do not matter: slides may be moved without being made again.
+
+    Returns:
+        slide id -> versions of its regions, and slide id -> reason why it is left out.
+
+    Raises:
+        SlideError: the folder of slides cannot be listed.
     """
     registered = instance.get_dynamic_partitions(SLIDES.name)
     found = {slide.slide_id for slide in folder.list().slides}
@@ -95,7 +111,9 @@ def usable_slides(
         for artefact in slide_artefacts():
             record = storage.record(artefact, slide_id)
             if record is None:
-                left_out[slide_id] = f"it has no {artefact.name}; see why they failed, or materialize them"
+                left_out[slide_id] = (
+                    f"it has no {artefact.name}: if they failed, correct the cause; then materialize them"
+                )
                 break
             if any(
                 source in seen and record.inputs.get(source) != seen[source].version
