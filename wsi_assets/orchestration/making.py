@@ -1,4 +1,4 @@
-"""One artefact of a level in the making: its options, and the result that carries its provenance."""
+"""``Making``: options, inputs, timing and provenance record of one materialization."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from wsi_assets.slides.resolution import Resolution
 
 
 class Making:
-    """Opened at the start of an asset, closed with :meth:`result`.
+    """One materialization of an asset: created at the start of the asset, finished by :meth:`result`.
 
     Args:
-        config: what somebody gave in the Launchpad or on the command line; the file and the defaults say the
-            rest. Given values are written to the file once the asset is made.
-        inputs: what it is made from, where that is not the recorded versions of the artefact's inputs.
-        level: of an asset of slides at levels, whose run may have several.
+        config: values from the Launchpad or the command line; all others come from ``parameters.yaml`` or are
+            defaults. Given values are written to ``parameters.yaml`` once the asset is made.
+        inputs: versions of the inputs, by default the recorded versions of the artefact's inputs.
+        level: key of the level, for an asset of slides at levels, whose run may have several levels.
 
     Raises:
         ConfigError: the partition is no level or magnification, or a value is unknown or impossible.
-        WsiAssetsError: a check that an input must pass has not passed.
+        WsiAssetsError: a blocking check of an input has not passed.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Making:
         self._given = {} if config is None else given_in(artefact, config)
         given = ParameterSet({artefact.name: self._given}, LAUNCHPAD)
         self.options: Any = options_of(artefact, self.partition, storage.parameters.read(), given)
-        above = [one for one in artefact.inputs if one.by_level]
-        recorded = {one.name: storage.version(one, self.partition) for one in above}
+        upstream = [one for one in artefact.inputs if one.by_level]
+        recorded = {one.name: storage.version(one, self.partition) for one in upstream}
         self.inputs = recorded if inputs is None else dict(inputs)
         self.inputs |= storage.feedback(artefact, self.partition, self.parameters)
         self._started = time.monotonic()
@@ -72,7 +72,7 @@ class Making:
         return self.options.model_dump(mode="json")
 
     def keep_parameters(self) -> None:
-        """Write the given values into ``parameters.yaml``."""
+        """Write the values of ``config`` to ``parameters.yaml``."""
         for line in self.storage.parameters.remember(self.artefact, self.partition, self._given):
             self.context.log.info(line)
 
@@ -83,7 +83,7 @@ class Making:
         facts: Mapping[str, Any],
         content: str | None = None,
     ) -> Record:
-        """The provenance of what was made."""
+        """The provenance record of a partition; arguments as of :meth:`result`."""
         recipe = recipe_of(self.artefact, self.parameters, inputs)
         return Record(
             asset=self.artefact.name,
@@ -105,19 +105,19 @@ class Making:
         metadata: Mapping[str, Any] | None = None,
         content: str | None = None,
     ) -> dg.MaterializeResult:
-        """What the asset returns.
+        """The value that the asset returns to Dagster; also stores the given parameters.
 
         Args:
-            facts: small plain figures, kept in the record and shown in the UI.
-            metadata: what only the UI shows.
-            content: digest of what was made, where the same recipe does not give the same again.
+            facts: small plain values, stored in the record and shown in the UI.
+            metadata: further entries for the UI.
+            content: digest of the contents, for an artefact that is not reproducible.
         """
         seconds = round(time.monotonic() - self._started, 2)
         record = self.record(self.partition, self.inputs, {**facts, "seconds": seconds}, content)
         self.keep_parameters()
         return dg.MaterializeResult(
             value=value,
-            # Pictures are what people look for first.
+            # Pictures first: the UI keeps this order.
             metadata={
                 **(metadata or {}),
                 **{name: fact for name, fact in facts.items() if fact not in (None, {}, [])},

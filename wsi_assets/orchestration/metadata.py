@@ -1,4 +1,4 @@
-"""What assets say: progress to the log and the terminal, one clear line for a user's mistake, metadata."""
+"""Progress, errors and metadata of assets, for the Dagster log, the UI and the terminal."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from wsi_assets.progress import Progress
 LOG_EVERY_SECONDS = 10.0
 
 MAX_PICTURE_BYTES = 80_000
-"""Inline pictures live in the event database and are sent with every page that shows them."""
+"""Largest inline picture: the event database stores it, and the UI loads it with every page that shows it."""
 
 MAX_PICTURE_WIDTH = 1100
-"""Pixels; the UI shows a picture as large as it is and cuts off what its dialog has no space for."""
+"""Largest width in pixels: the UI does not scale pictures and crops those that are wider than its dialog."""
 
 _terminal: ContextVar[Progress | None] = ContextVar("terminal_progress", default=None)
 
 
 @contextlib.contextmanager
 def progress_on_terminal(listener: Progress) -> Iterator[None]:
-    """While this is open, ``listener`` also gets the progress of assets run in this process."""
+    """Within this context, ``listener`` also gets the progress of assets that run in this process."""
     token = _terminal.set(listener)
     try:
         yield
@@ -38,7 +38,12 @@ def progress_on_terminal(listener: Progress) -> Iterator[None]:
 
 
 def progress_to(log: Any, clock: Callable[[], float] = time.monotonic) -> Progress:
-    """A :class:`Progress` that writes rate and time left to a Dagster log, at most every ten seconds."""
+    """A :class:`Progress` that writes rate and time left to a Dagster log, at most every ten seconds.
+
+    Args:
+        log: a Dagster log manager.
+        clock: returns the time in seconds.
+    """
     started: dict[str, tuple[float, int, int]] = {}
     last = clock()
 
@@ -49,7 +54,7 @@ def progress_to(log: Any, clock: Callable[[], float] = time.monotonic) -> Progre
         if listener is not None:
             listener(done, total, what)
         begin, begin_done, before = started.get(what, (now, done, done))
-        if done < before:  # the next slide's
+        if done < before:  # the count starts again with the next slide
             begin, begin_done = now, done
         started[what] = begin, begin_done, done
         if now - last < LOG_EVERY_SECONDS and done < total:
@@ -64,9 +69,15 @@ def progress_to(log: Any, clock: Callable[[], float] = time.monotonic) -> Progre
 
 @contextlib.contextmanager
 def user_errors_as_failures(writes_to: Path | None = None) -> Iterator[None]:
-    """Turn a user's mistake into one line in the UI, without a traceback and without a retry.
+    """Raise errors that a user can correct as ``dg.Failure``: one line in the UI, no traceback, no retry.
 
-    A full disk is one too, perhaps that of the folder ``writes_to``: an error of a write names no file.
+    This includes disk errors, such as a full disk.
+
+    Args:
+        writes_to: folder named in the message of a disk error that does not name a file itself.
+
+    Raises:
+        Failure: a ``WsiAssetsError`` or a disk error occurred; other errors are raised unchanged.
     """
     try:
         yield
@@ -80,14 +91,19 @@ def user_errors_as_failures(writes_to: Path | None = None) -> Iterator[None]:
 
 
 def picture(image: bytes, alt: str) -> dg.MetadataValue:
-    """An inline picture (PNG or JPEG bytes) for the UI, made smaller until it fits the event database."""
+    """An inline picture for the UI, scaled down to :data:`MAX_PICTURE_BYTES` and :data:`MAX_PICTURE_WIDTH`.
+
+    Args:
+        image: bytes of a PNG or JPEG file.
+        alt: text shown in place of the picture.
+    """
     image = _small_enough(image)
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     return dg.MetadataValue.md(f"![{alt}](data:image/{kind};base64,{base64.b64encode(image).decode()})")
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> dg.MetadataValue:
-    """A table for the UI from rows of plain values; the first row gives the columns where none are named."""
+    """A table for the UI from rows of plain values; by default the columns are those of the first row."""
     names = list(columns or (rows[0] if rows else ["nothing"]))
     records = [dg.TableRecord({name: _cell(row.get(name)) for name in names}) for row in rows]
     schema = None if records else dg.TableSchema([dg.TableColumn(name) for name in names])
@@ -95,7 +111,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
 
 
 def rounded(value: float | None) -> float | str:
-    """A number as one reads it: four significant digits."""
+    """A number with four significant digits; "unknown" for None."""
     return "unknown" if value is None else float(f"{value:.4g}")
 
 
@@ -117,6 +133,6 @@ def _small_enough(image: bytes) -> bytes:
 
 def _cell(value: Any) -> str | int | float | bool | None:
     if isinstance(value, float):
-        # The last learning rates of a training are under 0.0001.
+        # Significant digits for small numbers: learning rates go below 0.0001.
         return round(value, 4) if abs(value) >= 0.1 else float(f"{value:.4g}")
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)

@@ -1,7 +1,7 @@
-"""MLflow: one run a training, with its parameters, the metrics of each epoch, its files and the model.
+"""MLflow logging: one run per training, with parameters, metrics of each epoch, files and the model.
 
-A training outlives its bookkeeping: when MLflow cannot be reached this warns once and the training goes on.
-``wsi-assets log --level N`` logs a finished training from its files.
+A failure of MLflow does not stop a training: it is reported in one warning, and the training goes on.
+``wsi-assets log --level N`` logs a finished training later, from its files.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ Warn = Callable[[str], None]
 
 EXPERIMENT = "wsi_assets"
 MAX_PARAMETER_LENGTH = 500
-"""Characters every MLflow store takes."""
+"""Number of characters that every MLflow store accepts."""
 
 CLIENT_SETTINGS = {
-    # By default a server that is away is asked eight times over four minutes, for every single call.
+    # By default each call to an unreachable server is retried for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    # What a hospital computes is nobody else's business.
+    # Nothing about a hospital's work may leave its network.
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # The run's page is in the metadata; a line here would break into the progress bars.
+    # A printed line would disturb the progress bars; the link to the run is in the metadata.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""For MLflow's client in this process, where the user has not set them."""
+"""Environment variables for MLflow's client in this process; values set by the user are kept."""
 
 
 class TrainingRun:
-    """The MLflow run of one training; after the first failure it takes everything and logs nothing.
+    """The MLflow run of one training; after a first failure of MLflow, all further calls do nothing.
 
     Attributes:
-        run_id, url: of the run and its page, None while there is no run.
-        note: what the storage folder keeps of it, for what is measured later.
+        run_id: id of the run; None if there is none.
+        url: address of the page of the run; None if there is no run.
+        note: contents of ``mlflow_run.json``, by which an evaluation finds the run.
     """
 
     def __init__(self, level: str, warn: Warn):
@@ -57,7 +58,7 @@ class TrainingRun:
         self.note: dict[str, Any] = {}
 
     def log(self, write: Callable[[Any], Any]) -> None:
-        """Do something with the ``mlflow`` module while this run is the active one."""
+        """Call ``write`` with the ``mlflow`` module; errors become one warning."""
         if self._is_away:
             return
         import mlflow
@@ -66,10 +67,10 @@ class TrainingRun:
             write(mlflow)
         except Exception as error:  # whatever MLflow, its database or the network raise
             self._is_away = True
-            with contextlib.suppress(Exception):  # ends what is known of the run here; the server is away
+            with contextlib.suppress(Exception):  # ends the run in this process, even without a server
                 mlflow.end_run("FAILED")
             self._warn(
-                f"MLflow does not take this training ({one_line(error)[:300]}); it goes on. Log it later "
+                f"MLflow does not log this training ({one_line(error)[:300]}); it goes on. Log it later "
                 f"with wsi-assets log {option_of(self.level)}"
             )
 
@@ -82,7 +83,10 @@ class TrainingRun:
 class MlflowResource(dg.ConfigurableResource):
     """Logs to an MLflow server, or by default to ``mlflow.db`` in the storage folder.
 
-    ``pages_url`` is where that file is shown, for links: the address of ``wsi-assets ui``'s MLflow.
+    Attributes:
+        storage_dir: the storage folder.
+        tracking_uri: address of the server; None for ``mlflow.db``.
+        pages_url: address at which ``wsi-assets ui`` serves the pages of ``mlflow.db``, for links.
     """
 
     storage_dir: str
@@ -106,15 +110,15 @@ class MlflowResource(dg.ConfigurableResource):
         return self.tracking_uri or f"sqlite:///{self.storage.mlflow_database}"
 
     def client(self) -> Any:
-        """The ``mlflow`` module, set to this server."""
+        """The ``mlflow`` module, configured for this server or database."""
         for name, value in CLIENT_SETTINGS.items():
             os.environ.setdefault(name, value)
         import mlflow
 
-        # Creating the local database is no news to a user, and breaks into the progress bars.
+        # Messages about the creation of the local database would disturb the progress bars.
         for name in ("alembic", "mlflow.tracking.fluent", "mlflow.system_metrics"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        # What it logs of a full disk as tracebacks is one warning of ours.
+        # On a full disk this logger prints tracebacks; the user gets one warning instead.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         if self.tracking_uri is None:
             self.storage.root.mkdir(parents=True, exist_ok=True)
@@ -122,12 +126,13 @@ class MlflowResource(dg.ConfigurableResource):
         return mlflow
 
     def experiment(self, mlflow: Any) -> str:
-        """The id of the experiment, created when it is first needed."""
-        # A server knows its own artefact store; the local one lies beside its database.
+        """Id of the experiment, which is created on first use."""
+        # A server has its own artifact store; local artifacts are stored beside the database.
         location = None if self.tracking_uri else self.storage.mlflow_artifacts.as_uri()
         name, found = EXPERIMENT, mlflow.get_experiment_by_name(EXPERIMENT)
         if found is not None and location not in (None, found.artifact_location):
-            # An experiment keeps its place: that of a folder that was moved would write where it had been.
+            # An experiment keeps its artifact folder for ever. After the storage folder was moved, another
+            # experiment is needed, or artifacts would be written to the old place.
             name = f"{EXPERIMENT} in {self.storage.root.name} {digest(location)[:6]}"
             found = mlflow.get_experiment_by_name(name)
         if found is not None:
@@ -138,7 +143,14 @@ class MlflowResource(dg.ConfigurableResource):
     def training_run(
         self, level: str, parameters: Mapping[str, Any], tags: Mapping[str, Any], warn: Warn
     ) -> Iterator[TrainingRun]:
-        """The run of a training, ended as FINISHED or FAILED; a finished one is noted as the level's."""
+        """Start a run and end it as FINISHED or FAILED; a finished one becomes the run of the level.
+
+        Args:
+            level: key of the level.
+            parameters: parameters of the training.
+            tags: further tags of the run.
+            warn: is called with one line if MLflow fails.
+        """
         run = TrainingRun(level, warn)
         run.log(lambda _: self._start(run, parameters, tags))
         try:
@@ -154,10 +166,12 @@ class MlflowResource(dg.ConfigurableResource):
             write_json(note, run.note)
 
     def champion(self, level: str) -> tuple[Path, str]:
-        """The folder of the model that has the alias champion, copied here once, and its version.
+        """Folder and version of the level's registered model with the alias ``champion``.
+
+        The model is downloaded once, to ``champions`` in the storage folder.
 
         Raises:
-            ModelError: MLflow is away, or no version of the level's registered model has it.
+            ModelError: MLflow cannot be reached, or no version of the registered model has the alias.
         """
         name = registered_name(level)
         try:
@@ -180,7 +194,7 @@ class MlflowResource(dg.ConfigurableResource):
             ) from error
 
     def _start(self, run: TrainingRun, parameters: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
-        """Begin the run, which also measures the machine."""
+        """Start the run, with system metrics, and log the parameters."""
         mlflow = self.client()
         experiment = self.experiment(mlflow)
         versions = {f"version.{name}": version(name) for name in ("wsi-assets", "torch", "timm")}
@@ -196,7 +210,11 @@ class MlflowResource(dg.ConfigurableResource):
         mlflow.log_params({name: str(value)[:MAX_PARAMETER_LENGTH] for name, value in parameters.items()})
 
     def add_comparison(self, pages: Path, warn: Warn) -> str | None:
-        """Log the folder ``pages`` to the run of all comparisons; returns the address of the page there."""
+        """Log the folder ``pages`` to the run that holds the comparison of levels.
+
+        Returns:
+            address of the page in MLflow; None if MLflow fails.
+        """
         try:
             mlflow = self.client()
             experiment = self.experiment(mlflow)
@@ -209,7 +227,7 @@ class MlflowResource(dg.ConfigurableResource):
             ) as run:
                 mlflow.log_artifacts(str(pages), "level_comparison")
         except Exception as error:  # whatever MLflow, its database or the network raise
-            warn(f"MLflow does not take the comparison ({one_line(error)[:300]}); this goes on")
+            warn(f"MLflow does not log the comparison ({one_line(error)[:300]}); the run goes on")
             return None
         page = self._page(experiment, run.info.run_id)
         return f"{page}/artifacts/level_comparison/comparison.html"
@@ -221,9 +239,12 @@ class MlflowResource(dg.ConfigurableResource):
     def add_evaluation(
         self, level: str, values: Mapping[str, float | None], report: Path, warn: Warn
     ) -> str | None:
-        """Add test metrics and the folder ``report`` to the run and the model of the level, if it has them.
+        """Add test metrics and the folder ``report`` to the MLflow run of the level's training.
 
-        ASAP's heatmaps stay in the storage. Returns the address of the page there.
+        The large TIFF heatmaps are not uploaded.
+
+        Returns:
+            address of the report in MLflow; None if the training was not logged there or MLflow fails.
         """
         noted = self.storage.mlflow_note(level)
         if noted.get("uri") != self.uri:
@@ -237,18 +258,18 @@ class MlflowResource(dg.ConfigurableResource):
                     place = Path("report") / file.relative_to(report).parent
                     mlflow.log_artifact(str(file), place.as_posix(), run_id=run_id)
         except Exception as error:  # as above
-            warn(f"MLflow does not take the evaluation ({one_line(error)[:300]}); this goes on")
+            warn(f"MLflow does not log the evaluation ({one_line(error)[:300]}); the run goes on")
             return None
         return f"{noted['page']}/artifacts/report/report.html"
 
 
 def registered_name(level: str) -> str:
-    """The name of a level's models in MLflow: wsi-level-4, wsi-10x."""
+    """Name of the registered model of a level in MLflow, e.g. wsi-level-4 or wsi-10x."""
     return f"wsi-{name_of(level).replace('_', '-')}"
 
 
 def runs_page(url: str, storage: StorageResource) -> str:
-    """Where MLflow shows all trainings, or its experiments while nothing was trained."""
+    """Address of the MLflow page of all trainings, or of its start page if there are none."""
     known = [note["experiment"] for level in storage.levels() if (note := storage.mlflow_note(level))]
     runs = f"/{known[0]}/runs?workflowType=machine_learning" if known else ""
     return f"{url}/#/experiments{runs}"
@@ -257,7 +278,13 @@ def runs_page(url: str, storage: StorageResource) -> str:
 def log_outcome(
     run: TrainingRun, folder: Path, card: Mapping[str, Any], pictures: Mapping[str, bytes] | None = None
 ) -> None:
-    """Log what a finished training left in ``folder``: its split, files, pictures and the model."""
+    """Log files, pictures and the model of a finished training.
+
+    Args:
+        folder: contains ``epoch_losses.csv`` and ``checkpoints/``.
+        card: contents of ``best.json``.
+        pictures: name -> bytes of a PNG file.
+    """
     from wsi_assets.orchestration.mlflow_pyfunc import log_model
 
     checkpoints = folder / "checkpoints"
@@ -268,7 +295,7 @@ def log_outcome(
         "split_unit": (card.get("split") or {}).get("unit"),
         "best_epoch": card.get("epoch"),
     }
-    # To compare runs by: of a curve MLflow's tables show the last value, not the best epoch's.
+    # MLflow's tables show the last value of a curve; these metrics are of the best epoch.
     best = _known({f"{name}_best": card.get(name) for name in ("val_loss", "val_auc")})
     counts = _known({f"patches_{name}": count for name, count in (card.get("counts") or {}).items()})
 
@@ -279,7 +306,7 @@ def log_outcome(
             mlflow.log_image(Image.open(io.BytesIO(image)), f"pictures/{name}.png")
         for file in (folder / "epoch_losses.csv", checkpoints / "best.pt", checkpoints / "best.json"):
             mlflow.log_artifact(str(file))
-        described = f"Tumor or normal, of patches of {what}. " + ", ".join(
+        described = f"Classifies patches as tumor or normal: {what}. " + ", ".join(
             f"{name} {value:.4g}" for name, value in best.items()
         )
         name = registered_name(run.level)
@@ -292,7 +319,10 @@ def log_outcome(
 
 
 def log_finished(resource: MlflowResource, level: str, warn: Warn) -> str | None:
-    """Log the finished training of a level from its files; returns the run's page, None if MLflow is away.
+    """Log the finished training of a level from its files.
+
+    Returns:
+        address of the page of the run; None if MLflow fails.
 
     Raises:
         ModelError: the level has no model, or its card is damaged.

@@ -1,8 +1,7 @@
-"""A trained model as MLflow stores, loads and serves it: ``best.pt`` itself, read by this module.
+"""A trained model as an MLflow pyfunc model, which consists of ``best.pt``, ``best.json`` and this loader.
 
-No module is pickled: the weights are the file that training published, loaded as weights only, so the
-registered model gives the same probabilities as :func:`wsi_assets.learning.load_model` and can run no code.
-Loading it needs this package installed, and no Dagster.
+The weights are loaded without unpickling code, and give the same probabilities as
+:func:`wsi_assets.learning.load_model`. Loading needs this package, but not Dagster.
 
     from mlflow import pyfunc
     detector = pyfunc.load_model("models:/wsi-level-4/latest")
@@ -26,7 +25,7 @@ BATCH = 64
 
 
 class ServedModel:
-    """What MLflow calls: probabilities of pixels, in batches, so that memory stays bounded."""
+    """The object that MLflow loads and serves; predicts in batches to limit memory."""
 
     def __init__(self, checkpoint: str | Path):
         from wsi_assets.learning import load_model
@@ -50,18 +49,25 @@ class ServedModel:
 
 
 def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int, description: str) -> str:
-    """Log ``best.pt`` and ``best.json`` of a training to the active run, and register them as ``name``.
+    """Log ``best.pt`` and ``best.json`` to the active run and register them as a new version of ``name``.
 
-    The new version gets the description and the alias ``current``; returns the id of the logged model.
+    The version gets the description and the alias ``current``.
+
+    Args:
+        checkpoints: folder of the two files.
+        patch_size: side of a patch in pixels.
+
+    Returns:
+        id of the logged model.
     """
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    # Unnamed: a named tensor would reach predict in a dictionary.
+    # The tensors have no name, because MLflow passes named tensors to `predict` as a dictionary.
     pixels = TensorSpec(np.dtype(np.uint8), (-1, patch_size, patch_size, 3))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, 2))
-    # What registering prints breaks into the progress bars.
+    # Messages of the registration would disturb the progress bars.
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stderr(io.StringIO()):
         model = Path(scratch) / "checkpoints"
         model.mkdir()
@@ -72,7 +78,7 @@ def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int, descri
             loader_module=__name__,
             data_path=str(model),
             signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
-            # Stated, not found out: that would start another Python and ask an index.
+            # To infer the requirements, MLflow would start another Python and query a package index.
             pip_requirements=[f"{one}=={version(one)}" for one in ("wsi-assets", "torch", "timm")],
             registered_model_name=name,
             await_registration_for=0,
@@ -84,5 +90,5 @@ def log_model(mlflow: Any, checkpoints: Path, name: str, patch_size: int, descri
 
 
 def _load_pyfunc(data_path: str) -> ServedModel:
-    """MLflow's name for what loads a model; ``data_path`` is the folder of ``best.pt``."""
+    """Load a model; MLflow calls this function by name with the folder of ``best.pt``."""
     return ServedModel(data_path)

@@ -1,7 +1,7 @@
-"""Runs whose process died without a word: they would be "started" for ever and keep their slots.
+"""Mark runs as failed whose process died: they would stay "started" and keep their concurrency slots.
 
-Dagster's code server notices when a run that it started dies, but not when it died itself (power cut, killed
-machine), and nobody watches runs of the command line. What was made stays; a new run continues.
+Dagster's code server notices the death of a run that it started, but not after it died itself (e.g. in a
+power cut), and it does not watch command-line runs. Finished artefacts stay; a new run continues.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ import dagster as dg
 import psutil
 
 GRACE_SECONDS = 60
-"""A run younger than this may not have logged its process yet."""
+"""A run younger than this may not have logged its process id yet."""
 
 
 def fail_orphaned_runs(instance: dg.DagsterInstance, say: Callable[[str], None]) -> list[str]:
-    """Mark runs as failed whose process is gone from this machine, and free their slots; returns their ids.
+    """Mark runs as failed whose process is not on this machine any more, and free their concurrency slots.
 
-    Only for a home in local files: on a shared database the process may live on another machine. Runs that no
-    process was started for are left to Dagster's own start timeout.
+    Does nothing if the run storage is not SQLite: with a shared database the process may be on another
+    machine. Runs whose process never started are left to Dagster's start timeout.
+
+    Args:
+        say: is called with one line for each of these runs.
+
+    Returns:
+        ids of these runs.
     """
     if "sqlite" not in type(instance.run_storage).__name__.lower():
         return []
     failed = []
-    begun_ones = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
-    for record in instance.get_run_records(dg.RunsFilter(statuses=begun_ones)):
+    unfinished = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    for record in instance.get_run_records(dg.RunsFilter(statuses=unfinished)):
         run, pid = record.dagster_run, process_of(instance, record.dagster_run.run_id)
         begun = record.start_time or record.create_timestamp.timestamp()
         if is_alive(pid, begun) or (pid is None and run.status is dg.DagsterRunStatus.STARTING):
@@ -43,7 +49,7 @@ def fail_orphaned_runs(instance: dg.DagsterInstance, say: Callable[[str], None])
 
 
 def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
-    """The process that a run logged outside of any step: its own; steps have processes of theirs."""
+    """Id of the process of a run: the last one logged outside of a step, since steps have own processes."""
     events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
     own = [one.dagster_event.engine_event_data.metadata for one in events if one.step_key is None]
     pids = [int(metadata["pid"].value) for metadata in own if "pid" in metadata]
@@ -51,9 +57,11 @@ def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
 
 
 def is_alive(pid: int | None, begun: float) -> bool:
-    """Whether a run begun then (seconds since 1970) can have a living process now.
+    """Whether a run may still have a living process.
 
-    A process younger than the run is another one that got the same number.
+    Args:
+        pid: id of its process; None if none was logged.
+        begun: start of the run in seconds since 1970. A process that started later only has the same id.
     """
     if pid is None:
         return abs(time.time() - begun) < GRACE_SECONDS
@@ -62,4 +70,4 @@ def is_alive(pid: int | None, begun: float) -> bool:
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
-        return True  # another user's, who may share this home
+        return True  # a process of another user, who may share this home

@@ -1,4 +1,4 @@
-"""Makes one slide asset for many slides in one run, so that ten thousand slides are not ten thousand runs."""
+"""Materialize many partitions of a slide asset in one run, because a run takes seconds to start."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from wsi_assets.orchestration.resources import WorkersResource
 from wsi_assets.patches.dask_executor import ClusterError
 
 SLIDES_PER_RUN = 50
-"""Slides whose regions one run of the daemon makes: a run costs seconds to start, and a long one hides a
-fault."""
+"""Slides in one run of the daemon: each run takes seconds to start, but a long run shows its faults late."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What was made of one slide: the value to store, versions of what it was made from, what to show.
+    """The result for one slide.
 
-    Without a value what is stored is up to date and stays.
+    Attributes:
+        value: value to store; None if the stored artefact is up to date and kept.
+        inputs: name of an input -> its version.
+        metadata: entries for the UI.
+        facts: small plain values for the provenance record.
     """
 
     value: Any
@@ -42,17 +45,17 @@ def make_slides(
     prepare: Callable[[str], Callable[[], Any]],
     finish: Callable[[str, Any], Made],
 ) -> dg.MaterializeResult:
-    """Make every partition of this run, each stored as it is made; one that cannot be made costs only itself.
+    """Make every partition of this run and store each one at once; a failed slide does not stop the others.
 
     Args:
-        makings: partition -> its making; those of one level, or of all slides, share one.
-        workers: where files are read; None is this process.
-        prepare: partition -> the reading of files, to be called in any process; raises what a user can mend.
-        finish: (partition, what was read) -> what is stored and shown.
+        makings: partition -> its ``Making``; partitions may share one.
+        workers: processes that read the files; None for this process.
+        prepare: partition -> function without arguments that reads the files and can run in any process.
+        finish: (partition, return value of that function) -> result to store.
 
     Raises:
-        Failure: at the end, naming the slides that could not be made; the others are made and logged.
-        WsiAssetsError: the disk or the workers fail, which no slide can help; those before it are made.
+        Failure: at the end, with the slides that failed; the others are made and logged.
+        WsiAssetsError: the disk or the workers fail; the slides before are made.
     """
     making = next(iter(makings.values()))
     progress, what = progress_to(making.context.log), f"slides: {making.artefact.name}"
@@ -82,7 +85,7 @@ def make_slides(
 def _read(
     slide_ids: list[str], prepare: Callable[[str], Callable[[], Any]], executor: Executor | None
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Each slide with what returns or raises its reading, in the order in which they finish."""
+    """Each slide with a function that returns what was read or raises its error, in the order of finishing."""
     if executor is None:
         yield from ((slide_id, lambda slide_id=slide_id: prepare(slide_id)()) for slide_id in slide_ids)
         return
@@ -115,7 +118,7 @@ def _result(
     context: dg.AssetExecutionContext, made: Mapping[str, Mapping[str, Any]], faults: Mapping[str, str]
 ) -> dg.MaterializeResult:
     if not faults:
-        # Dagster then records code version and input versions of each slide.
+        # With a result, Dagster records the code version and input versions of each slide by itself.
         for slide_id, metadata in made.items():
             context.add_asset_metadata(metadata, partition_key=slide_id)
         return dg.MaterializeResult()

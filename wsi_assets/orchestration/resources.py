@@ -1,4 +1,4 @@
-"""What assets need from outside: the slide folder, and processes for the work of slides."""
+"""Dagster resources: the slide folder, and worker processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 
 class SlideFolderResource(dg.ConfigurableResource):
-    """Finds slides, the annotations that belong to them and what the cohort's table says; only ever reads."""
+    """Finds slides, their annotations and their rows in ``cohort.csv``; never writes.
+
+    Attributes:
+        images_dir: folder of slides.
+        annotations_dir: folder of annotations; None if there is none.
+        cohort_path: path of the cohort table; None for ``cohort.csv`` in the folder of slides.
+        viewer_url: address of the slide viewer, for links.
+    """
 
     images_dir: str
     annotations_dir: str | None = None
@@ -46,11 +53,11 @@ class SlideFolderResource(dg.ConfigurableResource):
         )
 
     def list(self) -> SlideListing:
-        """List the folders anew.
+        """List the folders again.
 
         Raises:
-            SlideError: one is missing or unreadable; that is never "no slides".
-            ConfigError: the cohort's table is damaged.
+            SlideError: a folder is missing or unreadable.
+            ConfigError: the cohort table is damaged.
         """
         from wsi_assets.slides import find_slides, read_cohort
 
@@ -58,27 +65,31 @@ class SlideFolderResource(dg.ConfigurableResource):
         self._cohort = read_cohort(self.images_dir, self.cohort_path)
         listing = find_slides(Path(self.images_dir), annotations, self._cohort)
         self._slides = {slide.slide_id: slide for slide in listing.slides}
-        # Of ids that differ only by case one stands for all.
+        # Ids that differ only by case are one slide.
         self._left_out = {normalize_id(name): reason for name, reason in listing.left_out.items()}
         return listing
 
     def slides(self) -> dict[str, SlideFile]:
-        """Slide id -> its file; the folders are listed once a run."""
+        """Slide id -> its file; lists the folders on first use."""
         if self._slides is None:
             self.list()
         return self._slides
 
     def cohort(self) -> Cohort:
-        """What the cohort's table says."""
+        """The cohort table; lists the folders on first use."""
         self.slides()
         return self._cohort
 
     def viewer_page(self, slide_id: str) -> dg.MetadataValue:
-        """Where the slide is shown while `wsi-assets ui` runs."""
+        """Link to the slide in the viewer, which `wsi-assets ui` serves."""
         return dg.MetadataValue.url(f"{self.viewer_url}/slide/{quote(slide_id)}")
 
     def slide(self, slide_id: str) -> SlideFile:
-        """The file of one slide; SlideError if there is none."""
+        """The file of one slide.
+
+        Raises:
+            SlideError: the folder has no such slide, or the slide is left out.
+        """
         if slide_id in self.slides():
             return self._slides[slide_id]
         why = self._left_out.get(normalize_id(slide_id))
@@ -89,7 +100,7 @@ class SlideFolderResource(dg.ConfigurableResource):
         )
 
     def with_present_paths(self, index: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """An index with its slides' present paths: they may have moved; one that is gone keeps its own."""
+        """A copy of an index with current slide paths, as files may have been moved; missing ones stay."""
         with contextlib.suppress(SlideError):
             paths = {slide_id: str(slide.path) for slide_id, slide in self.slides().items()}
             return {
@@ -100,17 +111,22 @@ class SlideFolderResource(dg.ConfigurableResource):
 
 
 class WorkersResource(dg.ConfigurableResource):
-    """Where the work of slides is done: processes of this machine, or a Dask cluster where one is named.
+    """Worker processes that read slides: on this machine, or in a Dask cluster.
 
-    ``scheduler`` is an address (``tcp://host:8786``) or the file that ``dask scheduler --scheduler-file``
-    writes.
+    Attributes:
+        scheduler: address of the cluster (``tcp://host:8786``) or the file written by
+            ``dask scheduler --scheduler-file``; None for this machine.
     """
 
     scheduler: str | None = None
 
     @contextlib.contextmanager
     def open(self, tasks: int) -> Iterator[Executor | None]:
-        """An executor for so many tasks, ClusterError if the cluster cannot; None is this process."""
+        """An executor for ``tasks`` tasks; None means that this process should run them.
+
+        Raises:
+            ClusterError: the cluster cannot be reached.
+        """
         if self.scheduler:
             with self.open_cluster() as executor:
                 yield executor
@@ -123,7 +139,7 @@ class WorkersResource(dg.ConfigurableResource):
             yield executor
 
     def open_cluster(self) -> AbstractContextManager[DaskExecutor | None]:
-        """The cluster's executor, or None where there is no cluster."""
+        """An executor of the cluster; None if there is no cluster."""
         from wsi_assets.patches import open_executor
 
         return open_executor(self.scheduler)

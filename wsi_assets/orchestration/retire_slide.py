@@ -1,4 +1,4 @@
-"""Takes a slide out of the platform for good: the one place that removes anything, and only when asked."""
+"""Remove a slide from the platform at the user's request; nothing else removes slides."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ UNFINISHED = [status for status in dg.DagsterRunStatus if status not in ENDED]
 def retire_slide(
     instance: dg.DagsterInstance, folder: SlideFolderResource, storage: StorageResource, slide_id: str
 ) -> list[str]:
-    """Remove a slide's partition and its folder of regions; its files are the user's to remove.
+    """Remove the partition of a slide and its folder in the storage folder.
 
-    Levels keep what they were made from until they are made again; the nightly index leaves the slide out.
+    The user must have removed the slide file before. Existing artefacts of levels still contain the slide
+    until they are made again, which the nightly automation does for the index.
 
     Returns:
-        levels that have an index, in which the slide may still be.
+        levels that may still contain the slide.
 
     Raises:
-        ConfigError: the slide is not registered, its file is still there, or a run is going on.
-        SlideError: the slide folder does not list.
+        ConfigError: the slide is not registered, its file is still there, or a run is in progress.
+        SlideError: the slide folder cannot be listed.
     """
     if slide_id not in instance.get_dynamic_partitions(SLIDES.name):
         raise ConfigError(f"there is no slide {slide_id!r}", remedy="Slides are named as in the Dagster UI")
@@ -53,13 +54,14 @@ def retire_slide(
             f"the file of {slide_id} is still in {folder.images_dir}",
             remedy="Take it away first, or it would be registered again",
         )
-    # Deleting a partition ends runs that work on it, or on all slides.
+    # A run that uses the partition, or all slides, would fail if it were deleted.
     busy = instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED), limit=1)
     if busy:
         run_id = busy[0].dagster_run.run_id
         raise ConfigError(f"run {run_id} is going on", remedy="Wait until it is done, or cancel it")
     for asset in (SLIDE_IMAGE, SLIDE_ANNOTATION):
-        # Dagster keeps the records of a deleted partition; without these, one put back would count as made.
+        # Dagster keeps the events of a deleted partition. Without this version, a slide that is put back
+        # would count as unchanged, and would not be made.
         instance.report_runless_asset_event(observation(asset, slide_id, FileSeen("", RETIRED, RETIRED)))
     instance.delete_dynamic_partition(SLIDES.name, slide_id)
     shutil.rmtree(storage.slide_folder(slide_id), ignore_errors=True)
