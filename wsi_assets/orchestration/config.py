@@ -50,7 +50,8 @@ def launchpad_config(artefact: Artefact) -> type[dg.Config]:
     fields: dict[str, Any] = {}
     for name, option in artefact.options.model_fields.items():
         default = json.dumps(option.get_default(call_default_factory=True))
-        description = f"{option.description or ''} {_bounds(option)}Default: {default}. Empty: unchanged."
+        empty = "Empty: the value in parameters.yaml or the default."
+        description = f"{option.description or ''} {_bounds(option)}Default: {default}. {empty}"
         fields[name] = (
             typing.Optional[_launchpad_type(name, option.annotation)],  # noqa: UP045  (Dagster reads it)
             pydantic.Field(default=None, description=description.strip()),

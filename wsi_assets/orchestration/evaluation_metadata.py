@@ -176,7 +176,7 @@ def _cross_validation(storage: StorageResource, level: str) -> dict[str, Any] | 
 def _hard_negatives(
     used: Mapping[str, Any] | None, predictions: Path, metrics: Mapping[str, Metric]
 ) -> dict[str, Any] | None:
-    """The round of hard negatives used in training, with metrics before and after on the same test patches."""
+    """The round of hard negatives used in training; metrics before and after if the test patches agree."""
     if not used:
         return None
     before, rows = used["before"] or {}, []

@@ -85,7 +85,7 @@ def make_slides(
 def _read(
     slide_ids: list[str], prepare: Callable[[str], Callable[[], Any]], executor: Executor | None
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Each slide with a function that returns what was read or raises its error, in the order of finishing."""
+    """Slide ids as they finish, each with a function that returns what was read or raises its error."""
     if executor is None:
         yield from ((slide_id, lambda slide_id=slide_id: prepare(slide_id)()) for slide_id in slide_ids)
         return

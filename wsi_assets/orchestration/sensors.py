@@ -1,7 +1,7 @@
-"""The sensors: one watches the slide folder, one predicts what is new.
+"""Sensors: one watches the slide folder, one requests predictions of new slides.
 
-The first adds partitions and reports what changed; it never removes a slide. Regions of what is new or
-changed follow by their automation conditions.
+The first adds partitions and reports changed files; it never removes a slide. Automation conditions then
+make the regions of new and changed slides.
 """
 
 import json
@@ -39,20 +39,20 @@ from wsi_assets.orchestration.slide_folder import (
 from wsi_assets.orchestration.storage import StorageResource
 
 MOST_A_POLL = 500
-"""New slides that one poll reads; the rest wait, so that no poll runs into Dagster's time limit."""
+"""Most new or changed slides read in one poll, to stay below Dagster's time limit; the next poll goes on."""
 
 
 def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
-    """The sensor, polling as often as the slide folder's disk can bear."""
+    """The sensor that watches the slide folder, with at least ``poll_seconds`` between two polls."""
 
     @dg.sensor(
         name="slide_folder",
         minimum_interval_seconds=poll_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Lists the slide folder every {poll_seconds} s (WSI_POLL_SECONDS). A new or changed "
-        "slide or annotation whose size and time held still over two polls gets its partition and an "
-        "observation. Nothing is ever removed: an empty or unreachable folder is reported and waited for. "
-        "Costs a listing of the folder, and some megabytes of reading for each slide that changed.",
+        "slide or annotation whose size and time are the same in two polls gets a partition and an "
+        "observation. Nothing is ever removed; an empty or unreachable folder is reported and listed again. "
+        "Each poll lists the folder and reads some megabytes of each changed slide.",
     )
     def slide_folder(
         context: dg.SensorEvaluationContext, folder: SlideFolderResource, storage: StorageResource
@@ -67,10 +67,10 @@ def build_slide_folder_sensor(poll_seconds: int) -> dg.SensorDefinition:
                     now[slide.slide_id] = signature_of(slide)
                 except SlideError as error:
                     faults.append(str(error))
-            # What the last poll left: a digest of everything if nothing was left to do, else slide id ->
-            # digest of what was seen of it, for slides that are new or changed.
-            settled, waited = json.loads(context.cursor or '["", {}]')
-            if digest(now, sorted(registered)) == settled:
+            # The cursor of the last poll: a digest of the whole folder if no slide was left to report, and
+            # slide id -> digest of its signature for slides that were new or changed.
+            reported, waited = json.loads(context.cursor or '["", {}]')
+            if digest(now, sorted(registered)) == reported:
                 return dg.SkipReason("; ".join([f"{len(now)} slides, nothing new", *faults[:5]]))
             doubt(folder, registered, storage)
         except (SlideError, ConfigError) as error:
@@ -90,18 +90,21 @@ def _poll(
     registered: set[str],
     faults: list[str],
 ) -> dg.SensorResult:
-    """The partitions and events of one poll that saw something new."""
+    """Partitions and events for new and changed slides.
+
+    ``now`` and ``waited`` are signatures by slide id: those of this poll, and digests of the last poll's.
+    """
     known = known_slides(context.instance, now)
     waiting = {
         slide_id: digest(files) for slide_id, files in now.items() if is_changed(files, known[slide_id])
     }
-    # Sizes and times are those of one poll ago: no longer being copied.
-    still = [slide_id for slide_id in sorted(waiting) if waited.get(slide_id) == waiting[slide_id]]
-    # A slide put back after it was retired is registered first: news of a partition that is not there are
-    # lost.
-    back = {one for one in still if one not in registered and _is_retired(known[one])}
-    settled_ones = [folder.slide(one) for one in still if one not in back]
-    seen, unread = observe_all(settled_ones[:MOST_A_POLL], known)
+    # Same sizes and times as in the last poll: the files are not being copied any more.
+    stable = [slide_id for slide_id in sorted(waiting) if waited.get(slide_id) == waiting[slide_id]]
+    # A slide that was put back after it was retired first gets its partition and is observed in a later
+    # poll, because an event for a partition that does not exist is lost.
+    back = {one for one in stable if one not in registered and _is_retired(known[one])}
+    to_read = [folder.slide(one) for one in stable if one not in back]
+    seen, unread = observe_all(to_read[:MOST_A_POLL], known)
     faults += unread.values()
     new = sorted((seen.keys() | back | (now.keys() - waiting.keys())) - registered)
     events: list[Any] = []
@@ -116,11 +119,11 @@ def _poll(
     parts = [f"{len(now)} slides, {len(seen)} new or changed"]
     if waiting:
         parts.append(f"{len(waiting)} wait for one more poll: {', '.join(sorted(waiting)[:5])}")
-    settled = "" if waiting or new else digest(now, sorted(registered))
+    reported = "" if waiting or new else digest(now, sorted(registered))
     return dg.SensorResult(
         dynamic_partitions_requests=requests,
         asset_events=events + found,
-        cursor=json.dumps([settled, waiting]),
+        cursor=json.dumps([reported, waiting]),
         skip_reason="; ".join(parts + faults[:5]),
     )
 
@@ -130,10 +133,11 @@ def _is_retired(known: Seen) -> bool:
 
 
 def build_prediction_sensor(poll_seconds: int) -> dg.SensorDefinition:
-    """The switch that predicts slides by themselves, at the levels whose parameters say so.
+    """The sensor that requests predictions of new slides at levels with the parameter ``predict_new_slides``.
 
-    No stock automation condition knows the level of a partition of slides and levels: one would ask for every
-    slide at every level that has a model. This asks for what `wsi-assets predict` would make, each once.
+    An automation condition cannot distinguish levels within partitions of slides and levels: it would request
+    every slide at every level that has a model. This sensor requests what `wsi-assets predict` would make,
+    each prediction once.
     """
 
     @dg.sensor(
@@ -141,9 +145,9 @@ def build_prediction_sensor(poll_seconds: int) -> dg.SensorDefinition:
         job_name=PREDICT_SLIDES,
         minimum_interval_seconds=poll_seconds,
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description="The switch for slide_prediction: while it is on, slides that are new or changed are "
-        "predicted at the levels for which parameters.yaml says predict_new_slides, by their model; a newer "
-        "model predicts all of them again. One that failed waits until its file or the model changes.",
+        description="While this is on, new and changed slides are predicted at the levels for which "
+        "parameters.yaml sets predict_new_slides, with the model of the level. After a new training all "
+        "slides are predicted again. A slide that failed is tried again when its file or the model changes.",
     )
     def predict_new_slides(
         context: dg.SensorEvaluationContext,
@@ -151,35 +155,37 @@ def build_prediction_sensor(poll_seconds: int) -> dg.SensorDefinition:
         storage: StorageResource,
         mlflow: MlflowResource,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        asked, asking = json.loads(context.cursor or "{}"), {}
+        # Partition -> digest of its inputs: requests of earlier evaluations, and of this one.
+        requested, missing = json.loads(context.cursor or "{}"), {}
         registered = context.instance.get_dynamic_partitions(SLIDES.name)
         levels = context.instance.get_dynamic_partitions(LEVELS.name)
         faults = []
         try:
-            said = storage.parameters.read()
+            parameters = storage.parameters.read()
             known = known_slides(context.instance, folder.slides().keys() & set(registered))
         except (SlideError, ConfigError) as error:
             yield dg.SkipReason(str(error))
             return
         images = {one: seen[SLIDE_IMAGE].version for one, seen in known.items() if SLIDE_IMAGE in seen}
         for level in levels:
-            options: Any = options_of(SLIDE_PREDICTION, level, said)
+            options: Any = options_of(SLIDE_PREDICTION, level, parameters)
             if not options.predict_new_slides:
                 continue
             try:
-                detector = find_detector(storage, mlflow, level, options.model, said)
+                detector = find_detector(storage, mlflow, level, options.model, parameters)
             except ModelError as error:
                 faults.append(str(error))
                 continue
-            for one in unpredicted(storage, level, detector, images, said):
+            for one in unpredicted(storage, level, detector, images, parameters):
                 inputs = detector.inputs(images[one], storage.version(TISSUE_REGIONS, one))
-                asking[both(one, level)] = digest(inputs, options.model_dump())
-        context.update_cursor(json.dumps(asking))
-        news = {key for key, inputs in asking.items() if asked.get(key) != inputs}
+                missing[both(one, level)] = digest(inputs, options.model_dump())
+        context.update_cursor(json.dumps(missing))
+        wanted = {key for key, inputs in missing.items() if requested.get(key) != inputs}
         for level in levels:
-            for stretch in stretches([both(one, level) for one in registered], news, SLIDES_PER_RUN):
+            for stretch in stretches([both(one, level) for one in registered], wanted, SLIDES_PER_RUN):
                 yield dg.RunRequest(tags=range_tags(stretch))
-        if not news:
-            yield dg.SkipReason("; ".join([f"{len(asking)} wait or have failed", *faults]))
+        if not wanted:
+            waiting = f"{len(missing)} predictions are in progress or have failed"
+            yield dg.SkipReason("; ".join([waiting, *faults]))
 
     return predict_new_slides

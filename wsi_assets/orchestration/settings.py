@@ -1,4 +1,4 @@
-"""Where things live, read from the environment once, when definitions are built."""
+"""Folders and server addresses, read from environment variables when the definitions are built."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from wsi_assets.errors import ConfigError
 
 @dataclass(frozen=True)
 class Settings:
-    """Folders, all absolute, and servers.
+    """Folders (absolute paths) and server addresses.
 
     Attributes:
-        images_dir: the user's slides; only ever read.
-        annotations_dir: the user's annotations, or None where there are none.
-        storage_dir: everything the platform writes.
-        cohort: the table of what a person says of slides; None is ``cohort.csv`` of the images folder, if it
-            is there.
-        tracking_uri: an MLflow server, or None for the sqlite file in the storage folder.
-        mlflow_url: where the pages of that sqlite file are served, for links.
-        viewer_url: where the slide viewer is served, for links.
-        scheduler: address or scheduler file of a Dask cluster that does the work of slides, or None for this
-            machine.
-        poll_seconds: how often the sensor lists the slide folder; a slow share wants fewer polls.
-        timezone: of the nightly automations.
+        images_dir: folder of the user's slides; never written to.
+        annotations_dir: folder of the user's annotations; None if there is none.
+        storage_dir: folder for everything the platform writes.
+        cohort: path of the cohort table; None for ``cohort.csv`` in ``images_dir``, if it exists.
+        tracking_uri: address of an MLflow server; None for the SQLite file in the storage folder.
+        mlflow_url: address at which the pages of that SQLite file are served, for links.
+        viewer_url: address at which the slide viewer is served, for links.
+        scheduler: address or scheduler file of a Dask cluster that reads the slides; None for this machine.
+        poll_seconds: shortest time between two listings of the slide folder; longer for a slow network share.
+        timezone: time zone of the nightly automations.
     """
 
     images_dir: Path
@@ -43,7 +41,11 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> Settings:
-        """Read the ``WSI_*`` variables; whatever is not set lies under ``home``, the current folder.
+        """Read the ``WSI_*`` variables and ``MLFLOW_TRACKING_URI``.
+
+        Args:
+            environ: environment variables.
+            home: folder of relative paths and default folders, by default the current folder.
 
         Raises:
             ConfigError: a variable has an impossible value.
@@ -51,20 +53,20 @@ class Settings:
         home = Path.cwd() if home is None else Path(home).absolute()
 
         def folder(variable: str, default: str) -> Path:
-            # Not resolved: a lab's folder may be a link, and its users know it by the link's name.
+            # Symbolic links are kept: users know a folder by the name of its link.
             return Path(os.path.normpath(home / Path(environ.get(variable) or default).expanduser()))
 
-        # Of the databases of Dagster and MLflow; both take these signs for more than a part of the path.
+        # These folders are part of the database addresses of Dagster and MLflow, where % and ? are special.
         for variable in ("WSI_STORAGE_DIR", "DAGSTER_HOME"):
             if set("%?") & set(environ.get(variable) or str(home)):
                 raise ConfigError(
-                    "has % or ? in its name, which addresses of databases cannot hold",
+                    "has % or ? in its name, which database addresses cannot contain",
                     path=environ.get(variable) or home,
                     remedy=f"Choose another folder ({variable})",
                 )
 
         annotations: Path | None = folder("WSI_ANNOTATIONS_DIR", "annotations")
-        # Annotations are optional, but a folder the user named and that is not there is a mistake to report.
+        # Annotations are optional, but a missing folder that the user named is reported later.
         if not environ.get("WSI_ANNOTATIONS_DIR") and not annotations.exists():
             annotations = None
         return cls(
@@ -81,7 +83,7 @@ class Settings:
         )
 
     def to_environment(self) -> dict[str, str]:
-        """The variables that make another process arrive at the same settings."""
+        """Environment variables from which another process reads the same settings."""
         names = {"tracking_uri": "MLFLOW_TRACKING_URI"}
         return {
             names.get(field.name, f"WSI_{field.name.upper()}"): str(getattr(self, field.name))

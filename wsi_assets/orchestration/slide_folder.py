@@ -1,6 +1,6 @@
-"""What the slide folder holds, against what is known of it: decisions, and the events that report it.
+"""Compare the slide folder with what Dagster knows of it, and report changes as Dagster events.
 
-The sensor and the command line share it. Nothing here removes a slide.
+Used by the sensor and by the command line. Nothing here removes a slide.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 SLIDE_IMAGE, SLIDE_ANNOTATION = "slide_image", "slide_annotation"
 
 RETIRED = "retired"
-"""Version of the files of a slide that was retired: unlike any other, so that one put back is news."""
+"""Data version of the files of a retired slide. It differs from every fingerprint, so a slide that is put back
+counts as changed."""
 
 DATA_VERSION_TAG = "dagster/data_version"
-"""How an event says the data version of what is not made here."""
+"""Dagster's tag for the data version in an observation or materialization event."""
 
 PARTITIONS_A_QUERY = 500
-"""Few enough for short SQL; each query passes over the newer records of all other partitions."""
+"""Partitions in one query for events: few enough for the length of an SQL statement, but not fewer, since
+each query scans the newer events of all partitions."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class FileSeen:
     """One file of a slide.
 
     Attributes:
-        path: of the file, of an annotation with that of its correction; "" for one that is not there.
-        signature: size and time; if equal, the contents are taken as unchanged.
-        version: fingerprint of its bytes, ``"none"`` for an annotation that is not there.
+        path: path of the file, for an annotation joined with that of its correction; "" if there is no file.
+        signature: path, size and time; if equal, the contents are assumed to be unchanged.
+        version: fingerprint of the contents; ``"none"`` if there is no annotation.
     """
 
     path: str
@@ -52,13 +54,16 @@ class FileSeen:
 
 
 Seen = Mapping[str, FileSeen]
-"""``slide_image`` and ``slide_annotation`` -> the file of a slide."""
+"""The files of a slide, by the names ``slide_image`` and ``slide_annotation``."""
 
 
 def signature_of(slide: SlideFile) -> dict[str, str]:
-    """Asset -> path, size and time of the slide's file: cheap, and different when the file changed.
+    """Signatures of the files of a slide, by ``slide_image`` and ``slide_annotation``, without reading them.
 
-    The slide's also changes with what the cohort's table says of it.
+    That of the image also depends on the slide's row in the cohort table.
+
+    Raises:
+        SlideError: a file does not exist or cannot be accessed.
     """
     from wsi_assets.slides import signature
 
@@ -72,14 +77,21 @@ def signature_of(slide: SlideFile) -> dict[str, str]:
 
 
 def image_version(contents: str, slide: SlideFile) -> str:
-    """A slide's data version: its contents, and what the cohort's table says of it, if it says anything."""
+    """Data version of a slide: ``contents``, followed by a digest of its row in the cohort table, if any."""
     from wsi_assets.slides.cohort import EMPTY_ROW
 
     return contents if slide.cohort_row == EMPTY_ROW else f"{contents}, cohort {slide.cohort_row.digest[:16]}"
 
 
 def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSeen]:
-    """Read what identifies the contents of a slide's image and annotation."""
+    """Read the files of a slide and return them with their fingerprints.
+
+    Args:
+        signatures: result of :func:`signature_of`.
+
+    Raises:
+        SlideError: a file cannot be read.
+    """
     from wsi_assets.slides import annotation_version, fingerprint
 
     paths = " + ".join(str(path) for path in (slide.annotation_path, slide.correction_path) if path)
@@ -92,7 +104,7 @@ def observe(slide: SlideFile, signatures: Mapping[str, str]) -> dict[str, FileSe
 
 
 def is_changed(signatures: Mapping[str, str], known: Seen) -> bool:
-    """Whether a slide is new, or a file's size or time differs from what is known."""
+    """Whether a slide is new, or the signature of one of its files differs from the last reported one."""
     return {asset: seen.signature for asset, seen in known.items()} != signatures
 
 
@@ -103,9 +115,15 @@ def doubt(
     *,
     annotations: bool = True,
 ) -> None:
-    """SlideError if most registered slides, annotations or corrections are gone: is a disk not mounted?
+    """Raise an error if so many files are gone that a disk may not be mounted.
 
-    ``annotations=False`` believes that annotations and corrections are gone.
+    Args:
+        registered: ids of all registered slides.
+        annotations: whether to check annotations and corrections too.
+
+    Raises:
+        SlideError: more than half of the registered slides are gone, or more annotations (or corrections) that
+            were read before are gone than are left.
     """
     slides = folder.slides()
     gone = len(set(registered) - slides.keys())
@@ -123,7 +141,7 @@ def doubt(
         paths = {"annotation": slide.annotation_path, "correction": slide.correction_path}
         now.update(what for what, path in paths.items() if path)
         if slide_id in registered and not all(paths.values()):
-            before.update(what for what in _had(storage, slide_id) if not paths[what])
+            before.update(what for what in _read_before(storage, slide_id) if not paths[what])
     for what, lost in before.items():
         if lost > now[what]:
             raise SlideError(
@@ -135,8 +153,8 @@ def doubt(
             )
 
 
-def _had(storage: StorageResource, slide_id: str) -> set[str]:
-    """Which of annotation and correction a slide had when its regions were made."""
+def _read_before(storage: StorageResource, slide_id: str) -> set[str]:
+    """Which of "annotation" and "correction" a slide had when its regions were made."""
     (artefact,) = (one for one in slide_artefacts() if SLIDE_ANNOTATION in one.sources)
     record = storage.record(artefact, slide_id)
     version = record.inputs.get(SLIDE_ANNOTATION, NO_ANNOTATION) if record else NO_ANNOTATION
@@ -146,7 +164,7 @@ def _had(storage: StorageResource, slide_id: str) -> set[str]:
 
 
 def known_slides(instance: dg.DagsterInstance, slide_ids: Iterable[str]) -> dict[str, dict[str, FileSeen]]:
-    """Slide id -> what was last reported of its image and its annotation."""
+    """Slide id -> its files as last reported to Dagster; empty for a slide that was never reported."""
     wanted = sorted(slide_ids)
     known: dict[str, dict[str, FileSeen]] = {slide_id: {} for slide_id in wanted}
     for asset in (SLIDE_IMAGE, SLIDE_ANNOTATION):
@@ -166,10 +184,15 @@ def known_slides(instance: dg.DagsterInstance, slide_ids: Iterable[str]) -> dict
 
 
 def news(storage: StorageResource, slide_id: str, seen: Seen, known: Seen, *, is_new: bool) -> list[Any]:
-    """The events that report what a slide's files hold now, of those that differ from what is known.
+    """Events that report the files of a slide that differ from ``known``.
 
-    Of a new slide also the regions that the storage folder holds of it, made from just these files: an
-    instance that was lost or is new learns from them that nothing has to be made.
+    For a new slide also its regions in the storage folder, if they were made from the same files. From these
+    a new Dagster instance, e.g. after the loss of the old one, knows that they need not be made.
+
+    Args:
+        seen: files as they are now.
+        known: files as last reported.
+        is_new: whether the slide has no partition yet.
     """
     events: list[Any] = [
         observation(asset, slide_id, file) for asset, file in seen.items() if known.get(asset) != file
@@ -185,7 +208,7 @@ def news(storage: StorageResource, slide_id: str, seen: Seen, known: Seen, *, is
 
 
 def observation(asset: str, slide_id: str, file: FileSeen) -> dg.AssetObservation:
-    """The event that reports what a file of a slide holds."""
+    """The event that reports the version of a slide's file."""
     return dg.AssetObservation(
         asset,
         partition=slide_id,
@@ -197,8 +220,8 @@ def observation(asset: str, slide_id: str, file: FileSeen) -> dg.AssetObservatio
 def news_of_levels(
     instance: dg.DagsterInstance, storage: StorageResource, slide_ids: Iterable[str]
 ) -> tuple[list[str], list[dg.AssetMaterialization]]:
-    """Levels that the storage folder holds, and events for what is made, also of slides at levels, for an
-    instance that knows none."""
+    """Levels in the storage folder, and events for their artefacts and predictions, for an instance without
+    levels; nothing for any other."""
     if instance.get_dynamic_partitions(LEVELS.name):
         return [], []
     keys: dict[str, list[str]] = {level: [level] for level in storage.levels()}
@@ -223,7 +246,7 @@ def news_of_levels(
 def observe_all(
     slides: Iterable[SlideFile], known: Mapping[str, Seen]
 ) -> tuple[dict[str, Seen], dict[str, str]]:
-    """Slide id -> what its files hold, read where they changed; slide id -> why they cannot be read."""
+    """Slide id -> its files, read again only if changed; and slide id -> why its files cannot be read."""
     seen: dict[str, Seen] = {}
     unread: dict[str, str] = {}
     for slide in slides:
@@ -242,9 +265,13 @@ def register(
     seen: Mapping[str, Seen],
     known: Mapping[str, Seen],
 ) -> None:
-    """Add partitions of new slides and report what is new or changed.
+    """Add partitions of new slides, and report new and changed files and new levels to Dagster.
 
-    A slide whose file cannot be read at all keeps its partition, so that the failure shows.
+    Args:
+        slide_ids: slides that get a partition. A slide whose file cannot be read gets one as well, so that
+            the failure is shown.
+        seen: slide id -> files as they are now.
+        known: slide id -> files as last reported.
     """
     new = set(slide_ids) - set(instance.get_dynamic_partitions(SLIDES.name))
     instance.add_dynamic_partitions(SLIDES.name, sorted(slide_ids))
@@ -272,6 +299,6 @@ def _found(
             "path": dg.MetadataValue.path(str(storage.artefact(artefact, partition))),
             "parameters": record.parameters,
         },
-        # Of slides made in batches Dagster computes the version by itself.
+        # For assets of slides Dagster computes the data version by itself.
         tags=None if artefact.by_slide else {DATA_VERSION_TAG: record.version},
     )

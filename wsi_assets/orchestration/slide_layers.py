@@ -1,4 +1,4 @@
-"""The slide viewer on what the graph made: annotations, heatmaps and detections from the storage folder."""
+"""Serve the slide viewer with annotations, heatmaps and detections from the storage folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LISTED_EVERY_SECONDS = 10
 
 
 def serve_viewer(settings: Settings, host: str, port: int) -> None:
-    """Serve the slides' pages from a thread of this process.
+    """Serve the slide viewer in a thread of this process.
 
     Raises:
         OSError: the host or port cannot be served on.
@@ -41,7 +41,7 @@ def serve_viewer(settings: Settings, host: str, port: int) -> None:
         return {one.slide_id: one.path for one in SlideFolderResource.of(settings).list().slides}
 
     def slides() -> dict[str, Path]:
-        # One look at a slide asks for hundreds of tiles, and a large folder takes seconds to list.
+        # Cached: showing a slide takes hundreds of requests, and listing a large folder takes seconds.
         return listed(int(time.monotonic() / LISTED_EVERY_SECONDS))
 
     server = viewer_server(slides, lambda slide_id: layers_of(storage, slide_id), host, port)
@@ -49,7 +49,7 @@ def serve_viewer(settings: Settings, host: str, port: int) -> None:
 
 
 def layers_of(storage: StorageResource, slide_id: str) -> SlideLayers:
-    """What the storage folder holds of a slide; what is not made yet is left out."""
+    """The layers of a slide that exist in the storage folder."""
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions
     from wsi_assets.viewer import SlideLayers
@@ -67,7 +67,7 @@ def layers_of(storage: StorageResource, slide_id: str) -> SlideLayers:
 
 
 def _heats(storage: StorageResource, slide_id: str) -> Iterator[Heat | None]:
-    """Predictions of the slide by its own pixels, then those of the evaluations it was a test slide of."""
+    """Heatmaps of ``slide_prediction`` at all levels, then those of evaluations of the slide."""
     for level in storage.predicted_levels(slide_id):
         folder = storage.artefact(SLIDE_PREDICTION, both(slide_id, level))
         yield _heat(f"{words_of(level)}, predicted", folder, folder, slide_id)

@@ -1,8 +1,8 @@
-"""The storage folder: where each artefact lies, and the record beside it of what it was made from.
+"""The storage folder: paths of artefacts, and the provenance record beside each of them.
 
-A recipe is the digest of name, code version, parameters and the versions of the inputs. An artefact is up to
-date if its file is there and its record's recipe is the one that would be followed now. The event log is not
-asked.
+The recipe of an artefact is a digest of its name, code version, parameters and the versions of its inputs. An
+artefact is up to date if it exists and the recipe in its record equals the current one. Dagster's event log is
+not used for this.
 """
 
 from __future__ import annotations
@@ -25,22 +25,26 @@ from wsi_assets.orchestration.settings import Settings
 from wsi_assets.slides.resolution import Resolution, name_of
 
 Result = tuple[bool, str]
-"""Whether a check passed, and why or why not."""
+"""Result of a check: whether it passed, and a text with details."""
 
 STORE_POINTER = "patch_store.json"
-"""The file in a level's folder that names its store."""
+"""File in the folder of a level that names its patch store."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """The provenance of one artefact.
+    """The provenance record of one artefact.
 
     Attributes:
-        parameters: all of the asset's, as they were used.
+        asset: name of the asset.
+        partition: key of the partition.
+        code_version: code version of the asset.
+        parameters: all parameters of the asset, as used.
         inputs: name of an input -> its version.
-        recipe: digest of all that an artefact is made from.
-        version: digest of the artefact: its recipe, and of a model also its weights. Dagster's data version.
-        facts: small figures: counts, seconds, what was left out and why.
+        recipe: digest of name, code version, parameters and inputs, see :func:`recipe_of`.
+        version: the recipe, or for a model a digest of its recipe and weights. Dagster's data version.
+        facts: small plain values such as counts, seconds and the slides left out.
+        run_id: id of the Dagster run.
     """
 
     asset: str
@@ -55,7 +59,7 @@ class Record:
 
 
 class StorageResource(dg.ConfigurableResource):
-    """Everything the platform writes lies below ``storage_dir``."""
+    """Paths and records of artefacts; everything the platform writes is below ``storage_dir``."""
 
     storage_dir: str
 
@@ -102,24 +106,24 @@ class StorageResource(dg.ConfigurableResource):
         return [one.key for one in sorted(found, key=lambda one: (one.mpp or 0, one.level or 0))]
 
     def mlflow_run(self, level: str) -> Path:
-        """Names the MLflow run of the level's model."""
+        """Path of the file that names the MLflow run of the level's model."""
         return self.level_folder(level) / "mlflow_run.json"
 
     def mlflow_note(self, level: str) -> dict[str, Any]:
-        """What is known of that run: ``run_id``, ``experiment``, ``uri``, ``page``, ``model_id``."""
+        """Contents of that file: ``run_id``, ``experiment``, ``uri``, ``page``, ``model_id``; empty if none."""
         with contextlib.suppress(OSError, ValueError):
             return json.loads(self.mlflow_run(level).read_text(encoding="utf-8"))
         return {}
 
     def artefact(self, artefact: Artefact, partition: str | None = None) -> Path:
-        """The file or folder of an asset's partition."""
+        """Path of an artefact, a file or a folder, which may not exist."""
         return self.root / place_of(artefact.path, partition)
 
     def record_path(self, artefact: Artefact, partition: str | None = None) -> Path:
         return record_beside(self.artefact(artefact, partition))
 
     def is_there(self, artefact: Artefact, partition: str | None = None) -> bool:
-        """Whether the artefact's files exist: somebody may have deleted or moved them."""
+        """Whether the files of an artefact exist."""
         path = self.artefact(artefact, partition)
         if path.name == STORE_POINTER:
             with contextlib.suppress(StoreError):
@@ -128,36 +132,36 @@ class StorageResource(dg.ConfigurableResource):
         return (path / artefact.main_file if artefact.main_file else path).exists()
 
     def record(self, artefact: Artefact, partition: str | None = None) -> Record | None:
-        """The record of an artefact that is there; None if either is missing."""
+        """The record of an artefact; None if the artefact or its record is missing or the record damaged."""
         if not self.is_there(artefact, partition):
             return None
         return read_record(self.record_path(artefact, partition))
 
     def version(self, artefact: Artefact, partition: str | None) -> str | None:
-        """Version of an artefact; None if it or its record is missing."""
+        """Version of an artefact; None if the artefact or its record is missing."""
         record = self.record(artefact, partition)
         return record and record.version
 
     def stored(self, artefact: Artefact, partition: str) -> Any:
-        """What an asset stored as a pickle; None if that is missing."""
+        """Contents of an artefact that is a pickle; None if it is missing."""
         path = self.artefact(artefact, partition)
         return read_plain_pickle(path) if path.is_file() else None
 
     def feedback(
         self, artefact: Artefact, partition: str | None, parameters: Mapping[str, Any]
     ) -> dict[str, str | None]:
-        """Name -> version of what an artefact reads of an earlier round with these parameters."""
+        """Name -> version of the artefacts read as feedback (see ``Artefact``) with these parameters."""
         names = [name for parameter, name in artefact.feedback.items() if parameters.get(parameter)]
         return {one.name: self.version(one, partition) for one in all_artefacts() if one.name in names}
 
     def keep_check_results(self, artefact: Artefact, partition: str, results: Mapping[str, Result]) -> None:
-        """Write what the checks found beside the artefact, with the making they were about."""
+        """Write check results beside the artefact, with the version and run id that identify it."""
         record = read_record(self.record_path(artefact, partition))
         made = record and [record.version, record.run_id]
         write_json(self._check_results_path(artefact, partition), {"made": made, "results": results})
 
     def check_results(self, artefact: Artefact, partition: str) -> dict[str, Result]:
-        """Name of a check -> its result, of those evaluated since the artefact was made."""
+        """Name of a check -> its result; empty if none was evaluated since the artefact was made."""
         record = self.record(artefact, partition)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(self._check_results_path(artefact, partition).read_text(encoding="utf-8"))
@@ -166,7 +170,7 @@ class StorageResource(dg.ConfigurableResource):
         return {}
 
     def failed_checks(self, artefacts: Iterable[Artefact], partition: str) -> list[str]:
-        """One line for each check that failed on an artefact as it is."""
+        """One line for each check that failed on the current artefacts."""
         return [
             f"{artefact.name} {name}: {text}"
             for artefact in artefacts
@@ -175,10 +179,10 @@ class StorageResource(dg.ConfigurableResource):
         ]
 
     def require_checked(self, artefact: Artefact, partition: str) -> None:
-        """See that the checks an artefact must pass have passed on it as it is.
+        """Raise an error unless the blocking checks of the current artefact have passed.
 
         Raises:
-            WsiAssetsError: one failed, or was not evaluated since the artefact was made.
+            WsiAssetsError: a blocking check failed, or was not evaluated since the artefact was made.
         """
         results = self.check_results(artefact, partition)
         for name in artefact.must_pass:
@@ -187,7 +191,7 @@ class StorageResource(dg.ConfigurableResource):
                 raise WsiAssetsError(
                     f"nothing is made from {artefact.name} until its check {name} passes: {text}",
                     path=self.artefact(artefact, partition),
-                    remedy="Mend the cause, then run the job level_checks or `wsi-assets run`",
+                    remedy="Correct the cause, then run the job level_checks or `wsi-assets run`",
                 )
 
     def _check_results_path(self, artefact: Artefact, partition: str) -> Path:
@@ -201,7 +205,7 @@ class StorageResource(dg.ConfigurableResource):
         parameters: Mapping[str, Any],
         inputs: Mapping[str, Any],
     ) -> str | None:
-        """Why an artefact must be made again with these parameters and inputs; None if it is up to date."""
+        """Reason why an artefact must be made with these parameters and inputs; None if it is up to date."""
         record = read_record(self.record_path(artefact, partition))
         if record is None:
             return "has no provenance record" if self.is_there(artefact, partition) else "is not made"
@@ -224,28 +228,34 @@ class StorageResource(dg.ConfigurableResource):
 
 
 def place_of(template: str, partition: str | None) -> str:
-    """An artefact's path below the storage folder."""
+    """Path of a partition, relative to the storage folder, from the template in ``Artefact.path``."""
     slide, level = parts_of(partition)
     return template.format(partition=partition, slide=slide, level=name_of(level))
 
 
 def record_beside(path: Path) -> Path:
-    """The provenance file of an artefact at ``path``."""
+    """Path of the provenance record of the artefact at ``path``."""
     return path.with_name(f"{path.name}.provenance.json")
 
 
 def read_record(path: Path) -> Record | None:
-    """The record at ``path``; None if it is missing or damaged, which counts as not made."""
+    """The record at ``path``; None if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Record(**json.loads(path.read_text(encoding="utf-8")))
     return None
 
 
 def recipe_of(artefact: Artefact, parameters: Mapping[str, Any], inputs: Any) -> str:
-    """The recipe of an artefact made with ``parameters`` from ``inputs``, versions or plain values.
+    """The recipe of an artefact: a digest of its name, code version, parameters and inputs.
+
+    Parameters without effect on the contents are left out; a parameter that names a file or folder counts with
+    the contents of the files.
+
+    Args:
+        inputs: name of an input -> its version or a plain value.
 
     Raises:
-        SlideError: a file that a parameter names, or one of a folder, is there and cannot be read.
+        SlideError: a file that a parameter names cannot be read.
     """
     from wsi_assets.slides.fingerprints import fingerprint
 
@@ -262,10 +272,10 @@ def recipe_of(artefact: Artefact, parameters: Mapping[str, Any], inputs: Any) ->
 
 
 def store_named_by(pointer: Path) -> Path:
-    """The patch store that ``patch_store.json`` names.
+    """Path of the patch store that ``patch_store.json`` names.
 
     Raises:
-        StoreError: there is none.
+        StoreError: the file is missing or damaged.
     """
     try:
         return pointer.parent / json.loads(pointer.read_text(encoding="utf-8"))["store"]

@@ -1,6 +1,6 @@
-"""Starts `dagster dev` (UI, daemon, code server), MLflow and the slide viewer on one home, and stops them.
+"""Start and stop `dagster dev` (UI, daemon, code server), the MLflow server and the slide viewer.
 
-Restarting what stops by itself is the system's business: `docs/dagster.md` has a systemd unit.
+Servers are not restarted: `docs/dagster.md` has a systemd unit for that.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ STOP_WITHIN_SECONDS = 1.5
 ORPHANS_EVERY_SECONDS = 60
 
 MLFLOW_SETTINGS = {
-    # It would start eight more processes for jobs that nothing here gives it.
+    # Job execution would start eight processes that are not needed here.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 SAY: Callable[[str], None] = partial(print, flush=True)
-"""Prints at once, also into a file, where a server's lines would otherwise wait for its end."""
+"""``print`` without buffering, so that lines appear at once when the output is a file."""
 
 
 def serve(
@@ -49,15 +49,23 @@ def serve(
     viewer_port: int = 0,
     say: Callable[[str], None] = SAY,
 ) -> int:
-    """Serve until interrupted, or a server stops by itself: status 1.
+    """Run the servers until interrupted.
+
+    Args:
+        mlflow_port: port of the MLflow server; 0 for none.
+        viewer_port: port of the slide viewer; 0 for none.
+        say: is called with each line for the user.
+
+    Returns:
+        exit status 1, when a server stops by itself.
 
     Raises:
-        ConfigError: the host cannot be served on, or a port is taken or given twice.
+        ConfigError: the host cannot be served on, or a port is in use or given twice.
     """
     own_mlflow = bool(mlflow_port) and settings.tracking_uri is None
     others = {"--mlflow-port": mlflow_port if own_mlflow else 0, "--viewer-port": viewer_port}
     check_ports(host, {"--port": port, **{option: used for option, used in others.items() if used}})
-    logs = prepare_home(settings) / "server_logs"  # not `logs`: Dagster empties a folder of that name
+    logs = prepare_home(settings) / "server_logs"  # Dagster empties the folder `logs`
     logs.mkdir(exist_ok=True)
     mlflow_url = f"http://{host}:{mlflow_port}" if own_mlflow else settings.tracking_uri
     os.environ.update({"WSI_MLFLOW_URL": mlflow_url} if own_mlflow else {}, **MLFLOW_SETTINGS)
@@ -66,7 +74,7 @@ def serve(
         os.environ["WSI_VIEWER_URL"] = viewer_url
         serve_viewer(settings, host, viewer_port)
     servers: dict[str, subprocess.Popen] = {}
-    # The records are opened first: servers that all make the databases of a new home break each other's.
+    # Opening the instance creates the databases of a new home; servers that do so at the same time fail.
     with dg.DagsterInstance.get() as instance:
         try:
             for name, command in server_commands(settings, host, port, mlflow_port).items():
@@ -86,8 +94,8 @@ def serve(
 
 
 def server_commands(settings: Settings, host: str, port: int, mlflow_port: int) -> dict[str, list[str]]:
-    """Name -> command line of each server. A foreign MLflow server is not started again here."""
-    # Of this environment, which may not be activated.
+    """Name -> command line of each server; without MLflow if ``settings`` has the address of a server."""
+    # Full paths, because the environment of this Python may not be activated.
     dagster, mlflow = (str(Path(sys.executable).with_name(name)) for name in ("dagster", "mlflow"))
     commands = {"dagster": [dagster, "dev", "-m", LOCATION, "-h", host, "-p", str(port)]}
     if mlflow_port and settings.tracking_uri is None:
@@ -101,10 +109,13 @@ def server_commands(settings: Settings, host: str, port: int, mlflow_port: int) 
 
 
 def check_ports(host: str, ports: Mapping[str, int]) -> None:
-    """Make sure that each port, by the option that gives it, can be served on.
+    """Check that the ports can be served on.
+
+    Args:
+        ports: command-line option -> port.
 
     Raises:
-        ConfigError: two are the same, one is in use, or the host is not this machine's.
+        ConfigError: two ports are the same, one is in use, or the host is not an address of this machine.
     """
     if len(set(ports.values())) < len(ports):
         raise ConfigError(
@@ -115,7 +126,7 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
-            except (OSError, TypeError) as error:  # TypeError: a name too long to be coded
+            except (OSError, TypeError) as error:  # TypeError: a host name that cannot be encoded
                 if getattr(error, "errno", None) == errno.EADDRINUSE:
                     raise ConfigError(
                         f"port {port} is in use", remedy=f"Choose another with {option}"
@@ -133,7 +144,7 @@ def _watch(
     while True:
         for name, process in servers.items():
             if process.poll() is not None:
-                say(f"error: {name} stopped, its log says why; all servers are stopped")
+                say(f"error: {name} stopped, see its log; all servers are stopped")
                 return 1
         if time.monotonic() >= next_search:
             fail_orphaned_runs(instance, say)
@@ -142,7 +153,7 @@ def _watch(
 
 
 def _stop(servers: list[subprocess.Popen]) -> None:
-    """Interrupt the servers; they and what they started are gone within seconds, but for runs."""
+    """Interrupt the servers and kill those of their processes that do not end soon; runs go on."""
     found = [process for server in servers for process in _family(server.pid)]
     for server in servers:
         with contextlib.suppress(ProcessLookupError):
@@ -153,7 +164,7 @@ def _stop(servers: list[subprocess.Popen]) -> None:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """A process and what it started; runs, which the code server starts, are let go on."""
+    """A process and its descendants, except the runs, which the code server starts."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         children = [] if "grpc" in process.cmdline() else process.children()
