@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 SLIDE_IMAGE, SLIDE_ANNOTATION = "slide_image", "slide_annotation"
 
 RETIRED = "retired"
-"""Data version of the files of a retired slide. It differs from every fingerprint, so a slide that is put back
-counts as changed."""
+"""Data version of the files of a retired slide. It differs from every fingerprint, so that a slide that is put
+back counts as changed."""
 
 DATA_VERSION_TAG = "dagster/data_version"
 """Dagster's tag for the data version in an observation or materialization event."""
@@ -122,8 +122,8 @@ def doubt(
         annotations: whether to check annotations and corrections too.
 
     Raises:
-        SlideError: more than half of the registered slides are gone, or more annotations (or corrections) that
-            were read before are gone than are left.
+        SlideError: more than half of the registered slides are gone, or of the annotations (or corrections)
+            that were read before, more are gone than there are annotations (or corrections) now.
     """
     slides = folder.slides()
     gone = len(set(registered) - slides.keys())

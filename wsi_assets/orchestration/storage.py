@@ -1,8 +1,8 @@
 """The storage folder: paths of artefacts, and the provenance record beside each of them.
 
 The recipe of an artefact is a digest of its name, code version, parameters and the versions of its inputs. An
-artefact is up to date if it exists and the recipe in its record equals the current one. Dagster's event log is
-not used for this.
+artefact is up to date if it exists and the recipe in its record equals the current one. Dagster's event log
+is not used for this.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class StorageResource(dg.ConfigurableResource):
         return self.level_folder(level) / "mlflow_run.json"
 
     def mlflow_note(self, level: str) -> dict[str, Any]:
-        """Contents of that file: ``run_id``, ``experiment``, ``uri``, ``page``, ``model_id``; empty if none."""
+        """Contents of that file (``run_id``, ``experiment``, ``uri``, ``page``, ``model_id``), or empty."""
         with contextlib.suppress(OSError, ValueError):
             return json.loads(self.mlflow_run(level).read_text(encoding="utf-8"))
         return {}
@@ -248,8 +248,8 @@ def read_record(path: Path) -> Record | None:
 def recipe_of(artefact: Artefact, parameters: Mapping[str, Any], inputs: Any) -> str:
     """The recipe of an artefact: a digest of its name, code version, parameters and inputs.
 
-    Parameters without effect on the contents are left out; a parameter that names a file or folder counts with
-    the contents of the files.
+    Parameters without effect on the contents are left out; a parameter that names a file or folder is replaced
+    by the contents of the files.
 
     Args:
         inputs: name of an input -> its version or a plain value.

@@ -1,1 +1,1 @@
-"""The asset graph, one module a group; bodies take inputs, run domain functions and return a value."""
+"""The assets. Each function reads inputs, calls functions of the domain packages and returns a result."""

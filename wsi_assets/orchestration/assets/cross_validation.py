@@ -1,4 +1,4 @@
-"""How much the metrics of a level hang on which patients were trained on. Made only when asked for."""
+"""Cross-validation: how much the metrics of a level depend on the choice of training patients."""
 
 import shutil
 from pathlib import Path
@@ -35,9 +35,9 @@ CrossValidationConfig = launchpad_config(CROSS_VALIDATION)
     **CROSS_VALIDATION.asset_arguments(io_manager_key="report_io"),
     kinds={"pytorch"},
     pool=POOL,
-    description="For every fold of patients the model trained again without them, and they predicted: "
-    "`cross_validation/out_of_fold.pkl` and `folds.json`, which the next evaluation shows. Only made when "
-    "asked for. Cut off, it resumes.",
+    description="Cross-validation by patient: for each fold a model is trained without its patients and "
+    "predicts their slides. `cross_validation/out_of_fold.pkl` and `folds.json`; the next evaluation shows "
+    "the results. Made only on request. Resumes after an interruption.",
 )
 def cross_validation(
     context: dg.AssetExecutionContext,
@@ -61,7 +61,7 @@ def cross_validation(
             progress=progress_to(context.log),
         )
         for fold in folder.glob("fold_*"):
-            shutil.rmtree(fold)  # the model in use is the one of all patients
+            shutil.rmtree(fold)  # the models of the folds are not used afterwards
     spread = {f"{name}_spread": value for name, value in summary["spread"].items()}
     return making.result(
         folder,

@@ -1,4 +1,4 @@
-"""How good the detector is, on slides it has never seen."""
+"""Evaluation of the detector on test slides, and comparison of all evaluated levels."""
 
 import shutil
 from dataclasses import asdict, replace
@@ -59,8 +59,8 @@ EvaluationConfig = launchpad_config(EVALUATION)
     **EVALUATION.asset_arguments(io_manager_key="report_io"),
     deps=REGIONS_OF_ALL_SLIDES,
     kinds={"scikitlearn", "html"},
-    description="Patch and slide metrics with intervals, FROC, heatmaps and `report/report.html`, one "
-    "self-contained page.",
+    description="Patch and slide metrics with confidence intervals, FROC, heatmaps and "
+    "`report/report.html`, one self-contained page.",
 )
 def evaluation(
     context: dg.AssetExecutionContext,
@@ -89,11 +89,11 @@ def evaluation(
         )
         pages = _empty(storage.root / f"report_{name_of(level)}_in_progress")
         metrics = headline(outcome)
-        about = replace(
+        context_of_report = replace(
             report_context(storage, level, metrics),
             viewer={slide_id: folder.viewer_page(slide_id).url for slide_id in test_predictions},
         )
-        write_report(outcome, pages, context=about, progress=progress)
+        write_report(outcome, pages, context=context_of_report, progress=progress)
     values = {name: metric.value for name, metric in metrics.items()}
     measured = {f"test_{name}": value for name, value in values.items()}
     address = mlflow.add_evaluation(level, measured, pages, context.log.warning)
@@ -115,8 +115,8 @@ def evaluation(
     **LEVEL_COMPARISON.asset_arguments(io_manager_key="report_io"),
     ins={"evaluation": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
     kinds={"html"},
-    description="All evaluated levels side by side, to choose a magnification: counts, metrics with "
-    "intervals, time. `level_comparison/comparison.html`.",
+    description="Comparison of all evaluated levels, to choose a magnification: counts, metrics with "
+    "confidence intervals, computing time. `level_comparison/comparison.html`.",
 )
 def level_comparison(
     context: dg.AssetExecutionContext,
@@ -179,7 +179,7 @@ def _annotations(predictions: dict[str, Any], storage: StorageResource) -> dict[
 
 
 def _incomplete(storage: StorageResource, level: str) -> frozenset[str]:
-    """Slides whose tumor is not completely annotated, as the parameters of the sampled index say."""
+    """Slides listed as incompletely annotated in the parameters of the sampled index."""
     from wsi_assets.index import incomplete_slides
 
     record = storage.record(SAMPLED_INDEX, level)

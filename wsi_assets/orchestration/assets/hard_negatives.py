@@ -1,7 +1,8 @@
-"""The normal patches that a model takes for tumor, for the next training. Made only when asked for.
+"""Hard negatives: normal patches that the model takes for tumor, for use in the next training.
 
-A round: train, find the hard negatives, train with them (``use_hard_negatives``), evaluate. The graph has no
-circles, so the sampled index reads what the last round left; its record says which that was.
+One round is: train, find the hard negatives, train with them (``use_hard_negatives``), evaluate. An asset
+graph cannot have a cycle, so the sampled index reads the stored hard negatives of the last round as feedback
+(see ``Artefact``); its record contains their version.
 """
 
 from pathlib import Path
@@ -40,9 +41,9 @@ HardNegativesConfig = launchpad_config(HARD_NEGATIVES)
     **HARD_NEGATIVES.asset_arguments(),
     kinds={"pytorch", "pickle"},
     pool=POOL,
-    description="Normal patches of training slides, of the whole index, that the model takes most surely for "
-    "tumor. With `use_hard_negatives` the next sampled index keeps them, and the next report compares the "
-    "models. Only made when asked for.",
+    description="Normal patches of training slides to which the model gives the highest tumor "
+    "probabilities, from the whole index. With `use_hard_negatives` the next sampled index includes them, "
+    "and the next report compares the metrics before and after. Made only on request.",
 )
 def hard_negatives(
     context: dg.AssetExecutionContext,
@@ -70,7 +71,7 @@ def hard_negatives(
         learned = storage.record(SAMPLED_INDEX, level)
         earlier, number = {}, (learned and learned.facts.get("hard_negatives", {}).get("round")) or 0
         if number:
-            # Those of earlier rounds stay: a model that is not shown them again forgets them.
+            # Patches of earlier rounds are kept: without them, the model may take them for tumor again.
             earlier = read_plain_pickle(storage.artefact(HARD_NEGATIVES, level))["patches"]
     together = joined(earlier, found)
     rows = [
@@ -91,7 +92,7 @@ def hard_negatives(
 
 
 def _before(storage: StorageResource, level: str) -> dict[str, Any] | None:
-    """The metrics of the model that found them, and slide id -> patches it was tested on."""
+    """Metrics of the current model and slide id -> number of test patches; None if it was not evaluated."""
     evaluated, predicted = storage.record(EVALUATION, level), storage.record(TEST_PREDICTIONS, level)
     model = storage.version(TRAINED_MODEL, level)
     if not evaluated or not predicted or evaluated.inputs.get(TRAINED_MODEL.name) != model:

@@ -1,4 +1,4 @@
-"""The index: every tissue patch of a level with its label, and the balanced choice that is learned from."""
+"""The slide index, with all tissue patches of a level and their labels, and the sample used for training."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,11 +45,12 @@ HARD_NEGATIVES_NAME = "hard_negatives"
 
 
 class SampledIndexOptions(SamplingOptions):
-    """Which indexed patches are learnt from, also in later rounds."""
+    """Parameters of ``sampled_index``."""
 
     use_hard_negatives: bool = pydantic.Field(
         False,
-        description="Training slides keep the patches of hard_negatives in addition: materialize it first.",
+        description="Include the patches of hard_negatives, which must be materialized before, in the sample "
+        "of training slides.",
     )
 
 
@@ -74,9 +75,9 @@ SampledIndexConfig = launchpad_config(SAMPLED_INDEX)
     **SLIDE_INDEX.asset_arguments(),
     deps=REGIONS_OF_ALL_SLIDES,
     kinds={"numpy", "shapely", "pickle"},
-    description="Every patch of the level that lies on tissue, labeled by the tumor annotations: "
-    "`index_level_N.pkl`. Slides that cannot take part are named with the reason. A partition is a pyramid "
-    "level (`4`), a magnification (`10x`) or a pixel size (`0.5um`).",
+    description="All tissue patches of a level, labeled from the tumor annotations: `index_level_N.pkl`. "
+    "Lists the slides that are left out, with the reason. A partition is a pyramid level (`4`), a "
+    "magnification (`10x`) or a pixel size (`0.5um`).",
 )
 def slide_index(
     context: dg.AssetExecutionContext,
@@ -108,8 +109,8 @@ def slide_index(
 @dg.asset(
     **SAMPLED_INDEX.asset_arguments(),
     kinds={"numpy", "pickle"},
-    description="All tumor patches and a seeded choice of normal ones; validation and test slides keep every "
-    "patch: `index_level_N_sampled.pkl`.",
+    description="All tumor patches and a random sample (with fixed seed) of normal patches; validation and "
+    "test slides keep all patches: `index_level_N_sampled.pkl`.",
 )
 def sampled_index(
     context: dg.AssetExecutionContext,
@@ -134,31 +135,31 @@ def sampled_index(
 
 
 def _hard_negatives(storage: StorageResource, level: str, making: Making) -> dict[str, Any]:
-    """``patches`` that the last round left, where they are asked for, and ``facts`` of them."""
+    """``patches`` of the last round and ``facts`` about them; both empty without ``use_hard_negatives``."""
     if not making.options.use_hard_negatives:
         return {"patches": {}, "facts": {}}
     if not making.inputs[HARD_NEGATIVES_NAME]:
         raise SlideIndexError(
-            "use_hard_negatives is on, and there are none of this level",
-            remedy="Make them with the model trained without: use_hard_negatives=false, then hard_negatives",
+            "use_hard_negatives is on, but this level has no hard negatives",
+            remedy="Train with use_hard_negatives=false first, then materialize hard_negatives",
         )
     (artefact,) = (one for one in all_artefacts() if one.name == HARD_NEGATIVES_NAME)
-    left = read_plain_pickle(storage.artefact(artefact, level))
-    facts = {"round": left["round"], "patches": sum(map(len, left["patches"].values()))}
-    return {"patches": left["patches"], "facts": {"hard_negatives": {**facts, "before": left["before"]}}}
+    last = read_plain_pickle(storage.artefact(artefact, level))
+    facts = {"round": last["round"], "patches": sum(map(len, last["patches"].values()))}
+    return {"patches": last["patches"], "facts": {"hard_negatives": {**facts, "before": last["before"]}}}
 
 
 def _regions(
     paths: dict[str, str], storage: StorageResource
 ) -> Iterator[tuple["TissueRegions", "TumorRegions | None", str | None]]:
-    # One slide at a time: ten thousand masks do not fit in memory, nor do they need to.
+    # One slide at a time: the masks of thousands of slides would not fit into memory.
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index import TissueRegions
 
     for slide_id, path in sorted(paths.items()):
         stored = storage.stored(ANNOTATION_REGIONS, slide_id)
         regions = None if stored["regions"] is None else TumorRegions.from_plain(stored["regions"])
-        # The slide folder may have moved since: the contents are known to be the same.
+        # The file may have been moved since the regions were made; its contents are the same.
         yield (
             replace(TissueRegions.from_plain(storage.stored(TISSUE_REGIONS, slide_id)), slide_path=path),
             regions,

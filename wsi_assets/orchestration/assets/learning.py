@@ -1,4 +1,4 @@
-"""The detector: trained on the patch store, applied to the test slides."""
+"""The detector: training on the patch store, and prediction of the test slides."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from wsi_assets.patches import PatchStore
 
 POOL = "gpu"
-"""Training and prediction own the accelerator."""
+"""Pool of training and prediction, which need the accelerator for themselves."""
 
 TRAINED_MODEL = Artefact(
     name="trained_model",
@@ -54,8 +54,9 @@ TestPredictionsConfig = launchpad_config(TEST_PREDICTIONS)
     **TRAINED_MODEL.asset_arguments(io_manager_key="model_io"),
     kinds={"pytorch", "mlflow"},
     pool=POOL,
-    description="A tumor classifier trained against class imbalance: `checkpoints/best.pt`, `best.json`, "
-    "`epoch_losses.csv`, and an MLflow run. Cut off, it goes on from what it saved, a minute before at most.",
+    description="A patch classifier (tumor or normal), trained with strategies against class imbalance: "
+    "`checkpoints/best.pt`, `best.json`, `epoch_losses.csv`, and an MLflow run. Resumes after an "
+    "interruption; at most a minute of training is lost.",
 )
 def trained_model(
     context: dg.AssetExecutionContext,
@@ -138,7 +139,7 @@ def test_predictions(
 
 
 def _digest_of_weights(path: Path) -> str:
-    """Of names and values: the bytes of a saved state dict also hold the name it was first written under."""
+    """Digest of names and values, because the bytes of the file also depend on its original file name."""
     import hashlib
 
     import torch
@@ -150,17 +151,17 @@ def _digest_of_weights(path: Path) -> str:
     return total.hexdigest()
 
 
-def _epoch_line(record: "EpochRecord", of: int) -> str:
-    """One epoch for the log."""
+def _epoch_line(record: "EpochRecord", most: int) -> str:
+    """Line for the log about an epoch, of at most ``most`` epochs."""
     return (
-        f"epoch {record.epoch} of at most {of}: loss {record.train_loss:.4f} / {record.val_loss:.4f}, "
+        f"epoch {record.epoch} of at most {most}: loss {record.train_loss:.4f} / {record.val_loss:.4f}, "
         f"accuracy {record.train_acc:.3f} / {record.val_acc:.3f} (training / validation), "
         f"{record.images_per_second:.0f} images/s{', the best so far' if record.is_best else ''}"
     )
 
 
 def _epoch_metrics(record: "EpochRecord") -> dict[str, float]:
-    """The numbers of one epoch that could be computed, by name."""
+    """Name -> value of the metrics of one epoch, without those that could not be computed."""
     return {
         name: float(value)
         for name, value in vars(record).items()
@@ -171,7 +172,7 @@ def _epoch_metrics(record: "EpochRecord") -> dict[str, float]:
 def _training_pictures(
     result: "TrainingResult", store: "PatchStore", options: TrainingOptions
 ) -> dict[str, bytes]:
-    """Name -> PNG file; no augmentation where it is switched off."""
+    """Name -> bytes of a PNG file; ``augmentation`` only if it is switched on."""
     from wsi_assets.learning import augmentation_mosaic_png, confusion_png, curves_png
 
     pictures = {"curves": curves_png(result.epochs), "confusion": confusion_png(result.best.confusion)}
@@ -181,7 +182,7 @@ def _training_pictures(
 
 
 def _training_facts(result: "TrainingResult") -> dict[str, Any]:
-    """Small plain figures of a training: what the checks and the report read."""
+    """Facts of a training for the record, which checks and the report read."""
     from wsi_assets.learning.imbalance import IDLE
 
     best = result.best
@@ -202,7 +203,7 @@ def _training_facts(result: "TrainingResult") -> dict[str, Any]:
 
 
 def _shown_of_training(result: "TrainingResult", pictures: Mapping[str, bytes]) -> dict[str, Any]:
-    """What only Dagster shows beside the trained model."""
+    """Metadata of the trained model for the UI."""
     metrics = {name: rounded(value) for name, value in _epoch_metrics(result.best).items()}
     metrics["seconds"] = rounded(sum(record.seconds for record in result.epochs))
     rows = [{"epoch": record.epoch, **_epoch_metrics(record)} for record in result.epochs]

@@ -1,4 +1,4 @@
-"""The patches themselves, in the store of the user's choice."""
+"""The patch store: the pixels of the sampled patches, in LMDB, HDF5 or a folder of PNG files."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from wsi_assets.patches import StagedStore
 
 POOL = "extraction"
-"""Decoding patches uses every core, so one store is built at a time."""
+"""Pool that limits Dagster to building one patch store at a time, because decoding uses every core."""
 
 
 QUARANTINE = ("key", "slide_id", "y", "x", "reason")
-"""Columns of the table of patches that could not be read."""
+"""Columns of the table of patches that could not be read, in the metadata."""
 
 
 class StoreParameters(ExtractionOptions):
@@ -32,8 +32,8 @@ class StoreParameters(ExtractionOptions):
 
     accepted_slides: list[str] = Field(
         default=[],
-        description="Slides whose names say tumor, or normal, and whose annotations say otherwise: what is "
-        "annotated counts. Of others that contradict themselves nothing is trained.",
+        description="Ids of slides whose names (tumor or normal) contradict their annotations; the "
+        "annotations count. While any other slide has such a contradiction, no model is trained.",
     )
 
     backend: Backend = Field(
@@ -66,8 +66,8 @@ PatchStoreConfig = launchpad_config(PATCH_STORE)
     **PATCH_STORE.asset_arguments(io_manager_key="patch_io"),
     kinds={"lmdb", "hdf5", "png"},
     pool=POOL,
-    description="The sampled patches, read from the slides and encoded: LMDB, HDF5 or a PNG folder "
-    "(parameter backend). What is unchanged is not decoded again.",
+    description="The sampled patches, read from the slides and encoded: LMDB, HDF5 or a folder of PNG files "
+    "(parameter backend). Unchanged patches are not decoded again.",
 )
 def patch_store(
     context: dg.AssetExecutionContext,
@@ -95,7 +95,8 @@ def patch_store(
                 workers=options.extraction_workers or (executor.workers() if executor else None),
                 progress=progress_to(context.log),
             ) as staged:
-                # The IO manager publishes the store before this goes on: until then nobody else can build it.
+                # `yield`, because the IO manager publishes the store before this generator continues and
+                # releases the lock on it.
                 yield _result(making, staged)
 
 

@@ -1,4 +1,4 @@
-"""The detector at work: any slide at any level, predicted from its own pixels. Made only when asked for."""
+"""Prediction of any slide, annotated or not, with the model of a level; made only on request."""
 
 import json
 import shutil
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from wsi_assets.learning import LoadedModel
 
 PREDICT_SLIDES = "predict_slides"
-"""The job that makes this asset alone."""
+"""Name of the job that makes only this asset."""
 
 SUMMARY = "prediction.json"
-"""What was found on a slide, in numbers."""
+"""File with the results for a slide in numbers."""
 
 SLIDE_PREDICTION = Artefact(
     name="slide_prediction",
@@ -49,7 +49,7 @@ SLIDE_PREDICTION = Artefact(
     inputs=(TISSUE_REGIONS, TRAINED_MODEL),
     sources=(SLIDE_IMAGE,),
     main_file=SUMMARY,
-    # What the model is, its digest says.
+    # `model` has no effect by itself: the digest of the model is one of the inputs.
     without_effect=frozenset(
         {"model", "num_workers", "device", "prediction_batch_size", "predict_new_slides"}
     ),
@@ -63,45 +63,49 @@ RULES = {
     PATCH_STORE: ("max_no_data",),
     EVALUATION: ("detection_threshold", "detection_smoothing_um", "detection_radius_um", "heatmap_side"),
 }
-"""Artefact of the level -> its parameters that also decide how a slide is predicted."""
+"""Artefact of the level -> those of its parameters that also affect predictions of slides."""
 
 
 @dataclass(frozen=True)
 class Detector:
-    """The model that predicts at a level, and how.
+    """The model used at a level, and the options used with it.
 
     Attributes:
-        path: its ``best.pt``; card: the ``best.json`` beside it.
-        said: what ``prediction.json`` tells of it: source, name, version, digest.
-        options: artefact of the level -> its options; those in ``RULES`` count.
+        path: path of its ``best.pt``.
+        card: contents of ``best.json``.
+        identity: source, name, version and digest of the model, as written to ``prediction.json``.
+        options: artefact of the level -> its options; those in ``RULES`` affect the prediction.
     """
 
     path: Path
     card: dict[str, Any]
-    said: dict[str, Any]
+    identity: dict[str, Any]
     options: dict[Artefact, Any]
 
     def inputs(self, image: str, tissue: str | None) -> dict[str, Any]:
-        """What a slide's prediction is made from, as its record keeps it.
+        """Inputs of the prediction of a slide and their versions, as written to its record.
 
         Args:
-            image: version of the slide's file; tissue: of its ``tissue_regions``.
+            image: version of the slide's file.
+            tissue: version of its ``tissue_regions``.
         """
         rules = {name: getattr(self.options[one], name) for one, names in RULES.items() for name in names}
-        model = self.said["digest"]
+        model = self.identity["digest"]
         return {SLIDE_IMAGE: image, TISSUE_REGIONS.name: tissue, "model": model, "level_parameters": rules}
 
 
 def find_detector(
     storage: StorageResource, mlflow: MlflowResource, level: str, model: str, *parameters: ParameterSet
 ) -> Detector:
-    """The model that ``model`` means at a level: ``newest``, ``champion`` or a path.
+    """Find the model that predicts at a level.
 
     Args:
-        parameters: what is said of the level's parameters.
+        model: ``newest`` for the trained model of the level, ``champion`` for the registered model with this
+            alias in MLflow, or the path of a ``best.pt`` or of its folder.
+        parameters: parameter sets, the later over the earlier.
 
     Raises:
-        ModelError: there is none, or what is there is damaged.
+        ModelError: there is no such model, its card is damaged, or it was trained on another level.
     """
     from wsi_assets.slides import fingerprint
 
@@ -129,9 +133,13 @@ def find_detector(
             path=path,
             remedy=f"Predict with {option_of(str(card['level']))}",
         )
-    said = {"source": model if model in ("newest", "champion") else "file", "name": name, "version": version}
-    said["digest"] = digest(fingerprint(path), json.dumps(card, sort_keys=True))
-    return Detector(path, card, said, {one: options_of(one, level, *parameters) for one in RULES})
+    identity = {
+        "source": model if model in ("newest", "champion") else "file",
+        "name": name,
+        "version": version,
+        "digest": digest(fingerprint(path), json.dumps(card, sort_keys=True)),
+    }
+    return Detector(path, card, identity, {one: options_of(one, level, *parameters) for one in RULES})
 
 
 def unpredicted(
@@ -141,10 +149,13 @@ def unpredicted(
     images: Mapping[str, str],
     *parameters: ParameterSet,
 ) -> dict[str, str]:
-    """Slide id -> why its prediction is missing or out of date, of slides whose tissue is that of their file.
+    """Slide id -> reason why its prediction is missing or out of date; others are not listed.
+
+    Slides whose ``tissue_regions`` are missing or were made from another file are skipped.
 
     Args:
         images: slide id -> version of its file.
+        parameters: parameter sets, the later over the earlier.
     """
     used = options_of(SLIDE_PREDICTION, level, *parameters).model_dump(mode="json")
     found = {}
@@ -166,9 +177,9 @@ def unpredicted(
     kinds={"pytorch", "tiff"},
     pool=POOL,
     backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
-    description="Where a slide looks like tumor to the level's model: heatmap for ASAP, detections, regions "
-    "for QuPath, a picture and a score, below `slides/<slide>/`. Any slide, annotated or not; what is up to "
-    "date stays. Only made when asked for. Cut off, it resumes with the next slide.",
+    description="Prediction of a slide, annotated or not, with the model of a level: heatmap for ASAP, "
+    "detections, regions for QuPath, a picture and a score, below `slides/<slide>/`. Predictions that are "
+    "up to date are kept. Made only on request. After an interruption, finished slides are kept.",
 )
 def slide_prediction(
     context: dg.AssetExecutionContext,
@@ -191,7 +202,7 @@ def slide_prediction(
 
 
 class _AtLevel:
-    """What all slides of a level share in a run: the model, loaded when the first slide needs it."""
+    """Predicts slides at one level in one run; the model is loaded on first use."""
 
     def __init__(
         self,
@@ -208,7 +219,11 @@ class _AtLevel:
         self._loaded: LoadedModel | None = None
 
     def predict(self, key: str, folder: SlideFolderResource, tissue: dict[str, Any] | None) -> Made:
-        """Predict one slide, or show what is up to date."""
+        """Predict one slide, unless its prediction is up to date.
+
+        Raises:
+            SlideError: the slide is missing, unreadable or has no ``tissue_regions``.
+        """
         making, (slide_id, _) = self.making, parts_of(key)
         slide = folder.slide(slide_id)
         if tissue is None:
@@ -236,7 +251,7 @@ class _AtLevel:
         )
 
     def _write(self, slide_id: str, path: Path, plain: dict[str, Any]) -> Path:
-        """A new folder with the files of a slide's prediction."""
+        """Predict a slide and write the files to a new folder."""
         import time
         from dataclasses import replace
 
@@ -258,6 +273,6 @@ class _AtLevel:
         )
         folder = making.storage.slide_folder(slide_id) / f"{making.resolution.name}_in_progress"
         shutil.rmtree(folder, ignore_errors=True)
-        about = {"model": self.detector.said, "seconds": round(time.monotonic() - began, 2)}
+        about = {"model": self.detector.identity, "seconds": round(time.monotonic() - began, 2)}
         write_slide_prediction(folder, slide_id, entry, self.detector.card, rules[EVALUATION], about)
         return folder

@@ -1,4 +1,4 @@
-"""Slides: the user's files, where tissue is, where tumor was annotated. One partition a slide."""
+"""Assets with one partition per slide: the user's files, tissue regions and annotated tumor regions."""
 
 from dataclasses import asdict
 from functools import partial
@@ -57,13 +57,13 @@ class AnnotationConfig(launchpad_config(ANNOTATION_REGIONS)):
 
     annotations_gone: bool | None = pydantic.Field(
         default=None,
-        description="Believe that most annotations, or corrections, were removed for good: their slides are "
-        "normal now, or as they were annotated.",
+        description="Accept that most annotations, or corrections, were removed for good. A slide without "
+        "its annotation is then normal; one without its correction is used as annotated.",
     )
 
 
 def _source(name: str, description: str) -> dg.SourceAsset:
-    """A file of the user's: watched, never written; its data version is the fingerprint of its bytes."""
+    """An observable source asset for a file of the user; its data version is a fingerprint of the contents."""
 
     @dg.observable_source_asset(name=name, partitions_def=SLIDES, group_name=GROUP, description=description)
     def observe_files(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
@@ -76,13 +76,14 @@ def _source(name: str, description: str) -> dg.SourceAsset:
 
 slide_image = _source(
     SLIDE_IMAGE,
-    "A whole-slide image in the user's own folder: watched, never written. Its data version is the "
-    "fingerprint of its bytes.",
+    "A whole-slide image in the user's folder, which is observed and never written. Its data version is a "
+    "fingerprint of its contents.",
 )
 slide_annotation = _source(
     SLIDE_ANNOTATION,
-    "The slide's annotation in the user's own folder, and what corrects it: watched, never written. Its data "
-    f"version is the fingerprint of its bytes, or {NO_ANNOTATION!r}, and that of the correction's.",
+    "The annotation of a slide in the user's folder and its correction, which are observed and never "
+    f"written. The data version is a fingerprint of the contents of both; {NO_ANNOTATION!r} stands for a "
+    "missing annotation.",
 )
 
 
@@ -91,8 +92,8 @@ slide_annotation = _source(
     deps=[slide_image],
     kinds={"openslide", "opencv", "pickle"},
     backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
-    description="Where the slide holds tissue: mask at the working level, Otsu threshold, pyramid geometry, "
-    "true scale. Glass, pen, unscanned and padded areas are not tissue.",
+    description="Tissue of a slide: mask at a low-resolution level, Otsu threshold, pyramid geometry and "
+    "true scale. Glass, pen marks, unscanned and padded areas are excluded.",
 )
 def tissue_regions(
     context: dg.AssetExecutionContext,
@@ -142,8 +143,9 @@ def _tissue(folder: SlideFolderResource, slide_id: str, plain: dict[str, Any]) -
     deps=[slide_annotation, tissue_regions],
     kinds={"shapely", "xml", "pickle"},
     backfill_policy=dg.BackfillPolicy.multi_run(SLIDES_PER_RUN),
-    description="Tumor geometry from the slide's annotation: groups united, exclusions cut out, broken rings "
-    "repaired, corrected, each with its line in the audit. A slide without an annotation is a normal slide.",
+    description="Tumor regions from the annotation of a slide: groups united, exclusions cut out, invalid "
+    "polygons repaired, corrections applied. The audit table lists each step. A slide without an annotation "
+    "is a normal slide.",
 )
 def annotation_regions(
     context: dg.AssetExecutionContext,
@@ -210,4 +212,4 @@ REGIONS_OF_ALL_SLIDES = [
     dg.AssetDep(one, partition_mapping=dg.AllPartitionMapping())
     for one in (tissue_regions, annotation_regions)
 ]
-"""What a level depends on; it reads them from the storage folder slide by slide."""
+"""Dependencies of assets that use the regions of all slides, which they read slide by slide from files."""
