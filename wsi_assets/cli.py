@@ -1,6 +1,6 @@
-"""The command line: thin over the same graph, recorded in the instance the UI shows.
+"""The command ``wsi-assets``, whose runs are recorded in the Dagster instance that the UI shows.
 
-Nothing heavy is imported before a command needs it, so that ``--help`` answers at once.
+Large modules are imported only when a command needs them, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _usage_status() -> Iterator[None]:
 
 
 class OneLineErrors(click.Group):
-    """Shows a user's mistake as one line; anything else is a bug and keeps its traceback."""
+    """Shows errors that a user can correct as one line; other exceptions keep their traceback."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _usage_status():
@@ -46,7 +46,7 @@ class OneLineErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            # While a command runs: that Dagster calls a feature beta or preview is no news to a user.
+            # Users need not know which features Dagster calls beta or preview.
             with as_command(), _usage_status(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".* is currently in (beta|preview)")
                 return super().invoke(ctx)
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def folders(command: Any) -> Any:
-    """The folder options every command shares; the command is given their ``settings``."""
+    """Decorator that adds the folder options; the command gets them as its argument ``settings``."""
 
     @functools.wraps(command)
     def with_settings(
@@ -90,19 +90,23 @@ def folders(command: Any) -> Any:
         named = {name: str(value) for name, value in given.items() if value is not None}
         return command(settings=Settings.from_environment({**os.environ, **named}), **others)
 
-    what = "What is said of single slides.  [WSI_COHORT or cohort.csv in the folder of slides]"
+    what = "Table of facts about slides.  [WSI_COHORT or cohort.csv in the folder of slides]"
     with_settings = click.option("--cohort", type=click.Path(path_type=Path), help=what)(with_settings)
     for names, what in (
-        (FOLDERS[2], "What is made goes here.  [WSI_STORAGE_DIR or storage/]"),
-        (FOLDERS[1], "Annotations.  [WSI_ANNOTATIONS_DIR or annotations/]"),
-        (FOLDERS[0], "Slides.  [WSI_IMAGES_DIR or images/]"),
+        (FOLDERS[2], "Folder for all results.  [WSI_STORAGE_DIR or storage/]"),
+        (FOLDERS[1], "Folder of annotations.  [WSI_ANNOTATIONS_DIR or annotations/]"),
+        (FOLDERS[0], "Folder of slides.  [WSI_IMAGES_DIR or images/]"),
     ):
         with_settings = click.option(f"--{names}", type=FOLDER, help=what)(with_settings)
     return with_settings
 
 
 def scales(*, several: bool) -> Callable[[Any], Any]:
-    """The options for levels, magnifications and pixel sizes; the command is given their keys, ``levels``."""
+    """Decorator that adds --level, --mag and --mpp; the command gets their keys as its argument ``levels``.
+
+    Args:
+        several: whether more than one level may be given.
+    """
 
     def decorate(command: Any) -> Any:
         @functools.wraps(command)
@@ -118,9 +122,9 @@ def scales(*, several: bool) -> Callable[[Any], Any]:
 
         again = "; repeatable" if several else ""
         for name, kind, what in (
-            ("mpp", float, "A pixel size in um, the same on every scanner"),
-            ("mag", float, "A magnification, 10 is 1 um a pixel on every scanner"),
-            ("level", int, "A pyramid level"),
+            ("mpp", float, "Pixel size in um, the same for every scanner"),
+            ("mag", float, "Magnification; 10 is a pixel size of 1 um for every scanner"),
+            ("level", int, "Pyramid level"),
         ):
             with_levels = click.option(f"--{name}", type=kind, multiple=True, help=f"{what}{again}.")(
                 with_levels
@@ -139,16 +143,16 @@ def scales(*, several: bool) -> Callable[[Any], Any]:
 @click.option(
     "--annotations-gone",
     is_flag=True,
-    help="Most annotations, or corrections, were removed for good.",
+    help="Accept that most annotations, or corrections, were removed for good.",
 )
 @click.option("--no-test", is_flag=True, help="There are no test slides: stop after training.")
 @click.option(
     "--accept",
     multiple=True,
     metavar="SLIDE",
-    help="What is annotated on this slide counts, not its name; repeatable.",
+    help="Accept a slide whose name contradicts its annotation, which counts; repeatable.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be made, and why; make nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be made, and why; make nothing.")
 def run(
     levels: list[str],
     upto: str,
@@ -162,9 +166,9 @@ def run(
 ) -> None:
     """Register the slides, then make what is missing or out of date, level by level.
 
-    Parameters are those of parameters.yaml in the storage folder; values given here are used and written
-    there. Exit status: 0 when it finished, also if checks failed, 2 when it finished but left slides out, 1
-    when it failed, 64 when the command line is not understood.
+    Parameters are read from parameters.yaml in the storage folder; values given here are used and written
+    there. Exit status: 0 if the run finished, even if checks failed; 2 if it finished but left slides out; 1
+    if it failed; 64 if the command line is invalid.
     """
     with loading():
         from wsi_assets.console import print_plan, run_and_report
@@ -195,9 +199,10 @@ def predict(
     model: str | None,
     pairs: tuple[str, ...],
 ) -> None:
-    """Predict slides with a level's model, all of the folder or those named, and rank them.
+    """Predict slides with the model of a level, and rank them by score.
 
-    They need no annotation. What is up to date stays. Exit status as of `run`.
+    Without SLIDE_ID, all slides of the folder. They need no annotation. Predictions that are up to date are
+    kept. Exit status as for `run`.
     """
     with loading():
         from wsi_assets.console import predict_and_report
@@ -210,7 +215,7 @@ def predict(
 
 
 @main.command()
-@click.option("--home", type=FOLDER, default=Path("demo"), show_default=True, help="Everything goes here.")
+@click.option("--home", type=FOLDER, default=Path("demo"), show_default=True, help="Folder for all files.")
 def demo(home: Path) -> None:
     """Make a small annotated cohort and run the whole pipeline on it."""
     from wsi_assets.console import run_demo
@@ -222,7 +227,7 @@ def demo(home: Path) -> None:
 @folders
 @click.option("--write-cohort", is_flag=True, help="Write a first cohort.csv into the images folder.")
 def doctor(settings: Settings, write_cohort: bool) -> None:
-    """Examine every slide: does it open, how large is it, what is known of its scale, what is wrong.
+    """Examine every slide: whether it opens, its size, its scale, and any problems.
 
     Exit status: 1 if any slide has a problem.
     """
@@ -235,9 +240,9 @@ def doctor(settings: Settings, write_cohort: bool) -> None:
 @click.argument("slide_id")
 @folders
 def retire(settings: Settings, slide_id: str) -> None:
-    """Take a slide out of the platform, after its file was taken out of the folder.
+    """Remove a slide from the platform, after its file was removed from the folder of slides.
 
-    Removes its partition and its regions. Levels keep what they were made from until they are made again.
+    Deletes its partition and its regions. Levels still contain the slide until they are made again.
     """
     from wsi_assets.console import retire_and_report
 
@@ -250,9 +255,9 @@ def retire(settings: Settings, slide_id: str) -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of the sample.")
 @folders
 def verify(settings: Settings, levels: list[str], fraction: float, seed: int) -> None:
-    """Read a sample of a level's patches again from the slides and compare.
+    """Compare a sample of the stored patches of a level with the pixels of the slides.
 
-    Exit status: 1 if any patch is not its slide's.
+    Exit status: 1 if any patch differs.
     """
     from wsi_assets.console import verify_patches
 
@@ -263,9 +268,9 @@ def verify(settings: Settings, levels: list[str], fraction: float, seed: int) ->
 @scales(several=False)
 @folders
 def log(settings: Settings, levels: list[str]) -> None:
-    """Log a finished training to MLflow, from its files: for one that MLflow was away for.
+    """Log a finished training to MLflow from its files, if MLflow could not be reached during the training.
 
-    Exit status: 1 if MLflow does not take it.
+    Exit status: 1 if MLflow fails.
     """
     from wsi_assets.console import log_training
 
@@ -297,12 +302,12 @@ def log(settings: Settings, levels: list[str]) -> None:
 @click.option(
     "--home",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Show what `demo` made in this folder, whatever the variables say.",
+    help="Show the results of `demo` in this folder, ignoring environment variables.",
 )
 def ui(
     settings: Settings, host: str, port: int, mlflow_port: int, viewer_port: int, home: Path | None
 ) -> None:
-    """Open the Dagster UI, its daemon, the MLflow pages and the slide viewer on this folder's home."""
+    """Serve the Dagster UI with its daemon, the MLflow pages and the slide viewer."""
     from wsi_assets.orchestration.instance import isolated_home
     from wsi_assets.orchestration.ui import serve
 

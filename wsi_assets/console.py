@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars, tables, one line a fault. It decides nothing."""
+"""Output of the command line: progress bars, tables, and one line per problem."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 
 WIDE = 1000
-"""Columns that are enough for any table."""
+"""Width in characters that is enough for any table."""
 
 
 def _say(line: str, style: str | None = None) -> None:
@@ -43,20 +43,29 @@ def run_and_report(
     annotations_gone: bool = False,
     no_test: bool = False,
 ) -> int:
-    """Run slides and levels, print what was made, what was left out and why; returns the exit status."""
+    """Run slides and levels; print what was made, what was left out and why.
+
+    Returns:
+        exit status: ``FAILED`` if a level or the comparison failed, ``LEFT_OUT`` if slides were left out,
+        else ``OK``.
+
+    Raises:
+        ConfigError: ``upto`` is not an asset of levels, or there are no slides to train or test on.
+        SlideError: the folder of slides cannot be listed, or most registered slides are gone.
+    """
     from wsi_assets.orchestration.cli_run import CommandLineRun, chain_upto
     from wsi_assets.orchestration.instance import open_instance
     from wsi_assets.orchestration.metadata import progress_on_terminal
     from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
 
-    chain = chain_upto(upto)  # a slip of the pen is reported before hours of reading slides
+    chain = chain_upto(upto)  # first, so that a wrong name is reported before the slides are read
     trains = any(artefact.name == "trained_model" for artefact in chain)
     if trains and no_test:
         upto = "trained_model"
-    no_test = no_test or upto == "trained_model"  # then nothing is tested anyway
+    no_test = no_test or upto == "trained_model"
     started = time.monotonic()
     with open_instance(settings) as instance, progress_bars(console) as bars, progress_on_terminal(bars):
-        # A run that was killed would hold the pool that this one needs.
+        # A killed run may still occupy a pool that this run needs.
         fail_orphaned_runs(instance, lambda line: _print_notices([line]))
         commanded = CommandLineRun(instance, settings, given, lambda line: _print_notices([line]))
         if trains:
@@ -75,9 +84,9 @@ def run_and_report(
     left_out = {**{key: reason for o in outcomes for key, reason in o.left_out.items()}, **slides.left_out}
     _print_left_out(left_out)
     if compared:
-        _say(f"\nAll evaluated levels side by side: {compared['path']}")
+        _say(f"\nComparison of all evaluated levels: {compared['path']}")
         for level, reason in compared["left_out"].items():
-            _say(f"  not {words_of(level)}: {reason}", "yellow")
+            _say(f"  without {words_of(level)}: {reason}", "yellow")
     if incomparable:
         _say(f"\nerror: {incomparable}", "red")
     seconds = time.monotonic() - started
@@ -88,7 +97,7 @@ def run_and_report(
 
 
 def predict_and_report(settings: Settings, given: ParameterSet, level: str, slide_ids: Sequence[str]) -> int:
-    """Predict slides, print them ranked and what was left out; returns the exit status."""
+    """Predict slides; print them ranked by score, and what was left out; returns the exit status."""
     from wsi_assets.orchestration.assets.slide_prediction import SLIDE_PREDICTION
     from wsi_assets.orchestration.cli_run import CommandLineRun
     from wsi_assets.orchestration.instance import open_instance
@@ -128,7 +137,7 @@ def predict_and_report(settings: Settings, given: ParameterSet, level: str, slid
 
 
 def print_plan(settings: Settings, given: ParameterSet, levels: Sequence[str], upto: str) -> int:
-    """Print what a run would make, and why."""
+    """Print what a run would make, and why; returns the exit status."""
     from wsi_assets.orchestration.cli_run import CommandLineRun
     from wsi_assets.orchestration.instance import look_into_instance
 
@@ -141,7 +150,11 @@ def print_plan(settings: Settings, given: ParameterSet, levels: Sequence[str], u
 
 
 def run_demo(home: Path) -> int:
-    """Make the demo cohort in ``home``, take one level through the whole graph, and predict a new slide."""
+    """Make the demo cohort in ``home``, run one level to its evaluation and predict a new slide.
+
+    Returns:
+        exit status.
+    """
     from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, make_cohort, make_new_slide
     from wsi_assets.orchestration.config import ParameterSet
     from wsi_assets.orchestration.instance import isolated_home
@@ -161,7 +174,7 @@ def run_demo(home: Path) -> int:
     console.print("\n[bold]Where to go next[/bold]")
     _say(f"  the report      {made / 'report' / 'report.html'}")
     _say(f"  a new slide     {picture}")
-    # The environment may not be activated: `make demo` does without.
+    # The full path if the environment is not activated, as with `make demo`.
     program = shutil.which("wsi-assets") and "wsi-assets"
     program = program or str(Path(sys.executable).with_name("wsi-assets"))
     for what, arguments in (
@@ -174,7 +187,7 @@ def run_demo(home: Path) -> int:
 
 
 def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
-    """Print one row a slide and a line for each problem; returns 1 if there is any."""
+    """Print one row per slide and one line per problem; returns ``FAILED`` if there is any."""
     from wsi_assets.index.doctor import add_patients_and_sides, examine
     from wsi_assets.slides import cohort as tables
     from wsi_assets.slides import find_slides, read_cohort
@@ -204,12 +217,12 @@ def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
     if write_cohort:
         path = settings.cohort or settings.images_dir / tables.COHORT_FILE
         tables.write_cohort(path, {row.slide_id: (row.patient or row.slide_id, row.side) for row in rows})
-        _say(f"cohort: {path}: fill in what names do not say; an empty cell says nothing")
+        _say(f"cohort: {path}: fill in what the names of slides do not tell; empty cells have no effect")
     return FAILED if faulty or not rows else OK
 
 
 def retire_and_report(settings: Settings, slide_id: str) -> int:
-    """Retire a slide and say which levels may still hold it."""
+    """Retire a slide and print which levels may still contain it; returns the exit status."""
     from wsi_assets.orchestration.instance import open_instance
     from wsi_assets.orchestration.resources import SlideFolderResource
     from wsi_assets.orchestration.retire_slide import retire_slide
@@ -221,13 +234,13 @@ def retire_and_report(settings: Settings, slide_id: str) -> int:
     console.print(f"{slide_id} is retired", markup=False)
     if levels:
         console.print(
-            f"it may still be in {', '.join(map(words_of, levels))}: make these again when you want it out"
+            f"it may still be in {', '.join(map(words_of, levels))}: make these again to remove it there"
         )
     return OK
 
 
 def log_training(settings: Settings, level: str) -> int:
-    """Log a finished training to MLflow; returns 1 if MLflow does not take it."""
+    """Log a finished training to MLflow; returns ``FAILED`` if MLflow fails."""
     from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 
     faults: list[str] = []
@@ -240,7 +253,12 @@ def log_training(settings: Settings, level: str) -> int:
 
 
 def verify_patches(settings: Settings, level: str, fraction: float, seed: int) -> int:
-    """Compare a sample of a level's patches with their slides; returns 1 if any differs."""
+    """Compare a sample of the patches of a level with their slides; returns ``FAILED`` if any differs.
+
+    Args:
+        fraction: share of the patches to compare, up to 1.
+        seed: seed of the sample.
+    """
     from wsi_assets.files import read_plain_pickle
     from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
     from wsi_assets.orchestration.assets.patches import PATCH_STORE
@@ -267,12 +285,12 @@ def verify_patches(settings: Settings, level: str, fraction: float, seed: int) -
 
 
 def _page() -> Console:
-    """Where tables go: a file has no width of its own, and in the 80 columns it is given words are folded."""
+    """The console for tables; wide for output to a file, which rich assumes to have 80 columns."""
     return console if console.is_terminal else Console(highlight=False, width=WIDE)
 
 
 def _print_health(rows: Sequence[SlideHealth]) -> None:
-    """A row a slide; a terminal that is too narrow goes without the columns that matter least."""
+    """Print one row per slide, on a narrow terminal without the least important columns."""
     from wsi_assets.index.doctor import COLUMNS, DROP_ORDER, LEGEND, MAGNIFICATIONS
 
     page = _page()
@@ -281,7 +299,7 @@ def _print_health(rows: Sequence[SlideHealth]) -> None:
         columns = [column for column in filled if column not in DROP_ORDER[:dropped]]
         table = Table(box=SIMPLE_HEAD)
         for column in columns:
-            # What does not fit even so is folded, never cut: an id without its end is nobody's.
+            # Text that still does not fit is folded instead of truncated, so that ids stay readable.
             table.add_column(column, overflow="fold", no_wrap=column == "slide")
         for row in rows:
             table.add_row(*row.cells(columns), style="red" if row.problems else None)
@@ -324,12 +342,12 @@ def _print_level(outcome: LevelOutcome, storage: Path) -> None:
     for column in ("asset", "status", "result", "path"):
         table.add_column(column, overflow="fold")
     resource, level = StorageResource(storage_dir=str(storage)), outcome.level
-    asked = [one for one in all_artefacts() if one.optional and one.name in outcome.records]
-    for artefact in (*level_chain(), *asked):
+    requested = [one for one in all_artefacts() if one.optional and one.name in outcome.records]
+    for artefact in (*level_chain(), *requested):
         record = outcome.records.get(artefact.name)
         made = "made" if artefact.name in outcome.made else "up to date"
         is_shown = record is not None and artefact.name in (*outcome.made, *outcome.up_to_date)
-        # Below the storage folder, which the last line names.
+        # Relative to the storage folder, which the last line of the output names.
         path = resource.artefact(artefact, level).relative_to(storage)
         facts = _summary(artefact.shown, record.facts) if is_shown else ""
         table.add_row(artefact.name, made if is_shown else "not made", facts, str(path) if is_shown else "")

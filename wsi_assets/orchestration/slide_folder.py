@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 SLIDE_IMAGE, SLIDE_ANNOTATION = "slide_image", "slide_annotation"
 
 RETIRED = "retired"
-"""Data version of the files of a retired slide. It differs from every fingerprint, so that a slide that is put
-back counts as changed."""
+"""Data version of the files of a retired slide. It differs from every fingerprint, so that a slide counts as
+changed when it is put back."""
 
 DATA_VERSION_TAG = "dagster/data_version"
 """Dagster's tag for the data version in an observation or materialization event."""

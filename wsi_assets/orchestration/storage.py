@@ -248,8 +248,8 @@ def read_record(path: Path) -> Record | None:
 def recipe_of(artefact: Artefact, parameters: Mapping[str, Any], inputs: Any) -> str:
     """The recipe of an artefact: a digest of its name, code version, parameters and inputs.
 
-    Parameters without effect on the contents are left out; a parameter that names a file or folder is replaced
-    by the contents of the files.
+    Parameters without effect on the contents are left out. A parameter that names a file or folder is
+    replaced by the contents of the files.
 
     Args:
         inputs: name of an input -> its version or a plain value.

@@ -63,7 +63,7 @@ class AnnotationConfig(launchpad_config(ANNOTATION_REGIONS)):
 
 
 def _source(name: str, description: str) -> dg.SourceAsset:
-    """An observable source asset for a file of the user; its data version is a fingerprint of the contents."""
+    """An observable source asset of the user's files; its data version is a fingerprint of the contents."""
 
     @dg.observable_source_asset(name=name, partitions_def=SLIDES, group_name=GROUP, description=description)
     def observe_files(folder: SlideFolderResource) -> dg.DataVersionsByPartition:
