@@ -138,8 +138,10 @@ def nothing_assumed(level: Level) -> Result:
 def slides_made_as_parameters_say(level: Level) -> Result:
     """The regions of all slides were made with the parameters in parameters.yaml. Lists the slides that were
     not."""
-    said = level.storage.parameters.read()
-    wanted = [options_of(artefact, None, said).model_dump(mode="json") for artefact in slide_artefacts()]
+    parameters_file = level.storage.parameters.read()
+    wanted = [
+        options_of(artefact, None, parameters_file).model_dump(mode="json") for artefact in slide_artefacts()
+    ]
     differing = [
         (slide_id, f"its {record.asset} were made with other parameters")
         for slide_id in level.index
@@ -327,7 +329,7 @@ def up_to_date(artefact: Artefact, level: Level) -> Result:
     above = inputs_of_level(artefact, usable, above) | storage.feedback(artefact, level.level, parameters)
     why = storage.why_out_of_date(artefact, level.level, parameters, above)
     if why is None:
-        return True, "made from what there is now"
+        return True, "made from the current inputs"
     return False, f"out of date: {why}. Materialize it again"
 
 

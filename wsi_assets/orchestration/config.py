@@ -102,7 +102,7 @@ class ParameterSet:
         self.source = source
         self.content = self._mapping(content, "", "Write lines like `max_epochs: 2`")
         levels = self._mapping(self.content.pop("levels", None), "levels", 'Write lines like `"4":` below it')
-        self._said: dict[tuple[str, str | None], dict[str, tuple[str, Any]]] = {}
+        self._values: dict[tuple[str, str | None], dict[str, tuple[str, Any]]] = {}
         self._take(self.content, None, "")
         for level, values in levels.items():
             place = f"levels.{level}"
@@ -120,7 +120,7 @@ class ParameterSet:
 
     def values(self, artefact: Artefact, level: str | None) -> dict[str, tuple[str, Any]]:
         """Parameter -> (its place in the source, its value), for an asset at a level."""
-        return {**self._said.get((artefact.name, None), {}), **self._said.get((artefact.name, level), {})}
+        return {**self._values.get((artefact.name, None), {}), **self._values.get((artefact.name, level), {})}
 
     def fault(self, place: str, value: Any, error: pydantic.ValidationError) -> ConfigError:
         """The error for an impossible value."""
@@ -148,7 +148,7 @@ class ParameterSet:
                 self._note(by_name[asset], level, inner, f"{prefix}{asset}.{inner}", value)
 
     def _note(self, artefact: Artefact, level: str | None, field: str, place: str, value: Any) -> None:
-        self._said.setdefault((artefact.name, level), {})[field] = (place, value)
+        self._values.setdefault((artefact.name, level), {})[field] = (place, value)
 
     def _mapping(self, value: Any, place: str, remedy: str) -> dict[str, Any]:
         if value is None and place:
@@ -188,7 +188,9 @@ def options_of(artefact: Artefact, level: str | None, *sets: ParameterSet) -> py
     """
     found: dict[str, tuple[ParameterSet, str, Any]] = {}
     for one in sets:
-        found.update({name: (one, *said) for name, said in one.values(artefact, level).items()})
+        found.update(
+            {name: (one, place, value) for name, (place, value) in one.values(artefact, level).items()}
+        )
     values = {name: _plain(artefact, name, value) for name, (_, _, value) in found.items()}
     try:
         return artefact.options(**values)
@@ -228,26 +230,26 @@ class ParameterFile:
         # Runs of several levels may write at the same time.
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(self.path.with_name(".parameters.lock"), wait=True):
-            lines, said = self.changes(artefact, level, given), self.read()
+            lines, current = self.changes(artefact, level, given), self.read()
             if lines:
-                changed = {name: to for name, (_, to) in _changed(said, artefact, level, given).items()}
-                layer = said.content
+                changed = {name: to for name, (_, to) in _changed(current, artefact, level, given).items()}
+                layer = current.content
                 if artefact.by_level and level is not None:
                     layer = layer.setdefault("levels", {}).setdefault(level, {})
                 layer[artefact.name] = {**(layer.get(artefact.name) or {}), **changed}
                 with publish_file(self.path) as unfinished:
-                    text = yaml.safe_dump(said.content, sort_keys=False, allow_unicode=True)
+                    text = yaml.safe_dump(current.content, sort_keys=False, allow_unicode=True)
                     unfinished.write_text(_HEADER + text, encoding="utf-8")
         return lines
 
 
 def _changed(
-    said: ParameterSet, artefact: Artefact, level: str | None, given: Mapping[str, Any]
+    current: ParameterSet, artefact: Artefact, level: str | None, given: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
     """Parameter -> (value in effect, given value), where these differ."""
     over = ParameterSet({artefact.name: dict(given)} if given else {}, COMMAND_LINE)
     before, after = (
-        options_of(artefact, level, *sets).model_dump(mode="json") for sets in ((said,), (said, over))
+        options_of(artefact, level, *sets).model_dump(mode="json") for sets in ((current,), (current, over))
     )
     return {name: (before[name], after[name]) for name in given if after[name] != before[name]}
 

@@ -52,7 +52,7 @@ def retire_slide(
     if normalize_id(slide_id) in there:
         raise ConfigError(
             f"the file of {slide_id} is still in {folder.images_dir}",
-            remedy="Take it away first, or it would be registered again",
+            remedy="Remove it first, or it would be registered again",
         )
     # A run that uses the partition, or all slides, would fail if it were deleted.
     busy = instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED), limit=1)
