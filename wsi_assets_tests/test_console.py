@@ -1,4 +1,4 @@
-"""What the command line says of slide folders, and the status it ends with."""
+"""Output and exit status of the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def home(tmp_path, real_data):
     return tmp_path
 
 
-def test_an_annotation_without_a_slide_is_a_notice_and_fails_nothing(home, capsys):
+def test_an_annotation_without_a_slide_is_only_a_notice(home, capsys):
     (home / "annotations/other.xml").write_text("<ASAP_Annotations/>")
     assert console.examine_slides(Settings.from_environment({}, home=home)) == console.OK
     said = capsys.readouterr().out
@@ -36,13 +36,13 @@ def test_an_annotation_without_a_slide_is_a_notice_and_fails_nothing(home, capsy
 
 @pytest.fixture
 def mixed(home, real_data):
-    """A slide of one level, one of five, and one that does not read."""
+    """A slide with one level, one with five levels, and one that cannot be read."""
     for name in ("unreadable.svs", "tumor_001_padded.tif"):
         shutil.copy(real_data / "slides" / name, home / "images")
     return Settings.from_environment({}, home=home)
 
 
-def test_a_narrow_terminal_goes_without_columns_and_folds_no_word(mixed, capsys, monkeypatch):
+def test_a_narrow_terminal_omits_columns_and_folds_no_word(mixed, capsys, monkeypatch):
     terminal = Console(width=80, highlight=False, force_terminal=True, color_system=None)
     monkeypatch.setattr(console, "console", terminal)
     assert console.examine_slides(mixed) == console.FAILED
@@ -57,7 +57,7 @@ def test_a_narrow_terminal_goes_without_columns_and_folds_no_word(mixed, capsys,
     assert len([line for line in said.splitlines() if line.startswith("problem: unreadable: ")]) == 1
 
 
-def test_a_file_has_every_column_and_a_line_a_slide(mixed, capsys, monkeypatch):
+def test_output_to_a_file_has_every_column_and_one_line_per_slide(mixed, capsys, monkeypatch):
     monkeypatch.setattr(console, "console", Console(width=80, highlight=False))
     assert console.examine_slides(mixed) == console.FAILED
     said = capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_a_file_has_every_column_and_a_line_a_slide(mixed, capsys, monkeypatch):
         assert all(fact in line for fact in facts)
 
 
-def test_an_annotation_whose_name_is_nearly_a_slide_s_leaves_it_out(home, capsys):
+def test_a_slide_is_left_out_if_an_annotation_has_nearly_its_name(home, capsys):
     other = home / "annotations/CMU-1_Small-Region.xml"
     other.write_text("<ASAP_Annotations/>")
     assert console.examine_slides(Settings.from_environment({}, home=home)) == console.FAILED
@@ -80,7 +80,7 @@ def test_an_annotation_whose_name_is_nearly_a_slide_s_leaves_it_out(home, capsys
     assert str(other) in line
 
 
-def test_doctor_shows_what_the_cohort_says_and_writes_a_first_table(home, capsys):
+def test_doctor_shows_the_cohort_table_and_writes_a_first_one(home, capsys):
     settings = Settings.from_environment({}, home=home)
     assert console.examine_slides(settings, write_cohort=True) == console.OK
     table = home / "images/cohort.csv"
@@ -101,14 +101,14 @@ def test_doctor_names_a_correction_without_a_slide(home, capsys):
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """The variables of somebody who has a home, folders and an MLflow server already."""
+    """Environment variables of a user who already has a Dagster home, folders and an MLflow server."""
     folders = {name: str(tmp_path / "lab" / name) for name in ("DAGSTER_HOME", "WSI_STORAGE_DIR")}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WSI_")}
     monkeypatch.setattr(os, "environ", {**kept, **folders, "MLFLOW_TRACKING_URI": "http://lab"})
     return tmp_path / "lab"
 
 
-def test_the_demo_keeps_to_its_folder_whatever_the_variables_name(lab, tmp_path, capsys, monkeypatch):
+def test_the_demo_uses_only_its_folder_and_ignores_the_variables(lab, tmp_path, capsys, monkeypatch):
     def run_and_report(settings, *_):
         prepare_home(settings)
         return console.OK
@@ -123,7 +123,7 @@ def test_the_demo_keeps_to_its_folder_whatever_the_variables_name(lab, tmp_path,
     assert f"wsi-assets ui --home {demo}\n" in capsys.readouterr().out
 
 
-def test_the_ui_of_the_demo_shows_the_demo_whatever_the_variables_name(lab, tmp_path, monkeypatch):
+def test_the_ui_of_the_demo_ignores_the_variables(lab, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr("wsi_assets.orchestration.ui.serve", lambda settings, *_: shown.append(settings))
     assert CliRunner().invoke(main, ["ui", "--home", str(tmp_path)]).exit_code == 0
@@ -146,21 +146,21 @@ def test_the_ui_of_the_demo_shows_the_demo_whatever_the_variables_name(lab, tmp_
         "verify --level 0 --seed -5",
     ],
 )
-def test_a_command_line_that_is_not_understood_does_not_end_as_one_that_left_slides_out(line):
+def test_an_invalid_command_line_has_its_own_exit_status(line):
     result = CliRunner().invoke(main, line.split())
     assert result.exit_code == USAGE
     assert "Error: " in result.output
 
 
 @pytest.mark.parametrize("line", ["run --level 1 --level 99", "run --level 0 --upto training"])
-def test_a_level_or_asset_that_is_none_is_reported_before_any_slide_is_read(home, line):
+def test_an_unknown_level_or_asset_is_reported_before_any_slide_is_read(home, line):
     folders = ["--images", str(home / "images"), "--storage", str(home / "storage")]
     result = CliRunner().invoke(main, [*line.split(), *folders])
     assert result.exit_code == console.FAILED
     assert not (home / "storage").exists()
 
 
-def test_a_slide_that_is_left_out_is_named_and_fails(home, capsys):
+def test_doctor_names_a_slide_that_is_left_out_and_fails(home, capsys):
     for name in ("twice.tif", "TWICE.svs"):
         (home / "images" / name).write_bytes(b"x")
     assert console.examine_slides(Settings.from_environment({}, home=home)) == console.FAILED
@@ -169,13 +169,13 @@ def test_a_slide_that_is_left_out_is_named_and_fails(home, capsys):
 
 
 def outcome() -> LevelOutcome:
-    """A level whose report was just made."""
+    """The outcome of a level whose report was made."""
     facts = {"roc_auc": 0.98, "average_precision": 0.97}
     record = Record("evaluation", "4", "1", {}, {}, "r", "v", facts)
     return LevelOutcome("4", made=["evaluation"], records={"evaluation": record})
 
 
-def test_on_a_narrow_terminal_the_report_s_path_can_be_copied(tmp_path, capsys, monkeypatch):
+def test_the_path_of_the_report_is_not_folded_on_a_narrow_terminal(tmp_path, capsys, monkeypatch):
     terminal = Console(width=80, highlight=False, force_terminal=True, color_system=None)
     monkeypatch.setattr(console, "console", terminal)
     storage = tmp_path / ("a folder with a long name " * 4) / "storage"
@@ -183,7 +183,7 @@ def test_on_a_narrow_terminal_the_report_s_path_can_be_copied(tmp_path, capsys, 
     assert f"report: {storage / 'level_4/report/report.html'}\n" in capsys.readouterr().out
 
 
-def test_in_a_file_no_word_of_a_level_s_table_is_folded(tmp_path, capsys, monkeypatch):
+def test_the_table_of_a_level_is_not_folded_in_a_file(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(console, "console", Console(width=80, highlight=False))
     console._print_level(outcome(), tmp_path)
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "│ evaluation" in line]

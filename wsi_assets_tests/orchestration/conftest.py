@@ -29,13 +29,13 @@ QUICK = {
     "test_predictions": {"num_workers": 0},
     "evaluation": {"bootstrap_samples": 20, "heatmap_side": 200},
 }
-"""Parameters of a level that is made in seconds: its scores mean nothing, its files everything."""
+"""Parameters with which a level is made in seconds, for tests that do not depend on its metrics."""
 
 
 def write_cohort(
     home: Path, names: tuple[str, ...] = ("normal_001", "tumor_001", "tumor_002", "test_001")
 ) -> None:
-    """Small slides, annotated unless they are normal by name."""
+    """Write small slides, with an annotation for each whose name is not normal."""
     for folder in ("images", "annotations"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(names):
@@ -91,7 +91,7 @@ class Graph:
 
 
 def fault_of(result: dg.ExecuteInProcessResult) -> str:
-    """What the failed step of a run says; it must be one line and no traceback."""
+    """The message of the failed step of a run; asserts that it is one line without a traceback."""
     (failed,) = [event for event in result.all_events if event.is_step_failure][:1]
     failure = failed.step_failure_data.user_failure_data
     assert failure is not None, failed.step_failure_data.error

@@ -1,4 +1,4 @@
-"""What follows by itself and what does not, tick by tick, on real Dagster evaluation without a daemon."""
+"""Automation conditions, evaluated by Dagster tick by tick, without a daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 
 
 class Ticks:
-    """An instance in which files are seen and assets are made by events, and what a tick asks for."""
+    """An instance with events of observed files and made assets; a tick returns the requested partitions."""
 
     def __init__(self, home):
         self.instance = dg.DagsterInstance.ephemeral()
@@ -50,12 +50,12 @@ class Ticks:
             self.definitions, self.instance, cursor=self.cursor, evaluation_time=self.time
         )
         self.cursor = result.cursor
-        asked = {
+        requested = {
             artefact.name: set(result.get_requested_partitions(artefact.key))
             for artefact in all_artefacts()
             if artefact.automation
         }
-        return {asset: partitions for asset, partitions in asked.items() if partitions}
+        return {asset: partitions for asset, partitions in requested.items() if partitions}
 
 
 @pytest.fixture
@@ -74,19 +74,19 @@ def test_a_new_slide_gets_tissue_then_annotation_and_only_once(ticks):
     assert ticks.tick() == {}
 
 
-def test_tissue_that_is_made_at_once_still_leads_to_the_annotation(ticks):
+def test_annotation_is_requested_when_tissue_is_made_before_the_next_tick(ticks):
     ticks.see("tumor_001", "s1")
     assert ticks.tick() == {TISSUE: {"tumor_001"}}
     ticks.make(TISSUE, "tumor_001")
     assert ticks.tick() == {ANNOTATION: {"tumor_001"}}
 
 
-def test_slides_seen_before_the_first_tick_are_not_forgotten(ticks):
+def test_slides_observed_before_the_first_tick_are_requested(ticks):
     ticks.see("tumor_001", "s1")
     assert ticks.tick() == {TISSUE: {"tumor_001"}}
 
 
-def test_slides_found_in_the_storage_folder_are_left_alone(ticks):
+def test_slides_found_in_the_storage_folder_are_not_requested(ticks):
     ticks.tick()
     ticks.observe("tumor_001", "s1")
     ticks.make_both("tumor_001")
@@ -95,7 +95,7 @@ def test_slides_found_in_the_storage_folder_are_left_alone(ticks):
     assert [ticks.tick() for _ in range(3)] == [{}, {}, {}]
 
 
-def test_a_changed_annotation_re_does_the_annotation_only(ticks):
+def test_a_changed_annotation_requests_only_annotation_regions(ticks):
     ticks.see("tumor_001", "s1")
     ticks.make_both("tumor_001")
     ticks.tick()
@@ -106,7 +106,7 @@ def test_a_changed_annotation_re_does_the_annotation_only(ticks):
         assert ticks.tick() == {}
 
 
-def test_the_same_file_seen_again_is_no_news(ticks):
+def test_an_unchanged_file_observed_again_requests_nothing(ticks):
     ticks.see("tumor_001", "s1")
     ticks.make_both("tumor_001")
     ticks.tick()
@@ -114,7 +114,7 @@ def test_the_same_file_seen_again_is_no_news(ticks):
     assert ticks.tick() == {}
 
 
-def test_a_replaced_slide_re_does_tissue_and_then_what_is_shown_on_it(ticks):
+def test_a_replaced_slide_requests_tissue_then_annotation(ticks):
     ticks.see("tumor_001", "s1")
     ticks.make_both("tumor_001")
     ticks.tick()
@@ -124,7 +124,7 @@ def test_a_replaced_slide_re_does_tissue_and_then_what_is_shown_on_it(ticks):
     assert ticks.tick() == {ANNOTATION: {"tumor_001"}}
 
 
-def test_a_slide_that_was_not_made_waits_for_another_file(ticks):
+def test_a_failed_slide_is_requested_again_when_its_file_changes(ticks):
     ticks.see("tumor_001", "s1")
     ticks.tick()
     assert [ticks.tick() for _ in range(3)] == [{}, {}, {}]
@@ -132,7 +132,7 @@ def test_a_slide_that_was_not_made_waits_for_another_file(ticks):
     assert ticks.tick() == {TISSUE: {"tumor_001"}}
 
 
-def test_the_index_follows_at_night_where_it_exists_and_slides_changed(ticks):
+def test_an_existing_index_is_requested_at_night_if_slides_changed(ticks):
     ticks.see("tumor_001", "s1")
     ticks.make_both("tumor_001")
     ticks.instance.add_dynamic_partitions(LEVELS.name, ["2", "4"])
@@ -147,7 +147,7 @@ def test_the_index_follows_at_night_where_it_exists_and_slides_changed(ticks):
     assert INDEX not in ticks.tick(hours=24)
 
 
-def test_the_store_follows_its_index_where_it_exists_and_no_model_ever_does(ticks):
+def test_an_existing_store_is_requested_with_its_index_and_no_model_is(ticks):
     ticks.instance.add_dynamic_partitions(LEVELS.name, ["2", "4"])
     for asset in (INDEX, "sampled_index", "patch_store", "trained_model"):
         ticks.make(asset, "2")
@@ -160,14 +160,14 @@ def test_the_store_follows_its_index_where_it_exists_and_no_model_ever_does(tick
     assert ticks.tick() == {}
 
 
-def test_a_tick_at_night_is_in_the_time_zone_of_the_lab(tmp_path):
+def test_the_time_zone_of_automations_is_read_from_the_environment(tmp_path):
     settings = Settings.from_environment({"WSI_TIMEZONE": "Asia/Tokyo"}, tmp_path)
     assert settings.timezone == "Asia/Tokyo"
     assert Settings.from_environment(settings.to_environment(), tmp_path).timezone == "Asia/Tokyo"
     assert build_definitions(settings)
 
 
-def test_the_comparison_follows_an_evaluation_also_while_other_levels_have_none(ticks):
+def test_the_comparison_is_requested_although_other_levels_have_no_evaluation(ticks):
     ticks.instance.add_dynamic_partitions(LEVELS.name, ["2", "4"])
     ticks.tick()
     ticks.make("evaluation", "2")

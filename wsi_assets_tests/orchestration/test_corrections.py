@@ -1,4 +1,4 @@
-"""A correction comes back: the graph on a real instance makes what follows from it and nothing else."""
+"""Corrections of annotations: what is stale and made again after one is added, on a real instance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MADE = ("tissue_regions", "annotation_regions", "slide_index", "sampled_index")
 
 
 def stale(graph) -> set[tuple[str, str]]:
-    """(asset, partition) of what Dagster shows as stale."""
+    """(asset, partition) pairs that Dagster shows as stale."""
     assets = build_definitions(graph.settings).resolve_asset_graph()
     resolver = CachingStaleStatusResolver(graph.instance, assets, LoadingContextForTest(graph.instance))
     wanted = [(name, slide_id) for name in MADE[:2] for slide_id in graph.slides()]
@@ -64,7 +64,7 @@ def regions_of(graph, name: str) -> TumorRegions:
     return TumorRegions.from_plain(read_plain_pickle(graph.storage.artefact(ANNOTATION, name))["regions"])
 
 
-def test_only_the_annotation_and_what_follows_from_it_turns_stale(graph):
+def test_a_correction_makes_only_the_annotation_and_its_downstream_assets_stale(graph):
     write_cohort(graph.home)
     assert make_slides(graph, *MADE[:2]).success
     make_level(graph)
@@ -100,7 +100,7 @@ def test_only_the_annotation_and_what_follows_from_it_turns_stale(graph):
     assert stale(graph) == set()
 
 
-def test_the_export_that_lies_beside_the_overlay_comes_back_unchanged(graph):
+def test_the_exported_annotation_read_as_a_correction_changes_nothing(graph):
     write_cohort(graph.home, ("normal_001", "tumor_001"))
     assert make_slides(graph, *MADE[:2]).success
     before = regions_of(graph, "tumor_001").geometry
@@ -140,7 +140,7 @@ def test_a_normal_slide_with_corrected_tumor_must_be_accepted_and_one_with_ignor
     assert "normal_001" in text
 
 
-def test_a_broken_correction_costs_its_slide_only_and_says_so_in_one_line(graph):
+def test_a_broken_correction_fails_only_its_slide_with_one_line(graph):
     write_cohort(graph.home, ("tumor_001", "tumor_002"))
     correct(graph, "tumor_001", ("Tumor", box(0, 0, 9, 9)))
     (graph.home / "annotations/corrections/tumor_001.geojson").write_text("{")

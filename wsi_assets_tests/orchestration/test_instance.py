@@ -1,4 +1,4 @@
-"""The records of a command: fast while it runs, whole in their files when it ends."""
+"""The SQLite databases of the Dagster home that a command writes to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wsi_assets.orchestration.partitions import SLIDES
 from wsi_assets.orchestration.settings import Settings
 
 
-def test_what_a_command_recorded_is_in_the_files_when_it_ends(tmp_path, monkeypatch):
+def test_events_of_a_command_are_in_the_database_file_when_it_ends(tmp_path, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     with open_instance(Settings.from_environment({}, home=tmp_path)) as instance:
         instance.add_dynamic_partitions(SLIDES.name, ["tumor_001"])
@@ -18,7 +18,7 @@ def test_what_a_command_recorded_is_in_the_files_when_it_ends(tmp_path, monkeypa
         assert again.get_dynamic_partitions(SLIDES.name) == ["tumor_001"]
 
 
-def test_two_commands_record_in_one_home_at_the_same_time(tmp_path, monkeypatch):
+def test_two_commands_write_to_one_home_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     settings = Settings.from_environment({}, home=tmp_path)
     with open_instance(settings) as one, open_instance(settings) as other:

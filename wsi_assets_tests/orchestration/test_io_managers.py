@@ -1,4 +1,4 @@
-"""IO managers alone, in a graph of a user's own: what is stored comes back, whole or not at all."""
+"""The IO managers in small graphs of their own."""
 
 import dagster as dg
 import numpy as np
@@ -39,7 +39,7 @@ def run(tmp_path, io, *assets, **options):
 
 
 @pytest.mark.parametrize("made", [["a"], ["a", "b"]])
-def test_several_partitions_load_as_a_mapping_also_where_there_is_one(tmp_path, made):
+def test_several_partitions_load_as_a_mapping_even_if_there_is_one(tmp_path, made):
     for key in made:
         run(tmp_path, PickleIOManager, part, partition_key=key)
         run(tmp_path, PickleIOManager, again, partition_key=key)
@@ -48,7 +48,7 @@ def test_several_partitions_load_as_a_mapping_also_where_there_is_one(tmp_path, 
     assert read_plain_pickle(tmp_path / "whole") == made
 
 
-def test_an_asset_says_where_it_lies_and_its_provenance_is_written_beside_it(tmp_path):
+def test_the_path_template_is_used_and_provenance_is_written_beside_the_artefact(tmp_path):
     record = {"asset": "x", "partition": None, "code_version": "1", "parameters": {}, "inputs": {}}
     record |= {"recipe": "r", "version": "v", "facts": {"n": 1}, "run_id": None}
 
@@ -61,7 +61,7 @@ def test_an_asset_says_where_it_lies_and_its_provenance_is_written_beside_it(tmp
     assert read_record(tmp_path / "deep" / "x.pkl.provenance.json") == Record(**record)
 
 
-def test_what_is_replaced_loses_its_record_first(tmp_path):
+def test_the_old_record_is_removed_before_an_artefact_is_replaced(tmp_path):
     manager = PickleIOManager(storage_dir=str(tmp_path))
     path = tmp_path / "x.pkl"
     manager.publish(path, [1], {"asset": "x"})
@@ -80,7 +80,7 @@ def test_a_pickle_that_names_a_class_is_refused_in_one_line(tmp_path):
     assert "\n" not in failed.step_failure_data.user_failure_data.description
 
 
-def test_a_model_is_published_whole_and_its_training_folder_goes(tmp_path):
+def test_a_model_is_published_and_its_training_folder_removed(tmp_path):
     training = tmp_path / "training"
     (training / "checkpoints").mkdir(parents=True)
     for name in ("best.pt", "best.json", "resume.tmp"):
@@ -97,7 +97,7 @@ def test_a_model_is_published_whole_and_its_training_folder_goes(tmp_path):
     assert not training.exists()
 
 
-def test_a_report_takes_the_place_of_the_old_one(tmp_path):
+def test_a_report_replaces_the_old_one(tmp_path):
     manager, target = ReportIOManager(storage_dir=str(tmp_path)), tmp_path / "report"
     for text in ("old", "new"):
         pages = tmp_path / "in_progress"
@@ -111,7 +111,7 @@ def test_a_report_takes_the_place_of_the_old_one(tmp_path):
 
 
 @pytest.mark.parametrize("io_manager", [LmdbIOManager, Hdf5IOManager, PngFolderIOManager])
-def test_patches_of_any_asset_go_into_a_store_that_others_read(tmp_path, io_manager):
+def test_triples_of_any_asset_are_stored_in_a_patch_store_and_read_back(tmp_path, io_manager):
     patches = [(f"slide_{n:06d}", np.full((16, 16, 3), 40 * n, np.uint8), n % 2) for n in range(4)]
 
     @dg.asset

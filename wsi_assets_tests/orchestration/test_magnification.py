@@ -1,4 +1,4 @@
-"""A magnification is a partition like a level, from the command line to the report and the comparison."""
+"""A magnification as a partition, from the command line to the report and the comparison of levels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsi_assets_tests.slides.made import halved, picture, write_pyramid
 
 @pytest.fixture
 def wsi_assets(tmp_path, monkeypatch):
-    """Runs the command on a cohort of two scanners."""
+    """Runs the command `wsi-assets` on a cohort of slides from two scanners."""
     write_cohort(tmp_path)
     whole = picture(280, 240, 7)
     write_pyramid(tmp_path / "images" / "tumor_002.tif", [whole, halved(whole, 1)], tile=64, mpp=0.2328)
@@ -63,13 +63,13 @@ def test_a_magnification_is_made_verified_reported_and_compared_with_a_level(wsi
 
 
 @pytest.mark.parametrize("arguments", [["--mag", "0"], ["--mpp", "-1"], ["--level", "-1"]])
-def test_nonsense_is_one_line(wsi_assets, arguments):
+def test_an_invalid_level_is_reported_in_one_line(wsi_assets, arguments):
     said = wsi_assets("run", *arguments)
     assert said.exit_code == 1
     assert len(said.output.strip().splitlines()) == 1
 
 
-def test_parameters_may_be_of_a_magnification():
+def test_parameters_can_be_set_for_a_magnification():
     assert ParameterSet({"levels": {"10x": {"patch_size": 64}}}).content
     with pytest.raises(ConfigError):
         ParameterSet({"levels": {"ten": {"patch_size": 64}}})

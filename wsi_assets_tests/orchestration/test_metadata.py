@@ -1,4 +1,4 @@
-"""What the UI is given to show fits into it."""
+"""Pictures and numbers in the metadata for the UI."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def png(height: int, width: int) -> bytes:
     return cv2.imencode(".png", noise)[1].tobytes()
 
 
-def test_a_picture_that_fits_is_shown_as_it_is():
+def test_a_picture_that_fits_is_not_changed():
     assert shown(png(40, 60)) == png(40, 60)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 2 * MAX_PICTURE_WIDTH), (500, 1000), (900, 1800)])
-def test_a_picture_too_wide_or_too_heavy_becomes_smaller_in_its_own_proportions(height, width):
+def test_a_picture_that_is_too_large_is_scaled_down_with_its_aspect_ratio(height, width):
     data = shown(png(height, width))
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert len(data) <= MAX_PICTURE_BYTES

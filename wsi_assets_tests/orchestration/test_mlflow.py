@@ -1,4 +1,4 @@
-"""MLflow runs: what a training tells, and a training that MLflow is away for."""
+"""MLflow runs of trainings, and trainings while MLflow cannot be reached."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def report(folder):
     return folder / "pages"
 
 
-def test_parameters_metrics_by_epoch_and_what_follows_are_in_one_run(resource, tmp_path):
+def test_parameters_epoch_metrics_and_evaluation_are_in_one_run(resource, tmp_path):
     warnings: list[str] = []
     with resource.training_run("4", {"lr": 0.1}, {"dagster_run_id": "abc"}, warnings.append) as run:
         run.metrics({"val_loss": 0.5, "val_auc": None, "lr": float("nan")}, step=1)
@@ -67,7 +67,7 @@ def test_a_training_that_fails_ends_its_run_as_failed(resource):
     assert resource.client().MlflowClient().get_run(run.run_id).info.status == "FAILED"
 
 
-def test_mlflow_away_is_one_warning_and_the_training_goes_on(nowhere):
+def test_an_unreachable_server_gives_one_warning_and_the_training_goes_on(nowhere):
     warnings: list[str] = []
     with nowhere.training_run("4", {"lr": 0.1}, {}, warnings.append) as run:
         run.metrics({"val_loss": 0.5}, step=1)
@@ -78,7 +78,7 @@ def test_mlflow_away_is_one_warning_and_the_training_goes_on(nowhere):
     assert not nowhere.storage.mlflow_run("4").exists()
 
 
-def test_comparisons_are_one_run_and_none_where_mlflow_is_away(resource, nowhere, tmp_path):
+def test_comparisons_share_one_run_and_are_skipped_if_mlflow_is_unreachable(resource, nowhere, tmp_path):
     pages = report(tmp_path)
     first, again = (resource.add_comparison(pages, pytest.fail) for _ in range(2))
     assert first == again
@@ -93,7 +93,7 @@ def test_a_level_without_a_model_cannot_be_logged(resource):
         log_finished(resource, "4", print)
 
 
-def test_metrics_of_a_model_that_was_not_logged_go_nowhere(resource, tmp_path):
+def test_metrics_of_a_model_that_was_not_logged_are_not_logged(resource, tmp_path):
     page = report(tmp_path)
     assert resource.add_evaluation("4", {"test_roc_auc": 0.9}, page, pytest.fail) is None
     path = resource.storage.mlflow_run("4")

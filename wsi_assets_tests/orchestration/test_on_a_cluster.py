@@ -1,4 +1,4 @@
-"""Facts of the graph on a Dask cluster: the same artefacts, and one line for each fault."""
+"""The asset graph on a Dask cluster: same artefacts as on one machine, and one line for each fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANNOTATION = """<ASAP_Annotations><Annotations><Annotation Name="t" Type="Polygo
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """Two slides and a file that is none, one annotation."""
+    """A folder of two slides and a file that is not a slide, and one annotation."""
     home = tmp_path_factory.mktemp("home")
     for seed, name in enumerate(("normal_001", "tumor_001")):
         write_slide(home / "images" / f"{name}.tif", texture(1024, 1024, seed=seed), levels=3)
@@ -39,7 +39,7 @@ def scheduler():
 
 
 def materialize(settings: Settings, instance: dg.DagsterInstance, assets: list[str], **run) -> list[str]:
-    """Run assets of the graph; the descriptions of what failed."""
+    """Run assets of the graph; returns the messages of failed steps."""
     run["raise_on_error"] = False
     job = build_definitions(settings).resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
@@ -53,7 +53,7 @@ def materialize(settings: Settings, instance: dg.DagsterInstance, assets: list[s
 
 
 def slides_from(first: str) -> dict[str, str]:
-    """Tags of a run of all slides from this one on."""
+    """Tags of a run of all slides from ``first`` on."""
     return {
         "dagster/asset_partition_range_start": first,
         "dagster/asset_partition_range_end": "tumor_001",
@@ -61,7 +61,7 @@ def slides_from(first: str) -> dict[str, str]:
 
 
 def artefacts(home: Path, storage: str, scheduler: str | None) -> tuple[dict[str, bytes], list[str]]:
-    """File -> contents after slides, index and store are made, and what failed."""
+    """Make slides, index and store; returns file -> contents, and the messages of failed steps."""
     settings = Settings(home / "images", home / "annotations", home / storage, scheduler=scheduler)
     with dg.instance_for_test() as instance:
         instance.add_dynamic_partitions(SLIDES.name, ["broken_001", "normal_001", "tumor_001"])
@@ -75,7 +75,7 @@ def artefacts(home: Path, storage: str, scheduler: str | None) -> tuple[dict[str
     return {str(file.relative_to(home / storage)): file.read_bytes() for file in files}, faults
 
 
-def test_the_graph_makes_the_same_on_a_cluster_and_a_bad_slide_costs_itself(folders, scheduler):
+def test_artefacts_are_the_same_on_a_cluster_and_a_bad_slide_fails_alone(folders, scheduler):
     here, faults_here = artefacts(folders, "here", None)
     there, faults_there = artefacts(folders, "there", scheduler)
     assert {"slides/tumor_001/overlay.jpg", "level_0/patches_lmdb/data.mdb"} < set(here)
@@ -87,7 +87,7 @@ def test_the_graph_makes_the_same_on_a_cluster_and_a_bad_slide_costs_itself(fold
         assert "broken_001.tif" in fault
 
 
-def test_a_scheduler_that_is_not_there_fails_the_run_with_one_line(folders, monkeypatch):
+def test_an_unreachable_scheduler_fails_the_run_with_one_line(folders, monkeypatch):
     monkeypatch.setattr("wsi_assets.patches.dask_executor._CONNECT_SECONDS", 0.3)
     home = folders
     settings = Settings(home / "images", home / "annotations", home / "none", scheduler="tcp://127.0.0.1:1")
@@ -98,7 +98,7 @@ def test_a_scheduler_that_is_not_there_fails_the_run_with_one_line(folders, monk
     assert "\n" not in fault
 
 
-def test_the_scheduler_is_read_from_the_environment_and_handed_on():
+def test_the_scheduler_is_read_from_the_environment_and_written_to_it():
     given = Settings.from_environment({"WSI_SCHEDULER": "tcp://head:8786"}, Path("/home"))
     assert given.scheduler == "tcp://head:8786"
     assert Settings.from_environment(given.to_environment(), Path("/elsewhere")) == given

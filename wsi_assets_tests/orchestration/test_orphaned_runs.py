@@ -1,4 +1,4 @@
-"""Runs whose process is gone are failed; runs that live are left alone."""
+"""Runs whose process died are marked as failed; other runs are not changed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_killed_run_is_failed_and_gives_its_slot_back(home):
+def test_a_killed_run_is_marked_as_failed_and_its_slot_freed(home):
     script = home / "script.py"
     script.write_text(SCRIPT)
     with subprocess.Popen(
@@ -59,7 +59,7 @@ def test_a_killed_run_is_failed_and_gives_its_slot_back(home):
             assert instance.event_log_storage.get_concurrency_info("gpu").claimed_slots == []
 
 
-def test_a_process_younger_than_the_run_is_another_one():
+def test_a_process_that_started_after_the_run_is_not_its_process():
     now = time.time()
     assert is_alive(os.getpid(), now)
     assert not is_alive(os.getpid(), now - 10_000_000)

@@ -1,4 +1,4 @@
-"""Parameters: one file says what a cohort is made with, what is given is kept, what is wrong is one line."""
+"""Parameters: reading ``parameters.yaml``, storing given values, and errors in one line."""
 
 import dagster as dg
 import pydantic
@@ -23,7 +23,7 @@ INDEX, SAMPLED, MODEL = ASSETS["slide_index"], ASSETS["sampled_index"], ASSETS["
 
 
 @pytest.mark.parametrize("asset", ASSETS)
-def test_every_option_says_what_it_does_and_the_launchpad_what_its_default_is(asset):
+def test_every_option_has_a_description_and_the_launchpad_shows_its_default(asset):
     options = ASSETS[asset].options.model_fields
     form = launchpad_config(ASSETS[asset])
     for name, option in options.items():
@@ -35,7 +35,7 @@ def test_every_option_says_what_it_does_and_the_launchpad_what_its_default_is(as
 
 
 @pytest.mark.parametrize("asset", ASSETS)
-def test_dagster_takes_every_form(asset):
+def test_dagster_accepts_the_config_of_every_asset(asset):
     @dg.op
     def takes(config: launchpad_config(ASSETS[asset])):
         pass
@@ -43,7 +43,7 @@ def test_dagster_takes_every_form(asset):
     assert takes.config_schema is not None
 
 
-def test_a_choice_of_the_launchpad_arrives_as_its_value():
+def test_a_choice_in_the_launchpad_becomes_its_value():
     seen = {}
 
     @dg.asset
@@ -56,13 +56,13 @@ def test_a_choice_of_the_launchpad_arrives_as_its_value():
     assert seen == {"label_rule": "center", "patch_size": 64}
 
 
-def test_what_the_launchpad_gives_for_a_later_asset_is_refused_before_the_first():
+def test_an_impossible_launchpad_value_of_a_later_asset_is_refused_before_the_first():
     check_launchpad({"ops": {"slide_index": {"config": {"label_rule": "center"}}, "elsewhere": {}}})
     with pytest.raises(ConfigError, match=r"trained_model\.lr=-1"):
         check_launchpad({"ops": {"slide_index": {}, "trained_model": {"config": {"lr": -1}}}})
 
 
-def test_what_is_nearer_wins():
+def test_the_more_specific_value_wins():
     said = ParameterSet(
         {
             "seed": 1,
@@ -76,7 +76,7 @@ def test_what_is_nearer_wins():
     assert options_of(MODEL, "5", said, parse_settings(["seed=9"])).seed == 9
 
 
-def test_numbers_and_none_are_read_as_people_write_them():
+def test_numbers_and_none_are_read_in_common_notations():
     given = parse_settings(
         ["lr=1e-3", "max_epochs=2", "normal_per_tumor=none", "weights=none", "stride=null"]
     )
@@ -102,7 +102,7 @@ def test_numbers_and_none_are_read_as_people_write_them():
         ({"lr": float("nan")}, "lr"),
     ],
 )
-def test_a_wrong_parameter_is_one_line_with_its_place(content, names):
+def test_a_wrong_parameter_is_reported_in_one_line_with_its_place(content, names):
     with pytest.raises(ConfigError) as caught:
         ParameterSet(content, "parameters.yaml")
     assert names in str(caught.value)
@@ -111,7 +111,7 @@ def test_a_wrong_parameter_is_one_line_with_its_place(content, names):
 
 
 @pytest.mark.parametrize("content", ["- a\n- list\n", "a: [unclosed\n", None])
-def test_a_file_that_is_none_is_one_line(tmp_path, content):
+def test_an_unreadable_file_is_reported_in_one_line(tmp_path, content):
     file = tmp_path / "run.yaml"
     if content is not None:
         file.write_text(content)
@@ -120,7 +120,7 @@ def test_a_file_that_is_none_is_one_line(tmp_path, content):
     assert "run.yaml" in str(caught.value)
 
 
-def test_a_setting_without_equals_is_one_line():
+def test_a_setting_without_equals_sign_is_reported_in_one_line():
     with pytest.raises(ConfigError):
         parse_settings(["max_epochs"])
 
@@ -130,18 +130,18 @@ def file(tmp_path) -> ParameterFile:
     return ParameterFile(tmp_path / "storage" / "parameters.yaml")
 
 
-def test_a_value_that_is_given_is_kept_for_that_level_only(file):
+def test_a_given_value_is_stored_for_its_level_only(file):
     assert len(file.remember(INDEX, "4", {"patch_size": 128})) == 1
     assert options_of(INDEX, "4", file.read()).patch_size == 128
     assert options_of(INDEX, "3", file.read()).patch_size == 256
 
 
-def test_what_changes_nothing_is_not_written(file):
+def test_a_given_value_equal_to_the_current_one_is_not_written(file):
     assert file.remember(INDEX, "4", {"patch_size": 256}) == []
     assert not file.path.exists()
 
 
-def test_values_of_slides_are_kept_for_the_cohort_and_others_stay(file):
+def test_values_of_slide_assets_are_stored_for_all_levels_and_others_stay(file):
     file.path.parent.mkdir()
     file.path.write_text("min_tissue: 0.3\nlevels:\n  '4':\n    patch_size: 64\n")
     file.remember(ASSETS["tissue_regions"], None, {"base_mag": 20.0})
@@ -155,7 +155,7 @@ def test_values_of_slides_are_kept_for_the_cohort_and_others_stay(file):
     assert (options.patch_size, options.stride, options.min_tissue) == (64, 32, 0.3)
 
 
-def test_an_impossible_value_is_not_kept(file):
+def test_an_impossible_value_is_not_stored(file):
     with pytest.raises(ConfigError):
         file.remember(INDEX, "4", {"patch_size": -1})
     assert not file.path.exists()

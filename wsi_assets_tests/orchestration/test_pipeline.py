@@ -1,5 +1,4 @@
-"""The graph on a real instance: slides in batches, levels that are added, files that decide what is out of
-date."""
+"""The asset graph on a real instance: batches of slides, new levels, and what is made again when."""
 
 from __future__ import annotations
 
@@ -70,7 +69,7 @@ def versions(graph: Graph) -> dict[str, str]:
 class TestSlides:
     """Batches of slides."""
 
-    def test_a_batch_records_each_slide_with_what_it_was_made_from(self, graph):
+    def test_a_batch_records_the_inputs_of_each_slide(self, graph):
         write_cohort(graph.home, ("normal_001", "tumor_001"))
         see(graph)
         assert graph.make("tissue_regions", slides=("normal_001", "tumor_001")).success
@@ -83,7 +82,7 @@ class TestSlides:
             seen = known_slides(graph.instance, [slide_id])[slide_id]
             assert record.inputs == {SLIDE_IMAGE: seen[SLIDE_IMAGE].version}
 
-    def test_a_broken_slide_costs_itself(self, graph):
+    def test_a_broken_slide_fails_alone(self, graph):
         write_cohort(graph.home, ("normal_001", "tumor_001"))
         (graph.home / "images" / "broken_001.tif").write_bytes(b"no slide")
         see(graph)
@@ -94,7 +93,7 @@ class TestSlides:
         logged = graph.instance.get_materialized_partitions(TISSUE.key)
         assert set(logged) == made
 
-    def test_annotations_that_are_all_gone_are_doubted_by_the_asset_itself(self, graph):
+    def test_annotation_regions_fails_if_all_annotations_are_gone(self, graph):
         write_cohort(graph.home, ("tumor_001", "tumor_002"))
         see(graph)
         both = ("tumor_001", "tumor_002")
@@ -109,20 +108,20 @@ class TestSlides:
         assert graph.make("annotation_regions", slides=both, **believed).success
         assert read_plain_pickle(graph.storage.artefact(ANNOTATION, "tumor_001"))["regions"] is None
 
-    def test_what_was_assumed_of_a_slide_is_said_once_and_shown_by_a_check(self, graph):
+    def test_assumptions_about_a_slide_are_printed_once_and_shown_by_a_check(self, graph):
         write_cohort(graph.home, ("normal_001", "tumor_001"))
         whole = picture(256, 224, 0)
         write_pyramid(graph.home / "images" / "tumor_001.tif", [whole, halved(whole, 1)], tile=64, mpp=None)
         run = CommandLineRun(graph.instance, graph.settings, ParameterSet({}))
-        said = [line for line in run.run_slides().notices if line.startswith("tumor_001: ")]
-        assert said
+        notices = [line for line in run.run_slides().notices if line.startswith("tumor_001: ")]
+        assert notices
         assert run.run_slides().notices == []
         assert graph.make("slide_index", partition="0").success
         passed, text = nothing_assumed(Level("0", graph.storage, run.folder, graph.instance))
         assert not passed
-        assert all(line in text for line in said)
+        assert all(line in text for line in notices)
 
-    def test_a_key_that_is_no_level_fails_in_one_line(self, graph):
+    def test_a_partition_key_that_is_not_a_level_fails_in_one_line(self, graph):
         write_cohort(graph.home, ("tumor_001",))
         see(graph)
         graph.make("tissue_regions", "annotation_regions", partition="tumor_001")
@@ -136,7 +135,7 @@ class TestSlides:
             file.unlink()
         assert "not mounted" in fault_of(graph.make("slide_index", partition="0"))
 
-    def test_an_impossible_parameter_in_the_file_is_one_line_with_its_place(self, graph):
+    def test_an_impossible_parameter_in_the_file_fails_in_one_line_with_its_place(self, graph):
         write_cohort(graph.home, ("tumor_001",))
         see(graph)
         graph.storage.root.mkdir()
@@ -148,7 +147,7 @@ class TestSlides:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A level made once by the command line's run; tests copy it, or leave it as it is."""
+    """A level that was made as by `wsi-assets run`; tests that would change it use a copy."""
     home = tmp_path_factory.mktemp("made")
     write_cohort(home)
     with dg.instance_for_test() as instance:
@@ -214,9 +213,9 @@ def planned(graph: Graph, *given: str) -> list[str]:
 
 
 class TestLevel:
-    """The chain of a level, and what is made again."""
+    """Assets of a level, and what is made again after a change."""
 
-    def test_slides_are_made_in_one_run_and_the_chain_in_another(self, made):
+    def test_slides_are_made_in_one_run_and_the_level_in_another(self, made):
         slides, level = made.first
         assert slides.made == ["normal_001", "test_001", "tumor_001", "tumor_002"]
         assert level.made == [artefact.name for artefact in level_chain()]
@@ -225,7 +224,7 @@ class TestLevel:
         for name, version in versions(made).items():
             assert latest(made, name, LEVEL).tags["dagster/data_version"] == version
 
-    def test_the_artefacts_are_where_a_reader_of_the_specification_looks(self, made):
+    def test_the_artefacts_are_at_the_paths_of_the_specification(self, made):
         from torchvision.models import resnet50  # noqa: F401
 
         folder = made.storage.level_folder(LEVEL)
@@ -245,7 +244,7 @@ class TestLevel:
         about = report_context(made.storage, LEVEL)
         assert {tuple(row) for row in about.split} == {("patient", "side", "slides", "tumor", "normal")}
 
-    def test_the_viewer_lays_annotation_heatmap_and_detections_over_a_slide(self, made):
+    def test_the_viewer_shows_annotation_heatmap_and_detections_on_a_slide(self, made):
         tumor, test = (layers_of(made.storage, one) for one in ("tumor_001", "test_001"))
         assert tumor.mpp == 0.25
         assert not tumor.heat
@@ -272,11 +271,11 @@ class TestLevel:
         versions = client.search_model_versions(f"name='wsi-level-{LEVEL}'")
         assert len({version.run_id for version in versions}) == 2
 
-    def test_given_values_are_kept_and_nothing_is_made_twice(self, made):
+    def test_given_values_are_stored_and_nothing_is_made_twice(self, made):
         assert again(made) == ([], [])
         assert made.storage.record(ASSETS["slide_index"], LEVEL).parameters["patch_size"] == 32
 
-    def test_a_lost_instance_makes_nothing_again_and_learns_what_there_is(self, made):
+    def test_after_the_loss_of_the_instance_nothing_is_made_again(self, made):
         with dg.instance_for_test() as instance:
             assert again(made, instance=instance) == ([], [])
             fresh = Graph(made.home, instance)
@@ -285,14 +284,14 @@ class TestLevel:
                 assert latest(fresh, name, LEVEL).tags["dagster/data_version"] == version
             assert set(instance.get_materialized_partitions(TISSUE.key)) == set(made.slides())
 
-    def test_what_is_deleted_by_hand_is_made_again_and_nothing_else(self, made):
+    def test_only_deleted_artefacts_are_made_again(self, made):
         before = versions(made)
         shutil.rmtree(store_named_by(made.storage.artefact(ASSETS["patch_store"], LEVEL)))
         made.storage.artefact(TISSUE, "tumor_001").unlink()
         assert again(made) == (["tumor_001"], ["patch_store"])
         assert versions(made) == before
 
-    def test_a_parameter_says_what_it_makes_out_of_date(self, made):
+    def test_a_changed_parameter_makes_only_affected_artefacts_out_of_date(self, made):
         lines: list[str] = []
         run = CommandLineRun(made.instance, made.settings, parse_settings(["seed=7"]), lines.append)
         assert run.run_level(LEVEL, "sampled_index").made == ["sampled_index"]
@@ -303,7 +302,7 @@ class TestLevel:
         assert again(made, "seed=42", upto="sampled_index") == ([], ["sampled_index"])
         assert again(made) == ([], [])
 
-    def test_a_plan_and_a_job_say_what_is_out_of_date_after_the_parameters_were_edited(self, made):
+    def test_the_plan_and_level_checks_report_what_is_out_of_date(self, made):
         kept = made.storage.parameters.path.read_text()
         made.storage.parameters.path.write_text(kept.replace("patch_size: 32", "patch_size: 16"))
         try:
@@ -324,7 +323,7 @@ class TestLevel:
         assert "evaluation of level 0: trained_model is made again" in plan
         assert planned(made) == []
 
-    def test_what_the_cohort_says_of_a_slide_makes_that_slide_again_and_counts(self, graph):
+    def test_a_changed_row_of_the_cohort_table_makes_that_slide_again(self, graph):
         write_cohort(graph.home, ("tumor_001", "tumor_002", "test_001"))
         again(graph, upto="sampled_index")
         table = graph.home / "images/cohort.csv"
@@ -338,7 +337,7 @@ class TestLevel:
         }
         assert again(graph, upto="sampled_index") == ([], [])
 
-    def test_before_anything_is_made_a_run_asks_for_test_slides_tumor_and_true_names(self, graph):
+    def test_a_run_first_checks_for_test_slides_annotations_and_contradicting_names(self, graph):
         def sides(**options):
             CommandLineRun(graph.instance, graph.settings, parse_settings([])).check_sides([LEVEL], **options)
 
@@ -359,7 +358,7 @@ class TestLevel:
         with pytest.raises(ConfigError, match="annotation"):
             sides()
 
-    def test_a_plan_makes_nothing(self, graph):
+    def test_a_plan_changes_nothing(self, graph):
         write_cohort(graph.home, ("tumor_001",))
         assert planned(graph)[:2] == [
             "tissue_regions of 1 slides: is not made",
@@ -374,7 +373,7 @@ class TestLevel:
 
         return up_to_date(ASSETS[name], level)[0]
 
-    def test_a_changed_slide_is_followed_by_everything_made_from_it(self, made, tmp_path):
+    def test_everything_made_from_a_changed_slide_is_made_again(self, made, tmp_path):
         home = tmp_path / "copy"
         shutil.copytree(made.home, home)
         with dg.instance_for_test() as instance:
@@ -388,7 +387,7 @@ class TestLevel:
             store = graph.storage.record(ASSETS["patch_store"], LEVEL)
             assert 0 < store.facts["reused"] < store.facts["count"]
 
-    def test_a_cross_validation_is_made_when_asked_for_and_shown_by_the_next_report(self, made, tmp_path):
+    def test_a_cross_validation_is_made_on_request_and_shown_by_the_next_report(self, made, tmp_path):
         shutil.copytree(made.home, tmp_path / "copy")
         with dg.instance_for_test() as instance:
             graph = Graph(tmp_path / "copy", instance)
@@ -403,7 +402,7 @@ class TestLevel:
             about = report_context(graph.storage, LEVEL)
             assert about.cross_validation == json.loads((folder / "folds.json").read_text())
 
-    def test_hard_negatives_are_learned_from_in_the_next_round_and_the_report_compares(self, made, tmp_path):
+    def test_hard_negatives_are_used_in_the_next_round_and_the_report_compares(self, made, tmp_path):
         shutil.copytree(made.home, tmp_path / "copy")
         with dg.instance_for_test() as instance:
             graph = Graph(tmp_path / "copy", instance)
@@ -474,7 +473,7 @@ class TestLevel:
         again(graph, upto="trained_model")
         assert graph.storage.failed_checks([store], LEVEL) == []
 
-    def test_what_checks_said_counts_for_the_artefact_they_were_about(self, made):
+    def test_check_results_count_only_for_the_artefact_that_was_checked(self, made):
         artefact = ASSETS["trained_model"]
         said = made.storage.failed_checks([artefact], LEVEL)
         assert any("every_strategy_acts" in line for line in said)

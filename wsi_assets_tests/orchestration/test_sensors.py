@@ -1,4 +1,4 @@
-"""What a poll of the slide folder leads to: never a removal, never a half-copied slide, seldom any work."""
+"""The sensor of the slide folder: new, changed, unfinished and removed files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Watched:
         (self.annotations / f"{name}.xml").write_text(content)
 
     def make(self, slide_id: str, version: str = "x") -> None:
-        """As if its annotation had been read."""
+        """Write the record that reading its annotation would write."""
         path = self.storage.artefact(ANNOTATION_REGIONS, slide_id)
         path.parent.mkdir(parents=True)
         path.touch()
@@ -53,7 +53,7 @@ class Watched:
         write_json(record_beside(path), asdict(record))
 
     def poll(self) -> list[tuple[str, str]]:
-        """Poll once; (asset, slide id) of what was reported."""
+        """Poll once; returns the reported (asset, slide id) pairs."""
         result = self.evaluate()
         if isinstance(result, dg.SkipReason):
             return []
@@ -100,14 +100,14 @@ def test_a_new_slide_is_registered_at_the_second_poll(watched):
     assert watched.settle() == []
 
 
-def test_a_growing_slide_waits_until_it_holds_still(watched):
+def test_a_growing_slide_is_reported_once_its_size_is_stable(watched):
     for size in range(1, 4):
         watched.put("tumor_001.tif", "pixels" * size)
         assert watched.poll() == []
     assert watched.poll() == BOTH
 
 
-def test_an_annotation_that_arrives_or_goes_is_news_of_the_annotation_only(watched):
+def test_a_new_or_removed_annotation_is_reported_for_the_annotation_only(watched):
     for name in ("tumor_001", "tumor_002", "tumor_003"):
         watched.put(f"{name}.tif", name)
         watched.annotate(name)
@@ -133,7 +133,7 @@ def test_a_touched_slide_with_the_same_bytes_keeps_its_version(watched):
     assert watched.version(SLIDE_IMAGE, "tumor_001") != before
 
 
-def test_a_slide_that_is_taken_away_stays_registered(watched):
+def test_a_removed_slide_stays_registered(watched):
     for number in (1, 2, 3):
         watched.put(f"tumor_00{number}.tif", str(number))
     watched.settle()
@@ -142,7 +142,7 @@ def test_a_slide_that_is_taken_away_stays_registered(watched):
     assert watched.registered == {"tumor_001", "tumor_002", "tumor_003"}
 
 
-def test_folders_that_are_suddenly_empty_or_half_gone_change_nothing(watched):
+def test_folders_that_lose_most_of_their_files_change_nothing(watched):
     for number in range(4):
         watched.put(f"tumor_00{number}.tif", str(number))
         watched.annotate(f"tumor_00{number}")
@@ -159,7 +159,7 @@ def test_folders_that_are_suddenly_empty_or_half_gone_change_nothing(watched):
     assert {watched.version(SLIDE_ANNOTATION, slide_id) for slide_id in watched.registered} != {NO_ANNOTATION}
 
 
-def test_a_correction_is_news_of_the_annotation_and_one_that_vanished_is_doubted(watched):
+def test_a_correction_is_reported_for_the_annotation_and_a_removed_one_is_an_error(watched):
     for name in ("tumor_001", "tumor_002"):
         watched.put(f"{name}.tif", name)
         watched.annotate(name)
@@ -184,12 +184,12 @@ def test_a_correction_is_news_of_the_annotation_and_one_that_vanished_is_doubted
     doubt(watched.folder, watched.registered, watched.storage, annotations=False)
 
 
-def test_a_folder_that_is_not_there_is_waited_for(watched):
+def test_a_missing_folder_is_listed_again_at_the_next_poll(watched):
     watched.images.rmdir()
     assert isinstance(watched.evaluate(), dg.SkipReason)
 
 
-def test_doubts_begin_at_more_than_half(watched):
+def test_it_is_an_error_if_more_than_half_of_the_slides_are_gone(watched):
     for name in ("tumor_001", "tumor_002"):
         watched.put(f"{name}.tif", name)
     doubt(watched.folder, ["tumor_001", "tumor_002", "away_1", "away_2"], watched.storage)
@@ -197,7 +197,7 @@ def test_doubts_begin_at_more_than_half(watched):
         doubt(watched.folder, ["tumor_001", "away_1", "away_2"], watched.storage)
 
 
-def test_a_retired_slide_is_gone_and_one_put_back_is_news_once_it_is_registered(watched):
+def test_a_retired_slide_that_is_put_back_is_reported_once_it_is_registered(watched):
     for name in ("tumor_001", "tumor_002"):
         watched.put(f"{name}.tif", name)
     watched.settle()
@@ -219,7 +219,7 @@ def test_a_retired_slide_is_gone_and_one_put_back_is_news_once_it_is_registered(
     assert watched.settle() == BOTH, "then what it holds"
 
 
-def test_an_instance_with_levels_is_not_given_those_of_the_storage(watched):
+def test_levels_of_the_storage_folder_are_not_added_to_an_instance_with_levels(watched):
     watched.instance.add_dynamic_partitions(LEVELS.name, ["3"])
     (watched.storage.level_folder("2")).mkdir(parents=True)
     watched.put("tumor_001.tif")

@@ -1,4 +1,4 @@
-"""Slides predicted from the command line: a folder and a model are enough, what is up to date stays."""
+"""Prediction of slides from the command line, with a folder of slides and a model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from wsi_assets_tests.orchestration.conftest import QUICK, write_cohort
 from wsi_assets_tests.slides.made import halved, picture, write_pyramid
 
 SQUARE = shapely.box(336, 208, 528, 400)
-"""Tumor, as dark as nothing else on the slide; its edges are edges of cells at the stride that is used."""
+"""The tumor region, darker than the rest of the slide, aligned with the grid of patches that is used."""
 
 
 def write_slide(path: Path, seed: int, dark: bool) -> None:
@@ -129,7 +129,7 @@ def test_only_what_is_missing_or_out_of_date_is_predicted(lab):
     assert known == {"1|new_1", "1|new_2"}, "a new Dagster home learns from the storage folder"
 
 
-def test_a_model_of_another_level_is_one_line(lab):
+def test_a_model_of_another_level_is_reported_in_one_line(lab):
     for arguments in (["--model", lab.model], ["--model", lab.home / "nothing.pt"], ["--model", "newest"]):
         said = lab.predict(*arguments, level="0")
         assert said.exit_code == 1, said.output
@@ -218,7 +218,7 @@ def test_real_slides_are_predicted_at_other_levels(lab, real_data):
     assert lab.summary("tumor_001_padded", "level_2")["area_mm2"] is None
 
 
-def test_the_switch_asks_for_each_new_slide_once_and_at_no_other_level(lab):
+def test_the_sensor_requests_each_new_slide_once_and_at_its_level_only(lab):
     assert lab.predict("new_2", "--model", lab.model, "--set", "predict_new_slides=true").exit_code == 0
     settings = Settings.from_environment(home=lab.home)
     definitions = build_definitions(settings)
