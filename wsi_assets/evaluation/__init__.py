@@ -1,6 +1,6 @@
-"""Evaluate predictions of test slides: metrics with intervals, FROC, heatmaps, and one report.
+"""Evaluate predictions of test slides: metrics with intervals, FROC, heatmaps and a report.
 
-Names load on first use, so that importing the package, or only its options, costs nothing.
+Names are imported on first use, so importing this package or its options loads no numerical library.
 """
 
 from __future__ import annotations

@@ -45,7 +45,12 @@ def report_charts(evaluation: Evaluation, epochs: Sequence[Mapping[str, Any]] | 
 def ranking_chart(
     what: str, labels: np.ndarray, scores: np.ndarray, marked: Sequence[OperatingPoint] = ()
 ) -> Figure:
-    """ROC and precision-recall curve, thresholds of ``marked`` as dots; needs both classes."""
+    """ROC and precision-recall curves, with the operating points ``marked`` as dots.
+
+    Args:
+        what: name of the scored items in the titles.
+        labels, scores: (n,) bool, of both classes, and (n,).
+    """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     canvas = new_canvas(7.2, 3.6)
@@ -73,7 +78,7 @@ def ranking_chart(
 def calibration_chart(
     curves: Mapping[str, Sequence[CalibrationBin]], labels: np.ndarray, probs: np.ndarray
 ) -> Figure:
-    """Observed share of tumor against mean probability (name -> bins), and raw probabilities by truth."""
+    """Calibration curves (name -> bins), and a histogram of raw probabilities (n,) by labels (n,) bool."""
     canvas = new_canvas(7.2, 3.6)
     left, right = canvas.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="perfectly calibrated")
@@ -97,7 +102,7 @@ def calibration_chart(
 
 
 def froc_chart(froc: Froc) -> Figure:
-    """The FROC curves with the six points that make the score."""
+    """The FROC curves with the six points whose mean is the score."""
     canvas = new_canvas(6.4, 3.8)
     axes = canvas.subplots()
     curves = (
@@ -123,9 +128,9 @@ def froc_chart(froc: Froc) -> Figure:
 
 
 def comparison_chart(names: Sequence[str], panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Metrics side by side: a panel a metric, a row a name, dot and 95 % interval, or that there is none.
+    """A panel for each metric (title -> values), in it a row for each level with value and 95 % interval.
 
-    Each axis begins where its values do, so that close levels can be distinguished.
+    Axes begin just below their lowest value, so that similar levels can be distinguished.
     """
     canvas = new_canvas(max(2.4 * len(panels), 3.2), 0.9 + 0.42 * len(names))
     for axes, (title, values) in zip(

@@ -1,4 +1,4 @@
-"""Levels side by side, from the ``metrics.json`` of each: which magnification to use."""
+"""Comparison of the levels (magnifications) of a cohort by the ``metrics.json`` of each."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ METRICS = {
     "specificity": ("Specificity", ("patch", "overall", "at_default", "specificity")),
     "brier": ("Brier score", ("patch", "overall", "brier")),
 }
-"""Column -> its name for a reader, and where ``metrics.json`` has it."""
+"""Key -> heading, and path of the metric in ``metrics.json``."""
 
 DRAWN = ("slide_auc", "froc_corrected", "patch_auc", "sensitivity", "specificity")
 
 
 def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """A row a level or magnification, smallest pixels first: counts, model, time, every metric in plain form.
+    """Read a row for each level, smallest pixels first: counts, model, time, and metrics as plain dicts.
 
     Args:
         files: level -> its ``metrics.json``.
 
     Returns:
-        The rows, and of levels that cannot be compared, level -> why not.
+        The rows, and level -> reason for the levels that cannot be compared.
 
     Raises:
-        EvaluationError: there are levels, and none can be compared.
+        EvaluationError: none of the given levels can be compared.
     """
     rows, left_out = [], {}
     for level, file in files.items():
@@ -50,13 +50,13 @@ def read_levels(files: Mapping[str, str | Path]) -> tuple[list[dict[str, Any]], 
             left_out[level] = f"{file} holds no metrics of this version ({error!r:.80}). Evaluate it again"
     if left_out and not rows:
         raise EvaluationError("; ".join(f"{words_of(level)}: {why}" for level, why in left_out.items()))
-    return sorted(rows, key=_pixel_size), left_out
+    return sorted(rows, key=_by_pixel_size), left_out
 
 
 def write_comparison(rows: Sequence[Mapping[str, Any]], out_dir: str | Path) -> Path:
     """Write ``comparison.html``, one self-contained page, ``comparison.png`` and ``comparison.json``.
 
-    The page links the reports where the storage has them, ``../level_4/report`` or ``../10x/report``.
+    The page links to the reports of the levels in the storage, e.g. ``../level_4/report``, ``../10x/report``.
     """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def _row(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "model": ", ".join(f"{name} {value}" for name, value in context["model"].items()),
         "seconds": sum(context["seconds"].values()),
         "left_out": len(context["left_out"]),
-        "metrics": {key: _metric(metrics, place) for key, (_, place) in METRICS.items()},
+        "metrics": {key: _metric(metrics, path) for key, (_, path) in METRICS.items()},
     }
 
 
@@ -105,16 +105,17 @@ def _words(level: int | str | None) -> str:
     return words_of("?" if level is None else level)
 
 
-def _pixel_size(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """To sort by um a pixel; where that is not known, by magnification, then by level."""
+def _by_pixel_size(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Sort key: um per pixel, estimated from the magnification if unknown, then the level."""
     size = row["mpp"] or (10 / row["magnification"] if row["magnification"] else None)
     level = row["level"] if isinstance(row["level"], int) else 99
     return size is None, size or 0, level
 
 
-def _metric(metrics: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
+def _metric(metrics: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """The metric at ``path``; a missing one if a part of the path is null."""
     value: Any = metrics
-    for name in place:
+    for name in path:
         value = value[name]
         if value is None:
             return {"value": None, "low": None, "high": None, "reason": "no patch"}

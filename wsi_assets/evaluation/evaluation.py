@@ -1,4 +1,4 @@
-"""Evaluate predictions against annotations: one value with everything the report shows."""
+"""Evaluate predictions against annotations; the result has everything that the report shows."""
 
 from __future__ import annotations
 
@@ -31,19 +31,22 @@ if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
 
 FORMAT = 4
-"""Version of the plain form, as ``metrics.json`` holds it."""
+"""Version of the layout of ``metrics.json``."""
 
 INCOMPLETE = "its tumor is not completely annotated"
 UNANNOTATED = "it has tumor patches but no annotation was given, so its lesions are unknown"
-NO_DOWNSAMPLE = "its prediction has no downsample, so its patches have no place on level 0"
+NO_DOWNSAMPLE = "its prediction has no downsample, so the position of its patches at level 0 is unknown"
 
 
 @dataclass(frozen=True)
 class SlideEvaluation:
-    """What is known of one test slide.
+    """The evaluation of one test slide.
 
-    ``geometry`` is the annotated tumor, shapely (x, y) in level-0 pixels, or None. ``heatmap`` is None for a
-    slide without patches or without a known downsample, ``hits`` where ``not_in_froc`` says why.
+    Attributes:
+        geometry: the annotated tumor, shapely (x, y) in level-0 pixels, or None.
+        heatmap: None for a slide without patches or without a known downsample.
+        hits: its detections matched with its lesions; None if it is left out of FROC.
+        not_in_froc: why it is left out of FROC, or None.
     """
 
     predictions: SlidePredictions
@@ -61,13 +64,13 @@ class SlideEvaluation:
 
     @property
     def incomplete(self) -> bool:
-        """Whether tumor of this slide is not annotated: its patches are then in no metric of the cohort."""
+        """Whether some of its tumor is not annotated; patch metrics of the cohort then leave it out."""
         return self.not_in_froc == INCOMPLETE
 
 
 @dataclass(frozen=True)
 class PatientSummary:
-    """One patient's slides together. ``lesions`` are those that are not isolated tumor cells."""
+    """All slides of one patient. ``lesions`` is their number without isolated tumor cells."""
 
     patient: str
     slides: int
@@ -80,7 +83,7 @@ class PatientSummary:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """``excluded`` of ``total`` slides or patches (``unit``) are not in ``metrics``, and why."""
+    """``excluded`` of ``total`` slides or patches (``unit``) are left out of ``metrics`` for a reason."""
 
     metrics: str
     unit: str
@@ -94,8 +97,8 @@ class Exclusion:
 class Evaluation:
     """The whole evaluation of one level.
 
-    ``calibrated`` are the patch metrics of the calibrated probabilities, None without a calibration;
-    ``notes`` are sentences a reader of the metrics must know.
+    ``calibrated`` holds the patch metrics of calibrated probabilities, or None without a calibration;
+    ``notes`` are warnings that the report shows first.
     """
 
     options: EvaluationOptions
@@ -111,7 +114,7 @@ class Evaluation:
     seconds: float
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain types only: what ``metrics.json`` holds. A missing metric is null beside a reason."""
+        """The content of ``metrics.json``, in plain types. A missing metric is null, with a reason."""
         return {
             "format": FORMAT,
             "options": self.options.model_dump(),
@@ -143,23 +146,24 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the predictions of the test slides.
 
-    The specification's keys are enough for patch and slide metrics. A slide with an annotation or a tumor
-    patch is a tumor slide. FROC leaves out slides with tumor patches and no annotation, and those without a
-    ``downsample``. Partial patches, which are neither class, count in heatmap and slide scores only.
+    Patch and slide metrics need only the keys ``slide_path``, ``label``, ``level``, ``patches`` and
+    ``probs``. A slide with an annotation or a tumor patch is a tumor slide. FROC leaves out slides with tumor
+    patches but no annotation, and slides without a ``downsample``. Patches of neither class (too little
+    tumor) count only in heatmaps and slide scores.
 
     Args:
-        predictions: slide id -> index entry with ``probs``, nan for a patch that could not be read.
-        tumor_regions: slide id -> annotation; absent, None or empty for none.
-        validation_threshold: the threshold on raw probabilities chosen on validation patches, if one was.
+        predictions: slide id -> index entry with ``probs``, NaN for a patch that could not be read.
+        tumor_regions: slide id -> annotation; missing, None or empty for a slide without one.
+        validation_threshold: threshold on raw probabilities that was chosen on validation patches, or None.
         calibration: the model's ``temperature`` and ``shift``; see :class:`Calibration`.
         incomplete_slides: ids of slides whose tumor is not completely annotated (see
-            ``wsi_assets.index.incomplete_slides``), in any case. Tumor they do not show would count as false
-            positives, so they are left out of FROC and of patch metrics; they still are ranked.
-        sizes: slide id -> (height, width) of level 0, where known: lesions are cut at the slide's edge.
+            ``wsi_assets.index.incomplete_slides``), in upper or lower case. Detected tumor without annotation
+            would count as false positive, so they are left out of FROC and patch metrics, but are ranked.
+        sizes: slide id -> (height, width) of level 0, if known, to cut lesions at the edge of the slide.
 
     Raises:
-        EvaluationError: the predictions are not what they should be, or a lesion mask would not fit in
-            memory. An empty dict is no error: every metric then says why it is missing.
+        EvaluationError: the predictions are damaged, or a lesion mask would not fit in memory. An empty dict
+            is allowed: every metric is then missing, with a reason.
     """
     began = time.monotonic()
     options, sizes = options or EvaluationOptions(), sizes or {}
@@ -171,13 +175,13 @@ def evaluate(
         is_incomplete = normalize_id(part.slide_id) in incomplete
         slides.append(_slide(part, geometry, is_incomplete, options, sizes.get(part.slide_id)))
         progress(done, len(read), "evaluating slides")
-    curve = calibration and Calibration(calibration["temperature"], calibration["shift"])
+    calibrate = calibration and Calibration(calibration["temperature"], calibration["shift"])
     probs, labels, patients = pooled([one.predictions for one in slides if not one.incomplete])
     return Evaluation(
         options=options,
-        calibration=curve,
+        calibration=calibrate,
         patch=patch_metrics(probs, labels, patients, options, validation_threshold),
-        calibrated=curve and patch_metrics(curve(probs), labels, patients, options),
+        calibrated=calibrate and patch_metrics(calibrate(probs), labels, patients, options),
         slide=slide_metrics([one.score for one in slides], options),
         froc=_froc(slides, options, sizes),
         slides=tuple(slides),
@@ -260,7 +264,7 @@ def _patients(slides: Sequence[SlideEvaluation], options: EvaluationOptions) -> 
 
 
 def _exclusions(slides: Sequence[SlideEvaluation]) -> list[Exclusion]:
-    """What is in which metric: from what no metric has to what one lacks."""
+    """What is left out: of every metric first, then of patch metrics, slide metrics and FROC."""
     rows = []
     totals = {"slides": len(slides), "patches": sum(len(one.predictions.y) for one in slides)}
 
@@ -269,7 +273,7 @@ def _exclusions(slides: Sequence[SlideEvaluation]) -> list[Exclusion]:
         if counts:
             rows.append(Exclusion(metrics, unit, counts.total(), totals[unit], reason, tuple(counts)))
 
-    def hidden(one: SlideEvaluation) -> int:
+    def incomplete(one: SlideEvaluation) -> int:
         return one.incomplete and one.predictions.seen.sum()
 
     def partial(one: SlideEvaluation) -> int:
@@ -277,7 +281,7 @@ def _exclusions(slides: Sequence[SlideEvaluation]) -> list[Exclusion]:
 
     unread = "they could not be read"
     leave_out("every metric", "patches", unread, lambda one: (~one.predictions.seen).sum())
-    leave_out("patch metrics", "patches", "tumor of their slide is not completely annotated", hidden)
+    leave_out("patch metrics", "patches", "tumor of their slide is not completely annotated", incomplete)
     leave_out("patch metrics", "patches", "too little tumor to be of either class", partial)
     nothing = "none of its patches has a probability"
     leave_out("slide metrics", "slides", nothing, lambda one: one.score.maximum is None)
@@ -287,20 +291,20 @@ def _exclusions(slides: Sequence[SlideEvaluation]) -> list[Exclusion]:
 
 
 def _notes(parts: Sequence[SlidePredictions]) -> list[str]:
-    """What a reader of the metrics must know first."""
+    """Warnings that the report shows first."""
     if not parts:
         return ["There is no test slide (see cohort.csv and test_pattern): no metric can be computed."]
     notes, patients = [], len({part.patient for part in parts})
     if patients < FEWEST_PATIENTS:
         notes.append(
             f"Too few patients: {patients} in the test set. With fewer than {FEWEST_PATIENTS} no interval is "
-            "given, and no metric says much about other patients."
+            "given, and the metrics say little about other patients."
         )
     unscaled = [part.slide_id for part in parts if part.downsample and not part.mpp]
     if unscaled:
         notes.append(
-            f"The pixel size of {len(unscaled)} slides is unknown, and {CHALLENGE_MPP} µm is taken for their "
-            f"lesions and detections (cohort.csv can give it): {', '.join(unscaled[:8])}"
+            f"The pixel size of {len(unscaled)} slides is unknown; {CHALLENGE_MPP} µm is assumed for their "
+            f"lesions and detections (cohort.csv can define it): {', '.join(unscaled[:8])}"
             + (f" and {len(unscaled) - 8} more." if len(unscaled) > 8 else ".")
         )
     return notes

@@ -1,14 +1,16 @@
-"""FROC: lesion sensitivity against false positives per slide, corrected and official.
+"""FROC: lesion sensitivity against false positives per slide, in a corrected and an official version.
 
 The score is the mean sensitivity at 0.25, 0.5, 1, 2, 4 and 8 false positives per slide, over all slides,
-also those without detections. A detection inside a lesion counts once per lesion, at its highest
+including those without detections. A detection inside a lesion counts once per lesion, at its highest
 probability; inside isolated tumor cells it counts for nothing; anywhere else it is a false positive.
 
-The corrected score takes the lesions in each slide's own micrometres and uses every score as a threshold, in
-one precision; a lesion without a detection has no score. The official score is the challenge script's as it
-ran under numpy 1, quirks included: every slide has 0.243 um a pixel; the lowest score is never used as a
-threshold, so that a perfect detector whose scores are all equal gets 0.0; scores of lesions are kept as
-float32 and those of false positives as float64; a lesion without a detection has the score 0.0.
+The corrected score measures lesions in micrometers by the pixel size of their slide and uses the probability
+of every detection as a threshold, all in float64; a lesion without a detection has no probability.
+
+The official score is that of the CAMELYON16 challenge's script as it ran under numpy 1, with its quirks:
+every slide is taken to have 0.243 um per pixel; the lowest probability is never used as a threshold, so that
+a perfect detector with equal probabilities gets 0.0; probabilities of lesions are float32 and those of false
+positives float64; a lesion without a detection has the probability 0.0.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from wsi_assets.evaluation.options import EvaluationOptions
 
 FALSE_POSITIVES_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 NOT_OFFICIAL = (
-    "the CAMELYON16 script is for slides of 0.243 µm a pixel; official_froc=true gives its score all the same"
+    "the CAMELYON16 script is for slides with 0.243 µm per pixel; official_froc=true gives its score anyway"
 )
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Operating points from the lowest threshold to none: false positives per slide and sensitivity, (n,)."""
+    """False positives per slide and sensitivity, (n,), at rising thresholds, the last without detections."""
 
     false_positives: np.ndarray
     sensitivity: np.ndarray
@@ -47,11 +49,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class SlideHits:
-    """The detections of one slide set against its lesions.
+    """The detections of one slide matched with its lesions.
 
     Attributes:
-        false_positives: those in no lesion; those in isolated tumor cells (ITC) count for nothing.
-        best: the detection with the highest probability of each lesion that is not ITC; None for none.
+        false_positives: detections in no lesion; those in isolated tumor cells (ITC) do not count.
+        best: label of each lesion that is not ITC -> its detection with the highest probability, or None.
         lesions: all lesions of the slide, ITC included; None on a normal slide.
     """
 
@@ -83,7 +85,7 @@ class SlideHits:
 class Froc:
     """The lesion-level result of a cohort; ``official`` and ``corrected`` are mean sensitivities.
 
-    ``left_out`` is slide id -> why its detections cannot be set against lesions.
+    ``left_out`` is slide id -> why its detections cannot be matched with lesions.
     """
 
     official: Metric
@@ -99,6 +101,7 @@ class Froc:
         return sum(len(slide.best) for slide in self.hits)
 
     def to_plain(self) -> dict[str, Any]:
+        """The ``froc`` part of ``metrics.json``."""
         curves = (self.official_curve, self.corrected_curve)
         official, corrected = (curve and curve.at().tolist() for curve in curves)
         return {
@@ -119,7 +122,7 @@ class Froc:
 def match(
     slide_id: str, patient: str, detections: Iterable[Detection], lesions: LesionMap | None
 ) -> SlideHits:
-    """Set the detections of a slide against its lesions; ``lesions`` is None on a normal slide."""
+    """Match the detections of a slide with its lesions; ``lesions`` is None on a normal slide."""
     itc = {lesion.label: lesion.itc for lesion in lesions.lesions} if lesions else {}
     best: dict[int, Detection | None] = {label: None for label in itc if not itc[label]}
     false_positives = []
@@ -140,7 +143,7 @@ def froc_curve(
     *,
     official: bool,
 ) -> Curve:
-    """The curve over every distinct score as a threshold; the official one leaves out the lowest.
+    """The curve with every distinct probability as a threshold; the official one leaves out the lowest.
 
     Args:
         false_positives: probability of every false positive of all slides.
@@ -166,8 +169,9 @@ def froc(
     """Both scores of a cohort with 95 % intervals over patients.
 
     Args:
-        hits: with the lesions in each slide's own micrometres.
-        official_hits: with the lesions as the challenge's script measures them; None for no official score.
+        hits: one for each slide, with lesions measured by the slide's own pixel size.
+        left_out: slide id -> why it is left out.
+        official_hits: the same, measured as in the challenge's script; None for no official score.
     """
     left_out = dict(left_out or {})
     corrected, corrected_curve = _score(hits, options, left_out, official=False)

@@ -1,9 +1,10 @@
-"""The probability map of a slide and its peaks, the detections, as the CAMELYON16 challenge wants them.
+"""The probability map of a slide and its peaks, the detections, in the format of the CAMELYON16 challenge.
 
-The map is smoothed with a Gaussian over the cells that hold a probability (so that the edge of the tissue
-pulls nothing down), then the highest cell is taken, all cells within ``detection_radius_um`` of it are
-crossed out, and so on down to ``detection_threshold``. Among equal cells the one in the brighter
-neighborhood comes first, so that a saturated region is marked in its middle, not at its corner.
+The map is smoothed with a Gaussian over the cells that have a probability, so that empty cells do not lower
+the probabilities at the edge of the tissue. Then the highest cell becomes a detection, all cells within
+``detection_radius_um`` of it are excluded, and this is repeated down to ``detection_threshold``. Among equal
+cells, the one with the higher surroundings comes first, so that a region of equal probabilities is marked in
+its middle.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from wsi_assets.evaluation.options import EvaluationOptions
 from wsi_assets.evaluation.predictions import SlidePredictions
 
 LARGEST_GRID = 50_000_000
-"""Most cells of a map: a whole slide at level 0 in patches of 64 pixels has 10 million."""
+"""Largest number of cells of a map. A whole slide at level 0 with patches of 64 pixels has 10 million."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Heatmap:
     """Tumor probabilities on the slide's own grid of patches.
 
     Attributes:
-        probability: (rows, cols) float32, nan where there is no patch or the patch could not be read.
+        probability: (rows, cols) float32, NaN where there is no patch or the patch could not be read.
         left, top: level-0 x and y of the top-left corner of cell (0, 0).
         step: level-0 pixels from one cell to the next, the stride; may be a fraction.
-        cell: side of a cell in level-0 pixels: the stride, or the patch where patches leave gaps. Where
+        cell: side of a cell in level-0 pixels: the stride, or the patch size where patches leave gaps. Where
             patches overlap, a cell is the middle of its patch, so that the map is not shifted.
     """
 
@@ -46,7 +47,7 @@ class Heatmap:
         return self.left + cols * self.step + half, self.top + rows * self.step + half
 
     def cells_at(self, place: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (axis 0) or columns (axis 1) at level-0 y or x (n,), and whether there is one, bool."""
+        """Rows (axis 0) or columns (axis 1) at level-0 y or x (n,), and (n,) bool whether a cell is there."""
         place = place - (self.top, self.left)[axis]
         number, n = np.floor(place / self.step).astype(int), self.probability.shape[axis]
         inside = (number >= 0) & (number < n) & (place - number * self.step < self.cell)
@@ -76,7 +77,7 @@ def heatmap_of(slide: SlidePredictions) -> Heatmap | None:
     if off_row.any() or off_col.any() or shape[0] * shape[1] > LARGEST_GRID:
         raise EvaluationError(
             f"patches of slide {slide.slide_id} do not lie on a grid of stride {slide.stride}",
-            remedy="Make slide_index and what follows it again",
+            remedy="Materialize slide_index and the assets after it again",
         )
     probability = np.full(shape, np.nan, np.float32)
     probability[rows, cols] = slide.probs
@@ -104,7 +105,7 @@ def find_detections(heatmap: Heatmap, options: EvaluationOptions, mpp: float | N
     """The peaks of ``heatmap``, most probable first.
 
     Args:
-        mpp: level-0 pixel size in um; unknown, the challenge's 0.243 is assumed.
+        mpp: level-0 pixel size in um; if None, the challenge's 0.243 is assumed.
     """
     cell_um = heatmap.step * (mpp or CHALLENGE_MPP)
     known, smooth = np.isfinite(heatmap.probability), smoothed(heatmap, options, mpp)
@@ -117,7 +118,7 @@ def find_detections(heatmap: Heatmap, options: EvaluationOptions, mpp: float | N
     for row, col in zip(rows[order], cols[order], strict=True):
         if taken[row, col]:
             continue
-        _cross_out(taken, row, col, radius)
+        _exclude(taken, row, col, radius)
         x, y = heatmap.centers(row, col)
         found.append(Detection(float(smooth[row, col]), int(x), int(y)))
     return tuple(found)
@@ -136,22 +137,23 @@ def detections_csv(detections: Iterable[Detection]) -> str:
 
 
 def _smoothed(probability: np.ndarray, known: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian mean over the known cells, float64; nan elsewhere."""
+    """Gaussian mean over the known cells, float64; NaN elsewhere. ``sigma`` is in cells."""
     from scipy.ndimage import gaussian_filter
 
     values = np.where(known, probability, 0).astype(float)
     if sigma > 0:
-        # A kernel that reaches across the map covers all of it; the tails beyond would only take memory.
+        # The kernel is cut at the size of the map, because longer tails would only take memory.
         reach = min(int(4 * sigma + 0.5), max(known.shape))
         # Both are filtered alike, so the quotient is a weighted mean over the known cells only.
         weight = gaussian_filter(known.astype(float), sigma, mode="constant", radius=reach)
         values = gaussian_filter(values, sigma, mode="constant", radius=reach)
         values = np.divide(values, weight, out=np.zeros_like(values), where=known)
-    # A weighted mean of probabilities may leave [0, 1] by rounding.
+    # Rounding can move a weighted mean of probabilities out of [0, 1].
     return np.where(known, np.clip(values, 0, 1), np.nan)
 
 
-def _cross_out(taken: np.ndarray, row: int, col: int, radius: float) -> None:
+def _exclude(taken: np.ndarray, row: int, col: int, radius: float) -> None:
+    """Mark the cells within ``radius`` cells of (row, col) as taken."""
     reach = int(radius)
     top, left = max(row - reach, 0), max(col - reach, 0)
     window = taken[top : row + reach + 1, left : col + reach + 1]

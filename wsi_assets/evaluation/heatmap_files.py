@@ -1,4 +1,4 @@
-"""Heatmaps as files other viewers open over the slide: GeoJSON for QuPath, a pyramidal TIFF for ASAP."""
+"""Heatmaps as files that other viewers show over the slide: GeoJSON for QuPath, a pyramidal TIFF for ASAP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TILE = 256
 
 
 def heatmap_geojson(heatmap: Heatmap | None) -> str:
-    """Cells of equal probability band as one locked QuPath annotation a band, (x, y) in level-0 pixels."""
+    """GeoJSON for QuPath, (x, y) in level-0 pixels: a locked annotation for the cells of each band."""
     from matplotlib import colormaps
 
     features = []
@@ -40,8 +40,11 @@ def heatmap_geojson(heatmap: Heatmap | None) -> str:
 
 
 def regions_geojson(heatmap: Heatmap | None, detections: Sequence[Detection], threshold: float) -> str:
-    """What a detector found, for QuPath, (x, y) in level-0 pixels: regions of cells from ``threshold`` on, of
-    the class Tumor, and detections as points. Unlocked there, a region is one that somebody accepted."""
+    """GeoJSON for QuPath, (x, y) in level-0 pixels: detections as points, and regions of cells at or above
+    ``threshold`` with the class Tumor.
+
+    All are locked. By unlocking a region in QuPath a person accepts it as an annotation.
+    """
     import shapely
 
     features, color = [], rgb(TUMOR)
@@ -74,6 +77,7 @@ def _collection(features: list[dict]) -> str:
 
 
 def _plain(geometry: Any) -> dict:
+    """A shapely geometry as a GeoJSON dict."""
     import shapely
 
     return json.loads(shapely.to_geojson(geometry))
@@ -83,7 +87,7 @@ def _polygons(heatmap: Heatmap, inside: np.ndarray) -> Any:
     """Shapely geometry of the cells ``inside`` (rows, cols) bool."""
     import shapely
 
-    # Neighbors in a row are joined first: a union of ten thousand strips is quicker than of a million cells.
+    # Neighbors in a row are joined first: a union of ten thousand strips is faster than of a million cells.
     edges = np.diff(np.pad(inside.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     (rows, starts), stops = np.nonzero(edges == 1), np.nonzero(edges == -1)[1]
     if heatmap.cell < heatmap.step:  # patches leave gaps
@@ -96,10 +100,10 @@ def _polygons(heatmap: Heatmap, inside: np.ndarray) -> Any:
 
 
 def write_likelihood_tiff(path: Path, heatmap: Heatmap, size: tuple[int, int], mpp: float | None) -> None:
-    """A tiled float32 pyramid of probabilities, 0 where nothing was predicted, that ASAP lays over the slide.
+    """Write a tiled float32 pyramid of probabilities, 0 where nothing was predicted, for display in ASAP.
 
-    ASAP wants an image smaller than the slide by one whole number in both directions, which decides the
-    resolution; named ``<slide>_likelihood_map.tif`` beside the slide, it opens by itself.
+    ASAP needs an image whose size is that of the slide divided by the same whole number in both directions,
+    which determines the resolution. It opens a ``<slide>_likelihood_map.tif`` beside the slide by itself.
 
     Args:
         size: (height, width) of the slide's level 0.
@@ -107,7 +111,7 @@ def write_likelihood_tiff(path: Path, heatmap: Heatmap, size: tuple[int, int], m
     """
     import tifffile
 
-    # The largest power of two, within a cell, that ASAP finds again as the ratio of both sides.
+    # The largest power of two, at most a cell, that ASAP computes as the ratio of both widths and heights.
     scale = next(
         scale
         for scale in (64, 32, 16, 8, 4, 2, 1)
@@ -137,7 +141,7 @@ def write_likelihood_tiff(path: Path, heatmap: Heatmap, size: tuple[int, int], m
 
 
 def _halved(image: np.ndarray) -> np.ndarray:
-    """Half the size by the larger neighbor, so that a small hot spot shows from afar."""
+    """Half the size by the maximum of 2 x 2 pixels, so that small regions stay visible."""
     rows, cols = image.shape
     image = np.pad(image, ((0, rows % 2), (0, cols % 2)))
     return image.reshape(image.shape[0] // 2, 2, image.shape[1] // 2, 2).max(axis=(1, 3))

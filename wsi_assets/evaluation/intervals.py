@@ -1,8 +1,8 @@
 """Metrics with 95 % intervals over patients.
 
-Patches of one patient resemble each other, so resampling patches would make every interval far too narrow:
-patients are drawn with replacement, each with all that belongs to it (percentile interval over clusters).
-Too few patients give no interval.
+Patches of one patient resemble each other, so resampling patches would make every interval far too narrow.
+Instead, patients are drawn with replacement, each with all of its slides and patches (percentile interval of
+a cluster bootstrap). With too few patients there is no interval.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 from wsi_assets.evaluation.options import EvaluationOptions
 
 FEWEST_PATIENTS = 10
-"""Under so many an interval would say more than is known."""
+"""With fewer patients no interval is given, because it would be unreliable."""
 
 TUMOR_SCORES = 4096
-"""Most distinct tumor scores kept apart while resampling; point values use all of them."""
+"""Largest number of distinct tumor scores used in resampling; the metrics themselves use all scores."""
 
 
 @dataclass(frozen=True)
 class Metric:
     """A number and its 95 % interval.
 
-    ``value`` is None when the number cannot be computed: never 0.0, never nan. ``reason`` says why the
-    value, or where there is a value its interval, is missing.
+    ``value`` is None if the number cannot be computed, instead of 0.0 or NaN. ``reason`` says why the value,
+    or only its interval, is missing.
     """
 
     value: float | None
@@ -49,13 +49,13 @@ class Metric:
 
 
 class Resamples:
-    """Draws of patients with replacement, the same each time.
+    """Bootstrap samples of patients, equal for equal patients and options.
 
     Attributes:
         patients: number of different patients.
-        group: (n,) the number of the patient of each thing that is measured.
+        group: (n,) number of the patient of each measured item (slide or patch).
         counts: (samples, patients) float, how often each is drawn; a row sums to ``patients``.
-        reason: why there are no draws, or None.
+        reason: why there are no samples, or None.
     """
 
     def __init__(self, patient_of: Sequence, options: EvaluationOptions):
@@ -75,7 +75,7 @@ class Resamples:
         return np.bincount(self.group, values, self.patients)
 
     def metric(self, value: float, resampled: np.ndarray) -> Metric:
-        """``value`` with the 2.5 and 97.5 percentiles of its values in the draws (samples,), nan if none."""
+        """``value`` with the 2.5 and 97.5 percentiles of ``resampled`` (samples,), NaN if undefined."""
         if self.reason:
             return Metric(value, reason=self.reason)
         defined = resampled[np.isfinite(resampled)]
@@ -87,10 +87,10 @@ class Resamples:
         return Metric(value, float(low), float(high))
 
     def mean(self, values: np.ndarray, among: np.ndarray, missing: str) -> Metric:
-        """Mean of ``values`` (n,) over ``among`` (n,) bool; missing for that reason where it is empty.
+        """Mean of ``values`` (n,) where ``among`` (n,) is True; if it never is, ``missing`` is the reason.
 
-        Where no draw changes a share, as when all is right, the interval is Wilson's with the patients as
-        the sample.
+        A share that is equal in all samples, e.g. a specificity of 1, gets Wilson's interval with the number
+        of patients as sample size.
         """
         if not among.any():
             return Metric.missing(missing)
@@ -108,7 +108,7 @@ class Resamples:
 
 
 def ranking(scores: np.ndarray, labels: np.ndarray, resamples: Resamples, what: str) -> tuple[Metric, Metric]:
-    """ROC-AUC and average precision of scores (n,); ``what`` names one scored thing, e.g. "patch"."""
+    """ROC-AUC and average precision of scores (n,); ``what`` names a scored item, e.g. "patch"."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     if len(np.unique(labels)) < 2:
@@ -125,11 +125,11 @@ def ranking(scores: np.ndarray, labels: np.ndarray, resamples: Resamples, what: 
 def ranking_samples(
     resamples: Resamples, scores: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ROC-AUC and average precision in every draw, (samples,), nan where it holds one class only.
+    """ROC-AUC and average precision of every sample, each (samples,), NaN for a sample with one class only.
 
-    Scikit-learn would sort all scores for every draw. Here each tumor score has a bin of its own and all
-    scores between two share one: they are normal, so their order changes neither number. Beyond
-    ``TUMOR_SCORES`` tumor scores, as many are kept apart, evenly in rank.
+    Scikit-learn would sort all scores for every sample. Here each distinct tumor score has a bin, and all
+    scores between two of them share a bin: they are normal, so their order changes neither metric. Of more
+    than ``TUMOR_SCORES`` distinct tumor scores, that many are used, evenly spaced in rank.
     """
     levels = np.unique(scores[labels])
     levels = levels[np.linspace(0, len(levels) - 1, min(len(levels), TUMOR_SCORES)).round().astype(int)]
@@ -152,4 +152,5 @@ def ranking_samples(
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, otherwise: float = np.nan) -> np.ndarray:
+    """``above / below``, and ``otherwise`` where ``below`` is 0."""
     return np.divide(above, below, out=np.full(np.shape(below), otherwise), where=below > 0)

@@ -1,8 +1,8 @@
-"""Lesions of a slide as the CAMELYON16 challenge counts them, in the slide's own micrometres.
+"""Lesions of a slide as the CAMELYON16 challenge counts them, measured by the slide's own pixel size.
 
-A mask of tumor with pixels of about 8 um is widened by half of 75 um (five tumor cells), its holes are
-filled, and its 8-connected components are the lesions; one whose major axis is under 275 um is isolated
-tumor cells (ITC, under 200 um before widening).
+A tumor mask with pixels of about 8 um is widened by half of 75 um (five tumor cells) on all sides, its holes
+are filled, and its 8-connected components are the lesions. A lesion whose major axis is under 275 um counts
+as isolated tumor cells (ITC; under 200 um before widening).
 
 Source: the evaluation of the challenge, B. Ehteshami Bejnordi et al., JAMA 2017;318(22):2199-2210.
 """
@@ -20,16 +20,17 @@ from wsi_assets.errors import EvaluationError
 WIDENING_UM = 75.0
 ITC_UM = 275.0
 CHALLENGE_MPP = 0.243
-"""Level-0 pixel size, in um, that the challenge's script takes for every slide."""
+"""Level-0 pixel size, in um, that the challenge's script assumes for every slide."""
 
 CHALLENGE_LEVEL = 5
+"""Level of the challenge's lesion masks."""
 LARGEST_MASK = 100_000_000
-"""Most pixels of a lesion mask; finding its lesions takes about 50 bytes a pixel."""
+"""Largest number of pixels of a lesion mask; finding its lesions takes about 50 bytes per pixel."""
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One component; ``area`` and ``major_axis`` in mask pixels, ``box`` = (row0, col0, row1, col1).
+    """One lesion; ``area``, ``major_axis`` and ``box`` = (row0, col0, row1, col1) are in mask pixels.
 
     ``length_um`` is the major axis without the widening: isolated tumor cells are under 200 um.
     """
@@ -47,7 +48,7 @@ class LesionMap:
     """The lesions of a slide.
 
     Attributes:
-        labels: (rows, cols) int32, 0 where no lesion is, a window of the mask.
+        labels: (rows, cols) int32, label of the lesion at each pixel of a window of the mask, 0 for none.
         origin: mask (row, col) of the window's first pixel.
         downsample: level-0 pixels per mask pixel.
     """
@@ -58,25 +59,24 @@ class LesionMap:
     lesions: tuple[Lesion, ...]
 
     def label_at(self, x: float, y: float) -> int:
-        """The lesion at a level-0 point, 0 for none; coordinates are cut to whole mask pixels."""
+        """The lesion at a level-0 point, 0 for none; coordinates are truncated to whole mask pixels."""
         row, col = int(y / self.downsample) - self.origin[0], int(x / self.downsample) - self.origin[1]
         rows, cols = self.labels.shape
         return int(self.labels[row, col]) if 0 <= row < rows and 0 <= col < cols else 0
 
 
 def mask_scale(mpp: float) -> int:
-    """The power of two by which a mask is smaller than level 0: its pixels are nearest to 7.8 um, as the
-    challenge's."""
+    """Downsample of a lesion mask: the power of two with pixels nearest to 7.8 um, as in the challenge."""
     return 2 ** max(0, round(CHALLENGE_LEVEL + math.log2(CHALLENGE_MPP / mpp)))
 
 
 def lesions_of_mask(mask: np.ndarray, mpp: float, origin: tuple[int, int] = (0, 0)) -> LesionMap:
-    """Lesions of a bool mask (rows, cols) of tumor, smaller than level 0 by ``mask_scale``.
+    """Lesions of a bool mask (rows, cols) of tumor, with the downsample ``mask_scale(mpp)``.
 
     Args:
         mpp: level-0 pixel size in um.
-        origin: (row, col) of the mask's first pixel, where it is a window of the slide's mask. A window holds
-            the widening around the tumor, or ends where the slide ends.
+        origin: (row, col) of the mask's first pixel, if it is a window of the slide's mask. The window must
+            have room for the widening, except at the edge of the slide.
     """
     from scipy.ndimage import binary_fill_holes, distance_transform_edt, find_objects, label
 
@@ -124,7 +124,7 @@ def lesions_of_geometry(geometry, mpp: float, size: tuple[int, int] | None = Non
     rows, cols = max(bottom - top, 0), max(right - left, 0)
     if rows * cols > LARGEST_MASK:
         raise EvaluationError(
-            f"lesions span {rows * scale} x {cols * scale} pixels of {mpp} um, more than a slide is large",
+            f"lesions span {rows * scale} x {cols * scale} pixels of {mpp} um, more than any slide has",
             remedy="Correct the slide's mpp in cohort.csv, or its annotation",
         )
     return lesions_of_mask(corner_mask(geometry, scale, (top, left), (rows, cols)), mpp, (top, left))
@@ -133,7 +133,7 @@ def lesions_of_geometry(geometry, mpp: float, size: tuple[int, int] | None = Non
 def corner_mask(geometry, scale: int, origin: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
     """Mask pixels whose top-left corner lies in ``geometry``, as in the masks the challenge published.
 
-    A scan along each row of corners: of a valid geometry, the inside begins and ends at every other edge.
+    Along each row of corners, every crossed edge of the geometry switches between outside and inside.
 
     Args:
         geometry: shapely Polygon or MultiPolygon, (x, y) in level-0 pixels, valid.
@@ -160,7 +160,7 @@ def corner_mask(geometry, scale: int, origin: tuple[int, int], shape: tuple[int,
 def major_axis(mask: np.ndarray) -> float:
     """Length of the major axis of the ellipse with the second moments of a bool mask, in its pixels.
 
-    4 sqrt(l), l the larger eigenvalue of the covariance of pixel centres (as scikit-image's regionprops).
+    4 sqrt(l), l the larger eigenvalue of the covariance of pixel centers (as scikit-image's regionprops).
     """
     rows, cols = np.nonzero(mask)
     row, col = rows - rows.mean(), cols - cols.mean()

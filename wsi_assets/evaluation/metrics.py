@@ -1,8 +1,8 @@
 """Metrics of patches and of whole slides, each with a 95 % interval.
 
 A slide has two scores: ``maximum``, the highest patch probability, and ``top_mean``, the mean of the
-``slide_top_fraction`` most suspicious patches (rounded up to whole patches), which one odd patch cannot
-carry on a slide of thousands.
+``slide_top_fraction`` of patches with the highest probabilities (rounded up to whole patches), which depends
+less on single patches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Calibration:
     shift: float
 
     def __call__(self, probs: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities (n,); 0 and 1 are taken as 1e-7 and 1 - 1e-7, float32's steps."""
+        """Calibrated probabilities (n,); 0 and 1 are taken as 1e-7 and 1 - 1e-7, the precision of float32."""
         from scipy.special import expit, logit
 
         return expit(logit(np.clip(probs, 1e-7, 1 - 1e-7)) / self.temperature + self.shift)
@@ -36,7 +36,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The confusion matrix of one threshold; a probability equal to it is predicted tumor."""
+    """Confusion matrix and metrics at a threshold; a probability equal to it is predicted tumor."""
 
     threshold: float
     true_positives: int
@@ -50,7 +50,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """One of the bins that hold equal numbers of patches."""
+    """One of the bins of a calibration curve, which have about equal numbers of patches."""
 
     patches: int
     mean_probability: float
@@ -61,8 +61,8 @@ class CalibrationBin:
 class PatchMetrics:
     """Metrics of a set of patches.
 
-    The calibration error is the mean gap |mean probability - tumor fraction| of the bins, weighted by size.
-    Operating points are None without patches, ``at_validation`` also without a threshold chosen on
+    The calibration error is the mean of |mean probability - tumor fraction| over the bins, weighted by size.
+    Operating points are None if there are no patches; ``at_validation`` also if no threshold was chosen on
     validation patches.
     """
 
@@ -80,7 +80,7 @@ class PatchMetrics:
 
 
 def pooled(slides: Sequence[SlidePredictions]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probability, label and patient of all patches of either class of ``slides``, each (n,)."""
+    """Probability, label (bool) and patient of all tumor and normal patches of ``slides``, each (n,)."""
     parts = [(one.probs[one.counted], one.is_tumor[one.counted], one.patient) for one in slides]
     probs = np.concatenate([np.zeros(0), *(part[0] for part in parts)])
     labels = np.concatenate([np.zeros(0, bool), *(part[1] for part in parts)])
@@ -99,8 +99,8 @@ def patch_metrics(
     Args:
         probs: (n,) tumor probabilities in [0, 1].
         labels: (n,) bool, True for tumor.
-        patients: (n,) whose patch it is; patches of one patient are resampled together.
-        validation_threshold: the threshold chosen on validation patches, None if none was.
+        patients: (n,) patient of each patch; patches of one patient are resampled together.
+        validation_threshold: the threshold chosen on validation patches, or None.
     """
     probs, labels = np.asarray(probs, float), np.asarray(labels, bool)
     resamples = Resamples(patients, options)
@@ -141,7 +141,7 @@ def _operating_point(
 def _calibration(
     probs: np.ndarray, labels: np.ndarray, resamples: Resamples
 ) -> tuple[tuple[CalibrationBin, ...], Metric]:
-    """The bins, equal probabilities in one, and the calibration error."""
+    """The bins, with equal probabilities in the same one, and the calibration error."""
     if not len(probs):
         return (), Metric.missing("no patch")
     edges = np.unique(np.quantile(probs, np.linspace(0, 1, CALIBRATION_BINS + 1)))
@@ -158,9 +158,9 @@ def _calibration(
 
 @dataclass(frozen=True)
 class SlideScore:
-    """One slide's truth and scores; the scores are None when none of its patches has a probability.
+    """Truth and scores of one slide; the scores are None if none of its patches has a probability.
 
-    ``detections`` is None where patches have no place on level 0.
+    ``quarantined`` counts unreadable patches; ``detections`` is None if the downsample is unknown.
     """
 
     slide_id: str
@@ -176,9 +176,9 @@ class SlideScore:
 
 @dataclass(frozen=True)
 class SlideMetrics:
-    """``ranking``: by ``top_mean``, then ``maximum``, most suspicious first; slides without scores last.
+    """Metrics of whole slides; ``average_precision`` is that of ``top_mean``.
 
-    ``average_precision`` is of ``top_mean``.
+    ``ranking`` is by ``top_mean``, then ``maximum``, highest first; slides without scores are last.
     """
 
     slides: int
@@ -193,7 +193,7 @@ class SlideMetrics:
 def score_slide(
     slide: SlidePredictions, is_tumor: bool, detections: int | None, options: EvaluationOptions
 ) -> SlideScore:
-    """The scores of one slide; see the module's docstring for the two."""
+    """The two scores of one slide, which the docstring of this module defines."""
     probs = np.sort(slide.probs[slide.seen])[::-1]
     # Rounded first: 0.07 of 100 is 7.000000000000001 in floating point.
     top = probs[: max(1, math.ceil(round(options.slide_top_fraction * len(probs), 6)))]

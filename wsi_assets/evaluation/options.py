@@ -1,4 +1,4 @@
-"""The settings of an evaluation; this module loads without numpy."""
+"""Options of an evaluation. This module does not import numpy."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from pydantic import BaseModel, ConfigDict, Field
 class EvaluationOptions(BaseModel):
     """How predictions become metrics, detections and pictures.
 
-    The detection settings follow the probability maps of NCRF (non-maximum suppression within 12 pixels of
-    level 6, 187 um).
+    The detection radius is that of NCRF (Li and Ping 2018): non-maximum suppression within 12 pixels of
+    level 6, 187 um.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     prediction_threshold: float = Field(
-        0.5, ge=0, le=1, description="Tumor probability from which a patch is predicted tumor."
+        0.5, ge=0, le=1, description="A patch with at least this tumor probability is predicted tumor."
     )
     bootstrap_samples: int = Field(
         1000,
         ge=0,
         le=10_000,
-        description="Resamples of the patients behind every 95 % interval; 0 leaves the intervals out.",
+        description="Bootstrap samples of the patients for every 95 % interval; 0 for no intervals.",
     )
-    seed: int = Field(42, ge=0, description="Seed of everything drawn at random.")
+    seed: int = Field(42, ge=0, description="Seed of every random choice.")
     slide_top_fraction: float = Field(
         0.01,
         gt=0,
         le=1,
-        description="Share of a slide's patches, the most suspicious, whose mean is its score.",
+        description="Share of a slide's patches, those of the highest probability, whose mean is its score.",
     )
     detection_threshold: float = Field(
-        0.25, ge=0, le=1, description="Smoothed probability from which a peak of the heatmap is a detection."
+        0.25, ge=0, le=1, description="Lowest smoothed probability of a peak that is a detection."
     )
     detection_smoothing_um: float = Field(
         30.0,
         ge=0,
         le=10_000,
-        description="Standard deviation, in µm, of the Gaussian that smooths the heatmap; 0 is none.",
+        description="Standard deviation, in µm, of the Gaussian that smooths the heatmap; 0 for none.",
     )
     detection_radius_um: float = Field(
         187.0,
@@ -47,8 +47,8 @@ class EvaluationOptions(BaseModel):
     )
     official_froc: bool = Field(
         False,
-        description="Give the CAMELYON16 script's FROC score, which takes 0.243 µm a pixel, for any cohort; "
-        "otherwise only where the slides are within 10 % of that.",
+        description="Give the FROC score of the CAMELYON16 script, which assumes 0.243 µm per pixel, for any "
+        "cohort; otherwise only if the pixel sizes of all slides are within 10 % of that.",
     )
     heatmap_side: int = Field(
         1200, ge=200, le=4000, description="Longest side, in pixels, of the slide's picture under a heatmap."

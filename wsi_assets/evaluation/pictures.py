@@ -1,7 +1,7 @@
-"""Slides in the report: parts of a slide as pixels, with what is drawn over them as vectors.
+"""Pictures of slides and of parts of slides, with annotation, heatmap and detections.
 
-A page draws a :class:`Scene` as SVG in level-0 pixels, so that annotation, heatmap and detections stay sharp
-at any zoom and the heatmap can be faded; ``heatmap_picture`` draws one as pixels, for other viewers.
+The report draws a :class:`Scene` as SVG in level-0 pixels, so that annotation, heatmap and detections stay
+sharp at any zoom and the heatmap can be faded; ``heatmap_picture`` draws the same as an array of pixels.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ CROP_SIDE = 360
 """Pixels of the longer side of a crop."""
 
 MOST_READ = 4096
-"""Pixels a side that are read for a crop; a larger one is cut from the slide's picture."""
+"""Largest side, in pixels, that is read for a crop; a larger crop is cut from the picture of the slide."""
 
 MOST_LESIONS, MOST_FALSE_POSITIVES = 12, 6
-"""Shown as crops of one slide."""
+"""Largest numbers of crops of one slide."""
 
 SMALLEST_RING = 0.009
-"""Radius of the ring around a detection, as a share of the width: a smaller one would not be seen."""
+"""Radius of the ring around a detection, as a share of the width: a smaller one would be hard to see."""
 
 
 @dataclass(frozen=True)
 class PredictedSlide:
-    """What is drawn of a slide; ``heatmap`` is None where it has no patches."""
+    """A predicted slide to draw, without an evaluation; ``heatmap`` is None if it has no patches."""
 
     predictions: SlidePredictions
     heatmap: Heatmap | None
@@ -68,7 +68,7 @@ class PredictedSlide:
 
 @dataclass(frozen=True)
 class View:
-    """A part of a slide: its place, and uint8 (h, w, 3) RGB pixels, None where it could not be read."""
+    """A part of a slide: its box, and uint8 (h, w, 3) RGB pixels, None if they could not be read."""
 
     box: Box
     pixels: np.ndarray | None
@@ -79,7 +79,7 @@ class Scene:
     """What a page draws of a part of a slide, everything in level-0 pixels.
 
     Attributes:
-        image: the pixels as a data URI, None where they could not be read.
+        image: the pixels as a data URI, None if they could not be read.
         bar: length and text of the scale bar.
         annotation: SVG path of the annotated tumor near the box.
         radius: of the rings around the detections.
@@ -99,10 +99,10 @@ def view_of(slide: SlideEvaluation | PredictedSlide, reader: SlideReader | None,
     """The part of a slide that holds its predictions and annotation, its longer side about ``side`` pixels.
 
     Args:
-        reader: None where the slide does not open.
+        reader: None if the slide cannot be opened.
 
     Raises:
-        SlideError: its pixels cannot be read.
+        SlideError: the pixels cannot be read.
     """
     parts = [slide.heatmap.bounds] if slide.heatmap else []
     parts += [slide.geometry.bounds] if slide.geometry is not None else []
@@ -114,7 +114,7 @@ def view_of(slide: SlideEvaluation | PredictedSlide, reader: SlideReader | None,
         return View(tuple(box.tolist()), None)
     whole = np.array([reader.levels[0].width, reader.levels[0].height] * 2)
     box = np.clip(box, 0, whole)
-    if not parts or (box[2:] <= box[:2]).any():  # nothing of it lies on the slide
+    if not parts or (box[2:] <= box[:2]).any():  # nothing to show on the slide: show all of it
         box = whole * [0, 0, 1, 1]
     side = math.ceil(side * whole.max() / max(box[2:] - box[:2]))
     pixels = reader.thumbnail(min(side, LARGEST_THUMBNAIL))
@@ -122,7 +122,7 @@ def view_of(slide: SlideEvaluation | PredictedSlide, reader: SlideReader | None,
 
 
 def cut(view: View, box: Box) -> View:
-    """The part of a view within ``box``, grown to whole pixels so that no line over it shifts."""
+    """The part of a view within ``box``, extended to whole pixels so that drawings over it do not shift."""
     if view.pixels is None:
         return View(box, None)
     height, width = view.pixels.shape[:2]
@@ -135,10 +135,14 @@ def cut(view: View, box: Box) -> View:
 
 
 def crop(reader: SlideReader | None, whole: View, center: tuple[float, float], side: float) -> View:
-    """A square of ``side`` level-0 pixels around ``center`` (x, y), as sharp as ``CROP_SIDE`` pixels show it.
+    """Read a square of ``side`` level-0 pixels around ``center`` (x, y), in about ``CROP_SIDE`` pixels.
+
+    Args:
+        reader: None if the slide cannot be opened.
+        whole: the view of the whole slide, from which a very large crop is cut.
 
     Raises:
-        SlideError: the slide does not read there.
+        SlideError: the slide cannot be read there.
     """
     x0, y0 = center[0] - side / 2, center[1] - side / 2
     box = x0, y0, x0 + side, y0 + side
@@ -175,7 +179,7 @@ def scene(view: View, slide: SlideEvaluation, square: tuple[float, float, float]
 
 
 def _path(geometry: Any, box: Box) -> str:
-    """SVG path of the rings of a geometry near ``box``, as fine as a large picture of the box shows."""
+    """SVG path of the rings of a geometry near ``box``, simplified to the resolution of a large picture."""
     import shapely
 
     if geometry is None:
@@ -223,7 +227,7 @@ def _hex(probability: float) -> str:
 def heatmap_picture(
     slide: SlideEvaluation | PredictedSlide, view: View, side: int, threshold: float
 ) -> np.ndarray:
-    """The heatmap over the slide in grey with annotation, detections, legend and scale bar, RGB (h, w, 3)."""
+    """The heatmap over the slide in gray with annotation, detections, legend and scale bar, RGB (h, w, 3)."""
     import cv2
 
     x0, y0, x1, y1 = view.box
@@ -271,7 +275,7 @@ def _color_bar(width: int) -> np.ndarray:
 
 
 def crops_of(slide: SlideEvaluation) -> list[tuple[str, tuple[float, float], float]]:
-    """(caption, center, side) of the largest lesions and of the surest false positives of a slide."""
+    """(caption, center (x, y), side) of a slide's largest lesions and most probable false positives."""
     hits, shown = slide.hits, []
     if hits is None:
         return shown

@@ -1,4 +1,4 @@
-"""Predictions of test slides as columns: their index entries, checked once."""
+"""Reads and checks the predictions of test slides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsi_assets.errors import EvaluationError
 from wsi_assets.index.slide_index import partial_tumor
 
 Predictions = Mapping[str, Mapping[str, Any]]
-"""Slide id -> index entry with ``probs`` (n,); a nan there is a patch that could not be read."""
+"""Slide id -> index entry with ``probs`` (n,); NaN stands for a patch that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class SlidePredictions:
     """One test slide's patches and their tumor probabilities.
 
     ``y`` and ``x`` (n,) are top-left corners in pixels of ``level``, ``patch_size`` and ``stride`` are in
-    such pixels too; ``probs`` (n,) is nan where a patch could not be read; ``partial`` (n,) are patches with
+    such pixels too; ``probs`` (n,) is NaN where a patch could not be read; ``partial`` (n,) are patches with
     too little tumor to be of either class. ``downsample`` turns pixels of ``level`` into level-0 pixels;
     ``mpp`` is the level-0 pixel size in um; both are None if unknown.
     """
@@ -46,18 +46,19 @@ class SlidePredictions:
 
     @property
     def counted(self) -> np.ndarray:
-        """(n,) bool: those of them that are of either class."""
+        """(n,) bool: the patches that have a probability and are either tumor or normal."""
         return self.seen & ~self.partial
 
 
 def read_predictions(predictions: Predictions) -> list[SlidePredictions]:
-    """The slides, sorted by id. The keys of the specification and ``probs`` are enough.
+    """Read the predictions of all slides, sorted by id.
 
-    Without ``patch_size`` and ``stride`` both are taken from the grid that the patches lie on.
+    The keys ``slide_path``, ``label``, ``level``, ``patches`` and ``probs`` are enough. Without
+    ``patch_size`` and ``stride``, both are taken from the grid of the patches.
 
     Raises:
-        EvaluationError: these are not predictions by slide id, an entry lacks a key, or its probabilities do
-            not fit its patches or are no probabilities.
+        EvaluationError: this is not a dict of slides, an entry lacks a key, or it does not have one
+            probability between 0 and 1, or NaN, for each patch.
     """
     slides = []
     try:
@@ -66,7 +67,7 @@ def read_predictions(predictions: Predictions) -> list[SlidePredictions]:
     except (LookupError, TypeError, ValueError) as error:
         where = f"slide {slide_id}" if isinstance(predictions, Mapping) else "not a dict of slides"
         reason = f"predictions are damaged: {where}: {error!r:.200}"
-        raise EvaluationError(reason, remedy="Make test_predictions again") from error
+        raise EvaluationError(reason, remedy="Materialize test_predictions again") from error
     return slides
 
 
@@ -74,7 +75,7 @@ def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
     patches = np.asarray(entry["patches"], dtype=np.int64).reshape(-1, 3)
     probs = np.asarray(entry["probs"], dtype=np.float64).reshape(-1)
     if len(patches) != len(probs) or ((probs < 0) | (probs > 1)).any():
-        raise ValueError(f"{len(probs)} probabilities of 0 to 1 for {len(patches)} patches are wanted")
+        raise ValueError(f"{len(probs)} probabilities for {len(patches)} patches; each needs one from 0 to 1")
     stride = int(entry.get("stride") or _grid_step(patches))
     downsample, mpp = entry.get("downsample"), entry.get("mpp")
     return SlidePredictions(
@@ -96,6 +97,6 @@ def _read_entry(slide_id: str, entry: Mapping[str, Any]) -> SlidePredictions:
 
 
 def _grid_step(patches: np.ndarray) -> int:
-    """The largest step that all places (n, 2) of patches share."""
+    """The largest step of a grid that holds all corners of patches (n, 3); 256 for fewer than two."""
     places = patches[:, :2]
     return int(np.gcd.reduce((places - places.min(0, initial=0)).ravel(), initial=0)) or 256

@@ -1,7 +1,7 @@
 """Write an evaluation to a folder: the report, its metrics as JSON, its pictures, heatmaps and detections.
 
-    report.html                          one file, no network
-    metrics.json                         every metric, and what the level is
+    report.html                          the report, self-contained
+    metrics.json                         every metric, and facts about the level
     plots/*.svg                          the charts
     heatmaps/<slide>.png                 the heatmap over the slide
     heatmaps/<slide>.geojson             the same for QuPath
@@ -42,29 +42,29 @@ NOT_AVAILABLE = "not available"
 
 @dataclass(frozen=True)
 class ReportContext:
-    """What is known of a level beside its evaluation. Whatever is None is shown as not available.
+    """What the report shows of a level besides its evaluation. None is shown as not available.
 
     Attributes:
         cohort: where the slides come from.
-        level, mpp, magnification, patch_size: the partition, its um a pixel, effective magnification, and
-            pixels of its patches.
-        model: what it is, as rows of name and value.
-        counts: rows of the index: one a slide, any columns.
-        split: rows of the training and validation split, any columns.
+        level, mpp, magnification, patch_size: the level, its um per pixel, its effective magnification, and
+            the side of its patches in pixels.
+        model: name -> value of facts about the model.
+        counts: rows of the index, one for each slide, with any columns.
+        split: rows of the training and validation split, with any columns.
         split_notes: sentences about the split, e.g. that it had to be by slide.
-        warnings: one line each on what is wrong with what the metrics rest on; a reader sees them first.
+        warnings: failed checks of the data and the model, one line each; the report shows them first.
         epochs: rows with the columns of ``epoch_losses.csv``.
         cross_validation: ``folds``, rows of numbers, with ``mean`` and ``spread`` (standard deviation) of the
             rows, as in ``cross_validation.json``; None if there was none.
-        hard_negatives: ``round`` and ``patches`` of those that were learned from, and ``rows`` of ``metric``,
-            ``before`` and ``after``, empty where the test slides are others; None if there were none.
+        hard_negatives: ``round``, number of ``patches`` used in training, and ``rows`` of ``metric``,
+            ``before`` and ``after``, empty if the earlier test slides differ; None without hard negatives.
         left_out: slide id -> why it is not part of this level.
         quarantined: rows of patches that could not be read.
         audit: rows of repairs and skips of annotations.
         config: setting -> value.
         changed: settings whose value is not the default.
         seconds: step -> seconds it took.
-        mlflow_url: where the training run is.
+        mlflow_url: address of the training run.
         viewer: slide id -> address of its page in the slide viewer.
     """
 
@@ -95,7 +95,7 @@ class ReportContext:
 class WorstPatch:
     """``y``, ``x``: top-left corner in pixels of the level; ``y0``, ``x0``: center at level 0, if known.
 
-    ``picture`` is None while it is not read or cannot be.
+    ``picture`` is None until it is read, or if it cannot be read.
     """
 
     slide_id: str
@@ -115,13 +115,13 @@ def write_report(
     open_slide: Callable[[str], Any] | None = None,
     progress: Progress = silent,
 ) -> Path:
-    """Write everything of ``evaluation`` into ``out_dir`` and return the path of ``report.html``.
+    """Write the files of an evaluation into ``out_dir`` and return the path of ``report.html``.
 
-    ``out_dir`` should be new or empty (see ``files.publish_folder``): nothing old is removed from it.
+    ``out_dir`` should be new or empty (see ``files.publish_folder``), because old files in it stay.
 
     Args:
-        open_slide: path -> reader, ``wsi_assets.slides.open_slide`` by default. A slide that does not open
-            is reported as such, and only its pictures are missing.
+        open_slide: path -> reader, ``wsi_assets.slides.open_slide`` by default. Of a slide that cannot be
+            opened, the report says so and only its pictures are missing.
     """
     if open_slide is None:
         from wsi_assets.slides import open_slide
@@ -164,9 +164,9 @@ def write_report(
 
 
 def worst_patches(evaluation: Evaluation) -> tuple[list[WorstPatch], list[WorstPatch]]:
-    """The surest false positives, most probable first, and false negatives, least probable first.
+    """False positives with the highest, and false negatives with the lowest probabilities, worst first.
 
-    Partial patches and slides whose annotation is incomplete give none.
+    Patches of neither class and slides with an incomplete annotation are left out.
     """
     threshold, most = evaluation.options.prediction_threshold, evaluation.options.worst_patches
     false_positives, false_negatives = [], []
@@ -174,14 +174,14 @@ def worst_patches(evaluation: Evaluation) -> tuple[list[WorstPatch], list[WorstP
         part = slide.predictions
         if not slide.incomplete:
             wrong = part.counted & ~part.is_tumor & (part.probs >= threshold)
-            false_positives += _surest(slide, wrong, -part.probs, most)
-            false_negatives += _surest(slide, part.is_tumor & (part.probs < threshold), part.probs, most)
+            false_positives += _worst_of(slide, wrong, -part.probs, most)
+            false_negatives += _worst_of(slide, part.is_tumor & (part.probs < threshold), part.probs, most)
     false_positives.sort(key=lambda patch: (-patch.probability, patch.slide_id, patch.y, patch.x))
     false_negatives.sort(key=lambda patch: (patch.probability, patch.slide_id, patch.y, patch.x))
     return false_positives[:most], false_negatives[:most]
 
 
-def _surest(slide: SlideEvaluation, wrong: np.ndarray, order: np.ndarray, most: int) -> list[WorstPatch]:
+def _worst_of(slide: SlideEvaluation, wrong: np.ndarray, order: np.ndarray, most: int) -> list[WorstPatch]:
     part, which = slide.predictions, np.flatnonzero(wrong)
 
     def center(corner: int) -> int | None:
@@ -199,7 +199,7 @@ def _slide_page(
     out: Path,
     open_slide: Callable[[str], Any],
 ) -> dict[str, Any]:
-    """What the report shows of a slide; its files are written, its ``worst`` patches get their pictures."""
+    """Write a slide's files, add pictures to its ``worst`` patches, and return what the report shows."""
     name, part, options = slide.slide_id, slide.predictions, evaluation.options
     heatmaps = out / "heatmaps"
     if part.downsample:
@@ -240,7 +240,7 @@ def _slide_page(
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from the ``templates`` folder; escaping is always on."""
+    """Render a template of the ``templates`` folder as HTML, in which values are escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     env = Environment(
@@ -252,7 +252,7 @@ def render(template: str, **values: Any) -> str:
     )
     env.globals["words"] = words_of
     env.filters.update(number=_number, count=_count, duration=_duration, cell=_cell, heading=_heading)
-    # A metric, or its plain form from ``metrics.json``, as its plain form.
+    # Metrics are objects, or dicts if read from ``metrics.json``; plain() makes both dicts.
     env.globals.update(
         plain=lambda metric: asdict(metric) if is_dataclass(metric) else metric,
         viridis=pictures.viridis_gradient,
@@ -265,7 +265,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _count(value: float | None, unit: str = "") -> str:
-    """A whole number with separators; with ``unit``, in the plural where it is not one."""
+    """A whole number with separators; ``unit`` is put in the plural unless the number is 1."""
     if value is None:
         return NOT_AVAILABLE
     plural = "" if value == 1 else "es" if unit.endswith("ch") else "s"
@@ -273,7 +273,7 @@ def _count(value: float | None, unit: str = "") -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    """Seconds as a person says them: 42 s, 3 min 5 s, 2 h 10 min."""
+    """Seconds in readable units: 42 s, 3 min 5 s, 2 h 10 min."""
     if seconds is None:
         return NOT_AVAILABLE
     if seconds < 60:
@@ -283,7 +283,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Any table cell: integers with separators, floats with what a reader needs, nothing as a dash."""
+    """Text of a table cell: integers with separators, floats with 3 or 4 digits, None as a dash."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -300,5 +300,5 @@ def _cell(value: Any) -> str:
 
 
 def _heading(name: str) -> str:
-    """A column's name for a reader: ``tumor_patches`` is Tumor patches."""
+    """The heading of a column: ``tumor_patches`` becomes Tumor patches."""
     return name.replace("_", " ").strip().capitalize()

@@ -1,8 +1,8 @@
-"""The files of one predicted slide: what other viewers open over it, a picture, and its score.
+"""The files of one predicted slide: overlays for other viewers, a picture, and its score.
 
 <slide>_likelihood_map.tif  the probability map for ASAP, a tiled pyramid
 <slide>.csv                 detections: probability,x,y at level 0, without a header
-<slide>.geojson             regions above the threshold and detections, for QuPath
+<slide>.geojson             regions at or above the threshold and detections, for QuPath
 <slide>.png                 the heatmap over the slide
 prediction.json             score, area, model
 """
@@ -46,17 +46,18 @@ def write_slide_prediction(
 ) -> dict[str, Any]:
     """Write all files of a predicted slide into ``folder``; returns what ``prediction.json`` holds.
 
-    ``score`` is the highest smoothed probability of the heatmap, ``calibrated`` the same at the prevalence of
-    the model's validation slides, ``area_mm2`` that of the cells from the model's threshold on. What cannot
-    be known is None: the score of a slide without patches, the area where the pixel size is not known.
+    ``score`` is the highest smoothed probability of the heatmap, ``calibrated`` the score after calibration,
+    ``area_mm2`` the area of the cells at or above the model's threshold. A slide without patches has None for
+    all three, an unknown pixel size None for the area.
 
     Args:
-        entry: of an index, with ``probs``; nan for a patch that could not be read.
-        card: the model's ``best.json``; about: what else ``prediction.json`` shall say.
+        entry: index entry with ``probs``, NaN for a patch that could not be read.
+        card: content of the model's ``best.json``.
+        about: further content of ``prediction.json``.
         open_slide: path -> reader, ``wsi_assets.slides.open_slide`` by default.
 
     Raises:
-        SlideError: the slide does not open or read.
+        SlideError: the slide cannot be opened or read.
     """
     if open_slide is None:
         from wsi_assets.slides import open_slide
@@ -97,28 +98,28 @@ def write_slide_prediction(
 def _score(
     part: SlidePredictions, heatmap: Heatmap | None, card: Mapping[str, Any], options: EvaluationOptions
 ) -> dict[str, float | None]:
-    """How suspicious the slide is, and how much of it."""
+    """The slide's score, its calibrated score and its tumor area."""
     if heatmap is None or not part.seen.any():
         return {"score": None, "calibrated": None, "area_mm2": None}
-    score, curve = float(np.nanmax(smoothed(heatmap, options, part.mpp))), card["calibration"]
+    score, calibration = float(np.nanmax(smoothed(heatmap, options, part.mpp))), card["calibration"]
     cells = np.count_nonzero(heatmap.probability >= card["thresholds"]["validation"]["threshold"])
     calibrated = None
-    if curve:
-        calibrated = float(Calibration(curve["temperature"], curve["shift"])(np.array(score)))
+    if calibration:
+        calibrated = float(Calibration(calibration["temperature"], calibration["shift"])(np.array(score)))
     area = cells * (heatmap.cell * part.mpp / 1000) ** 2 if part.mpp else None
     return {"score": score, "calibrated": calibrated, "area_mm2": area}
 
 
 def _notices(part: SlidePredictions, entry: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
-    """A line on each thing for which the score may mean little."""
+    """Reasons why the score may be unreliable, a line each."""
     notices = []
     trained, here = card.get("mpp"), entry.get("mpp")
     if trained and here and not 0.8 < here / trained < 1.25:
         notices.append(
-            f"its pixels are {here:.3g} um wide, those that the model learned from {trained:.3g} um"
+            f"its pixels are {here:.3g} um wide, but the model was trained on pixels of {trained:.3g} um"
         )
     if not part.seen.any():
         notices.append(
-            "no patch of it lies on tissue" if not len(part.probs) else "none of its patches reads"
+            "it has no patches on tissue" if not len(part.probs) else "none of its patches can be read"
         )
     return notices

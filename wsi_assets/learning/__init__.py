@@ -1,6 +1,6 @@
-"""Learning: train a patch classifier, predict with it, cross-validate it.
+"""Train a patch classifier, predict with it and cross-validate it.
 
-Names load on first use, so importing this package, or its option classes, costs neither torch nor numpy.
+Names are imported on first use, so importing this package or its options loads neither torch nor numpy.
 """
 
 from __future__ import annotations

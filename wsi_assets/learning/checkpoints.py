@@ -1,6 +1,6 @@
-"""Model files: ``best.pt`` and ``ckpt_epoch_N.pt`` are state dicts, ``best.json`` says what they are.
+"""Model files: ``best.pt`` and ``ckpt_epoch_N.pt`` are state dicts, ``best.json`` describes the model.
 
-The state to resume from is a file of its own. All hold tensors and plain values only.
+``resume.pt`` holds the state of an interrupted training. All files hold tensors and plain values only.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from wsi_assets.learning.models import (
 
 BEST_NAME, CARD_NAME, RESUME_NAME = "best.pt", "best.json", "resume.pt"
 PROBS = (
-    "softmax of the network's two outputs, of the class tumor: what best.pt gives by itself. Training shows "
-    "the classes in equal weight, so 0.5 is the border between equally frequent classes; calibration turns "
+    "probability of the class tumor: softmax of the two outputs of best.pt, without calibration. Training "
+    "weights both classes equally, so 0.5 is the border between equally frequent classes; calibration turns "
     "probs into probabilities at the prevalence of the validation slides: "
     "1 / (1 + exp(-(logit(probs) / temperature + shift)))"
 )
@@ -41,7 +41,9 @@ class LoadedModel:
     """A trained model, on the CPU in evaluation mode.
 
     Attributes:
-        architecture: how the network is built and fed; card: all of ``best.json``.
+        path: the file of weights.
+        architecture: how to build the network and prepare its input.
+        card: the content of ``best.json``.
     """
 
     path: Path
@@ -51,20 +53,20 @@ class LoadedModel:
 
     @property
     def patch_size(self) -> int:
-        """Pixels, of the patches it was trained on."""
+        """Side, in pixels, of the patches that the model was trained on."""
         return self.card["patch_size"]
 
     def classifier(self) -> PatchClassifier:
-        """The model from pixels to probabilities in one module."""
+        """The model as one module from RGB patches to class probabilities."""
         return PatchClassifier(self.model, self.architecture, tta=self.card.get("tta", False))
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """Load ``best.pt`` (or the folder it is in), or a checkpoint beside it.
+    """Load a model from ``best.pt``, from the folder it is in, or from a checkpoint beside it.
 
     Raises:
-        ModelError: missing, damaged, would run code on loading, or not of the network that ``best.json``
-            beside it names.
+        ModelError: the file is missing or damaged, could run code when loaded, or does not fit the network
+            that ``best.json`` beside it describes.
     """
     path = Path(path)
     path = path / BEST_NAME if path.is_dir() else path
@@ -80,14 +82,18 @@ def load_model(path: str | Path) -> LoadedModel:
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         reason = one_line(error)[:120]
         raise ModelError(
-            f"is not of the network that {CARD_NAME} names ({type(error).__name__}: {reason})",
+            f"does not fit the network that {CARD_NAME} describes ({type(error).__name__}: {reason})",
             path=path,
             remedy=f"Put the {CARD_NAME} of the same training beside it",
         ) from error
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The ``best.json`` beside a file of weights."""
+    """Read the ``best.json`` beside a file of weights.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
     card_path = path.parent / CARD_NAME
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))
@@ -96,14 +102,14 @@ def read_card(path: Path) -> dict[str, Any]:
         return card
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
-            f"does not say which network the weights are of ({one_line(error)[:120]})",
+            f"does not describe the network of the weights ({one_line(error)[:120]})",
             path=card_path,
             remedy="Restore it, or train again",
         ) from error
 
 
 def model_card(architecture: Architecture, **facts: Any) -> dict[str, Any]:
-    """What ``best.json`` holds: the network, what its outputs mean, and ``facts`` of the training."""
+    """The content of ``best.json``: the network, what its outputs mean, and ``facts`` of the training."""
     plain = asdict(architecture)
     return {
         "model": {key: plain[key] for key in ("name", "args", "license")},
@@ -116,15 +122,15 @@ def model_card(architecture: Architecture, **facts: Any) -> dict[str, Any]:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights on the CPU; the model goes on learning."""
+    """A copy of the weights on the CPU, which further training does not change."""
     return {
         key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()
     }
 
 
 def save_weights(path: Path, value: dict[str, Any]) -> None:
-    """Publish tensors and plain values."""
-    # Into memory first: of a full disk torch says nothing that one could understand.
+    """Write tensors and plain values atomically."""
+    # Into memory first, because the error of torch.save on a full disk does not say that it is full.
     data = io.BytesIO()
     torch.save(value, data)
     with publish_file(path) as staged:
@@ -132,7 +138,7 @@ def save_weights(path: Path, value: dict[str, Any]) -> None:
 
 
 def load_resume(folder: Path, run_digest: str) -> dict[str, Any] | None:
-    """The state of this very run, if there is a readable one; checkpoints of other runs are removed."""
+    """The saved state of the run with this digest, else None; checkpoints of other runs are then removed."""
     with contextlib.suppress(ModelError, KeyError, TypeError):
         state = load_plain(folder / RESUME_NAME)
         if state["run_digest"] == run_digest:

@@ -1,4 +1,4 @@
-"""Cross-validation by patient: each fold is predicted by a model that saw none of its patients."""
+"""Cross-validation by patient: each fold is predicted by a model trained on none of its patients."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ def cross_validate(
     folds: int = 5,
     progress: Progress = silent,
 ) -> tuple[Index, dict[str, Any]]:
-    """Train ``folds`` models into ``folder/fold_K`` and predict each fold with the model without it.
+    """Train a model for each fold, in ``folder/fold_K``, on the other folds and predict the fold with it.
 
-    Folds hold whole patients, and tumor slides are spread evenly over them. Each training splits off its own
-    validation patients. Cut off, it goes on in the fold it was in.
+    All slides of a patient are in one fold, and tumor slides are spread evenly over the folds. Each training
+    takes its validation patients from its own folds. An interrupted cross-validation resumes in the fold it
+    had reached.
 
     Returns:
-        What ``out_of_fold.pkl`` in ``folder`` holds, the entries of all slides that are not test slides with
-        ``probs``, ``preds`` and ``fold``, and what ``folds.json`` holds: ``folds`` (for each ``fold``,
-        ``slides`` and :func:`metrics`, on its patches as sampled), ``mean`` and ``spread`` of the metrics
-        over folds that have both classes (standard deviation, n - 1).
+        The content of ``out_of_fold.pkl`` and of ``folds.json``, which are written into ``folder``. The first
+        holds the entries of all slides except test slides, with ``probs``, ``preds`` and ``fold``. The second
+        holds ``folds`` (for each ``fold`` its ``slides`` and the :func:`metrics` of its sampled patches) and
+        ``mean`` and ``spread`` (standard deviation, n - 1) of the metrics over folds that have both classes.
 
     Raises:
         SlideIndexError: there are fewer patients than folds.
@@ -77,7 +78,7 @@ def _predicted_fold(
     held_out: list[str],
     progress: Progress,
 ) -> Index:
-    """The entries held out with ``probs`` and ``preds``; those of an earlier try where nothing changed."""
+    """The held-out entries with ``probs`` and ``preds``; those of an earlier run if nothing has changed."""
     sizes = {name: len(entry["patches"]) for name, entry in index.items()}
     recipe = digest(held_out, sizes, store.info.get("digest"), options.model_dump())
     path = folder / "predictions.pkl"
@@ -87,7 +88,7 @@ def _predicted_fold(
             if kept["recipe"] == recipe:
                 return kept["predictions"]
         except (WsiAssetsError, KeyError, TypeError):
-            pass  # damaged: the fold is made again
+            pass  # damaged: the fold is trained again
     rest = {name: entry for name, entry in index.items() if name not in held_out}
     sides = dict.fromkeys(held_out, "test") | split_slides(rest, options.val_size, options.seed)
     part = {name: {**entry, "split": sides[name]} for name, entry in index.items()}
@@ -101,7 +102,7 @@ def _predicted_fold(
 
 
 def metrics(predictions: Index) -> dict[str, Any]:
-    """Counts of the patches that were read, and their ``METRICS`` (at 0.5); None where a class is missing."""
+    """Counts of the patches that were read, and their ``METRICS`` (at 0.5), None if a class is missing."""
     from sklearn.metrics import average_precision_score
 
     truth, probs = [], []

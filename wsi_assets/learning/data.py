@@ -1,4 +1,4 @@
-"""Patches of an index in a store: where each lies, what trains and validates, and batches read ahead."""
+"""Find the patches of an index in a store, split them for training, and read them in batches."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ if TYPE_CHECKING:
     from wsi_assets.patches import PatchStore
 
 NEITHER = -1
-"""Label of a patch that is neither class: too little tumor for the rule ``fraction``."""
+"""Label of a patch of neither class: it has some tumor, but too little for the rule ``fraction``."""
 MOST_MISSING = 0.5
-"""Share of an index's patches that a store may lack before it is taken for the store of another index."""
+"""Share of an index's patches that a store may lack; with more, it counts as built from another index."""
 PIECE = 16
 """Patches that a thread reads at a time."""
 
 
 @dataclass(frozen=True)
 class PatchTable:
-    """The patches of an index, in its order.
+    """The patches of an index, in the order of the index.
 
     Attributes:
-        slide_ids: the slides; slides: (n,) number in it of each patch's slide.
-        labels: (n,) 1 for tumor, 0 for normal, ``NEITHER``.
-        positions: (n,) in the store, -1 for patches the store lacks because they could not be read.
+        slide_ids: ids of the slides.
+        slides: (n,) for each patch, the position of its slide in ``slide_ids``.
+        labels: (n,) 1 for tumor, 0 for normal, or ``NEITHER``.
+        positions: (n,) in the store; -1 for patches that are not in it because they could not be read.
     """
 
     slide_ids: tuple[str, ...]
@@ -49,14 +50,17 @@ class PatchTable:
 
     @property
     def usable(self) -> np.ndarray:
-        """(n,) bool: in the store and of a class."""
+        """(n,) bool: patches that are in the store and either tumor or normal."""
         return (self.positions >= 0) & (self.labels != NEITHER)
 
 
 def locate(store: PatchStore, index: Index) -> PatchTable:
-    """Find the patches of an index in the store built from it, by keys that count over the whole index.
+    """Find the patches of an index in the store built from it.
+
+    They are found by their keys, which number the patches of the whole index.
 
     Raises:
+        ModelError: the index has no patches.
         StoreError: the store was built from another index.
     """
     from wsi_assets.patches import patch_key
@@ -69,7 +73,7 @@ def locate(store: PatchStore, index: Index) -> PatchTable:
         slides.append(np.full(len(tumor), number))
         places += [patch[:2] for patch in entry["patches"]]
     if not keys:
-        raise ModelError("the index has no patches", remedy="Make it again with other options, or add slides")
+        raise ModelError("the index has no patches", remedy="Build it with other options, or add slides")
     unreadable = {row["key"] for row in store.info.get("quarantined") or ()}
     positions = np.full(len(keys), -1)
     for i, key in enumerate(keys):
@@ -83,8 +87,9 @@ def locate(store: PatchStore, index: Index) -> PatchTable:
 def _check_origin(
     store: PatchStore, keys: list[str], positions: np.ndarray, places: np.ndarray, unreadable: set[str]
 ) -> None:
-    """Refuse a store of another index: keys are counted, so another index has many of the same."""
-    # A store of ours lists what it lacks and knows where its patches lie; another program's does not.
+    """Refuse a store of another index, in which equal keys may belong to other patches."""
+    # A store of this package has coordinates and lists what it lacks; a store of another program does not,
+    # so some of its patches may be missing.
     missing = [keys[i] for i in np.flatnonzero(positions < 0) if keys[i] not in unreadable]
     found = np.flatnonzero(positions >= 0)
     fault = ""
@@ -104,13 +109,14 @@ def _check_origin(
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a :class:`PatchTable` that train and that validate, both of both classes.
+    """The rows of a :class:`PatchTable` for training and for validation; both parts have both classes.
 
     Attributes:
-        train, validation: ascending and disjoint.
-        unit: what is never on both sides: ``patient``, or if that is not possible ``slide`` or ``patch``.
-        rows: one for each patient and side: ``patient``, ``slides``, ``side``, ``tumor`` and ``normal``.
-        shared: patients with test slides and others.
+        train, validation: row numbers, ascending and disjoint.
+        unit: what was split: ``patient``, or ``slide`` or ``patch`` where that is not possible.
+        rows: a dict for each patient and side, with ``patient``, ``slides``, ``side`` (train, validation or
+            test) and the numbers of ``tumor`` and ``normal`` patches.
+        shared: patients who have both test slides and other slides.
     """
 
     train: np.ndarray
@@ -121,9 +127,10 @@ class Split:
 
 
 def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> Split:
-    """The split that the index's entries carry, or else one by patient from ``val_size`` and ``seed``.
+    """The split stored in the index, or else one by patient from ``val_size`` and ``seed``.
 
-    Where no choice of slides gave both sides both classes, ``val_size`` of each class's patches validates.
+    If training or validation would lack a class, the patches of each class are split at random instead,
+    with the share ``val_size`` for validation.
 
     Raises:
         ModelError: a class has fewer than two patches outside test slides.
@@ -153,7 +160,7 @@ def split_patches(table: PatchTable, index: Index, options: TrainingOptions) -> 
 
 
 def _rows(table: PatchTable, names: dict[str, str], side: str, part: np.ndarray) -> list[dict]:
-    """A row for each patient of one side."""
+    """A row for each patient among ``part``, the table rows of one side."""
     slides: dict[str, list[int]] = {}
     for number in np.unique(table.slides[part]).tolist():
         slides.setdefault(names[table.slide_ids[number]], []).append(number)
@@ -170,8 +177,8 @@ class Batch:
     """Patches of one training step.
 
     Attributes:
-        rows: (n,) of the table; a tumor patch's row comes once for each of its copies.
-        plain: (n,) bool, whether this copy is left as it is.
+        rows: (n,) row numbers of the table; a tumor patch occurs once for each of its copies.
+        plain: (n,) bool, whether this copy is not augmented.
     """
 
     rows: np.ndarray
@@ -179,12 +186,16 @@ class Batch:
 
 
 def epoch_batches(train: np.ndarray, labels: np.ndarray, options: TrainingOptions, epoch: int) -> list[Batch]:
-    """What one epoch shows: every training patch, tumor patches with ``aug_factor`` augmented copies more.
+    """The batches of one epoch: all training patches, and ``aug_factor`` augmented copies of tumor patches.
 
-    The first copy of a tumor patch is left as it is, and so is the same share of the normal patches:
-    otherwise augmentation would tell the classes apart. Order and choice are drawn from (seed, epoch). Sizes
-    differ by one at most, and none is 1, which would have no batch statistics; for that a batch may hold one
-    patch more than ``batch_size``.
+    Tumor patches themselves are not augmented, and neither is the same share of the normal patches:
+    otherwise a network could recognize the classes by the augmentation. The order, and which normal patches
+    are augmented, are drawn from (seed, epoch). Batch sizes differ by one at most. No batch holds a single
+    patch, which batch normalization cannot use; to avoid it, a batch may exceed ``batch_size`` by one.
+
+    Args:
+        train: (n,) training rows of the table.
+        labels: labels of all rows of the table.
     """
     copies = np.ones(len(train), np.int64)
     if options.use_augmentation:
@@ -202,19 +213,19 @@ def epoch_batches(train: np.ndarray, labels: np.ndarray, options: TrainingOption
 
 
 def ordered_batches(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Consecutive batches in the given order."""
+    """Split store positions (n,) into consecutive batches, in the given order."""
     return [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
 
 
 class BatchReader:
-    """Reads batches of a store ahead of their use, in order, with bounded memory.
+    """Reads batches from a store in advance, in order, with bounded memory.
 
-    Threads decode straight into the batches, a piece of a batch each, so that the first one is soon there.
-    They are as fast as processes, since decoding releases the interpreter's lock.
+    Each thread decodes a piece of a batch directly into it, so that the first batch is ready early. Threads
+    are as fast as processes here, because decoding releases the global interpreter lock.
 
     Args:
-        workers: threads; 0 reads when asked.
-        pin: put batches into page-locked memory, which torch reuses, for asynchronous copies to a GPU.
+        workers: number of threads; 0 reads a batch only when it is requested.
+        pin: keep batches in page-locked memory, which torch reuses, for asynchronous copies to a GPU.
 
     Attributes:
         waited: seconds the consumer has waited for a batch so far.
@@ -222,7 +233,7 @@ class BatchReader:
 
     def __init__(self, store: PatchStore, *, workers: int, pin: bool = False):
         self.store, self.waited, self._pin = store, 0.0, pin
-        workers = min(workers, os.cpu_count() or 1)  # more threads would only wait in line
+        workers = min(workers, os.cpu_count() or 1)  # more threads than processors would only wait
         self._most_pending = 2 * PIECE * workers
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="patches")
 
@@ -262,5 +273,6 @@ class BatchReader:
                     part.cancel()
 
     def _fill(self, out: np.ndarray, positions: list[int]) -> list[Future]:
+        """Start reading ``positions`` into ``out``; a future for each piece."""
         pieces = [slice(start, start + PIECE) for start in range(0, len(positions), PIECE)]
         return [self._pool.submit(self.store.get_many, positions[piece], out[piece]) for piece in pieces]

@@ -1,4 +1,4 @@
-"""Where and in which arithmetic a network runs, and torch's faults there as one line."""
+"""The device and the precision in which a network computes, and transfers to the device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from wsi_assets.errors import ConfigError, ModelError
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is a CUDA device if there is one, else the CPU.
+    """The torch device with this name; ``auto`` is a CUDA device if there is one, else the CPU.
 
     Raises:
-        ConfigError: not a device of torch, or not on this machine.
+        ConfigError: the name is not that of a CPU or CUDA device on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,34 +26,34 @@ def resolve_device(name: str) -> torch.device:
     gpus = torch.cuda.device_count()
     if device is None or not (device.type == "cpu" or (device.type == "cuda" and device.index < gpus)):
         raise ConfigError(
-            f"there is no device {name!r} on this machine, which has {gpus} GPUs for torch",
+            f"there is no device {name!r} on this machine, on which torch finds {gpus} GPUs",
             remedy="Use auto, cpu, cuda or cuda:1",
         )
     return device
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """``auto`` is bfloat16 where the processor multiplies it natively, else float32.
+    """``auto`` is bfloat16 where the device computes with it natively, else float32.
 
-    Emulated bfloat16 is slower than float32, so a CPU counts only with AMX or AVX-512 BF16 instructions.
+    Emulated bfloat16 is slower than float32, so a CPU must have AMX or AVX-512 BF16 instructions.
     """
     if name != "auto":
         return name
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        can = torch.cpu.get_capabilities()
-        native = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+        features = torch.cpu.get_capabilities()
+        native = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
     return "bfloat16" if native else "float32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The network's layers in ``precision``; weights, losses and sums stay float32."""
+    """A context in which layers compute in ``precision``; weights, losses and sums stay float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on ``device``; a GPU copies it from page-locked memory, and nothing waits for that."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``; copies to a GPU go through page-locked memory and are asynchronous."""
     if tensor.is_cpu and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -61,13 +61,16 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextlib.contextmanager
 def in_use(device: torch.device, batch_option: str) -> Iterator[None]:
-    """Torch's random state and cuDNN's settings are ours inside and as before outside.
+    """Compute with fast cuDNN settings; at the end, restore them and torch's random state.
+
+    Args:
+        batch_option: name of the option that sets the batch size, for the error.
 
     Raises:
-        ModelError: the GPU's memory is full; it names the option to lower.
+        ModelError: the GPU's memory is full.
     """
     on_gpu = device.type == "cuda"
-    # Patches all have one size: searching for the fastest convolution pays from the second step on.
+    # All patches have one size: the search for the fastest convolution pays off from the second step on.
     fast = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
     try:
         with torch.random.fork_rng(devices=[device] if on_gpu else []), fast:

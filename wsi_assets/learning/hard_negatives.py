@@ -1,4 +1,4 @@
-"""Hard negatives: the normal patches of training slides that a model takes most surely for tumor."""
+"""Hard negatives: normal patches of training slides with the highest predicted tumor probabilities."""
 
 from __future__ import annotations
 
@@ -31,25 +31,26 @@ def find_hard_negatives(
     max_no_data: float = 0.5,
     progress: Progress = silent,
 ) -> tuple[Patches, dict[str, str]]:
-    """Predict the normal patches of the training slides that were not learned from, and keep the falsest.
+    """Predict the normal patches of training slides that the model was not trained on, and keep the hardest.
 
-    Validation and test slides are not looked at, nor slides from which sampling takes no normal patch at all,
-    as those that are incompletely annotated.
+    Validation and test slides are skipped, and so are slides from which sampling takes no normal patches,
+    such as incompletely annotated ones.
 
     Args:
-        index: all patches; sampled: those the model learned from, with ``split``.
+        index: the index with all patches.
+        sampled: the index with the patches that the model was trained on, and ``split``.
         max_no_data: as in :class:`wsi_assets.patches.ExtractionOptions`.
 
     Returns:
-        Slide id -> its falsest patches, at most ``hard_negatives_per_slide``, equal ones by a seeded draw;
-        and slide id -> why it could not be predicted.
+        Slide id -> its patches of the highest tumor probability, at most ``hard_negatives_per_slide``, with
+        ties in a random order from ``seed``; and slide id -> why it could not be predicted.
 
     Raises:
-        ModelError: the model is of another patch size or level.
+        ModelError: the model was trained on another patch size or level.
     """
     found: Patches = {}
     faults: dict[str, str] = {}
-    rest = {name: _unlearned(index[name], entry) for name, entry in sampled.items()}
+    rest = {name: _not_trained_on(index[name], entry) for name, entry in sampled.items()}
     rest = {name: entry for name, entry in rest.items() if entry["patches"]}
     total, before = sum(len(entry["patches"]) for entry in rest.values()), 0
     for slide_id, entry in rest.items():
@@ -59,7 +60,7 @@ def find_hard_negatives(
 
         try:
             probs = slide_probabilities(entry, model, options, max_no_data=max_no_data, progress=counted)
-            found[slide_id] = _falsest(slide_id, entry, probs, options)
+            found[slide_id] = _hardest(slide_id, entry, probs, options)
         except SlideError as error:
             faults[slide_id] = str(error)
         before += len(entry["patches"])
@@ -67,7 +68,7 @@ def find_hard_negatives(
 
 
 def joined(*rounds: Mapping[str, list[tuple[int, int, float]]]) -> Patches:
-    """The patches of several rounds; one that is in two keeps its latest probability."""
+    """Join the patches of several rounds; a patch in more than one of them keeps its latest probability."""
     together: dict[str, dict[tuple[int, int], float]] = {}
     for one in rounds:
         for slide_id, patches in one.items():
@@ -78,8 +79,8 @@ def joined(*rounds: Mapping[str, list[tuple[int, int, float]]]) -> Patches:
     }
 
 
-def _unlearned(entry: Entry, sampled: Mapping[str, Any]) -> Entry:
-    """The entry with its normal patches that are not sampled; with none if the slide does not train."""
+def _not_trained_on(entry: Entry, sampled: Mapping[str, Any]) -> Entry:
+    """The entry with only its normal patches that were not sampled; with no patches if it is skipped."""
     _, normal = classes(entry)
     learned = {tuple(patch[:2]) for patch in sampled["patches"]}
     if sampled.get("split") != "train" or not classes(sampled)[1].any():
@@ -88,11 +89,11 @@ def _unlearned(entry: Entry, sampled: Mapping[str, Any]) -> Entry:
     return {**entry, **{key: [entry[key][i] for i in chosen] for key in PER_PATCH if key in entry}}
 
 
-def _falsest(
+def _hardest(
     slide_id: str, entry: Entry, probs: np.ndarray, options: HardNegativeOptions
 ) -> list[tuple[int, int, float]]:
     places = np.array(entry["patches"], np.int64)[:, :2]
-    wrong = np.flatnonzero(probs >= options.hard_negative_threshold)  # never a nan
+    wrong = np.flatnonzero(probs >= options.hard_negative_threshold)  # NaN is never at least the threshold
     order = np.lexsort((ranks(slide_id, places[wrong], options.seed), -probs[wrong]))
     chosen = wrong[order[: options.hard_negatives_per_slide]].tolist()
     return [(int(places[i, 0]), int(places[i, 1]), float(probs[i])) for i in chosen]

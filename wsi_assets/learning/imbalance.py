@@ -1,6 +1,6 @@
-"""The strategies against class imbalance: weights, focal loss, hard example mining, and how much each acts.
+"""Strategies against class imbalance: class weights, focal loss and hard example mining.
 
-The fourth, augmented copies of tumor patches, is ``data.epoch_batches``.
+A fourth strategy, augmented copies of tumor patches, is in ``data.epoch_batches``.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ from wsi_assets.learning.data import Batch, Split
 from wsi_assets.learning.options import TrainingOptions
 
 IDLE = "_cannot_act"
-"""End of the codes of warnings that a strategy is switched on and changes nothing."""
-LEAST_ACTING = 0.02
-"""Share of normal patches left out below which mining changes nothing, and of a weight from 1."""
+"""Suffix of the codes of warnings that a strategy is switched on but has no effect."""
+LEAST_EFFECT = 0.02
+"""Mining that leaves out a smaller share of the normal patches has no effect; nor have class weights closer
+to 1 than this."""
 FEW_VALIDATING = 20
-"""Patches of a class below which what is chosen on the validation part rests on little."""
+"""With fewer validation patches of a class, the choice of epoch and threshold is unreliable."""
 
 
 @dataclass(frozen=True)
 class Imbalance:
-    """What the batches of an epoch hold: which patches are mined does not change how many are.
+    """Numbers of patches in one epoch, known before training: mining keeps a fixed number of each batch.
 
     Attributes:
-        seen_normal, seen_tumor: patches with copies; kept_normal: of the normal ones after mining.
-        weights: (normal, tumor) in the loss, from what is back-propagated; (1, 1) when switched off.
+        seen_normal, seen_tumor: patches of each class, with copies.
+        kept_normal: normal patches that mining keeps.
+        weights: class weights (normal, tumor) of the loss, from the numbers of patches that are
+            back-propagated; (1, 1) when switched off.
     """
 
     seen_normal: int
@@ -50,7 +53,7 @@ class Imbalance:
 
 
 def measure_imbalance(batches: Sequence[Batch], labels: np.ndarray, options: TrainingOptions) -> Imbalance:
-    """Count the batches of one epoch."""
+    """Count the patches in the batches of one epoch; ``labels`` are those of all rows of the table."""
     tumor = [int(labels[batch.rows].sum()) for batch in batches]
     sizes = [len(batch.rows) for batch in batches]
     normal = kept = sum(sizes) - sum(tumor)
@@ -67,7 +70,8 @@ def measure_imbalance(batches: Sequence[Batch], labels: np.ndarray, options: Tra
 def class_weights(normal: int, tumor: int) -> tuple[float, float]:
     """Weights N / (2 N_c) of (normal, tumor): the mean weight of a patch is 1 (King and Zeng 2001).
 
-    Give the counts of what is back-propagated: tumor patches with copies, normal ones that mining keeps.
+    Args:
+        normal, tumor: numbers of patches that are back-propagated, after mining and with copies.
     """
     total = normal + tumor
     return total / (2 * normal), total / (2 * tumor)
@@ -87,24 +91,28 @@ def patch_losses(
     log_p = functional.log_softmax(logits.float(), dim=1).gather(1, labels[:, None]).squeeze(1)
     losses = -log_p
     if gamma > 0:
-        # 1 - p from expm1: near p = 1 the difference would lose every digit, and with gamma < 1 its
-        # gradient would be infinite at exactly 0.
+        # expm1 gives 1 - p, since a subtraction would lose all digits near p = 1. The clamp keeps the
+        # gradient finite at 1 - p = 0 if gamma < 1.
         losses = losses * (-torch.expm1(log_p)).clamp_min(1e-12) ** gamma
     return losses if weights is None else losses * weights[labels]
 
 
 def kept_normals(count: int, tumor: int, *, ratio: float, tumor_share: float) -> int:
-    """How many normal patches mining keeps in a batch of ``count`` patches: ``ceil(ratio * tumor)``.
+    """Number of normal patches that mining keeps of a batch: ``ceil(ratio * tumor)``.
 
-    A batch without tumor patches is treated as one with as many as an average batch has, at least one, so
-    that it neither teaches nothing nor outweighs others.
+    A batch without tumor patches keeps as many as an average batch, so that it is neither lost nor outweighs
+    others.
+
+    Args:
+        count, tumor: patches of the batch, and how many of them are tumor patches.
+        tumor_share: share of tumor patches in the epoch.
     """
     keep = math.ceil(ratio * (tumor or max(1.0, tumor_share * count)))
     return min(keep, count - tumor)
 
 
 def hard_example_mask(losses: Tensor, labels: Tensor, keep: int) -> Tensor:
-    """(n,) bool: all tumor patches and the ``keep`` normal ones of the highest loss.
+    """(n,) bool: all tumor patches, and the ``keep`` normal patches with the highest loss.
 
     Online hard example mining (Shrivastava et al. 2016) as used for imbalanced detection (Liu et al. 2016).
     """
@@ -114,21 +122,21 @@ def hard_example_mask(losses: Tensor, labels: Tensor, keep: int) -> Tensor:
 
 
 def training_warnings(options: TrainingOptions, imbalance: Imbalance, split: Split) -> dict[str, str]:
-    """What the user of a finished training should know: code -> one sentence."""
+    """Warnings about a finished training: code -> one sentence."""
     ratio, weight = imbalance.seen_normal / imbalance.seen_tumor, imbalance.weights[0]
-    validating = [
+    validation = [
         sum(row[c] for row in split.rows if row["side"] == "validation") for c in ("tumor", "normal")
     ]
-    mining_acts = options.use_ohem and imbalance.mined >= LEAST_ACTING
+    mining_acts = options.use_ohem and imbalance.mined >= LEAST_EFFECT
     warnings = {}
     if options.use_ohem and not mining_acts:
         warnings[f"hard_example_mining{IDLE}"] = (
             f"Hard example mining leaves out {imbalance.mined:.1%} of the normal patches: training sees "
-            f"{ratio:.1f} for each tumor patch and copy, and it keeps {options.ohem_ratio:g}. Raise "
+            f"{ratio:.1f} for each tumor patch or copy, and mining keeps {options.ohem_ratio:g}. Raise "
             "normal_per_tumor, or lower aug_factor or ohem_ratio"
         )
     # Weights of 1 are right where mining has made the classes equal.
-    if options.use_class_weights and not mining_acts and abs(weight - 1) < LEAST_ACTING:
+    if options.use_class_weights and not mining_acts and abs(weight - 1) < LEAST_EFFECT:
         warnings[f"class_weights{IDLE}"] = (
             "Class weights are 1: as many normal as tumor patches are back-propagated. Raise "
             "normal_per_tumor or ohem_ratio"
@@ -140,10 +148,10 @@ def training_warnings(options: TrainingOptions, imbalance: Imbalance, split: Spl
             f"{imbalance.tumor_share:.0%} of the patches that training sees are tumor patches and their "
             "copies. Raise normal_per_tumor or lower aug_factor"
         )
-    if min(validating) < FEW_VALIDATING:
+    if min(validation) < FEW_VALIDATING:
         warnings["few_validation_patches"] = (
-            f"Only {validating[0]} tumor and {validating[1]} normal patches validate: the best epoch and the "
-            "threshold are chosen on little. Add slides, or raise val_size"
+            f"There are only {validation[0]} tumor and {validation[1]} normal validation patches: the choice "
+            "of the best epoch and of the threshold is unreliable. Add slides, or raise val_size"
         )
     if split.unit != "patient":
         warnings[f"split_by_{split.unit}"] = (
@@ -152,7 +160,7 @@ def training_warnings(options: TrainingOptions, imbalance: Imbalance, split: Spl
         )
     if split.shared:
         warnings["patients_in_test_and_training"] = (
-            f"{len(split.shared)} patients have test slides and others ({', '.join(split.shared[:5])}): the "
-            "test looks better than it would on a new patient"
+            f"{len(split.shared)} patients have test and other slides ({', '.join(split.shared[:5])}): "
+            "test results look better than they would on a new patient"
         )
     return warnings

@@ -1,4 +1,4 @@
-"""Networks of timm with two outputs, and the weights they start from."""
+"""Networks of timm with two outputs (normal, tumor), and their initial weights."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ SECONDS_TO_WAIT = 10
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that is needed to build a network again and to feed it.
+    """What is needed to rebuild a network and to prepare its input.
 
     Attributes:
-        name: in timm; args: of ``timm.create_model`` beside name and outputs.
-        mean, std: of RGB between 0 and 1.
-        input_size: edge to which patches are scaled, for a network that takes one size; None for any size.
-        license: of the weights that training started from, where they say so.
+        name: name of the network in timm.
+        args: further arguments of ``timm.create_model``.
+        mean, std: normalization of each channel, for RGB between 0 and 1.
+        input_size: side, in pixels, to which patches are scaled for a network with a fixed input size; None
+            if the network takes any size.
+        license: of the initial weights, if known.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Architecture:
     license: str | None = None
 
     def inputs(self, patches: Tensor) -> Tensor:
-        """RGB patches (n, size, size, 3), 0 to 255, to the network's float32 (n, 3, height, width)."""
+        """The network's float32 input (n, 3, height, width) of RGB patches (n, size, size, 3), 0 to 255."""
         inputs = normalize(patches, self.mean, self.std)
         if self.input_size in (None, inputs.shape[-1]):
             return inputs
@@ -53,7 +55,7 @@ class Architecture:
 
 
 class PatchClassifier(nn.Module):
-    """From RGB patches (n, size, size, 3), 0 to 255, to probabilities (n, 2) of (normal, tumor).
+    """Maps RGB patches (n, size, size, 3), 0 to 255, to probabilities (n, 2) of (normal, tumor).
 
     Args:
         tta: average over the eight flips and quarter turns of each patch (test-time augmentation).
@@ -76,15 +78,16 @@ class PatchClassifier(nn.Module):
 
 
 def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[nn.Module, Architecture]:
-    """A network with two outputs (normal, tumor), in channels-last memory, and its description.
+    """Build a network with two outputs (normal, tumor), in channels-last memory, and its description.
 
     Args:
-        name: of timm; a folder given as ``weights`` names its network itself.
-        weights: ``none`` (random, from torch's global generator), ``imagenet``, the path of a state dict, in
-            timm's or torchvision's names and with any classifier, or a model folder of timm.
+        name: name of the network in timm; not used if ``weights`` is a timm model folder, which names it.
+        weights: ``none`` (random, from torch's global generator), ``imagenet``, the path of a state dict
+            (parameter names of timm or torchvision, any classifier), or of a timm model folder.
 
     Raises:
-        ModelError: no such network, not for this patch size, or its weights cannot be had or do not fit.
+        ModelError: timm has no such network, it does not take this patch size, or its weights are not
+            available or do not fit.
     """
     if not isinstance(patch_size, int) or not 0 < patch_size <= MAX_PATCH_SIZE:
         raise ModelError(
@@ -108,27 +111,27 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
 
 
 def create(name: str, args: dict[str, Any]) -> nn.Module:
-    """A network of timm with two outputs and random weights."""
+    """Build a network of timm with two outputs and random weights."""
     import timm
 
     if not timm.is_model(name.split(".", 1)[0]):
-        raise ModelError(f"model_name {name!r:.80} is no network of timm", remedy="Use e.g. resnet18")
+        raise ModelError(f"model_name {name!r:.80} is not a network of timm", remedy="Use e.g. resnet18")
     try:
         return timm.create_model(name, **{**args, "num_classes": len(CLASSES)})
-    except Exception as error:  # each network has its own faults
+    except Exception as error:  # networks raise errors of many types
         raise ModelError(
             f"{name} cannot be built ({one_line(error)[:200]})", remedy="Choose another model_name"
         ) from error
 
 
 def check_size(model: nn.Module, architecture: Architecture, patch_size: int) -> None:
-    """See that the network takes patches of this size and gives two outputs."""
+    """Check that the network takes patches of this size and has two outputs."""
     model.eval()
     try:
         with torch.no_grad():
             outputs = model(architecture.inputs(torch.zeros(1, patch_size, patch_size, 3)))
         if outputs.shape != (1, len(CLASSES)):
-            raise ValueError(f"it gives {tuple(outputs.shape)} for one patch instead of two classes")
+            raise ValueError(f"its output for one patch has shape {tuple(outputs.shape)}, not (1, 2)")
     except Exception as error:  # networks refuse a size in many ways
         raise ModelError(
             f"{architecture.name} does not take patches of {patch_size} pixels ({one_line(error)[:200]})",
@@ -137,13 +140,13 @@ def check_size(model: nn.Module, architecture: Architecture, patch_size: int) ->
 
 
 def head_of(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the classifier."""
+    """The parameters of the network's classifier, its last layer."""
     head = model.get_classifier()
     return [p for part in (head if isinstance(head, tuple) else (head,)) for p in part.parameters()]
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Weights from a file of ours or anybody's: a state dict, bare or under ``state_dict`` or ``model``."""
+    """Read a state dict from any file; it may be under the key ``state_dict`` or ``model`` there."""
     plain = load_plain(path)
     for key in ("state_dict", "model"):
         if isinstance(plain, dict) and isinstance(plain.get(key), dict):
@@ -156,7 +159,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def weights_digest(weights: str) -> str | None:
-    """Digest of the file that training starts from: its name stays when another takes its place."""
+    """Digest of the file of initial weights, because another file may replace it under the same name."""
     if weights in ("none", "imagenet"):
         return None
     with _weights_file(Path(weights)).open("rb") as stream:
@@ -164,7 +167,7 @@ def weights_digest(weights: str) -> str | None:
 
 
 def load_plain(path: str | Path) -> Any:
-    """Tensors and plain values of a file of torch or safetensors; nothing in it can run code."""
+    """Load tensors and plain values from a file of torch or safetensors, without running code in it."""
     if not Path(path).is_file():
         raise ModelError("does not exist", path=path, remedy="Train first, or check the path")
     try:
@@ -183,7 +186,7 @@ def load_plain(path: str | Path) -> Any:
 
 
 def _weights_file(path: Path) -> Path:
-    """The file itself, or the one in a folder."""
+    """The path itself if it is a file, or the file of weights in a folder."""
     if path.is_file():
         return path
     found = [file for pattern in WEIGHT_FILES for file in sorted(path.glob(pattern))]
@@ -197,14 +200,14 @@ def _weights_file(path: Path) -> Path:
 
 
 def _folder_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Architecture, arguments and settings from timm's ``config.json``."""
+    """Network name, model arguments and settings from the ``config.json`` of a timm model folder."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         args = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
         return str(config["architecture"]), args, dict(config.get("pretrained_cfg", config))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"is no model folder of timm ({one_line(repr(error))[:120]})",
+            f"is not the configuration of a timm model ({one_line(repr(error))[:120]})",
             path=folder / "config.json",
             remedy="Give the folder as it was downloaded, or the file of weights alone and its model_name",
         ) from error
@@ -222,12 +225,13 @@ def _imagenet(name: str) -> nn.Module:
     page = f"https://huggingface.co/{source}" if source else settings.url
     try:
         if source and not isinstance(try_to_load_from_cache(source, "model.safetensors"), str):
-            # Without a network timm and the hub would try for a minute; any answer will do here.
+            # Offline, timm and the hub would retry for a minute. Any answer shows a connection, even an
+            # HTTP error.
             request = urllib.request.Request(page, method="HEAD")
             with contextlib.suppress(urllib.error.HTTPError):
                 urllib.request.urlopen(request, timeout=SECONDS_TO_WAIT).close()
         return timm.create_model(name, pretrained=True, num_classes=len(CLASSES))
-    except Exception as error:  # hub, connection, hash and file each have their own errors
+    except Exception as error:  # hub, connection, hash and file raise errors of different types
         raise ModelError(
             f"the ImageNet weights of {name} cannot be downloaded ({one_line(error)[:120]})",
             remedy=f"Set weights=none to start from random weights, or download {page} elsewhere and set "
@@ -238,7 +242,7 @@ def _imagenet(name: str) -> nn.Module:
 def _described(
     model: nn.Module, name: str, args: dict[str, Any], settings: dict[str, Any], weights: str
 ) -> Architecture:
-    """Normalization and input size from the model's own configuration."""
+    """The description of a model, from its own configuration updated with ``settings``."""
     import timm.data
 
     settings = {**model.pretrained_cfg, **settings}
@@ -252,13 +256,15 @@ def _described(
 def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load ``state`` into ``model``; only the classifier may be missing or of another shape."""
     own = model.state_dict()
-    to_ours = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if to_ours is not None and not own.keys() <= state.keys():
-        state = to_ours(state, model)
+    to_timm = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if to_timm is not None and not own.keys() <= state.keys():
+        state = to_timm(state, model)
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     head = {id(parameter) for parameter in head_of(model)}
-    spared = {key for key, parameter in model.named_parameters() if id(parameter) in head}
-    missing = [key for key in own.keys() - fitting.keys() - spared if not key.endswith("num_batches_tracked")]
+    optional = {key for key, parameter in model.named_parameters() if id(parameter) in head}
+    missing = [
+        key for key in own.keys() - fitting.keys() - optional if not key.endswith("num_batches_tracked")
+    ]
     if missing:
         raise ModelError(
             f"does not fit the network: {len(missing)} of {len(own)} tensors are missing or of another "

@@ -1,4 +1,4 @@
-"""Pictures of a training as PNG bytes: curves, confusion matrix, what augmentation does to patches."""
+"""PNG pictures of a training: learning curves, confusion matrix and augmented patches."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ GAP = 4
 
 
 def curves_png(epochs: Sequence[EpochRecord]) -> bytes:
-    """Loss, accuracy with AUC, and learning rate over the epochs, 900 pixels wide; the best is marked."""
+    """Loss, accuracy with AUC, and learning rate by epoch, 900 pixels wide; the best epoch is marked."""
     return canvas_png(curves([vars(record) for record in epochs]), DPI)
 
 
 def curves(epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    """A panel for loss, accuracy and learning rate, as far as the rows have them, e.g. of the CSV."""
+    """Panels of loss, accuracy and learning rate, as far as the rows have them (the CSV has no rate)."""
     panels = {
         "Loss": {"train_loss": BLUE, "val_loss": GREEN},
         "Accuracy": {"train_acc": BLUE, "val_acc": GREEN, "val_auc": GREY},
@@ -51,7 +51,7 @@ def curves(epochs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def confusion_png(confusion: Sequence[int]) -> bytes:
-    """The validation patches as a matrix from (true normal, false tumor, false normal, true tumor)."""
+    """Confusion matrix of the validation patches (true normal, false tumor, false normal, true tumor)."""
     counts = np.asarray(confusion).reshape(2, 2)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     canvas = new_canvas(3.6, 3.4)
@@ -71,9 +71,9 @@ def confusion_png(confusion: Sequence[int]) -> bytes:
 def augmentation_mosaic_png(
     store: PatchStore, *, seed: int = 42, patches: int = 6, copies: int = 7, side: int = 96
 ) -> bytes:
-    """What training sees: rows of a patch as stored, then ``copies`` random transforms, ``side`` pixels each.
+    """Rows with a patch as stored and ``copies`` augmented copies of it, each ``side`` pixels wide.
 
-    Half of the rows are tumor where the store knows both classes.
+    Half of the rows show tumor patches if the store has both classes.
     """
     import cv2
     import torch

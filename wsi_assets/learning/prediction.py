@@ -1,4 +1,4 @@
-"""Tumor probabilities for the patches of test slides, or of any patches of a store."""
+"""Tumor probabilities of the patches of test slides, or of any patches in a store."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def predict(
     slides: Collection[str] | None = None,
     progress: Progress = silent,
 ) -> Index:
-    """The test slides' index entries with ``probs`` and ``preds`` in the order of ``patches``.
+    """Predict the patches of the test slides.
 
     Args:
-        index: the whole index that the store was built from: a patch's key counts over all slides.
+        index: the whole index that the store was built from, since the keys number the patches of all slides.
         model: ``best.pt``, its folder, or the loaded model, which is then moved to the chosen device.
-        slides: ids of the slides to predict; the test slides without.
+        slides: ids of the slides to predict; None for the test slides.
 
     Returns:
-        Copies of these slides' entries with ``probs`` (tumor probability as ``best.json`` explains it; NaN
-        for a patch that could not be read), ``preds`` (1 at or above ``prediction_threshold``, else 0; -1
-        for such a patch).
+        Copies of the slides' index entries with two lists in the order of ``patches``: ``probs``, the tumor
+        probabilities as ``best.json`` explains them, and ``preds``, 1 at or above ``prediction_threshold``,
+        else 0. A patch that could not be read has NaN and -1.
 
     Raises:
         ModelError: the model is damaged, or was trained on another patch size or level.
@@ -59,8 +59,8 @@ def predict(
     first = next(iter(index.values()))
     level = store.info.get("level", resolution_of(first) if "level" in first else None)
     check_fits(loaded, store.info.get("patch_size"), level, f"the store {store.path}")
-    asked = np.array([slide_id in slides for slide_id in table.slide_ids])[table.slides]
-    rows = np.flatnonzero(asked & (table.positions >= 0))
+    wanted = np.array([slide_id in slides for slide_id in table.slide_ids])[table.slides]
+    rows = np.flatnonzero(wanted & (table.positions >= 0))
     probs = np.full(len(table.positions), np.nan)
     probs[rows] = patch_probabilities(loaded.classifier(), store, table.positions[rows], options, progress)
     preds = np.where(np.isnan(probs), -1, probs >= options.prediction_threshold).astype(int)
@@ -74,10 +74,13 @@ def predict(
 
 
 def check_fits(loaded: LoadedModel, patch_size: int | None, level: int | str | None, what: str) -> None:
-    """Refuse patches of another size or level than the model was trained on, as far as both are known.
+    """Check that patches have the size and level that the model was trained on, as far as both are known.
+
+    Args:
+        what: where the patches come from, for the error.
 
     Raises:
-        ModelError: it was trained on others than those of ``what``.
+        ModelError: they differ.
     """
     for name, trained, found in (
         ("patch_size", loaded.patch_size, patch_size),
@@ -98,7 +101,7 @@ def patch_probabilities(
     options: PredictionOptions,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Tumor probability of the patches at ``positions`` of a store, float64, in that order."""
+    """Tumor probability of each patch at ``positions`` (n,) of a store, (n,) float64."""
     device = resolve_device(options.device)
     precision = resolve_precision(options.prediction_precision, device)
     classifier = classifier.to(device, memory_format=torch.channels_last)
@@ -120,13 +123,15 @@ def tumor_probabilities(
     precision: str,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Tumor probability of patches in batches, (n,) float64, by a classifier on ``device``.
+    """Tumor probability of each patch in ``batches``, (n,) float64.
 
     Args:
-        batches: uint8 (n, size, size, 3) RGB each; total: patches of all of them, at most.
+        classifier: on ``device``.
+        batches: each uint8 (n, size, size, 3) RGB.
+        total: the largest number of patches that all batches may hold.
     """
     classifier.eval()
-    # One array: small ones kept from each batch would cut up the memory that batches come and go in.
+    # One array: small ones, kept from each batch, would fragment the memory in which batches are allocated.
     found, done = torch.empty(total, device=device), 0
     for patches in batches:
         patches = patches.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""What a training returns: a record for each epoch, and the result. Plain values."""
+"""The result of a training, and its record of each epoch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ CSV_HEADER = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc")
 class EpochRecord:
     """One epoch.
 
-    Losses are cross-entropy averaged over each class and then over the classes, so trainings of any options
-    compare by them. ``train_loss`` is gathered while the model learns, on patches as augmented; ``val_loss``
-    is of patches as they are, after the best temperature and shift (``validation.validation_loss``).
+    Losses are the cross-entropy averaged over each class and then over the classes, so that trainings with
+    any options can be compared. ``train_loss`` is measured during the epoch, on augmented patches;
+    ``val_loss`` is that of unaugmented patches after a fit of temperature and shift (see
+    ``validation.validation_loss``).
 
     Attributes:
         epoch: from 1.
-        objective: mean of what was back-propagated (class weights, focal loss, hard examples).
-        lr: learning rate of the last step (of the classifier, where the body has a lower one).
-        images_per_second: training patches a second, validation and writing not counted.
+        objective: mean of the loss that was back-propagated (class weights, focal loss, hard examples).
+        lr: learning rate of the last step; that of the classifier, where pretrained layers have a lower one.
+        images_per_second: training patches per second, without validation and writing files.
         waiting: share of the training time in which the model waited for patches, 0 to 1.
-        seconds: the whole epoch with validation.
+        seconds: duration of the epoch, with validation.
         is_best: the validation loss is the lowest so far.
         confusion: validation patches as (true normal, false tumor, false normal, true tumor), at 0.5.
     """
@@ -51,15 +52,16 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished training left behind.
+    """The result of a finished training.
 
     Attributes:
         best_path: ``checkpoints/best.pt``, the weights of the lowest validation loss.
-        card: what ``best.json`` beside it says.
+        card: the content of ``best.json`` beside it.
         csv_path: ``epoch_losses.csv``.
         resumed_from: the epoch after which this run continued, or None.
-        device: e.g. ``cpu`` or ``cuda:0``; precision: ``float32`` or ``bfloat16``, as used.
-        warnings: what a user should know: code, e.g. ``few_validation_patches``, -> one sentence.
+        device: e.g. ``cpu`` or ``cuda:0``, as used.
+        precision: ``float32`` or ``bfloat16``, as used.
+        warnings: code, e.g. ``few_validation_patches``, -> one sentence.
     """
 
     best_path: Path
@@ -79,19 +81,20 @@ class TrainingResult:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Patches as ``train_tumor``, ``train_normal`` (distinct), ``seen_tumor``, ``seen_normal`` (an epoch,
-        with copies), ``kept_normal`` (of those, after mining), ``val_tumor``, ``val_normal``."""
+        """Numbers of patches: ``train_tumor`` and ``train_normal`` for training, ``seen_tumor`` and
+        ``seen_normal`` in an epoch with copies, ``kept_normal`` in an epoch after mining, ``val_tumor`` and
+        ``val_normal`` for validation."""
         return self.card["counts"]
 
     @property
     def majority_share(self) -> float:
-        """Accuracy on the validation part of always answering its larger class."""
+        """Validation accuracy of always predicting the larger class."""
         parts = self.counts["val_normal"], self.counts["val_tumor"]
         return max(parts) / sum(parts)
 
     @property
     def better_than_majority(self) -> bool:
-        """At the best epoch the AUC is above 0.5 and Youden's index at 0.5 above 0."""
+        """Whether, in the best epoch, the AUC is above 0.5 and Youden's index (at threshold 0.5) above 0."""
         true_normal, false_tumor, false_normal, true_tumor = self.best.confusion
         sensitivity = true_tumor / (true_tumor + false_normal)
         specificity = true_normal / (true_normal + false_tumor)
@@ -99,7 +102,7 @@ class TrainingResult:
 
 
 def write_csv(path: Path, epochs: Iterable[EpochRecord]) -> None:
-    """Publish ``epoch_losses.csv``; losses and accuracies with six decimals."""
+    """Write ``epoch_losses.csv`` atomically, with six decimals of losses and accuracies."""
     with publish_file(path) as staged, staged.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(CSV_HEADER)

@@ -1,8 +1,9 @@
-"""The learning rate over a training, and when a training ends.
+"""The learning rate during a training, and when the training ends.
 
-Linear warm-up, a constant rate, and in the end a linear cool-down from the best weights (warm-up, stable,
-decay; Hägele et al. 2024). The cool-down comes when the validation loss has not fallen for ``patience``
-epochs although the rate was lowered once before, or when few epochs are left; so every run anneals.
+The rate rises linearly (warm-up), stays constant, and at the end falls linearly (cool-down; Hägele et al.
+2024). When the validation loss has not fallen for ``patience`` epochs, a plateau, the rate is lowered. The
+second plateau starts the cool-down; so does the point where only enough epochs for it are left, so that every
+training has one. Each time, training continues from the best weights so far.
 """
 
 from __future__ import annotations
@@ -16,27 +17,30 @@ from wsi_assets.learning.options import TrainingOptions
 WARM_UP_STEPS = 200
 """Adam's second moments are unreliable in its first steps; the warm-up keeps those steps small."""
 FIRST_STEPS = 400
-"""Steps of a training before patience counts: until then the validation loss of a new network jumps."""
+"""Steps before epochs count for ``patience``: until then the validation loss fluctuates strongly."""
 FALLS = 1
-"""How often the rate falls at a plateau before the cool-down."""
+"""How often the rate is lowered at a plateau before the cool-down."""
 FALL = 0.3
-"""Factor of the rate at each fall."""
+"""Factor by which the rate is multiplied at a plateau."""
 COOL_DOWN = 0.25
 """Length of the cool-down as a share of the epochs before it."""
 FINAL_RATE = 0.01
-"""Share of the rate that is left at the end of the cool-down."""
+"""Share of the rate at the start of the cool-down that is left at its end."""
 
 
 @dataclass
 class Schedule:
-    """Where a training stands.
+    """How far a training has come.
 
     Attributes:
-        step: optimizer steps taken; epoch: epochs finished.
-        best_epoch: of the lowest validation loss, from 1; best_loss: that loss.
-        waited: epochs without a lower loss that count against ``patience``.
-        falls: how often the rate has fallen at a plateau.
-        cooling_from: epoch after which the cool-down began, None before it; last_epoch: then known.
+        step: optimizer steps taken.
+        epoch: epochs finished.
+        best_epoch: epoch of the lowest validation loss, from 1.
+        best_loss: that loss.
+        waited: epochs without a lower loss, to compare with ``patience``.
+        falls: how often the rate was lowered at a plateau.
+        cooling_from: epoch after which the cool-down began, None before it.
+        last_epoch: epoch at whose end the cool-down ends, None before it began.
     """
 
     options: TrainingOptions
@@ -68,7 +72,7 @@ class Schedule:
         return rate * (1 - (1 - FINAL_RATE) * done)
 
     def end_epoch(self, val_loss: float) -> bool:
-        """Take note of a finished epoch; True if training is to go on from the best weights."""
+        """Record a finished epoch; True if training must continue from the best weights."""
         self.epoch += 1
         if val_loss < self.best_loss:
             self.best_epoch, self.best_loss, self.waited = self.epoch, val_loss, 0
@@ -84,7 +88,7 @@ class Schedule:
         return falls or self.cooling_from is not None
 
     def state(self) -> dict[str, Any]:
-        """Plain values from which :meth:`restore` goes on."""
+        """The state as plain values, for :meth:`restore`."""
         return {key: value for key, value in vars(self).items() if key not in ("options", "steps_per_epoch")}
 
     def restore(self, state: dict[str, Any]) -> None:

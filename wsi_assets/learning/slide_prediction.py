@@ -1,4 +1,4 @@
-"""Tumor probabilities of any slide's patches, read straight from the slide while the network computes."""
+"""Tumor probabilities of any slide's patches, read from its file while the network computes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from wsi_assets.index import Entry, IndexOptions, TissueRegions
 
 AHEAD = 2
-"""Batches that each thread has read before they are asked for."""
+"""Batches that each thread reads in advance."""
 
 T = TypeVar("T")
 
 Batches = Generator[tuple[np.ndarray, Tensor], None, None]
-"""(numbers of the patches, their pixels) of each batch."""
+"""(numbers of the patches in their entry, pixels) of each batch."""
 
 
 def slide_grid(
@@ -41,11 +41,12 @@ def slide_grid(
     patch_size: int,
     stride: int | None = None,
 ) -> Entry:
-    """The index entry of a slide without its annotation, on a grid of its own.
+    """Index entry of a slide without annotation, with the patch size and stride of the prediction.
 
     Args:
-        options: as the level's index was made, but for ``patch_size`` and ``stride``.
-        patch_size: of the model; stride: half of it if not given.
+        options: those of the level's index; their ``patch_size`` and ``stride`` are replaced.
+        patch_size: that of the model, in pixels of the level.
+        stride: distance between patches, in pixels of the level; half of ``patch_size`` if None.
 
     Raises:
         SlideIndexError: the slide has no such level, or the stride is too small for a slide of its size.
@@ -66,8 +67,8 @@ def slide_probabilities(
 ) -> np.ndarray:
     """Tumor probability of each patch of an index entry, (n,) float64, in the order of ``patches``.
 
-    Memory is that of a few batches, whatever the slide. The same patches from a lossless store give the same
-    probabilities.
+    Memory use is that of a few batches, for slides of any size. The same patches from a lossless store get
+    the same probabilities.
 
     Args:
         entry: ``slide_path, level, patches, patch_size``, and ``step``, ``resolution``, ``stride`` and
@@ -76,11 +77,11 @@ def slide_probabilities(
         max_no_data: as in :class:`wsi_assets.patches.ExtractionOptions`.
 
     Returns:
-        NaN for a patch that does not read, or of which the slide lacks too much.
+        The probabilities; NaN for a patch that cannot be read or lacks more than ``max_no_data``.
 
     Raises:
         ModelError: the model is damaged, or was trained on another patch size or level.
-        SlideError: the slide does not open, changed since it was indexed, or none of its patches reads.
+        SlideError: the slide cannot be opened, or changed since it was indexed, or no patch can be read.
     """
     from wsi_assets.slides.fingerprints import fingerprint
 
@@ -89,7 +90,9 @@ def slide_probabilities(
     path = entry["slide_path"]
     check_fits(loaded, entry["patch_size"], resolution_of(entry), str(path))
     if entry.get("fingerprint") and fingerprint(path) != entry["fingerprint"]:
-        raise SlideError("changed since its tissue was found", path=path, remedy="Make tissue_regions again")
+        raise SlideError(
+            "changed since its tissue was found", path=path, remedy="Materialize tissue_regions again"
+        )
     device = resolve_device(options.device)
     precision = resolve_precision(options.prediction_precision, device)
     classifier = loaded.classifier().to(device, memory_format=torch.channels_last)
@@ -108,14 +111,14 @@ def slide_probabilities(
     with in_use(device, "prediction_batch_size"), closing(pixels()) as batches:
         found = tumor_probabilities(classifier, batches, len(probs), device, precision, progress)
     if slide.fault and not done:
-        raise SlideError(f"none of its patches reads: {slide.fault}", path=path)
+        raise SlideError(f"none of its patches can be read: {slide.fault}", path=path)
     probs[order[:done]] = found
     progress(len(probs), len(probs), "predicting patches")
     return probs
 
 
 class _SlideBatches:
-    """The patches of an entry in batches; ``fault`` is why the first of those left out is none."""
+    """Reads the patches of an entry in batches; ``fault`` is why the first unusable patch was left out."""
 
     def __init__(self, entry: Mapping[str, Any], batch_size: int, max_no_data: float, *, pin: bool):
         self.path, self.level = entry["slide_path"], int(entry["level"])
@@ -126,15 +129,15 @@ class _SlideBatches:
         self.fault: str | None = None
 
     def read(self, workers: int) -> Batches:
-        """The batches, read by so many threads; 0 reads between the steps."""
+        """The batches, read by ``workers`` threads; with 0, only when they are requested."""
         from wsi_assets.patches.plan import read_batches
 
-        # Overlapping patches lie closer: cut by their stride, so that a part covers as much of the slide.
+        # Grouped by stride instead of patch size, so that overlapping patches too are read an area at a time.
         parts = read_batches(self.coords, self.stride, self.step)
         if workers == 0:
             return self._batches(parts)
-        workers = min(workers, os.cpu_count() or 1)  # more threads would only wait in line
-        # Each thread has a stretch of neighboring parts, and opens the slide for itself.
+        workers = min(workers, os.cpu_count() or 1)  # more threads than processors would only wait
+        # Each thread reads a sequence of neighboring parts and opens the slide itself.
         share = -(-len(parts) // workers) or 1
         stretches = (parts[first : first + share] for first in range(0, len(parts), share))
         return _in_turn([self._batches(stretch) for stretch in stretches])
@@ -154,7 +157,7 @@ class _SlideBatches:
                         shape = (self.batch_size, self.size, self.size, 3)
                         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
                         filled = pixels.numpy()
-                    # Copied, because it may be a part of a tile that is larger.
+                    # Copied, because it may be a view of a larger tile, which would stay in memory.
                     filled[len(numbers)] = patch.pixels
                     numbers.append(int(part[number]))
                     if len(numbers) == self.batch_size:
@@ -165,7 +168,7 @@ class _SlideBatches:
 
 
 def _in_turn(sources: Sequence[Generator[T, None, None]]) -> Generator[T, None, None]:
-    """An item of each source in turn, so in an order that repeats; each is read ahead in its own thread."""
+    """Items of the sources in turn, a reproducible order; each source has a thread that reads in advance."""
     with ExitStack() as stack:
         waiting = deque()
         for source in sources:

@@ -54,15 +54,15 @@ if TYPE_CHECKING:
     from wsi_assets.patches import PatchStore
 
 PRETRAINED_RATE = 0.1
-"""Share of ``lr`` at which a pretrained body learns."""
+"""Learning rate of pretrained layers, as a share of ``lr``."""
 BATCH_NORM_PATCHES, BATCH_NORM_SHARE = 2048, 0.25
-"""Training patches for batch-norm statistics before a validation: at most so many, and this share of an
-epoch's."""
+"""Training patches from which batch-norm statistics are computed before each validation: the largest number,
+and the share of an epoch."""
 SECONDS_BETWEEN_SAVES = 60.0
-"""What a kill may cost. The files hold four times the weights: after each short epoch they would cost more
-than the epoch."""
+"""Shortest time between saves of a training. They write four times the size of the weights, which after each
+short epoch would take longer than the epoch."""
 _INCIDENTAL = {"num_workers", "save_interval", "device"}
-"""Options that change neither weights nor CSV, so a run may be resumed with others."""
+"""Options that change neither weights nor CSV, so a training may be resumed with other values."""
 
 
 def train(
@@ -76,21 +76,23 @@ def train(
     loss_csv: str | Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> TrainingResult:
-    """Train on the patches of an index that are not of test slides.
+    """Train a model on the patches of an index, except those of test slides.
 
-    Writes ``epoch_losses.csv`` after every epoch, and into ``checkpoints`` ``ckpt_epoch_N.pt`` every
-    ``save_interval`` epochs and, once a minute, ``best.pt`` and ``best.json`` of the lowest validation loss
-    so far and ``resume.pt``, from which a training cut off goes on and ends as an uninterrupted one.
+    Writes ``epoch_losses.csv`` after every epoch and ``checkpoints/ckpt_epoch_N.pt`` every ``save_interval``
+    epochs. About once a minute it writes ``best.pt`` and ``best.json`` of the lowest validation loss so far,
+    and ``resume.pt``, from which an interrupted training continues, with the same result as without
+    interruption.
 
     Args:
-        store: the patches of ``index``; both may be another program's.
-        checkpoint_dir, loss_csv: other places than ``checkpoints`` and ``epoch_losses.csv`` in ``folder``.
-        on_epoch: called after each epoch; what it raises ends the training.
+        store: the patches of ``index``; both may come from another program.
+        checkpoint_dir, loss_csv: used instead of ``checkpoints`` and ``epoch_losses.csv`` in ``folder``.
+        on_epoch: called after each epoch; an exception from it ends the training.
 
     Raises:
-        ModelError: too few patches, no such network or weights, a diverged training, a full GPU.
-        ConfigError: a device that is not there.
-        StoreError: the store is of another index, or a patch cannot be read.
+        ModelError: there are too few patches, the network or its weights do not exist or do not fit, the
+            training diverges, or the GPU's memory is full.
+        ConfigError: this machine does not have the device.
+        StoreError: the store was built from another index, or a patch cannot be read.
     """
     device = devices.resolve_device(options.device)
     table = locate(store, index)
@@ -110,7 +112,7 @@ def train(
         run.resume()
         while not schedule.finished:
             started, epoch = time.perf_counter(), schedule.epoch + 1
-            # Dropout draws from torch's generator: seeded so, an epoch is the same after a resume.
+            # Dropout uses torch's generator; seeded by epoch, it draws the same in a resumed training.
             torch.manual_seed(int(np.random.SeedSequence([options.seed, epoch]).generate_state(1)[0]))
             batches = epoch_batches(split.train, table.labels, options, epoch)
             trained = train_epoch(learner, reader, table, batches, schedule, progress)
@@ -120,14 +122,14 @@ def train(
             if on_epoch is not None:
                 on_epoch(record)
         learner.model.load_state_dict(run.best)
-        if options.tta:  # the averages that the finished model gives; in each epoch they would cost eightfold
+        if options.tta:  # the averages of the finished model, too slow for every epoch
             run.choose(validate(learner, reader, validation, tta=True))
     return run.result(split, training_warnings(options, imbalance, split))
 
 
 @dataclass
 class Learner:
-    """A network and what a training step needs; ``weights`` (2,) are of (normal, tumor) in the loss."""
+    """A network with all that a training step needs; ``weights`` (2,) are of (normal, tumor)."""
 
     model: nn.Module
     architecture: Architecture
@@ -139,10 +141,10 @@ class Learner:
     precision: str
 
     def inputs(self, patches: Tensor, transforms: Transforms | None = None) -> Tensor:
-        """uint8 patches of a batch to the network's input, transformed where transforms are given."""
-        # Always in float32: colors in bfloat16 would be in steps of a hundredth.
+        """The network's input from the uint8 patches of a batch, augmented if ``transforms`` are given."""
+        # Always in float32: bfloat16 would round colors to steps of a hundredth.
         with devices.autocast(self.device, "float32"):
-            patches = devices.sent(patches, self.device)
+            patches = devices.to_device(patches, self.device)
             return self.architecture.inputs(patches if transforms is None else augment(patches, transforms))
 
 
@@ -151,8 +153,8 @@ def make_learner(
 ) -> Learner:
     """Build the network and its optimizer, AdamW (Loshchilov and Hutter 2019).
 
-    Weights decay, biases and normalization layers do not. A pretrained body learns at a tenth of ``lr``: a
-    higher rate would undo what it brings; a frozen one does not learn.
+    Biases and normalization layers have no weight decay. Pretrained layers learn at a tenth of ``lr``, since
+    a higher rate would destroy their features; with ``freeze_backbone`` they do not learn.
     """
     model, architecture = build_model(options.model_name, patch_size=patch_size, weights=options.weights)
     model = model.to(device)
@@ -183,9 +185,9 @@ def train_epoch(
     schedule: Schedule,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Learn from each batch once; returns the training's part of an ``EpochRecord``."""
+    """Train on each batch once; returns the fields of an ``EpochRecord`` that concern training."""
     options, epoch = learner.options, schedule.epoch + 1
-    learner.model.train(not options.freeze_backbone)  # a frozen body stays as it predicts
+    learner.model.train(not options.freeze_backbone)  # a frozen network stays in evaluation mode
     labels = table.labels[np.concatenate([batch.rows for batch in batches])]
     logits = torch.empty(len(labels), 2, device=learner.device)
     objective = torch.zeros((), device=learner.device)
@@ -200,7 +202,7 @@ def train_epoch(
         lr = options.lr * schedule.rate
         for group in learner.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        # Both stay on the device: nothing waits for it until the epoch ends.
+        # Both stay on the device, so that the CPU waits for it only at the end of the epoch.
         loss, logits[part] = _step(learner, patches, labels[part], transforms)
         objective += loss
         schedule.step += 1
@@ -223,9 +225,9 @@ def train_epoch(
 def _step(
     learner: Learner, patches: Tensor, labels: np.ndarray, transforms: Transforms | None
 ) -> tuple[Tensor, Tensor]:
-    """Learn from one batch: what was back-propagated, and the outputs (n, 2)."""
+    """Train on one batch; returns the loss that was back-propagated and the outputs (n, 2)."""
     options = learner.options
-    targets = devices.sent(torch.from_numpy(labels), learner.device)
+    targets = devices.to_device(torch.from_numpy(labels), learner.device)
     learner.optimizer.zero_grad(set_to_none=True)
     with devices.autocast(learner.device, learner.precision):
         logits = learner.model(learner.inputs(patches, transforms))
@@ -244,7 +246,7 @@ def _step(
 
 @torch.no_grad()
 def update_batch_norm(learner: Learner, reader: BatchReader, positions: np.ndarray, epoch: int) -> None:
-    """Compute batch-norm statistics anew on unaugmented training patches: running averages lag behind."""
+    """Recompute batch-norm statistics on unaugmented training patches: running averages lag behind."""
     options, imbalance = learner.options, learner.imbalance
     if options.freeze_backbone:
         return
@@ -259,7 +261,7 @@ def update_batch_norm(learner: Learner, reader: BatchReader, positions: np.ndarr
 def validate(
     learner: Learner, reader: BatchReader, validation: Validation, *, tta: bool = False
 ) -> np.ndarray:
-    """Tumor probability of each patch that validates."""
+    """Tumor probability of each validation patch."""
     classifier = PatchClassifier(learner.model, learner.architecture, tta=tta)
     batches = reader.read(ordered_batches(validation.positions, learner.options.batch_size))
     return tumor_probabilities(
@@ -269,12 +271,13 @@ def validate(
 
 @dataclass
 class _Run:
-    """What of a training changes from epoch to epoch, and its files.
+    """The state of a training between epochs, and its files.
 
     Attributes:
-        facts: what ``best.json`` says whatever the epoch; card: all of it, of the best epoch.
+        facts: the part of ``best.json`` that does not depend on the epoch.
+        card: all of ``best.json``, for the best epoch.
         best: weights of the best epoch.
-        saved: when its files were written last.
+        saved: time of the last save.
     """
 
     learner: Learner
@@ -290,7 +293,7 @@ class _Run:
     saved: float = field(default_factory=time.monotonic)
 
     def end_epoch(self, trained: dict[str, Any], probabilities: np.ndarray, seconds: float) -> EpochRecord:
-        """Judge the epoch on what ``probabilities`` it gave to the patches that validate, and go on."""
+        """Record an epoch with its validation ``probabilities``, keep the best weights, and write files."""
         epoch, model = self.schedule.epoch + 1, self.learner.model
         if not np.isfinite([*probabilities, trained["objective"], trained["train_loss"]]).all():
             raise ModelError(
@@ -316,7 +319,7 @@ class _Run:
         return record
 
     def choose(self, probabilities: np.ndarray) -> None:
-        """Choose threshold and calibration on the patches that validate."""
+        """Choose threshold and calibration on the validation patches."""
         self.card |= self.validation.choose(probabilities, self.learner.options.val_specificity)
 
     def save(self) -> None:
@@ -335,7 +338,7 @@ class _Run:
         self.saved = time.monotonic()
 
     def resume(self) -> None:
-        """Go on where a training of the same digest was cut off, if there is one."""
+        """Continue from the saved state of an interrupted training with the same digest, if there is one."""
         state = files.load_resume(self.checkpoints, self.facts["provenance"]["run_digest"])
         if state is None:
             return
@@ -346,7 +349,7 @@ class _Run:
         self.best, self.card, self.resumed_from = state["best"], state["card"], len(self.history)
 
     def result(self, split: Split, warnings: dict[str, str]) -> TrainingResult:
-        """What the finished training leaves; nothing is left to resume."""
+        """Write the best weights, remove the state to resume from, and return the result."""
         self._publish_best()
         (self.checkpoints / files.RESUME_NAME).unlink(missing_ok=True)
         return TrainingResult(
@@ -369,7 +372,7 @@ class _Run:
 def _facts(
     store: PatchStore, index: Index, table: PatchTable, split: Split, learner: Learner
 ) -> dict[str, Any]:
-    """What ``best.json`` says of patches, split, parameters and provenance."""
+    """The part of ``best.json`` about patches, split, parameters and provenance."""
     options, labels, imbalance = learner.options, table.labels, learner.imbalance
     entries = list(index.values())
     mpp = [entry["mpp"] for entry in entries if entry.get("mpp")]

@@ -1,4 +1,4 @@
-"""The patches that validate, and what their probabilities tell: loss, area, threshold, calibration."""
+"""The validation patches, and what is computed from them: loss, AUC, threshold and calibration."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import numpy as np
 from wsi_assets.learning.data import PatchTable, Split
 
 MOST_VALIDATED = 20_000
-"""Patches of a class that are validated each epoch; of more, a seeded choice stands for all."""
+"""Largest number of validation patches of a class; of more, a seeded random sample represents all."""
 CLIP = 1e-7
 """Probabilities are kept this far from 0 and 1 where their logarithm is taken."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The patches that validate, at the prevalence of their slides.
+    """The validation patches, weighted to the prevalence of their slides.
 
     Attributes:
-        positions: (n,) in the store; truth: (n,) 1 for tumor.
-        weights: (n,) how many patches each stands for.
+        positions: (n,) in the store.
+        truth: (n,) 1 for tumor, 0 for normal.
+        weights: (n,) number of patches that each represents.
     """
 
     positions: np.ndarray
@@ -30,6 +31,7 @@ class Validation:
 
     @classmethod
     def of(cls, split: Split, table: PatchTable, seed: int) -> Validation:
+        """The validation patches of a split, sampled where a class has too many."""
         rng = np.random.default_rng([seed, 3])
         rows, weights = [], []
         for label in (0, 1):
@@ -41,7 +43,7 @@ class Validation:
         return cls(table.positions[together], table.labels[together], np.concatenate(weights))
 
     def scores(self, probabilities: np.ndarray) -> dict[str, Any]:
-        """The validation's part of an ``EpochRecord``."""
+        """The fields of an ``EpochRecord`` that concern validation."""
         return {
             "val_loss": validation_loss(self.truth, probabilities),
             "val_acc": float(np.average((probabilities >= 0.5) == self.truth, weights=self.weights)),
@@ -59,11 +61,11 @@ class Validation:
 
 
 def validation_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """Cross-entropy averaged over each class and then over the classes, after the best temperature and shift.
+    """Cross-entropy averaged over each class and then over the classes, after a fit of temperature and shift.
 
-    It depends neither on prevalence nor on how cautious focal loss, class weights or the mix of a training
-    make a network, so trainings of any options compare by it. The loss of the probabilities as they are
-    favors the first epochs, in which a network is unsure of everything.
+    It depends neither on the prevalence nor on how focal loss, class weights or the class ratio in training
+    shift and scale the outputs, so trainings with any options can be compared. Without the fit, the loss
+    would favor the first epochs, in which all probabilities are moderate.
     """
     slope, shift = _fit(truth, probabilities, None)
     logits = slope * _logits(probabilities) + shift
@@ -79,15 +81,15 @@ def roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def confusion(truth: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> tuple[int, ...]:
-    """Patches as (true normal, false tumor, false normal, true tumor), tumor from the threshold on."""
+    """Numbers of (true normal, false tumor, false normal, true tumor); >= threshold is tumor."""
     predicted = (probabilities >= threshold).astype(np.int64)
     return tuple(np.bincount(2 * truth + predicted, minlength=4).tolist())
 
 
 def threshold_at(truth: np.ndarray, probabilities: np.ndarray, specificity: float) -> dict[str, float]:
-    """The lowest threshold with at least this specificity, halfway to the next lower probability.
+    """The lowest threshold with at least this specificity, and its specificity and sensitivity.
 
-    With its ``specificity`` and ``sensitivity`` on these patches; it may be above all probabilities.
+    It lies halfway between two neighboring probabilities, or above all of them.
     """
     from sklearn.metrics import roc_curve
 
@@ -108,13 +110,14 @@ def threshold_at(truth: np.ndarray, probabilities: np.ndarray, specificity: floa
 def fit_calibration(
     truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> dict[str, float] | None:
-    """Temperature and prior shift that make probabilities hold at the prevalence of these patches.
+    """Temperature and shift that calibrate probabilities at the prevalence of these patches.
 
-    Logistic regression of the truth on the logits (Platt 1999): ``logit / temperature + shift``. It undoes
-    the mix of classes in training and the caution of focal loss. None where it would fall with the truth.
+    Logistic regression of the truth on the logits (Platt 1999): ``logit / temperature + shift``. It corrects
+    for the class ratio in training and for the moderate probabilities that focal loss causes. None if tumor
+    patches have the lower probabilities.
 
     Args:
-        weights: (n,) how many patches each of these stands for.
+        weights: (n,) number of patches that each represents.
     """
     slope, shift = _fit(truth, probabilities, weights)
     if slope <= 0:
@@ -124,11 +127,13 @@ def fit_calibration(
 
 
 def _fit(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
-    """Slope and shift of a logistic regression of truth on logits; without weights, of balanced classes."""
+    """Slope and shift of a logistic regression of truth on logits; without weights, with balanced classes."""
     from sklearn.linear_model import LogisticRegression
 
     logits = _logits(probabilities)[:, None]
-    scale = float(logits.std()) or 1.0  # for the regularization, which keeps separable classes finite
+    scale = (
+        float(logits.std()) or 1.0
+    )  # for the regularization, which keeps the slope of separable classes finite
     model = LogisticRegression(C=10.0, class_weight="balanced" if weights is None else None)
     model.fit(logits / scale, truth, sample_weight=weights)
     return float(model.coef_[0, 0]) / scale, float(model.intercept_[0])

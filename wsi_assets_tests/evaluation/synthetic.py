@@ -1,4 +1,4 @@
-"""Predictions made up for tests: entries as the index and the prediction leave them."""
+"""Synthetic predictions for tests: index entries with probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsi_assets_tests.index.fakes import ArraySlide
 
 @dataclass(frozen=True)
 class Regions:
-    """All that an evaluation uses of annotated regions."""
+    """The part of annotated regions that an evaluation uses."""
 
     geometry: Any
 

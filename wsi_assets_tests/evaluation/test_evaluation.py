@@ -42,7 +42,7 @@ def no_slide(path):
 
 
 def metrics_of(plain):
-    """Every metric in a plain value, with its path."""
+    """Every metric in the content of ``metrics.json``."""
     if isinstance(plain, dict):
         if set(plain) == {"value", "low", "high", "reason"}:
             yield plain
@@ -67,7 +67,7 @@ def test_a_good_model_on_a_small_cohort():
 
 
 def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
-    """Detections are placed and suppressed in micrometres, so the level they were seen at does not matter."""
+    """Detections are placed and suppressed in micrometers, so the level of the patches does not matter."""
     probability = np.random.default_rng(0).beta(2, 3, (12, 12))
     seen = []
     for level in (0, 4):
@@ -82,7 +82,7 @@ def test_the_same_tissue_gives_the_same_lesions_and_pictures_at_every_level():
 
 
 @pytest.mark.parametrize(("share", "patches"), [(0.07, 7), (0.071, 8), (0.001, 1), (1.0, 100)])
-def test_a_share_of_the_patches_is_rounded_up_but_a_whole_number_is_kept(share, patches):
+def test_the_number_of_top_patches_is_rounded_up(share, patches):
     probs = np.linspace(0.01, 1, 100)
     options = EvaluationOptions(bootstrap_samples=0, slide_top_fraction=share)
     plain = {"test_1": grid_entry("test_1", probs.reshape(10, 10))}
@@ -128,7 +128,7 @@ CASES = [no_tumor, one_slide, no_annotation, equal_scores, nothing_readable, emp
 
 
 @pytest.mark.parametrize(("case", "reader"), [*((case, pink_slide) for case in CASES), (one_slide, no_slide)])
-def test_every_poor_test_set_ends_in_a_report_that_says_why(case, reader, tmp_path):
+def test_a_poor_test_set_gives_a_report_with_reasons(case, reader, tmp_path):
     entries, regions = case()
     result = evaluate(entries, tumor_regions=regions, options=FAST)
     page = write_report(result, tmp_path, open_slide=reader).read_text(encoding="utf-8")
@@ -158,14 +158,14 @@ def test_without_tumor_no_metric_about_tumor_has_a_value():
     assert result.patch.at_default.specificity.value == 1.0
 
 
-def test_no_test_slide_is_said_plainly():
+def test_missing_test_slides_are_reported():
     result = evaluate({}, tumor_regions={}, options=FAST)
     assert "no test slide" in result.notes[0]
     assert result.patch.roc_auc == Metric.missing("no patch")
     assert result.froc.corrected.reason == "no test slide"
 
 
-def test_a_tumor_slide_without_an_annotation_is_ranked_but_in_no_froc():
+def test_a_tumor_slide_without_annotation_is_ranked_but_left_out_of_froc():
     entries, regions = cohort()
     whole = evaluate(entries, tumor_regions=regions, options=FAST)
     result = evaluate(entries, tumor_regions={**regions, "test_001_node_1": None}, options=FAST)
@@ -176,7 +176,7 @@ def test_a_tumor_slide_without_an_annotation_is_ranked_but_in_no_froc():
 
 
 def spec_only(entries):
-    """Predictions with the keys of the specification alone."""
+    """Predictions with only the keys of the specification."""
     keys = ("slide_path", "label", "annotation_path", "level", "work_level", "magnification", "patches")
     return {
         name: {key: one[key] for key in (*keys, "probs", "preds")} | {"visualisation_coords": []}
@@ -191,7 +191,7 @@ def test_the_keys_of_the_specification_are_enough_for_patches_and_slides(tmp_pat
     assert result.patch == whole.patch
     assert [slide.patch for slide in result.slides] == [slide.patch for slide in whole.slides]
     assert result.slide.auc_top_mean == whole.slide.auc_top_mean
-    # Without a downsample a patch has no place on level 0, so nothing is set against lesions.
+    # Without a downsample, positions at level 0 are unknown, so nothing is matched with lesions.
     assert set(result.froc.left_out) == set(entries)
     assert result.froc.official.value is None
     page = write_report(result, tmp_path, open_slide=pink_slide).read_text(encoding="utf-8")
@@ -199,9 +199,9 @@ def test_the_keys_of_the_specification_are_enough_for_patches_and_slides(tmp_pat
     assert list((tmp_path / "detections").iterdir()) == []
 
 
-def test_an_incompletely_annotated_slide_is_ranked_but_in_no_patch_metric_and_no_froc(tmp_path):
+def test_an_incompletely_annotated_slide_is_ranked_but_left_out_of_patch_metrics_and_froc(tmp_path):
     entries, regions = cohort()
-    # Its tumor that is not annotated: high probabilities on patches labelled normal.
+    # Its tumor without annotation: high probabilities on patches labeled normal.
     entries["test_002"]["probs"][0] = 0.999
     result = evaluate(entries, tumor_regions=regions, options=FAST, incomplete_slides={"TEST_002"})
     rest = {name: one for name, one in entries.items() if name != "test_002"}
@@ -218,7 +218,7 @@ def test_an_incompletely_annotated_slide_is_ranked_but_in_no_patch_metric_and_no
     assert "not completely annotated" in page
 
 
-def test_patches_of_neither_class_are_counted_apart():
+def test_patches_of_neither_class_are_left_out_of_patch_metrics():
     patches = [(0, 0, False), (0, 256, True), (0, 512, False), (0, 768, False)]
     plain = entry("test_1", patches, [0.1, 0.9, 0.7, 0.3], tumor_fraction=[0.0, 0.8, 0.3, 0.1])
     by_area = evaluate({"test_1": {**plain, "config": {"label_rule": "fraction"}}}, options=FAST)
@@ -231,7 +231,7 @@ def test_patches_of_neither_class_are_counted_apart():
     assert any_tumor.patch.normal == 3
 
 
-def test_calibrated_metrics_stand_beside_the_raw_ones(tmp_path):
+def test_calibrated_metrics_are_given_in_addition_to_raw_ones(tmp_path):
     entries, regions = cohort()
     calibration = {"temperature": 1.7, "shift": -0.4}
     result = evaluate(entries, tumor_regions=regions, options=FAST, calibration=calibration)
@@ -272,7 +272,7 @@ def test_damaged_predictions_are_refused_in_one_line(change):
 @pytest.mark.parametrize(
     ("mpp", "asked", "given"), [(0.226, False, True), (0.5, False, False), (0.5, True, True)]
 )
-def test_the_official_froc_is_for_the_challenges_pixels_or_asked_for(mpp, asked, given):
+def test_the_official_froc_needs_the_pixel_size_of_the_challenge_or_the_option(mpp, asked, given):
     entries, regions = cohort()
     entries = {name: {**one, "mpp": mpp} for name, one in entries.items()}
     options = FAST.model_copy(update={"official_froc": asked})
@@ -280,11 +280,11 @@ def test_the_official_froc_is_for_the_challenges_pixels_or_asked_for(mpp, asked,
     assert (result.official.value is not None) == given
     assert result.corrected.value is not None
     lengths = [hits.lesions.lesions[0].length_um for hits in result.hits if hits.lesions]
-    # A square of 6 patches, in the micrometres of its scanner.
+    # A square of 6 patches, in micrometers by the pixel size of its slide.
     assert lengths == pytest.approx([6 * 256 * mpp * 4 / 12**0.5] * 2, rel=0.1)
 
 
-def test_a_patient_is_a_row_with_all_its_slides():
+def test_a_patient_summary_covers_all_slides_of_the_patient():
     entries, regions = cohort()
     result = evaluate(entries, tumor_regions=regions, options=FAST)
     first, _, last = result.patients
@@ -299,7 +299,7 @@ def test_a_patient_is_a_row_with_all_its_slides():
     assert sum(row.patch.tumor for row in result.patients) == result.patch.tumor
 
 
-def test_the_worst_patches_are_the_surest_mistakes_with_their_level_0_centres():
+def test_the_worst_patches_are_the_most_certain_mistakes_with_level_0_centers():
     patches = [(0, 0, 0), (0, 256, 0), (0, 512, 1), (256, 0, 1), (256, 256, 0)]
     plain = entry("test_1", patches, [0.6, 0.95, 0.4, 0.02, float("nan")], downsample=4.0)
     false_positives, false_negatives = worst_patches(
@@ -312,7 +312,7 @@ def test_the_worst_patches_are_the_surest_mistakes_with_their_level_0_centres():
     assert [patch.probability for patch in false_negatives] == [0.02, 0.4]
 
 
-def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
+def test_the_report_is_one_file_and_shows_its_context(tmp_path):
     entries, regions = cohort()
     context = ReportContext(
         cohort="A <b>cohort</b>",
@@ -360,10 +360,12 @@ def test_the_report_is_one_file_and_holds_what_the_other_rooms_know(tmp_path):
     ]
     assert cv2.imread(str(tmp_path / "heatmaps" / "test_002.png")).std() > 5
     assert "research use only" in page.lower()
-    assert page.count('<svg class="scene"') >= 2 * len(entries) + 2  # a pair a slide, a crop a lesion
+    assert (
+        page.count('<svg class="scene"') >= 2 * len(entries) + 2
+    )  # a pair for each slide, a crop for each lesion
 
 
-def test_what_is_not_known_is_said_to_be_not_available(tmp_path):
+def test_unknown_values_are_shown_as_not_available(tmp_path):
     entries, regions = cohort()
     page = write_report(
         evaluate(entries, tumor_regions=regions, options=FAST), tmp_path, open_slide=pink_slide
@@ -382,7 +384,7 @@ def test_the_same_predictions_give_the_same_metrics():
     )
 
 
-def test_levels_stand_side_by_side_with_their_intervals(tmp_path):
+def test_levels_are_compared_with_their_intervals(tmp_path):
     files, results = {}, {}
     for level, seed in ((4, 1), (2, 0), (None, None)):
         entries, regions = cohort(seed) if level else no_tumor()
@@ -416,7 +418,7 @@ def test_levels_stand_side_by_side_with_their_intervals(tmp_path):
         read_levels(bad)
 
 
-def test_an_annotation_far_off_its_slide_costs_no_evaluation():
+def test_an_annotation_far_outside_its_slide_does_not_stop_the_evaluation():
     entries, regions = cohort()
     stray = regions["test_001_node_1"].geometry.union(shapely.box(6e5, 6e5, 6.01e5, 6.01e5))
     regions["test_001_node_1"] = replace(regions["test_001_node_1"], geometry=shapely.MultiPolygon(stray))
@@ -424,14 +426,14 @@ def test_an_annotation_far_off_its_slide_costs_no_evaluation():
     assert evaluate(entries, tumor_regions=regions, options=FAST, sizes=sizes).froc.lesions == 2
 
 
-def test_a_metric_is_never_nan_and_never_silent():
+def test_a_metric_is_finite_or_has_a_reason():
     with pytest.raises(ValueError, match="finite"):
         Metric(float("nan"), reason="x")
     with pytest.raises(ValueError, match="says why"):
         Metric(None)
 
 
-def test_the_real_cohort_is_reported_with_its_pixels(real_data, tmp_path):
+def test_the_report_of_a_real_cohort_shows_its_slides(real_data, tmp_path):
     from wsi_assets.annotations import read_annotation
 
     truth = json.loads((real_data / "cohort" / "truth.json").read_text())
@@ -451,7 +453,7 @@ def test_the_real_cohort_is_reported_with_its_pixels(real_data, tmp_path):
     assert [row.is_tumor for row in result.slide.ranking] == [True, False]
 
 
-def test_an_unreadable_patch_is_in_no_metric_and_is_counted():
+def test_an_unreadable_patch_is_counted_but_left_out_of_metrics():
     patches = [(0, 0, False), (0, 256, True), (0, 512, False), (0, 768, True)]
     whole = evaluate({"test_1": entry("test_1", patches[:3], [0.2, 0.8, 0.6])}, options=FAST)
     holed = evaluate({"test_1": entry("test_1", patches, [0.2, 0.8, 0.6, float("nan")])}, options=FAST)

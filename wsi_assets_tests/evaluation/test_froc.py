@@ -1,4 +1,4 @@
-"""FROC against the definition walked through naively, real lesions and a published unit case."""
+"""FROC against a naive implementation of the definition, real lesions and a published example."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def spread(reached, queue, allowed, *, diagonal):
 
 
 def naive_score(false_positives, lesion_scores, lesions, slides, *, official):
-    """Mean sensitivity at the six rates: thresholds one after the other, lines between operating points."""
+    """Mean sensitivity at the six rates: every threshold in turn, and lines between operating points."""
     scores = sorted({float(score) for score in [*false_positives, *lesion_scores]})
     points = []
     for level in scores[1:] if official else scores:
@@ -89,7 +89,7 @@ def along(points, rate):
     return y0 + (y1 - y0) * (rate - x0) / (x1 - x0)
 
 
-def test_published_unit_case(real_data):
+def test_the_published_example_has_its_score(real_data):
     for case in json.loads((real_data / "expected.json").read_text())["froc_unit_cases"]:
         numbers = (case["fp_probs"], case["tp_probs"], case["num_targets"], case["num_images"])
         assert froc_curve(*numbers, official=True).score() == pytest.approx(
@@ -176,7 +176,7 @@ def test_two_lesions_closer_than_75_um_are_one():
     assert (len(apart.lesions), len(near.lesions)) == (2, 1)
 
 
-def test_a_small_lesion_is_itc_and_counts_for_nothing():
+def test_a_small_lesion_is_itc_and_does_not_count():
     # 400 px are 97 um; with 37.5 um on each side 172 um, under 275.
     lesions = lesions_of_geometry(shapely.box(1024, 1024, 1424, 1424), mpp=0.243)
     assert [lesion.itc for lesion in lesions.lesions] == [True]
@@ -197,7 +197,7 @@ def test_a_lesion_counts_once_at_its_highest_probability():
     assert lesion_table([hits])[0]["probability"] == 0.8
 
 
-def test_a_perfect_detector_with_equal_scores_gets_nothing_officially_and_all_when_corrected():
+def test_a_perfect_detector_with_equal_scores_has_official_score_0_and_corrected_score_1():
     lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), mpp=0.243)
     hits = [match(f"test_{i}", f"p{i}", [Detection(0.75, 2000, 2000)], lesions) for i in range(3)]
     result = froc(hits, QUICK, official_hits=hits)
@@ -226,7 +226,7 @@ probability = st.floats(0.01, 1, allow_nan=False).map(lambda p: float(np.float32
 )
 @settings(max_examples=120, deadline=None)
 def test_both_scores_follow_the_definition(false_positives, lesion_scores, slides):
-    # Scores that float32 holds exactly, so that the quirk of mixed precision is out of the way.
+    # Scores that float32 holds exactly, so that mixed precision has no effect.
     lesions = len(lesion_scores)
     scores = np.array(lesion_scores, np.float32)
     official = froc_curve(false_positives, scores, lesions, slides, official=True)
@@ -242,7 +242,7 @@ def test_both_scores_follow_the_definition(false_positives, lesion_scores, slide
     assert (np.diff(corrected.sensitivity) <= 0).all()
 
 
-def test_the_script_tells_equal_scores_of_two_precisions_apart():
+def test_the_script_distinguishes_equal_scores_of_two_precisions():
     # 0.8 as float32 is a little more than 0.8: the script finds a threshold between the two.
     found = [1, 1, 0, 0, 0.8, 0.8, 0]
     same = froc_curve([0.8, 0.6], found, 4, 2, official=True).score()
@@ -267,7 +267,7 @@ def cohorts(score):
     return st.lists(slide, min_size=1, max_size=6)
 
 
-def test_an_interval_is_of_slides_drawn_by_patient():
+def test_the_interval_resamples_slides_by_patient():
     generator = np.random.default_rng(0)
     slides = [
         replace(slide_hits(generator.random(3), [generator.random(), None][: n % 3], 0), patient=f"p{n // 2}")
@@ -291,7 +291,7 @@ mixed = st.sampled_from([0.1, 0.3, 0.8, np.nextafter(0.8, 1), float(np.float32(0
 
 
 def the_script(slides: list[SlideHits]) -> float:
-    """The challenge's script line by line, with the comparisons that numpy 1 made of its mixed types."""
+    """The challenge's script line by line, with the comparisons of mixed types as in numpy 1."""
     wrong = [one.probability for slide in slides for one in slide.false_positives]
     found = [score for slide in slides for score in slide.official_scores]
     points = []
@@ -305,12 +305,12 @@ def the_script(slides: list[SlideHits]) -> float:
 
 @given(cohorts(mixed))
 @settings(max_examples=200, deadline=None)
-def test_the_official_score_is_the_script_s_under_numpy_1(slides):
+def test_the_official_score_is_that_of_the_script_under_numpy_1(slides):
     if any(slide.best for slide in slides):
         assert froc(slides, QUICK, official_hits=slides).official.value == the_script(slides)
 
 
-def test_nothing_found_is_a_true_zero():
+def test_a_score_without_detections_is_zero():
     lesions = lesions_of_geometry(shapely.box(0, 0, 4096, 4096), mpp=0.243)
     hits = [match("test_1", "a", [], lesions)]
     result = froc(hits, QUICK, official_hits=hits)
@@ -319,7 +319,7 @@ def test_nothing_found_is_a_true_zero():
 
 @pytest.mark.parametrize("mpp", [0.12, 0.226, 0.243, 0.5, 1.0, 7.776])
 @pytest.mark.parametrize(("side_um", "itc"), [(130, True), (185, False)])
-def test_a_lesion_is_measured_in_the_micrometres_of_its_slide(mpp, side_um, itc):
+def test_a_lesion_is_measured_by_the_pixel_size_of_its_slide(mpp, side_um, itc):
     # The major axis of a square is 4 / sqrt(12) of its side: 150 and 214 um.
     side = side_um / mpp
     (lesion,) = lesions_of_geometry(shapely.box(1000, 1000, 1000 + side, 1000 + side), mpp=mpp).lesions

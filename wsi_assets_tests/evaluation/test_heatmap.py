@@ -1,4 +1,4 @@
-"""Where heatmaps and detections lie on the slide, and what viewers read of them."""
+"""Positions of heatmaps and detections on the slide, and the files for viewers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_cell_lies_in_the_middle_of_its_patch(patch_size, stride, downsample, 
     assert np.isnan(heatmap.probability).sum() == heatmap.probability.size - 2
 
 
-def test_at_a_magnification_that_no_level_has_the_heatmap_lies_where_its_patches_lie(tmp_path):
+def test_the_heatmap_lies_on_its_patches_at_a_magnification_between_levels(tmp_path):
     """Each cell holds the mean of its patch, so it must be that of the pixels it covers on the slide."""
     tissue = picture(900, 1100, seed=3)
     write_pyramid(tmp_path / "test_1.tif", [tissue], compression=None, photometric="rgb", mpp=0.2328)
@@ -93,7 +93,7 @@ def test_a_single_peak_is_found_at_its_level_0_center():
     assert found.probability == pytest.approx(0.9)
 
 
-def test_a_peak_suppresses_lower_ones_within_the_radius_only():
+def test_a_peak_suppresses_lower_peaks_only_within_the_radius():
     probability = np.zeros((1, 12))
     probability[0, [2, 4, 9]] = 0.9, 0.8, 0.7
     heatmap = map_of(grid_entry("test_1", probability))
@@ -125,7 +125,7 @@ def test_smoothing_lowers_a_lone_cell_but_not_the_edge_of_the_tissue():
 
 
 @pytest.mark.parametrize("smoothing_um", [10_000, 1e12])
-def test_smoothing_far_wider_than_the_slide_is_its_mean(smoothing_um):
+def test_very_wide_smoothing_gives_the_mean_of_the_slide(smoothing_um):
     probability = np.random.default_rng(0).random((9, 14))
     options = EvaluationOptions(detection_threshold=0.0, detection_radius_um=0)
     options = options.model_copy(update={"detection_smoothing_um": smoothing_um})
@@ -133,7 +133,7 @@ def test_smoothing_far_wider_than_the_slide_is_its_mean(smoothing_um):
     assert [one.probability for one in found] == pytest.approx([probability.mean()] * 126, rel=1e-2)
 
 
-def test_an_unreadable_patch_is_no_detection_and_darkens_no_neighbour():
+def test_an_unreadable_patch_is_no_detection_and_does_not_lower_its_neighbors():
     probability = np.full((5, 5), 0.8)
     probability[2, 2] = np.nan
     options = EvaluationOptions(detection_smoothing_um=62, detection_threshold=0.0, detection_radius_um=0)
@@ -159,7 +159,7 @@ def test_no_two_detections_lie_within_the_radius_and_every_peak_is_covered(seed,
         assert any(one.probability >= value for one, is_near in zip(found, near, strict=True) if is_near)
 
 
-def test_the_csv_is_what_the_challenge_reads():
+def test_the_csv_has_the_format_of_the_challenge():
     found = (Detection(0.9375, 12, 34), Detection(1 / 3, 5, 6))
     text = detections_csv(found)
     # As its script does: no header is skipped, the coordinates are whole numbers.
@@ -183,7 +183,7 @@ def test_geojson_covers_the_cells_of_each_band_at_level_0(stride, patch_size):
             assert area.contains(shapely.Point(*heatmap.centers(row, col)))
 
 
-def test_predicted_regions_correct_an_annotation_only_once_somebody_unlocked_them(tmp_path):
+def test_predicted_regions_count_as_annotation_only_after_they_are_unlocked(tmp_path):
     heatmap = map_of(grid_entry("test_1", np.array([[0.9, 0.8, 0.1], [np.nan, 0.1, 0.9]])))
     path = tmp_path / "test_1.geojson"
     path.write_text(regions_geojson(heatmap, find_detections(heatmap, SHARP, 0.243), 0.8))
@@ -219,7 +219,7 @@ def test_the_tiff_lies_over_the_slide_as_asap_scales_it(tmp_path):
     assert image[30 * 256 // scale + 1 :].max(initial=0) == 0
 
 
-def test_a_small_hot_spot_is_seen_from_afar(tmp_path):
+def test_a_small_region_stays_visible_in_the_lowest_pyramid_level(tmp_path):
     patches = [(0, 0, 0), (7 * 64, 31 * 64, 1)]
     heatmap = map_of(entry("test_1", patches, [0.1, 0.9], patch_size=64, stride=64))
     write_likelihood_tiff(tmp_path / "map.tif", heatmap, (40_960, 40_960), None)

@@ -1,4 +1,4 @@
-"""Patch metrics against arithmetic by hand, and intervals against resampling by hand."""
+"""Patch metrics against direct computation, and intervals against direct resampling."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ scored = st.lists(
 
 @given(scored)
 @settings(max_examples=60, deadline=None)
-def test_ranking_metrics_are_the_pairs_and_the_steps(rows):
+def test_auc_and_average_precision_follow_their_definitions(rows):
     scores, labels = [score for score, _ in rows], [label for _, label in rows]
     metrics = patch_metrics(scores, labels, range(len(rows)), QUICK)
     assert metrics.roc_auc.value == pytest.approx(pair_auc(labels, scores))
@@ -87,7 +87,7 @@ def test_bins_hold_every_patch_once_and_equal_scores_share_one(rows):
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_one_class_says_why_and_is_never_zero(label):
+def test_metrics_of_one_class_are_missing_with_a_reason(label):
     metrics = patch_metrics(np.linspace(0.1, 0.9, 12), [label] * 12, range(12), SOME)
     missing = metrics.at_default.specificity if label else metrics.at_default.sensitivity
     for metric in (metrics.roc_auc, metrics.average_precision, missing):
@@ -96,7 +96,7 @@ def test_one_class_says_why_and_is_never_zero(label):
     assert metrics.brier.low is not None
 
 
-def test_no_patch_at_all_says_so_everywhere():
+def test_without_patches_every_metric_is_missing_with_a_reason():
     metrics = patch_metrics([], [], [], SOME, validation_threshold=0.3)
     for metric in (metrics.roc_auc, metrics.average_precision, metrics.brier, metrics.calibration_error):
         assert metric == Metric.missing("no patch")
@@ -114,23 +114,23 @@ def test_too_few_patients_have_metrics_without_an_interval(patients, given):
         assert given or "too few patients (9)" in metric.reason
 
 
-def test_a_share_without_a_mistake_has_wilsons_interval_over_the_patients_that_can_show_one():
+def test_a_share_without_mistakes_has_wilsons_interval_over_its_patients():
     groups = np.repeat(np.arange(20), 50)
     labels = groups < 12
     point = patch_metrics(np.where(labels, 0.9, 0.1), labels, groups, SOME).at_default
     assert point.sensitivity.value == 1.0
-    # Wilson at n of n is n / (n + z^2), with the 12 patients that have tumor, however many patches.
+    # Wilson at n of n is n / (n + z^2), where n is the number of patients with tumor, 12.
     assert point.sensitivity.low == pytest.approx(12 / (12 + 1.959964**2), rel=1e-6)
     assert point.specificity.low == pytest.approx(8 / (8 + 1.959964**2), rel=1e-6)
 
 
-def test_no_other_metric_claims_an_interval_without_width():
+def test_other_metrics_have_no_interval_of_zero_width():
     labels = np.arange(24) % 2 == 0
     metrics = patch_metrics(np.where(labels, 0.9, 0.1), labels, np.arange(24) // 2, SOME)
     assert metrics.roc_auc == Metric(1.0, reason=metrics.roc_auc.reason)
 
 
-def test_a_resample_is_whole_patients_written_out():
+def test_resampling_repeats_all_patches_of_a_patient():
     generator = np.random.default_rng(5)
     groups = np.repeat(np.arange(12), 15)
     labels = generator.random(180) < 0.4
@@ -168,8 +168,8 @@ def weighted_by_scikit_learn(resamples: Resamples, scores, labels) -> np.ndarray
 @pytest.mark.parametrize(
     ("share", "shift", "step"), [(0.001, 40.0, 0), (0.001, 1.0, 1 / 256), (0.3, 4.0, 0), (0.3, 1.0, 1 / 8)]
 )
-def test_resampled_rankings_are_scikit_learns(share, shift, step):
-    """Few tumor patches or many, hard or perfectly separated, every score its own or many the same."""
+def test_resampled_ranking_metrics_equal_those_of_scikit_learn(share, shift, step):
+    """With few or many tumor patches, overlapping or separated scores, distinct or equal scores."""
     scores, labels, groups = patches(share, 50_000 if share < 0.01 else 5_000, shift, 10)
     scores = np.round(scores / step) * step if step else scores
     resamples = Resamples(groups, EvaluationOptions(bootstrap_samples=8))
@@ -179,9 +179,9 @@ def test_resampled_rankings_are_scikit_learns(share, shift, step):
 
 @pytest.mark.parametrize("saturated", [False, True])
 @pytest.mark.parametrize("shift", [0.5, 2.0, 4.0])
-def test_ranking_many_tumor_patches_together_moves_no_metric_by_a_thousandth(shift, saturated):
+def test_grouping_many_tumor_scores_changes_no_metric_by_a_thousandth(shift, saturated):
     scores, labels, groups = patches(0.3, 60_000, shift, 10)
-    # The second patient's tumor is seen dimly, so that it lies among few of the first one's.
+    # The second patient's tumor has low scores, so that few scores of the first lie among them.
     scores = np.where(labels & (groups == 1), scores * 0.2, scores)
     scores = np.minimum(scores, np.quantile(scores[labels], 0.6)) if saturated else scores
     resamples = Resamples(groups, EvaluationOptions(bootstrap_samples=12))
@@ -191,9 +191,9 @@ def test_ranking_many_tumor_patches_together_moves_no_metric_by_a_thousandth(shi
     np.testing.assert_allclose(found, exact, atol=4 / intervals.TUMOR_SCORES)
 
 
-def test_the_interval_follows_patients_not_patches():
+def test_the_interval_depends_on_the_number_of_patients():
     generator = np.random.default_rng(3)
-    # Every patch of a patient has the same fate: 10 patients are 10 observations, however many patches.
+    # All patches of a patient are right or wrong together: 10 patients are 10 observations.
     fate = np.repeat(np.arange(10) % 2 == 0, 400)
     probs, labels = np.where(fate, 0.9, 0.1), np.ones(4000, bool)
     by_patient = patch_metrics(probs, labels, np.repeat(np.arange(10), 400), SOME).at_default.sensitivity
@@ -203,7 +203,7 @@ def test_the_interval_follows_patients_not_patches():
     assert by_patch.high - by_patch.low < 0.05
 
 
-def test_ends_of_an_interval_are_percentiles_of_the_resamples():
+def test_the_ends_of_an_interval_are_percentiles_of_the_resamples():
     scores, labels, groups = patches(0.3, 2_000, 2.0, 12)
     metrics = patch_metrics(scores, labels, groups, SOME)
     resamples = Resamples(groups, SOME)

@@ -1,4 +1,4 @@
-"""What is drawn over a slide lies where it is on the slide."""
+"""Drawings over a slide lie at the correct position."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIXELS[Y : Y + SIDE, X : X + SIDE] = (60, 20, 90)
 OPTIONS = EvaluationOptions(bootstrap_samples=0, detection_smoothing_um=0)
 
 ON_TUMOR = pytest.approx((X, Y, X + SIDE, Y + SIDE), abs=12)
-"""To within the width of a line."""
+"""Tolerance: the width of a line."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def place(found, view, height, width):
     )
 
 
-def test_a_view_is_a_part_of_the_slide_and_knows_which(shown):
+def test_a_view_has_the_pixels_of_its_box(shown):
     _, view = shown
     assert place(view.pixels.max(axis=2) < 150, view, *view.pixels.shape[:2]) == ON_TUMOR
     assert view.box[2] - view.box[0] < 1200
@@ -63,7 +63,7 @@ def test_annotation_heatmap_and_detection_lie_on_the_tumor(shown):
     assert (detection.x, detection.y) == (X + SIDE // 2, Y + SIDE // 2)
 
 
-def test_a_page_draws_the_same_in_level_0_pixels(shown):
+def test_a_scene_holds_the_same_in_level_0_pixels(shown):
     slide, view = shown
     drawn = scene(view, slide)
     corners = np.array([point.split(",") for point in drawn.annotation.strip("MZ").split()], float)
@@ -76,7 +76,7 @@ def test_a_page_draws_the_same_in_level_0_pixels(shown):
 
 
 @pytest.mark.parametrize("side", [SIDE, 700])
-def test_a_crop_shows_its_place_also_over_the_slides_edge(shown, side):
+def test_a_crop_beyond_the_edge_of_the_slide_keeps_its_position(shown, side):
     _, view = shown
     reader = PictureSlide("/nowhere/test_1.tif", PIXELS)
     for center in ((X + SIDE / 2, Y + SIDE / 2), (X + SIDE, Y)):

@@ -1,4 +1,4 @@
-"""Cohorts of synthetic patches with their index, and stores of them; options of a training of a second."""
+"""Cohorts of synthetic patches with index and stores, and options of a training that takes a second."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Patches:
         return [f"{slide}_{count:06d}" for count, slide in enumerate(self.slides)]
 
     def store(self, folder: Path, without: tuple[int, ...] = ()) -> PatchStore:
-        """An LMDB store of them in ``folder``, written once; it lacks the patches ``without``."""
+        """An LMDB store of the patches in ``folder``, written once, without the patches ``without``."""
         path = folder / "patches_lmdb"
         if not path.exists():
             rows = zip(self.keys, self.pixels, self.labels, strict=True)
@@ -34,7 +34,7 @@ class Patches:
         return open_store(path)
 
     def index(self, **changes) -> dict:
-        """Their index, entries as in the specification with ``changes``."""
+        """The index of the patches, with ``changes`` in each entry."""
         rows = zip(self.slides, range(len(self.slides)), self.labels, strict=True)
         return {
             slide: {

@@ -62,7 +62,7 @@ def test_large_batches_in_pieces_are_transformed_alike(monkeypatch):
     torch.testing.assert_close(augment(original, transforms), whole, atol=1e-3, rtol=1e-5)
 
 
-def test_every_copy_differs_and_epochs_differ_and_the_seed_decides():
+def test_copies_differ_by_epoch_batch_and_seed():
     repeated = patches(1).repeat(6, 1, 1, 1)
     first = augment(repeated, draw_transforms(6, seed=1, epoch=1, batch=0))
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(first, 2))
@@ -90,7 +90,7 @@ def test_drawing_leaves_the_global_generator_alone():
 
 
 def test_glass_stays_nearly_white_and_tissue_stays_tissue():
-    # Background must not turn into a color: a network would take the tint for a stain.
+    # Background must not get a color, which a network would take for a stain.
     glass = torch.full((200, 8, 8, 3), 243, dtype=torch.uint8)
     changed = augment(glass, draw_transforms(200, seed=0, epoch=1, batch=0))
     spread = changed.amax(dim=3) - changed.amin(dim=3)

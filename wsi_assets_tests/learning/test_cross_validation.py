@@ -9,7 +9,7 @@ from wsi_assets.learning import cross_validate
 from wsi_assets_tests.learning.made import cohort, quick
 
 
-def test_every_slide_is_predicted_once_by_a_model_that_saw_none_of_its_patients(tmp_path):
+def test_every_slide_is_predicted_once_by_a_model_trained_on_other_patients(tmp_path):
     patches, options = cohort(patients=9, per_patient=12, test_patients=1), quick(max_epochs=2, lr=0.01)
     store = patches.store(tmp_path)
     predictions, summary = cross_validate(store, patches.index(), options, tmp_path, folds=3)
@@ -27,7 +27,7 @@ def test_every_slide_is_predicted_once_by_a_model_that_saw_none_of_its_patients(
     assert json.loads((tmp_path / "folds.json").read_text()) == summary
 
 
-def test_cut_off_it_goes_on_in_the_fold_it_was_in(tmp_path):
+def test_an_interrupted_cross_validation_resumes_in_its_fold(tmp_path):
     patches, options = cohort(patients=6), quick(max_epochs=1)
     index, store = patches.index(), patches.store(tmp_path)
     whole = cross_validate(store, index, options, tmp_path / "whole", folds=2)

@@ -32,7 +32,7 @@ def test_tumor_patches_come_plain_and_in_augmented_copies_and_normal_ones_once()
     assert plain.all()
 
 
-def test_augmentation_does_not_tell_the_classes_apart():
+def test_augmentation_does_not_reveal_the_class():
     labels = np.arange(6000) % 2
     rows, plain = drawn(np.arange(6000), labels, aug_factor=5)
     for label in (0, 1):
@@ -78,7 +78,7 @@ def test_a_patch_of_neither_class_is_not_usable(tmp_path):
 
 
 @pytest.mark.parametrize(("tumor", "normal"), [(0, 9), (9, 0), (1, 9), (0, 0)])
-def test_what_nothing_can_be_learned_from_is_refused(tmp_path, tumor, normal):
+def test_a_class_with_too_few_patches_is_refused(tmp_path, tumor, normal):
     patches = cohort(patients=2, test_patients=1, per_patient=max(1, tumor + normal))
     patches.slides[: 2 * max(1, tumor + normal)] = ["test_000_node_1"] * (2 * max(1, tumor + normal))
     if tumor + normal:
@@ -103,7 +103,7 @@ def test_one_slide_is_split_by_patch_with_both_classes_on_both_sides(tmp_path, t
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_batches_come_in_order_however_many_read(tmp_path, workers):
+def test_batches_come_in_order_with_any_number_of_workers(tmp_path, workers):
     patches = cohort()
     batches = ordered_batches(np.arange(len(patches.labels))[::-1], 5)
     with BatchReader(patches.store(tmp_path), workers=workers) as reader:

@@ -1,4 +1,4 @@
-"""Hard negatives: the falsest normal patches that were not learned from, of training slides alone."""
+"""Hard negatives: unsampled normal patches of training slides with the highest probabilities."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cohort(tmp_path_factory):
     return index, sampled, options, load_model(write_darkness(folder, SIZE, 0))
 
 
-def test_the_falsest_unlearned_normal_patches_of_training_slides_are_found(cohort):
+def test_the_unsampled_normal_patches_with_the_highest_probabilities_are_found(cohort):
     index, sampled, _, model = cohort
     options = HardNegativeOptions(hard_negative_threshold=0.3, hard_negatives_per_slide=7, **CPU)
     found, faults = find_hard_negatives(index, sampled, model, options)
@@ -60,14 +60,14 @@ def test_the_falsest_unlearned_normal_patches_of_training_slides_are_found(cohor
     assert all(rest[y, x] == pytest.approx(p) for y, x, p in found["a_train"])
 
 
-def test_a_slide_that_is_gone_costs_itself(cohort):
+def test_a_slide_whose_file_is_missing_is_reported(cohort):
     index, sampled, _, model = cohort
     gone = {**index, "a_train": {**index["a_train"], "slide_path": "gone.tif"}}
     found, faults = find_hard_negatives(gone, sampled, model, HardNegativeOptions(**CPU))
     assert (found, set(faults)) == ({}, {"a_train"})
 
 
-def test_sampling_keeps_them_in_addition_and_only_them(cohort):
+def test_sampling_adds_only_hard_negatives_of_the_slide(cohort):
     index, sampled, options, _ = cohort
     learned = {patch[:2] for patch in sampled["a_train"]["patches"]}
     hard = [(*patch[:2], 0.9) for patch in index["a_train"]["patches"] if patch[:2] not in learned][:3]
@@ -76,7 +76,7 @@ def test_sampling_keeps_them_in_addition_and_only_them(cohort):
     assert more["b_incomplete"]["patches"] == sampled["b_incomplete"]["patches"]
 
 
-def test_rounds_add_up():
+def test_patches_of_several_rounds_are_joined():
     first, second = (
         {"a": [(0, 0, 0.9), (0, 32, 0.6)]},
         {"a": [(0, 32, 0.7), (32, 0, 0.8)], "b": [(0, 0, 0.5)]},

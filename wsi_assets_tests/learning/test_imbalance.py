@@ -26,14 +26,14 @@ def test_focal_loss_is_the_formula_of_lin_et_al(batch):
         )
 
 
-def test_focal_loss_without_focus_is_cross_entropy(batch):
+def test_focal_loss_with_gamma_zero_is_cross_entropy(batch):
     logits, labels = batch
     torch.testing.assert_close(
         patch_losses(logits, labels, gamma=0), functional.cross_entropy(logits, labels, reduction="none")
     )
 
 
-def test_a_well_classified_patch_weighs_a_hundredth_at_gamma_two():
+def test_a_well_classified_patch_has_a_hundredth_of_the_loss_at_gamma_two():
     # Lin et al. 2017: an example with p_t = 0.9 has 100 times lower loss than with cross-entropy
     logits = torch.tensor([[0.0, float(np.log(9))]])
     label = torch.tensor([1])

@@ -66,7 +66,7 @@ def hostile():
     [b"", b"PK\x03\x04 torn", pickle.dumps(Hostile(), protocol=2), hostile(), b"\x80\x02]."],
     ids=["empty", "torn", "hostile pickle", "hostile file", "a list"],
 )
-def test_what_is_no_model_is_refused_and_never_run(best, tmp_path, content, capsys):
+def test_files_that_are_not_models_are_refused_without_running_their_code(best, tmp_path, content, capsys):
     path = copied(best, tmp_path)
     path.write_bytes(content)
     with pytest.raises(ModelError) as caught:
@@ -100,7 +100,7 @@ def test_unknown_networks_are_refused(name):
 
 
 @pytest.mark.parametrize("size", [0, -1, 5000, 2**31, 10**400, "64", None])
-def test_a_patch_size_that_cannot_be_is_refused_before_any_memory_is_asked_for(size):
+def test_an_impossible_patch_size_is_refused_before_memory_is_allocated(size):
     with pytest.raises(ModelError):
         build_model("resnet18", patch_size=size)
 
@@ -113,7 +113,7 @@ def test_networks_of_timm_have_two_outputs_and_their_own_normalization(name):
     assert architecture.input_size is None
 
 
-def test_a_network_of_one_input_size_gets_patches_of_that_size():
+def test_patches_are_scaled_for_a_network_with_a_fixed_input_size():
     model, architecture = build_model("vit_tiny_patch16_224", patch_size=32)
     inputs = architecture.inputs(torch.full((2, 32, 32, 3), 127.5))
     assert inputs.shape == (2, 3, 224, 224)
@@ -164,7 +164,7 @@ def test_an_encoder_from_a_folder_is_trained_frozen_and_loaded_without_the_folde
     assert torch.equal(loaded["cls_token"], source.cls_token)
 
 
-def test_local_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
+def test_local_weights_that_do_not_fit_or_are_missing_are_refused(tmp_path):
     torch.save(models.resnet34(weights=None).state_dict(), tmp_path / "34.pth")
     (tmp_path / "empty").mkdir()
     for name in ("34.pth", "nowhere.pth", "empty"):
@@ -173,7 +173,7 @@ def test_local_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
         assert caught.value.path == str(tmp_path / name)
 
 
-def test_without_network_imagenet_weights_are_one_line_that_names_the_ways_out(tmp_path, monkeypatch):
+def test_imagenet_weights_without_internet_give_one_line_with_the_remedies(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise urllib.error.URLError("Name or service not known")
 
@@ -184,6 +184,6 @@ def test_without_network_imagenet_weights_are_one_line_that_names_the_ways_out(t
     assert "\n" not in str(caught.value)
 
 
-def test_a_random_body_cannot_be_frozen():
+def test_a_network_with_random_weights_cannot_be_frozen():
     with pytest.raises(ValueError, match="freeze_backbone"):
         quick(freeze_backbone=True)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from wsi_assets.learning.options import PredictionOptions, TrainingOptions
 
 
-def test_the_defaults_are_those_users_know():
+def test_the_defaults_are_those_of_the_documentation():
     assert (
         TrainingOptions().model_dump()
         | {

@@ -14,7 +14,7 @@ CPU = {"device": "cpu", "num_workers": 0}
 @pytest.fixture(scope="module")
 def patches():
     mixed = cohort(patients=6, test_patients=3, per_patient=7)
-    # test slides in the middle: keys count over all slides
+    # test slides in the middle, because keys number the patches of all slides
     order = [i for i in range(63) if i < 21] + list(range(42, 63)) + list(range(21, 42))
     return Patches(mixed.pixels[order], mixed.labels[order], [mixed.slides[i] for i in order])
 
@@ -49,7 +49,7 @@ def test_only_test_slides_are_predicted_in_the_order_of_their_patches(patches, s
 
 
 def averaging(best, tta):
-    """The model, with or without averaging over flips and turns."""
+    """The model, with or without averaging over flips and quarter turns."""
     loaded = load_model(best)
     return replace(loaded, card={**loaded.card, "tta": tta})
 
@@ -77,9 +77,7 @@ def test_dihedral_averaging_makes_a_probability_the_same_for_every_orientation(
     assert difference[True] < 1e-5 < difference[False]
 
 
-def test_a_patch_that_could_not_be_read_has_no_probability_and_shifts_no_other(
-    patches, store, best, tmp_path
-):
+def test_an_unreadable_patch_has_no_probability_and_does_not_shift_others(patches, store, best, tmp_path):
     options = PredictionOptions(**CPU)
     whole = probabilities(predict(store, patches.index(), best, options))
     found = predict(patches.store(tmp_path, without=(30,)), patches.index(), best, options)
@@ -102,7 +100,7 @@ def test_a_store_of_another_level_or_patch_size_is_refused(patches, store, best,
             predict(other, index, best, PredictionOptions(**CPU))
 
 
-def test_the_slides_to_predict_may_be_named(patches, store, best):
+def test_only_the_given_slides_are_predicted(patches, store, best):
     index, options = patches.index(), PredictionOptions(**CPU)
     found = predict(store, index, best, options, slides=["patient_002_node_1"])
     assert list(found) == ["patient_002_node_1"]

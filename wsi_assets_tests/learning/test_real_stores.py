@@ -1,4 +1,4 @@
-"""Learning from stores of every kind, on real tissue, and from stores that another program wrote."""
+"""Training on stores of every kind, with real tissue, and on stores that another program wrote."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ from wsi_assets_tests.learning.made import cohort, quick, run
 
 @pytest.fixture(scope="module")
 def index(real_data):
-    """The cohort's labelled patches as index entries, each patch cut into quarters."""
+    """The cohort's labeled patches as index entries, each patch cut into quarters."""
     folder = real_data / "cohort"
     quarters = [(0, 0), (0, 128), (128, 0), (128, 128)]
     return {
@@ -43,10 +43,10 @@ def stores(index, tmp_path_factory):
     return made
 
 
-def test_equal_pixels_in_any_store_train_the_same_model(index, stores, tmp_path):
+def test_stores_with_equal_pixels_train_the_same_model(index, stores, tmp_path):
     curves = set()
     for store in stores:
-        fresh = pickle.loads(pickle.dumps(store))  # as a path, the way it reaches another process
+        fresh = pickle.loads(pickle.dumps(store))  # pickled as a path, as for another process
         folder = tmp_path / store.path.name
         result = train(fresh, index, quick(max_epochs=1, batch_size=64, num_workers=2), folder)
         curves.add(result.csv_path.read_text())
@@ -61,8 +61,8 @@ def test_equal_pixels_in_any_store_train_the_same_model(index, stores, tmp_path)
     assert all(0 <= p <= 1 for entry in predictions.values() for p in entry["probs"])
 
 
-def test_a_patch_never_gets_the_label_or_the_probability_of_another(index, stores):
-    """An index made anew counts its patches from 0 as well: its keys are the store's, its places are not."""
+def test_a_store_of_another_index_with_the_same_keys_is_refused(index, stores):
+    """Every index numbers its patches from 0, so keys agree while coordinates differ."""
     for change in (lambda patches: patches[::-1], lambda patches: [(y, x + 1, t) for y, x, t in patches]):
         changed = {name: {**entry, "patches": change(entry["patches"])} for name, entry in index.items()}
         with pytest.raises(StoreError):

@@ -11,7 +11,7 @@ STEPS = 40
 
 
 def followed(losses, steps=STEPS, **options):
-    """Rates by step, and the schedule, of a training with these validation losses (the last goes on)."""
+    """Rates by step, and the schedule, of a training with these validation losses (the last is repeated)."""
     schedule = Schedule(TrainingOptions(**options), steps)
     rates, restarts = [], []
     while not schedule.finished:
@@ -46,7 +46,7 @@ def losses_of(losses, epochs):
     return [losses[min(i, len(losses) - 1)] for i in range(epochs)]
 
 
-def test_patience_does_not_count_before_training_has_begun():
+def test_patience_does_not_count_in_the_first_steps():
     # The loss never falls after the first epoch; ten epochs are the first steps.
     _, _, restarts = followed([0.1, 0.9])
     assert restarts[0] == FIRST_STEPS // STEPS + 2
@@ -69,7 +69,7 @@ def test_a_training_that_goes_on_improving_cools_down_in_its_last_epochs():
 
 
 @pytest.mark.parametrize("epochs_before", [1, 12, 15, 18])
-def test_a_schedule_goes_on_from_its_state(epochs_before):
+def test_a_schedule_is_restored_from_its_state(epochs_before):
     losses = [0.5, 0.4, 0.45, 0.44, 0.43]
     whole, _, _ = followed(losses)
     schedule = Schedule(TrainingOptions(), STEPS)

@@ -1,4 +1,4 @@
-"""Any slide predicted from its own pixels: at true places, as from a store, in constant memory."""
+"""Prediction of any slide from its file: correct positions, as from a store, in constant memory."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_each_probability_is_of_the_pixels_at_its_place_on_level_0(slide, level,
 
 @pytest.mark.parametrize(("codec", "tolerance"), [("png", 0), ("jpeg", 0.01)])
 def test_the_same_patches_from_a_store_get_the_same_probabilities(codec, tolerance, tmp_path):
-    # A JPEG store holds patches that were coded once more; only those differ.
+    # A JPEG store compresses patches once more, so probabilities differ a little.
     path = pyramid(tmp_path, missing={(1, 2), (2, 5)})
     tissue, level = tissue_of(path), 0
     options = SlidePredictionOptions(**CPU, prediction_batch_size=16)
@@ -87,7 +87,7 @@ def test_the_same_patches_from_a_store_get_the_same_probabilities(codec, toleran
     np.testing.assert_allclose(found, stored, rtol=0, atol=tolerance)
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_a_model_of_another_size_or_level_and_a_changed_slide_are_refused(tmp_path):
     path = pyramid(tmp_path)
     entry = slide_grid(tissue_of(path), 1, IndexOptions(), SIZE)
     for size, level in ((64, 1), (SIZE, 2)):

@@ -67,7 +67,7 @@ def test_the_files_of_a_training_may_lie_elsewhere(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_best_is_weights_that_torchvision_takes_and_a_description(tmp_path):
+def test_best_pt_loads_into_torchvision_and_best_json_describes_it(tmp_path):
     from torchvision import models
 
     result = run(cohort(), quick(model_name="resnet18", max_epochs=1), tmp_path)
@@ -83,7 +83,7 @@ def test_best_is_weights_that_torchvision_takes_and_a_description(tmp_path):
     assert {row["side"] for row in card["split"]["rows"]} == {"train", "validation"}
 
 
-def test_best_is_the_epoch_of_lowest_validation_loss(tmp_path):
+def test_best_pt_is_of_the_epoch_with_the_lowest_validation_loss(tmp_path):
     result = run(cohort(separable=False), quick(max_epochs=8, lr=0.02), tmp_path)
     losses = [record.val_loss for record in result.epochs]
     assert result.best.epoch == 1 + int(np.argmin(losses))
@@ -104,7 +104,7 @@ def test_the_validation_loss_can_be_computed_again_whatever_is_optimized(tmp_pat
     assert result.best.val_loss == pytest.approx(validation_loss(y, p), rel=1e-3)
 
 
-def test_the_threshold_is_chosen_on_probabilities_as_the_finished_model_gives_them(tmp_path):
+def test_the_threshold_is_chosen_on_probabilities_of_the_finished_model(tmp_path):
     store, options = cohort(normals=3), quick(val_specificity=0.8)
     result = run(store, options, tmp_path)
     part, classifier = result.split.validation, load_model(result.best_path).classifier()
@@ -140,7 +140,7 @@ def test_each_strategy_changes_the_training(tmp_path, switch):
 
 
 def test_at_the_defaults_every_strategy_acts_and_the_rate_falls(tmp_path):
-    """The specification's aug_factor, ohem_ratio and gamma, on patches as sampling gives them by default."""
+    """Default aug_factor, ohem_ratio and gamma, with the class ratio that sampling gives by default."""
     from wsi_assets.index import SamplingOptions
     from wsi_assets.learning import TrainingOptions
 
@@ -160,13 +160,13 @@ def test_at_the_defaults_every_strategy_acts_and_the_rate_falls(tmp_path):
 
 
 @pytest.mark.parametrize(("normals", "idle"), [(1, True), (2, True), (9, False)])
-def test_mining_that_has_nothing_to_leave_out_says_so(tmp_path, normals, idle):
+def test_mining_without_effect_is_warned_of(tmp_path, normals, idle):
     store = cohort(per_patient=40, normals=normals)
     result = run(store, quick(max_epochs=1, aug_factor=1, ohem_ratio=3.0), tmp_path)
     assert (f"hard_example_mining{IDLE}" in result.warnings) is idle
 
 
-def test_class_weights_are_of_what_is_back_propagated(tmp_path):
+def test_class_weights_count_back_propagated_patches(tmp_path):
     result = run(cohort(per_patient=40, normals=9), quick(max_epochs=1, aug_factor=1), tmp_path)
     normal, tumor = result.counts["kept_normal"], result.counts["seen_tumor"]
     assert normal < result.counts["seen_normal"]
@@ -213,9 +213,7 @@ def test_training_leaves_torchs_global_generator_alone(tmp_path):
 
 
 @pytest.mark.parametrize(("saved", "killed"), [(0, 2), (2, 2), (5, 5), (2, 5)])
-def test_a_killed_training_goes_on_where_it_was_saved_and_ends_as_if_nothing_was(
-    tmp_path, saved, killed, monkeypatch
-):
+def test_a_killed_training_resumes_with_the_same_result(tmp_path, saved, killed, monkeypatch):
     # Patience from the second step on, so that the resumed run goes through every phase.
     monkeypatch.setattr("wsi_assets.learning.schedule.FIRST_STEPS", 1)
     options = quick(max_epochs=7, save_interval=2, lr=0.05, patience=1)
@@ -241,7 +239,7 @@ def test_a_killed_training_goes_on_where_it_was_saved_and_ends_as_if_nothing_was
 
 @pytest.mark.usefixtures("saved_each_epoch")
 @pytest.mark.parametrize("change", [{"lr": 0.02}, {"num_workers": 1}])
-def test_only_a_run_of_the_same_outcome_is_continued(tmp_path, change):
+def test_only_a_run_with_the_same_result_is_resumed(tmp_path, change):
     with pytest.raises(KilledError):
         run(cohort(), quick(save_interval=1), tmp_path, on_epoch=stop_after(2))
     again = run(cohort(), quick(save_interval=1).model_copy(update=change), tmp_path)
@@ -249,7 +247,7 @@ def test_only_a_run_of_the_same_outcome_is_continued(tmp_path, change):
 
 
 @pytest.mark.usefixtures("saved_each_epoch")
-def test_other_patches_are_another_training(tmp_path):
+def test_a_training_on_other_patches_is_not_resumed(tmp_path):
     with pytest.raises(KilledError):
         run(cohort(), quick(), tmp_path, on_epoch=stop_after(2))
     shutil.rmtree(tmp_path / "patches_lmdb")
@@ -257,7 +255,7 @@ def test_other_patches_are_another_training(tmp_path):
 
 
 @pytest.mark.usefixtures("saved_each_epoch")
-def test_other_starting_weights_under_the_same_name_are_another_training(tmp_path):
+def test_a_training_from_other_weights_under_the_same_name_is_not_resumed(tmp_path):
     started = weights_of(run(cohort(), quick(max_epochs=1), tmp_path / "source").best_path)
     start, folder = tmp_path / "start.pt", tmp_path / "run"
     options = quick(weights=str(start))
@@ -269,15 +267,15 @@ def test_other_starting_weights_under_the_same_name_are_another_training(tmp_pat
 
 
 @pytest.mark.usefixtures("saved_each_epoch")
-def test_a_damaged_resume_file_is_passed_over(tmp_path):
+def test_a_damaged_resume_file_is_ignored(tmp_path):
     with pytest.raises(KilledError):
         run(cohort(), quick(), tmp_path, on_epoch=stop_after(2))
     (tmp_path / "checkpoints" / "resume.pt").write_bytes(b"torn")
     assert run(cohort(), quick(), tmp_path).resumed_from is None
 
 
-def test_a_handful_of_patches_is_learned_by_heart(tmp_path):
-    # Random pixels with random labels: only a correct chain of gradients reaches zero loss.
+def test_a_few_patches_are_memorized(tmp_path):
+    # Random pixels with random labels: only correct gradients lead to a loss near zero.
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
     store = Patches(pixels, np.arange(16) % 2, [f"p{i // 4}" for i in range(16)])
@@ -287,32 +285,32 @@ def test_a_handful_of_patches_is_learned_by_heart(tmp_path):
     assert result.epochs[-1].train_acc == 1.0
 
 
-def test_tumor_that_can_be_seen_is_found(tmp_path):
+def test_visible_tumor_is_found(tmp_path):
     result = run(cohort(patients=10), quick(max_epochs=8, lr=0.01), tmp_path)
     assert result.best.val_auc > 0.95
     assert result.better_than_majority
     assert sum(result.best.confusion) == len(result.split.validation)
 
 
-def test_labels_that_mean_nothing_do_not_beat_the_majority(tmp_path):
+def test_random_labels_do_not_beat_the_majority(tmp_path):
     store = cohort(patients=10, separable=False)
     store.pixels[:] = 128
     assert not run(store, quick(max_epochs=2), tmp_path).better_than_majority
 
 
-def test_a_training_that_diverges_says_so(tmp_path):
+def test_a_diverging_training_is_an_error(tmp_path):
     with pytest.raises(ModelError):
         run(cohort(), quick(lr=1e30, model_name="tiny_plain"), tmp_path)
     assert not (tmp_path / "checkpoints" / "best.pt").exists()
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus", "meta"])
-def test_a_device_that_is_not_there_is_named(tmp_path, device):
+def test_a_missing_device_is_named(tmp_path, device):
     with pytest.raises(ConfigError, match=device):
         run(cohort(), quick(device=device), tmp_path)
 
 
-def test_batch_statistics_are_those_of_training_patches_as_they_are(tmp_path):
+def test_batch_norm_statistics_are_those_of_unaugmented_training_patches(tmp_path):
     store, options = cohort(), quick(batch_size=64)
     learner = make_learner(32, EVEN, options, torch.device("cpu"))
     learner.model[1].running_mean.fill_(50.0)
@@ -324,7 +322,7 @@ def test_batch_statistics_are_those_of_training_patches_as_they_are(tmp_path):
     torch.testing.assert_close(learner.model[1].running_var, seen.var(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_frozen_body_keeps_its_weights_and_statistics(tmp_path):
+def test_a_frozen_network_keeps_its_weights_and_statistics(tmp_path):
     start = tmp_path / "start.pt"
     torch.save(weights_of(run(cohort(seed=3), quick(max_epochs=1), tmp_path / "source").best_path), start)
     result = run(cohort(), quick(weights=str(start), freeze_backbone=True), tmp_path / "run")
@@ -333,7 +331,7 @@ def test_a_frozen_body_keeps_its_weights_and_statistics(tmp_path):
     assert changed == {"9.weight", "9.bias"}
 
 
-def test_a_pretrained_body_learns_at_a_tenth_of_the_rate(tmp_path):
+def test_pretrained_layers_learn_at_a_tenth_of_the_rate(tmp_path):
     start = tmp_path / "start.pt"
     torch.save(weights_of(run(cohort(), quick(max_epochs=1), tmp_path / "source").best_path), start)
     for weights, shares in (("none", {1.0}), (str(start), {0.1, 1.0})):

@@ -18,7 +18,7 @@ patches = st.lists(
 
 
 @given(patches, st.sampled_from([0.5, 0.8, 0.95, 0.99]))
-def test_no_lower_threshold_reaches_the_specificity_and_none_with_it_finds_more(rows, specificity):
+def test_the_threshold_is_the_lowest_that_reaches_the_specificity(rows, specificity):
     truth, probabilities = map(np.array, zip(*rows, strict=True))
     chosen = threshold_at(truth, probabilities, specificity)
     assert chosen["specificity"] >= specificity - 1e-9
@@ -33,14 +33,14 @@ def test_the_threshold_lies_between_two_probabilities():
     assert threshold_at(truth, probabilities, 0.95)["threshold"] == pytest.approx(0.06)
 
 
-def test_the_loss_does_not_depend_on_prevalence():
+def test_the_validation_loss_does_not_depend_on_prevalence():
     truth, probabilities = np.array([0, 0, 1, 1]), np.array([0.2, 0.6, 0.7, 0.3])
     more = np.repeat([0, 1, 2, 3], [50, 50, 1, 1])
     expected = validation_loss(truth, probabilities)
     assert validation_loss(truth[more], probabilities[more]) == pytest.approx(expected, rel=0.02)
 
 
-def test_the_validation_loss_does_not_depend_on_how_sure_a_network_is():
+def test_the_validation_loss_does_not_depend_on_scale_and_shift_of_the_logits():
     truth, probabilities = drawn(0.3, 2000)
     logits = np.log(probabilities / (1 - probabilities))
     expected = validation_loss(truth, probabilities)
@@ -53,10 +53,10 @@ def test_the_validation_loss_does_not_depend_on_how_sure_a_network_is():
 
 
 def drawn(prevalence, count=40_000):
-    """Truth, and the probabilities of a cautious detector trained on equally frequent classes."""
+    """Truth, and the probabilities of a model trained on equally frequent classes."""
     rng = np.random.default_rng(0)
     truth = (rng.random(count) < prevalence).astype(int)
-    logits = rng.normal(np.where(truth == 1, 2, -2), 2)  # these are log odds at equal frequency
+    logits = rng.normal(np.where(truth == 1, 2, -2), 2)  # log odds for equally frequent classes
     return truth, 1 / (1 + np.exp(-logits / 3))
 
 
@@ -74,7 +74,7 @@ def test_calibration_finds_temperature_and_prevalence(prevalence):
         assert changed[inside].mean() == pytest.approx(truth[inside].mean(), abs=0.05)
 
 
-def test_weights_stand_for_patches_that_were_not_validated():
+def test_weights_represent_patches_outside_the_validation_sample():
     truth, probabilities = drawn(0.1)
     kept = (truth == 1) | (np.arange(len(truth)) % 4 == 0)
     weights = np.where(truth == 1, 1.0, 4.0)[kept]
@@ -83,6 +83,6 @@ def test_weights_stand_for_patches_that_were_not_validated():
     assert part["shift"] == pytest.approx(whole["shift"], abs=0.15)
 
 
-def test_a_detector_that_is_wrong_gets_no_calibration():
+def test_a_model_worse_than_chance_gets_no_calibration():
     truth, probabilities = drawn(0.3, 500)
     assert fit_calibration(1 - truth, probabilities, np.ones(500)) is None

@@ -1,4 +1,4 @@
-"""Networks of a few weights that can be asked for by name, like timm's own, and model files of them."""
+"""Networks of a few weights, registered in timm by name, and model files of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny_plain(pretrained=False, **options):
 
 
 class Darkness(nn.Module):
-    """The probability of tumor is how dark a patch is: 1 for black, 0 for white, ``gain`` times as steep."""
+    """The probability of tumor is how dark a patch is: 1 for black, 0 for white, with a slope of ``gain``."""
 
     def __init__(self, num_classes=2, in_chans=3, **_):
         super().__init__()
@@ -62,7 +62,7 @@ def darkness(pretrained=False, **options):
 
 
 def write_darkness(folder: Path, patch_size: int, level: int | str, gain: float = 1.0) -> Path:
-    """The ``best.pt`` of a network whose answers are known, with its ``best.json``."""
+    """Write ``best.pt`` and ``best.json`` of a network with known probabilities."""
     register()
     folder.mkdir(parents=True, exist_ok=True)
     state = {**Darkness().state_dict(), "gain": torch.tensor([gain])}
@@ -83,6 +83,6 @@ def write_darkness(folder: Path, patch_size: int, level: int | str, gain: float 
 
 @functools.cache
 def register():
-    """Make these networks known by name."""
+    """Register these networks in timm."""
     for build in (tiny, tiny_plain, darkness):
         register_model(build)
