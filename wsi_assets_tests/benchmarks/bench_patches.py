@@ -221,9 +221,15 @@ def updates(folder: Path, count: int) -> list[Row]:
         path = folder / name
         full = timed(lambda b=backend, p=path: build_store(plan_patches(before, ONE), p, b))
         reports: list[Any] = []
-        step = timed(
-            lambda b=backend, p=path, r=reports: r.append(build_store(plan_patches(after, ONE), p, b))
-        )
+        steps = []
+        for _ in range(2):  # writing back what the full build wrote would count in the first
+            steps.append(
+                timed(
+                    lambda b=backend, p=path, r=reports: r.append(build_store(plan_patches(after, ONE), p, b))
+                )
+            )
+            build_store(plan_patches(before, ONE), path, backend)
+        step = best(steps)
         bar, share = {"hdf5": 0.5}.get(backend, 0.12), step[0] / full[0]
         note = f"{reports[0].decoded} of {reports[0].patches} patches read, {unchanged} slides not opened, "
         note += f"wall {step[1] / full[1]:.2f}"
