@@ -44,7 +44,7 @@ def as_command() -> Iterator[None]:
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
-    gc.set_threshold(10_000)
+    gc.set_threshold(10_000)  # Dagster makes many objects and little garbage
     atexit.register(gc.freeze)  # else the garbage collection at exit takes most of a second
     os.environ["MPLBACKEND"] = "agg"  # Jupyter sets a backend that does not exist outside of it
     # Python's resource tracker frees the semaphores of a killed pool, and would warn of each.

@@ -30,16 +30,12 @@ def has_numbers(page: tifffile.TiffPage) -> bool:
 
 
 def lists_its_tiles(page: tifffile.TiffPage) -> bool:
-    """Whether a page with numbers lists every tile that its size takes."""
-    if not page.is_tiled:
-        return True
-    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
-    return tiles <= len(page.dataoffsets) == len(page.databytecounts)
+    """Whether a page, if it is tiled, lists at least as many tiles as its size requires."""
+    return not page.is_tiled or _tiles(page) <= len(page.dataoffsets) == len(page.databytecounts)
 
 
 def is_plain(page: tifffile.TiffPage, vendor: str) -> bool:
     """Whether a page holds 8-bit RGB in a compression and a layout whose tiles are decoded directly."""
-    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
     known = (
         (page.compression == JPEG and page.photometric in COLORSPACES)
         or (page.compression in LOSSLESS and page.photometric == 2)
@@ -48,7 +44,11 @@ def is_plain(page: tifffile.TiffPage, vendor: str) -> bool:
     return (
         known
         and (page.samplesperpixel, page.bitspersample, page.planarconfig, page.imagedepth) == (3, 8, 1, 1)
-        and len(page.dataoffsets) == len(page.databytecounts) == tiles
+        and len(page.dataoffsets) == len(page.databytecounts) == _tiles(page)
         # In SVS files OpenSlide fills a missing tile from the next finer level, so it reads those levels.
         and (vendor != "aperio" or all((*page.dataoffsets, *page.databytecounts)))
     )
+
+
+def _tiles(page: tifffile.TiffPage) -> int:
+    return -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
