@@ -98,8 +98,7 @@ class SlideAnnotation:
         area: tumor area in square level-0 pixels.
         notices, unknown_groups: those of the ``TumorRegions``.
         audit: a row for every annotation; ``changed_um2`` is ``changed`` in um^2, None if mpp is unknown.
-        overlay, large: JPEGs of the slide with its annotations, for a page and for a file.
-        geojson: the annotation for QuPath.
+        overlay: small JPEG of the slide with its annotations.
     """
 
     contents: str
@@ -110,15 +109,22 @@ class SlideAnnotation:
     unknown_groups: list[str]
     audit: list[dict[str, Any]]
     overlay: bytes
-    large: bytes
-    geojson: str
 
 
 def read_slide_annotation(
-    slide: SlideFile, options: AnnotationOptions, tissue: dict[str, Any]
+    slide: SlideFile, options: AnnotationOptions, tissue: dict[str, Any], folder: Path
 ) -> SlideAnnotation:
-    """Read the annotation of a slide and draw it; arguments and errors as of :func:`read_tumor`."""
+    """Read the annotation of a slide, draw it and export it; arguments and errors as of :func:`read_tumor`.
+
+    Args:
+        folder: where ``overlay.jpg``, a large picture of the slide with its annotations, and
+            ``annotation.geojson``, the annotation for QuPath, are written.
+
+    Raises:
+        DiskError: the folder cannot be written.
+    """
     from wsi_assets.annotations import annotation_geojson
+    from wsi_assets.files import publish_file
     from wsi_assets.index.pictures import overlay_jpeg
     from wsi_assets.index.tissue import PICTURE_SIDE, TissueRegions
     from wsi_assets.slides import annotation_version
@@ -133,6 +139,11 @@ def read_slide_annotation(
         for row in (plain["audit"] if plain else [])
     ]
     corner = tissue["bounds"][:2] if tissue["bounds"] and options.frame != "slide" else (0, 0)
+    large = overlay_jpeg(found, regions, max_side=PICTURE_SIDE, max_bytes=None)
+    geojson = annotation_geojson(regions, slide.slide_id, (base.width, base.height), corner)
+    for name, content in (("overlay.jpg", large), ("annotation.geojson", geojson.encode())):
+        with publish_file(folder / name) as unfinished:
+            unfinished.write_bytes(content)
     return SlideAnnotation(
         contents=contents,
         regions=plain,
@@ -142,6 +153,4 @@ def read_slide_annotation(
         unknown_groups=list(regions.unknown_groups) if regions else [],
         audit=audit,
         overlay=overlay_jpeg(found, regions),
-        large=overlay_jpeg(found, regions, max_side=PICTURE_SIDE, max_bytes=None),
-        geojson=annotation_geojson(regions, slide.slide_id, (base.width, base.height), corner),
     )

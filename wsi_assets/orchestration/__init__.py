@@ -11,6 +11,8 @@ Besides the stable public API of Dagster 1.13, this package uses:
   the daemon use them). Dagster's run monitoring asks the run launcher whether a run is alive; the local
   launcher cannot tell, and command-line runs have neither launcher nor daemon. Without these calls a killed
   run would occupy its pool for ever: the public API can only delete a run together with its log;
+* private modules, in ``instance``: ``create_engine`` of the SQLite storages is replaced during a command.
+  Otherwise Dagster makes an engine and a connection for each event, which takes a sixth of a short command;
 * reserved tags: ``.dagster/repository`` in ``cli_run``, by which the page of a job lists its runs, and
   ``dagster/asset_partition_range_start`` and ``_end`` in ``partitions``, because no public function takes a
   range. ``dagster asset materialize --partition-range`` sets the same tags, and Dagster's discussion 11653

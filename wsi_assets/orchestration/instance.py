@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import dagster as dg
 import sqlalchemy
+from alembic.script import ScriptDirectory
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
+from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.settings import Settings
@@ -69,7 +75,7 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     home = prepare_home(settings)
     unkept = {"module": "dagster.core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
     with (
-        _swift_records(home),
+        _kept_connections(),
         dg.DagsterInstance.local_temp(str(home), overrides={"compute_logs": unkept}) as instance,
     ):
         yield instance
@@ -82,35 +88,36 @@ def look_into_instance(settings: Settings) -> contextlib.AbstractContextManager[
 
 
 @contextlib.contextmanager
-def _swift_records(home: Path) -> Iterator[None]:
-    """Within this context, SQLite does not wait for the disk at each of the hundreds of events of a run.
+def _kept_connections() -> Iterator[None]:
+    """Within this context, Dagster's SQLite storages keep their connections, and do not wait for the disk.
 
-    A power cut may lose the last events but cannot damage the database; artefacts have their own records.
+    Dagster makes an engine and a connection, and compiles its SQL, again for each of the hundreds of events
+    of a run. A power cut may lose the last events but cannot damage the database; artefacts have their own
+    records.
     """
-    held: dict[str, sqlite3.Connection] = {}
-    inside = f"{home}{os.sep}"
+    engines: dict[str, sqlalchemy.Engine] = {}
 
-    def connect(dialect: Any, _: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
-        path = arguments[0]
-        if dialect.name != "sqlite" or not path.startswith(inside):
-            return None
-        connection = sqlite3.connect(*arguments, **options)
-        connection.execute("PRAGMA synchronous = NORMAL")
-        if path not in held:
-            connection.execute("PRAGMA journal_mode = WAL")  # Dagster sets this after creating its tables
-            # Dagster opens a connection for every event. Closing the last one writes the whole log into the
-            # database, so one connection is kept open.
-            held[path] = sqlite3.connect(path, check_same_thread=False)
-            held[path].execute("SELECT count(*) FROM sqlite_master").fetchone()
-        return connection
+    def create_engine(url: str, **options: Any) -> sqlalchemy.Engine:
+        if url not in engines:
+            engine = sqlalchemy.create_engine(url, **{**options, "poolclass": sqlalchemy.QueuePool})
+            sqlalchemy.event.listen(engine, "connect", _tune)
+            engine.dispose = lambda: None  # Dagster disposes of an engine after each event
+            engines[url] = engine
+        return engines[url]
 
-    sqlalchemy.event.listen(sqlalchemy.Engine, "do_connect", connect)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: [engine.pool.dispose() for engine in engines.values()])
+        for storage in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
+            stack.enter_context(mock.patch.object(storage, "create_engine", create_engine))
+        # The revisions of Dagster's tables are read from dozens of files for each new run.
+        read_once = functools.cache(ScriptDirectory.from_config)
+        stack.enter_context(mock.patch.object(ScriptDirectory, "from_config", read_once))
         yield
-    finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "do_connect", connect)
-        for connection in held.values():
-            connection.close()
+
+
+def _tune(connection: sqlite3.Connection, _: Any) -> None:
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA journal_mode = WAL")  # Dagster sets this after creating its tables
 
 
 def _shipped_settings() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -118,10 +119,11 @@ def rounded(value: float | None) -> float | str:
 def _small_enough(image: bytes) -> bytes:
     import cv2
     import numpy as np
+    from PIL import Image
 
-    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
-    if len(image) <= MAX_PICTURE_BYTES and pixels.shape[1] <= MAX_PICTURE_WIDTH:
+    if len(image) <= MAX_PICTURE_BYTES and Image.open(io.BytesIO(image)).width <= MAX_PICTURE_WIDTH:
         return image
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
     scale = min(1.0, MAX_PICTURE_WIDTH / pixels.shape[1])
     while True:
         smaller = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -9,7 +9,6 @@ import pydantic
 
 from wsi_assets.annotations.options import AnnotationOptions
 from wsi_assets.errors import SlideError
-from wsi_assets.files import publish_file
 from wsi_assets.index.slide_regions import SlideOptions
 from wsi_assets.orchestration.artefact import GROUP, Artefact
 from wsi_assets.orchestration.automation import follow_slides
@@ -167,7 +166,9 @@ def annotation_regions(
             tissue = storage.stored(TISSUE_REGIONS, slide_id)
             if tissue is None:
                 raise SlideError("has no tissue_regions", path=slide.path, remedy="Materialize them first")
-            return partial(read_slide_annotation, slide, making.options, tissue)
+            return partial(
+                read_slide_annotation, slide, making.options, tissue, storage.slide_folder(slide_id)
+            )
 
         makings = dict.fromkeys(context.partition_keys, making)
         return make_slides(makings, workers, pickle_io, prepare, partial(_annotation, folder, storage))
@@ -175,10 +176,7 @@ def annotation_regions(
 
 def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id: str, read: Any) -> Made:
     correction = folder.slide(slide_id).correction_path
-    paths = {name: storage.slide_folder(slide_id) / name for name in ("overlay.jpg", "annotation.geojson")}
-    for path, content in zip(paths.values(), (read.large, read.geojson.encode()), strict=True):
-        with publish_file(path) as unfinished:
-            unfinished.write_bytes(content)
+    written = storage.slide_folder(slide_id)
     changes = [row for row in read.audit if row["action"] != "kept" or row["changed"]]
     path = read.annotated_by and str(read.annotated_by)
     annotations, corrections = (
@@ -195,8 +193,8 @@ def _annotation(folder: SlideFolderResource, storage: StorageResource, slide_id:
         metadata={
             "overlay": picture(read.overlay, "tissue and annotation"),
             "viewer": folder.viewer_page(slide_id),
-            "overlay_file": dg.MetadataValue.path(str(paths["overlay.jpg"])),
-            "for_qupath": dg.MetadataValue.path(str(paths["annotation.geojson"])),
+            "overlay_file": dg.MetadataValue.path(str(written / "overlay.jpg")),
+            "for_qupath": dg.MetadataValue.path(str(written / "annotation.geojson")),
             "annotation": path or "none: a normal slide",
             **corrected,
             "tumor_area_px": round(read.area),
