@@ -30,7 +30,7 @@ from wsi_assets.slides.naming import normalize_id
 if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
 
-FORMAT = 4
+FORMAT = 5
 """Version of the layout of ``metrics.json``."""
 
 INCOMPLETE = "its tumor is not completely annotated"
@@ -182,7 +182,7 @@ def evaluate(
         calibration=calibrate,
         patch=patch_metrics(probs, labels, patients, options, validation_threshold),
         calibrated=calibrate and patch_metrics(calibrate(probs), labels, patients, options),
-        slide=slide_metrics([one.score for one in slides], options),
+        slide=slide_metrics([one.score for one in slides], options, validation_threshold),
         froc=_froc(slides, options, sizes),
         slides=tuple(slides),
         patients=tuple(_patients(slides, options)),

@@ -89,8 +89,7 @@ class Resamples:
     def mean(self, values: np.ndarray, among: np.ndarray, missing: str) -> Metric:
         """Mean of ``values`` (n,) where ``among`` (n,) is True; if it never is, ``missing`` is the reason.
 
-        A share that is equal in all samples, e.g. a specificity of 1, gets Wilson's interval with the number
-        of patients as sample size.
+        A share that is equal in all samples, e.g. a specificity of 1, gets the interval of :meth:`share`.
         """
         if not among.any():
             return Metric.missing(missing)
@@ -100,11 +99,23 @@ class Resamples:
         )
         if self.reason or metric.low is not None or values.dtype != bool:
             return metric
+        return self.share(values, among, missing)
+
+    def share(self, values: np.ndarray, among: np.ndarray, missing: str) -> Metric:
+        """Share of True ``values`` as by :meth:`mean`, with Wilson's interval, which holds for few items.
+
+        Its sample size is the number of patients, so that several slides of one patient count once.
+        """
+        if not among.any():
+            return Metric.missing(missing)
+        value = float(np.mean(values[among]))
+        if self.reason:
+            return Metric(value, reason=self.reason)
         from scipy.stats import binomtest
 
-        patients = int((below > 0).sum())
-        interval = binomtest(round(metric.value * patients), patients).proportion_ci(method="wilson")
-        return Metric(metric.value, float(interval.low), float(interval.high))
+        patients = len(np.unique(self.group[among]))
+        interval = binomtest(round(value * patients), patients).proportion_ci(method="wilson")
+        return Metric(value, float(interval.low), float(interval.high))
 
 
 def ranking(scores: np.ndarray, labels: np.ndarray, resamples: Resamples, what: str) -> tuple[Metric, Metric]:

@@ -8,7 +8,7 @@ less on single patches.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Confusion matrix and metrics at a threshold; a probability equal to it is predicted tumor."""
+    """Confusion matrix and metrics of patches, or of slides, at a threshold.
+
+    A probability, or score, equal to the threshold is predicted tumor.
+    """
 
     threshold: float
     true_positives: int
@@ -116,13 +119,17 @@ def patch_metrics(
         brier=resamples.mean((probs - labels) ** 2, np.ones(len(probs), bool), "no patch"),
         calibration_error=error,
         calibration=bins,
-        at_default=_operating_point(probs, labels, resamples, options.prediction_threshold),
-        at_validation=_operating_point(probs, labels, resamples, validation_threshold),
+        at_default=_operating_point(probs, labels, resamples.mean, options.prediction_threshold),
+        at_validation=_operating_point(probs, labels, resamples.mean, validation_threshold),
     )
 
 
 def _operating_point(
-    probs: np.ndarray, labels: np.ndarray, resamples: Resamples, threshold: float | None
+    probs: np.ndarray,
+    labels: np.ndarray,
+    mean: Callable[[np.ndarray, np.ndarray, str], Metric],
+    threshold: float | None,
+    what: str = "patch",
 ) -> OperatingPoint | None:
     if threshold is None or not len(probs):
         return None
@@ -132,9 +139,9 @@ def _operating_point(
     (tn, fp), (fn, tp) = confusion_matrix(labels, predicted, labels=[False, True]).tolist()
     return OperatingPoint(
         *(float(threshold), tp, fp, tn, fn),
-        sensitivity=resamples.mean(predicted, labels, "no tumor patch"),
-        specificity=resamples.mean(~predicted, ~labels, "no normal patch"),
-        precision=resamples.mean(labels, predicted, "no patch is predicted tumor"),
+        sensitivity=mean(predicted, labels, f"no tumor {what}"),
+        specificity=mean(~predicted, ~labels, f"no normal {what}"),
+        precision=mean(labels, predicted, f"no {what} is predicted tumor"),
     )
 
 
@@ -176,9 +183,11 @@ class SlideScore:
 
 @dataclass(frozen=True)
 class SlideMetrics:
-    """Metrics of whole slides; ``average_precision`` is that of ``top_mean``.
+    """Metrics of whole slides; ``average_precision`` and ``operating_point`` are those of ``top_mean``.
 
-    ``ranking`` is by ``top_mean``, then ``maximum``, highest first; slides without scores are last.
+    ``operating_point`` is at the threshold of patches: the one chosen on validation patches, else the
+    default; None if no slide has a score. ``ranking`` is by ``top_mean``, then ``maximum``, highest first;
+    slides without scores are last.
     """
 
     slides: int
@@ -187,6 +196,7 @@ class SlideMetrics:
     auc_maximum: Metric
     auc_top_mean: Metric
     average_precision: Metric
+    operating_point: OperatingPoint | None
     ranking: tuple[SlideScore, ...]
 
 
@@ -210,16 +220,18 @@ def score_slide(
     )
 
 
-def slide_metrics(scores: Sequence[SlideScore], options: EvaluationOptions) -> SlideMetrics:
-    """AUC of both scores over the slides that have them, with 95 % intervals over patients."""
+def slide_metrics(
+    scores: Sequence[SlideScore], options: EvaluationOptions, validation_threshold: float | None = None
+) -> SlideMetrics:
+    """Metrics over the slides that have scores, with 95 % intervals over patients."""
     ranked = sorted(scores, key=lambda one: (one.maximum is None, -(one.top_mean or 0), -(one.maximum or 0)))
     scored = [one for one in scores if one.maximum is not None]
     labels = np.array([one.is_tumor for one in scored], bool)
     resamples = Resamples([one.patient for one in scored], options)
-    (maximum, _), (top_mean, precision) = (
-        ranking(np.array([getattr(one, name) for one in scored]), labels, resamples, "test slide")
-        for name in ("maximum", "top_mean")
-    )
+    highest, means = (np.array([getattr(one, name) for one in scored]) for name in ("maximum", "top_mean"))
+    maximum, _ = ranking(highest, labels, resamples, "test slide")
+    top_mean, precision = ranking(means, labels, resamples, "test slide")
+    threshold = options.prediction_threshold if validation_threshold is None else validation_threshold
     return SlideMetrics(
         slides=len(scores),
         tumor_slides=sum(one.is_tumor for one in scores),
@@ -227,5 +239,6 @@ def slide_metrics(scores: Sequence[SlideScore], options: EvaluationOptions) -> S
         auc_maximum=maximum,
         auc_top_mean=top_mean,
         average_precision=precision,
+        operating_point=_operating_point(means, labels, resamples.share, threshold, "test slide"),
         ranking=tuple(ranked),
     )

@@ -120,7 +120,7 @@ def headline(outcome: Evaluation) -> dict[str, Metric]:
     """The main metrics by name; one that could not be computed has a ``reason``."""
     from wsi_assets.evaluation import Metric
 
-    default = outcome.patch.at_default
+    default, slides = outcome.patch.at_default, outcome.slide.operating_point
     missing = Metric.missing("no test patch was predicted")
     return {
         "roc_auc": outcome.patch.roc_auc,
@@ -128,6 +128,8 @@ def headline(outcome: Evaluation) -> dict[str, Metric]:
         "sensitivity": default.sensitivity if default else missing,
         "specificity": default.specificity if default else missing,
         "slide_auc": outcome.slide.auc_top_mean,
+        "slide_sensitivity": slides.sensitivity if slides else missing,
+        "slide_specificity": slides.specificity if slides else missing,
         "froc_score": outcome.froc.corrected,
         "froc_score_official": outcome.froc.official,
     }

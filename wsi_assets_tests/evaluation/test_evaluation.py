@@ -165,6 +165,46 @@ def test_missing_test_slides_are_reported():
     assert result.froc.corrected.reason == "no test slide"
 
 
+def slides_of(means, tumor, per_patient=1):
+    """Slides of one patch each, so that the patch's probability is the score of the slide."""
+    return {
+        f"test_{number // per_patient:03d}_node_{number}": entry(
+            f"test_{number // per_patient:03d}_node_{number}", [(0, 0, is_tumor)], [mean]
+        )
+        for number, (mean, is_tumor) in enumerate(zip(means, tumor, strict=True))
+    }
+
+
+def test_slides_are_predicted_at_the_threshold_chosen_on_validation_patches():
+    tumor = [True] * 10 + [False] * 10
+    means = [0.9] * 7 + [0.6, 0.4, 0.2] + [0.1] * 8 + [0.45, 0.8]
+    entries = slides_of(means, tumor)
+    chosen = evaluate(entries, options=FAST, validation_threshold=0.4).slide.operating_point
+    assert (chosen.threshold, chosen.true_positives, chosen.false_positives) == (0.4, 9, 2)
+    default = evaluate(entries, options=FAST).slide.operating_point
+    assert (default.threshold, default.true_positives, default.false_positives) == (0.5, 8, 1)
+    # Wilson's interval of 8 in 10.
+    found = default.sensitivity
+    assert [found.value, found.low, found.high] == pytest.approx([0.8, 0.490, 0.943], abs=1e-3)
+
+
+def test_slides_of_one_patient_do_not_narrow_the_interval_of_slide_sensitivity():
+    tumor = [True, False] * 12
+    single = evaluate(slides_of([0.9, 0.1] * 12, tumor), options=FAST).slide.operating_point
+    double = evaluate(slides_of([0.9, 0.1] * 12, tumor, per_patient=2), options=FAST).slide.operating_point
+    assert single.sensitivity == double.sensitivity
+    twice = slides_of([0.9] * 24 + [0.1] * 2, [True] * 24 + [False] * 2, per_patient=2)
+    assert evaluate(twice, options=FAST).slide.operating_point.sensitivity == single.sensitivity
+
+
+def test_slide_sensitivity_of_few_patients_has_no_interval():
+    entries, regions = cohort()
+    point = evaluate(entries, tumor_regions=regions, options=FAST).slide.operating_point
+    assert point.sensitivity.value is not None
+    assert (point.sensitivity.low, point.sensitivity.reason) == (None, "too few patients (3)")
+    assert evaluate({}, options=FAST).slide.operating_point is None
+
+
 def test_a_tumor_slide_without_annotation_is_ranked_but_left_out_of_froc():
     entries, regions = cohort()
     whole = evaluate(entries, tumor_regions=regions, options=FAST)

@@ -35,7 +35,7 @@ from wsi_assets.slides.resolution import name_of
 
 EVALUATION = Artefact(
     name="evaluation",
-    code_version="7",
+    code_version="8",
     path="{level}/report",
     options=EvaluationOptions,
     inputs=(TEST_PREDICTIONS, TRAINED_MODEL, CROSS_VALIDATION),
