@@ -170,7 +170,7 @@ def run(
     there. Exit status: 0 if the run finished, even if checks failed; 2 if it finished but left slides out; 1
     if it failed; 64 if the command line is invalid.
     """
-    with loading():
+    with loading(workers=not dry_run):
         from wsi_assets.console import print_plan, run_and_report
         from wsi_assets.orchestration.cli_run import accepted_slides
         from wsi_assets.orchestration.config import parse_settings

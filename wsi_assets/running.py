@@ -78,12 +78,13 @@ def stop_requested() -> bool:
 
 
 @contextlib.contextmanager
-def loading() -> Iterator[None]:
-    """Import modules while worker processes load theirs.
+def loading(*, workers: bool = True) -> Iterator[None]:
+    """Import modules while worker processes load theirs, if the command needs ``workers``.
 
     Nothing is garbage meanwhile: looking for it in all that Dagster defines takes a tenth of a second.
     """
-    prepare_workers()
+    if workers:
+        prepare_workers()
     gc.disable()
     try:
         yield

@@ -355,7 +355,9 @@ class CommandLineRun:
             if not result.success:
                 failed = {one.partition("|")[2]: why for one, why in failed_slides(result).items()}
                 outcome.left_out.update(failed)
-                outcome.failure = outcome.failure if failed else failure_of(result)
+                if not failed:  # e.g. a full disk, which the next slides would find full too
+                    outcome.failure = failure_of(result)
+                    break
         for slide_id in wanted:
             where = self.storage.artefact(SLIDE_PREDICTION, both(slide_id, level))
             if slide_id not in outcome.left_out and (where / SUMMARY).is_file():

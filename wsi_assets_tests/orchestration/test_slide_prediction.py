@@ -19,12 +19,14 @@ import tifffile
 from click.testing import CliRunner
 
 from wsi_assets.cli import main
+from wsi_assets.errors import DiskError
 from wsi_assets.orchestration.assets.slide_prediction import SLIDE_PREDICTION
 from wsi_assets.orchestration.assets.slides import TISSUE_REGIONS
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.cli_run import CommandLineRun
 from wsi_assets.orchestration.config import ParameterSet
 from wsi_assets.orchestration.instance import open_instance
+from wsi_assets.orchestration.io_managers import ReportIOManager
 from wsi_assets.orchestration.mlflow import MlflowResource
 from wsi_assets.orchestration.mlflow_pyfunc import log_model
 from wsi_assets.orchestration.partitions import LEVELS
@@ -154,11 +156,28 @@ def test_the_champion_predicts(lab):
     assert lab.summary("new_1")["model"]["version"] == "2"
 
 
+def test_a_full_disk_ends_the_command_at_the_first_run(lab, monkeypatch):
+    tried = []
+
+    def store(_, path, value):
+        tried.append(path)
+        raise DiskError("cannot be written (the disk is full)", path=path)
+
+    assert lab.predict("--model", lab.model).exit_code == 0
+    monkeypatch.setattr("wsi_assets.orchestration.cli_run.SLIDES_A_RUN", 1)
+    monkeypatch.setattr(ReportIOManager, "store", store)
+    said = lab.predict("--set", "prediction_stride=32")
+    assert said.exit_code == 1, said.output
+    assert "error: " in said.output
+    assert len(tried) == 1
+
+
 KILLED = """
 import sys
 from wsi_assets_tests.learning.tiny import register
 register()
 from wsi_assets.cli import main
+from wsi_assets.errors import DiskError
 main(["predict", "--level", "1", "--model", sys.argv[1]])
 """
 
