@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from wsi_assets.errors import FAILED, LEFT_OUT, OK, EvaluationError
+from wsi_assets.errors import FAILED, LEFT_OUT, OK, EvaluationError, StoreError
 from wsi_assets.progress import progress_bars
 from wsi_assets.slides.resolution import words_of
 
@@ -51,12 +51,14 @@ def run_and_report(
 
     Raises:
         ConfigError: ``upto`` is not an asset of levels, or there are no slides to train or test on.
+        ModelError: the given network does not exist.
         SlideError: the folder of slides cannot be listed, or most registered slides are gone.
     """
     from wsi_assets.orchestration.cli_run import CommandLineRun, chain_upto
     from wsi_assets.orchestration.instance import open_instance
     from wsi_assets.orchestration.metadata import progress_on_terminal
     from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
+    from wsi_assets.slides import existing_folder
 
     chain = chain_upto(upto)  # first, so that a wrong name is reported before the slides are read
     trains = any(artefact.name == "trained_model" for artefact in chain)
@@ -64,12 +66,14 @@ def run_and_report(
         upto = "trained_model"
     no_test = no_test or upto == "trained_model"
     started = time.monotonic()
+    existing_folder(settings.images_dir)  # first, because opening the instance makes the storage folder
     with open_instance(settings) as instance, progress_bars(console) as bars, progress_on_terminal(bars):
         # A killed run may still occupy a pool that this run needs.
         fail_orphaned_runs(instance, lambda line: _print_notices([line]))
         commanded = CommandLineRun(instance, settings, given, lambda line: _print_notices([line]))
         if trains:
             commanded.check_sides(levels, no_test=no_test)
+            commanded.check_network(levels)
         slides = commanded.run_slides(annotations_gone=annotations_gone)
         outcomes = [commanded.run_level(level, upto) for level in levels]
         compared, incomparable = {}, None
@@ -104,8 +108,10 @@ def predict_and_report(settings: Settings, given: ParameterSet, level: str, slid
     from wsi_assets.orchestration.metadata import progress_on_terminal
     from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
     from wsi_assets.orchestration.partitions import both
+    from wsi_assets.slides import existing_folder
 
     started = time.monotonic()
+    existing_folder(settings.images_dir)  # first, because opening the instance makes the storage folder
     with open_instance(settings) as instance, progress_bars(console) as bars, progress_on_terminal(bars):
         fail_orphaned_runs(instance, lambda line: _print_notices([line]))
         commanded = CommandLineRun(instance, settings, given, lambda line: _print_notices([line]))
@@ -202,6 +208,11 @@ def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
         bars(len(listing.slides), len(listing.slides), "examining slides")
     add_patients_and_sides(rows, cohort)
     _print_health(rows)
+    if rows:
+        patients = len({row.patient or row.slide_id for row in rows})
+        tests = sum(row.side == "test" for row in rows)
+        missing = "" if tests else ": name some in cohort.csv (--write-cohort), or train with --no-test"
+        _print_notices([f"{patients} patients, {tests} test slides{missing}"])
     for row in rows:
         for problem in row.problems:
             _say(f"problem: {row.slide_id}: {problem}", "red")
@@ -258,6 +269,9 @@ def verify_patches(settings: Settings, level: str, fraction: float, seed: int) -
     Args:
         fraction: share of the patches to compare, up to 1.
         seed: seed of the sample.
+
+    Raises:
+        StoreError: the level has no patch store, or a damaged one.
     """
     from wsi_assets.files import read_plain_pickle
     from wsi_assets.orchestration.assets.index import SAMPLED_INDEX
@@ -267,6 +281,12 @@ def verify_patches(settings: Settings, level: str, fraction: float, seed: int) -
     from wsi_assets.patches import open_store, verify_store
 
     storage = StorageResource.of(settings)
+    if storage.record(PATCH_STORE, level) is None:
+        raise StoreError(
+            f"{words_of(level)} has no patches",
+            path=storage.level_folder(level),
+            remedy="Make them first (wsi-assets run --upto patch_store)",
+        )
     index = SlideFolderResource.of(settings).with_present_paths(
         read_plain_pickle(storage.artefact(SAMPLED_INDEX, level))
     )

@@ -6,6 +6,7 @@ alone what is out of date. This module does not print; :mod:`wsi_assets.console`
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
 from collections import Counter
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from wsi_assets.errors import ConfigError, EvaluationError, SlideError, WsiAssetsError, one_line
+from wsi_assets.errors import ConfigError, EvaluationError, ModelError, SlideError, WsiAssetsError, one_line
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_artefacts, slide_artefacts
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate_checks_of
 from wsi_assets.orchestration.assets.index import SLIDE_INDEX
+from wsi_assets.orchestration.assets.learning import TRAINED_MODEL
 from wsi_assets.orchestration.assets.patches import PATCH_STORE
 from wsi_assets.orchestration.assets.slide_prediction import (
     PREDICT_SLIDES,
@@ -222,6 +224,23 @@ class CommandLineRun:
                     path=slide.path,
                     remedy=f"Give its label in cohort.csv, or accept that its name is wrong (--accept {one})",
                 )
+
+    def check_network(self, levels: Sequence[str]) -> None:
+        """Check a given ``model_name``, which would otherwise be read only after all patches are extracted.
+
+        Raises:
+            ModelError: timm has no such network.
+        """
+        for level in levels:
+            name = str(self._given_for(TRAINED_MODEL, level).get("model_name", ""))
+            if not name:
+                continue
+            import timm
+
+            if not timm.is_model(name.partition(".")[0]):
+                close = difflib.get_close_matches(name, timm.list_models(), n=1)
+                remedy = f"Did you mean {close[0]!r}?" if close else "Use e.g. resnet18"
+                raise ModelError(f"model_name {name!r:.80} is not a network of timm", remedy=remedy)
 
     def run_slides(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 
 import dagster as dg
@@ -38,8 +39,11 @@ def retire_slide(
         ConfigError: the slide is not registered, its file is still there, or a run is in progress.
         SlideError: the slide folder cannot be listed.
     """
-    if slide_id not in instance.get_dynamic_partitions(SLIDES.name):
-        raise ConfigError(f"there is no slide {slide_id!r}", remedy="Slides are named as in the Dagster UI")
+    registered = instance.get_dynamic_partitions(SLIDES.name)
+    if slide_id not in registered:
+        close = difflib.get_close_matches(slide_id, registered, n=1)
+        remedy = f"Did you mean {close[0]!r}?" if close else "Slides are named as in the Dagster UI"
+        raise ConfigError(f"there is no slide {slide_id!r}", remedy=remedy)
     listing = folder.list()
     if not listing.slides and not listing.left_out:
         raise ConfigError(

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = exports(
             "patients_of",
             "slide_id_of",
         ),
-        "listing": ("SlideFile", "SlideListing", "find_slides"),
+        "listing": ("SlideFile", "SlideListing", "existing_folder", "find_slides"),
         "fingerprints": ("annotation_version", "fingerprint", "signature"),
         "cohort": ("Cohort", "SlideRow", "read_cohort", "write_cohort"),
         "options": ("ScaleOptions",),

@@ -98,7 +98,7 @@ def find_slides(
     Raises:
         SlideError: a folder is missing, or cannot be reached or listed. It never counts as empty.
     """
-    images = ImageFiles(_folder(images_dir))
+    images = ImageFiles(existing_folder(images_dir))
     for place, folders, files in _walk(images.root):
         images.add(place, folders, files)
     return _match(images, *_annotations(annotations_dir, images), cohort or Cohort())
@@ -230,7 +230,7 @@ def _annotations(folder: str | Path | None, images: ImageFiles) -> list[_FilesBy
     found: dict[tuple[bool, bool], list[tuple[str, Path]]]
     found = {(corrects, read): [] for corrects in (False, True) for read in (True, False)}
     if folder is not None:
-        root = _folder(folder)
+        root = existing_folder(folder)
         shared = root.resolve() == images.root.resolve()
         slides = {path for _, path in images.slides}
         for place, folders, files in _walk(root):
@@ -281,7 +281,12 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         yield place, folders, files
 
 
-def _folder(path: str | Path) -> Path:
+def existing_folder(path: str | Path) -> Path:
+    """``path``, if it is a folder.
+
+    Raises:
+        SlideError: it does not exist or is something else.
+    """
     path = Path(path)
     found = stat_or_none(path)
     if found is None or not stat.S_ISDIR(found.st_mode):
