@@ -15,15 +15,19 @@ from unittest import mock
 import dagster as dg
 import sqlalchemy
 from alembic.script import ScriptDirectory
-from dagster._core.storage.event_log.sqlite import sqlite_event_log
-from dagster._core.storage.runs.sqlite import sqlite_run_storage
-from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 
 from wsi_assets.errors import ConfigError
 from wsi_assets.orchestration.settings import Settings
 
 LOCATION = "wsi_assets.definitions"
 """Module of the Dagster definitions; also the name of the code location."""
+
+SQLITE_STORAGES = (
+    "dagster._core.storage.event_log.sqlite.sqlite_event_log",
+    "dagster._core.storage.runs.sqlite.sqlite_run_storage",
+    "dagster._core.storage.schedules.sqlite.sqlite_schedule_storage",
+)
+"""Modules of Dagster, which are private."""
 
 
 def prepare_home(settings: Settings) -> Path:
@@ -107,8 +111,8 @@ def _kept_connections() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: [engine.pool.dispose() for engine in engines.values()])
-        for storage in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
-            stack.enter_context(mock.patch.object(storage, "create_engine", create_engine))
+        for module in SQLITE_STORAGES:
+            stack.enter_context(mock.patch(f"{module}.create_engine", create_engine))
         # The revisions of Dagster's tables are read from dozens of files for each new run.
         read_once = functools.cache(ScriptDirectory.from_config)
         stack.enter_context(mock.patch.object(ScriptDirectory, "from_config", read_once))
