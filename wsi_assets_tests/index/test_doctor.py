@@ -33,7 +33,7 @@ def test_a_slides_patient_and_side_are_the_cohorts_or_else_its_names():
         ("patient_2", "train"),
         ("P9", "test"),
     ]
-    with pytest.raises(ConfigError, match="two sides"):
+    with pytest.raises(ConfigError):
         add_patients_and_sides(
             rows, Cohort(rows={"s21": SlideRow("test_1", "train"), "test_1": SlideRow(split="test")})
         )
