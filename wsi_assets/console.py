@@ -228,7 +228,10 @@ def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
     if write_cohort:
         path = settings.cohort or settings.images_dir / tables.COHORT_FILE
         tables.write_cohort(path, {row.slide_id: (row.patient or row.slide_id, row.side) for row in rows})
-        _say(f"cohort: {path}: fill in what the names of slides do not tell; empty cells have no effect")
+        _say(
+            f"cohort: {path}: correct it, and fill in what the names of slides do not state. An empty cell "
+            "states nothing; a slide whose line states something is made again by the next run"
+        )
     return FAILED if faulty or not rows else OK
 
 
@@ -299,7 +302,7 @@ def verify_patches(settings: Settings, level: str, fraction: float, seed: int) -
         _say(f"problem: {key}: {problem}", "red")
     console.print(
         f"{report.checked} of {report.patches} patches read again, {len(report.problems)} differ "
-        f"(largest mean difference {report.worst_difference:.3f} grey levels)"
+        f"(largest mean difference {report.worst_difference:.3f} gray levels)"
     )
     return OK if report.ok else FAILED
 

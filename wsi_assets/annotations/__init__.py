@@ -14,6 +14,5 @@ __getattr__, __dir__, __all__ = exports(
         "export": ("annotation_geojson",),
         "options": ("AnnotationOptions",),
         "regions": ("AuditRow", "TumorRegions"),
-        "raster": ("rasterize",),
     },
 )

@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from shapely import Polygon
 
-from wsi_assets.annotations.raster import rasterize
+from wsi_assets.index.coverage import cell_areas
 
 GLASS, LYMPHOID, FOLLICLE, SINUS, STROMA, NEST, DESMOPLASIA, FAT = range(8)
 """Compartments: glass; dense lymphoid tissue, pale germinal centers and sinuses of the lymph node; capsule
@@ -119,7 +119,7 @@ def _blob(
 
 
 def _mask(polygons: tuple[Polygon, ...] | list[Polygon], height: int, width: int) -> np.ndarray:
-    return rasterize(shapely.union_all(list(polygons)), height, width, 1.0)
+    return cell_areas(shapely.union_all(list(polygons)), np.arange(height + 1), np.arange(width + 1)) > 0.5
 
 
 def _dilated(mask: np.ndarray, distance: float) -> np.ndarray:

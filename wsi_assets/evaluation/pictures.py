@@ -235,8 +235,8 @@ def heatmap_picture(
     size = max(1, round((x1 - x0) / downsample)), max(1, round((y1 - y0) / downsample))
     picture = np.full((size[1], size[0], 3), 242, np.uint8)
     if view.pixels is not None:
-        grey = cv2.cvtColor(cv2.resize(view.pixels, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-        picture = np.repeat(grey[..., None], 3, axis=2)
+        gray = cv2.cvtColor(cv2.resize(view.pixels, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        picture = np.repeat(gray[..., None], 3, axis=2)
     heatmap = slide.heatmap
     if heatmap is not None:
         row, on_row = heatmap.cells_at((np.arange(size[1]) + 0.5) * downsample + y0, axis=0)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wsi_assets.annotations import TumorRegions
     from wsi_assets.index.slide_index import Entry, Index
     from wsi_assets.index.tissue import TissueRegions
+    from wsi_assets.slides import SlideFile
 
 Findings = Iterable[tuple[str, str]]
 
@@ -95,6 +96,21 @@ def contradiction(slide_id: str, annotated: bool) -> str | None:
     if annotated and _NORMAL.search(slide_id):
         return "named as a normal slide, with an annotation"
     return None
+
+
+def name_contradiction(slide: SlideFile) -> str | None:
+    """How the name of a slide contradicts its annotation, with a remedy; None if it does not.
+
+    A slide that is labeled in the cohort table never does. Nor does one with a correction: what that leaves
+    of the annotation is known once it is read, and then an asset check compares it with the name.
+    """
+    if slide.cohort_row.label or slide.correction_path:
+        return None
+    why = contradiction(slide.slide_id, slide.annotation_path is not None)
+    return why and (
+        f"{why}. Give its label (normal, tumor or unknown) in cohort.csv, or accept that its name is wrong "
+        f"(run --accept {slide.slide_id})"
+    )
 
 
 def no_tumor_patches(index: Index) -> Findings:

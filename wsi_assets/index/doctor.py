@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from wsi_assets.errors import SlideIndexError, WsiAssetsError
+from wsi_assets.index.curation import name_contradiction
 from wsi_assets.index.options import TissueOptions
 from wsi_assets.index.slide_regions import read_tumor
 from wsi_assets.slides.naming import is_test_slide
@@ -35,7 +36,7 @@ COLUMNS = {
 """Heading of a column -> attribute of :class:`SlideHealth`."""
 
 LEGEND = {
-    "÷": "1 ÷ 2.06 means: level 1 is read, and 2.06 x 2.06 of its pixels are averaged to one",
+    "÷": "1 ÷ S means: level 1 is read, and S x S of its pixels are averaged to one",
     "-": "- means: the slide's pixels are larger than that, or their size is unknown",
 }
 """Sign in the column of magnifications -> what it means."""
@@ -102,6 +103,8 @@ def examine(slide: SlideFile) -> SlideHealth:
         if health.size:
             health.format += ", does not read"
         health.problems.append(f"{error.fault}. {error.remedy or ''}".strip())
+    if why := name_contradiction(slide):
+        health.problems.append(why)
     try:
         if regions := read_tumor(slide, None, tissue):
             health.annotation = str(len(regions.audit))

@@ -189,7 +189,7 @@ class CommandLineRun:
             ConfigError: no slide is a test slide, no training slide has an annotation, or the name of a slide
                 contradicts its annotation and the slide is not accepted.
         """
-        from wsi_assets.index.curation import contradiction
+        from wsi_assets.index.curation import name_contradiction
         from wsi_assets.slides import is_test_slide
 
         slides, cohort = self.folder.slides(), self.folder.cohort()
@@ -214,16 +214,8 @@ class CommandLineRun:
                 remedy="Set --annotations to the folder of annotations",
             )
         for one, slide in slides.items():
-            why = contradiction(one, one in annotated)
-            # What a correction leaves of the annotation is known once it is read; then an asset check
-            # compares it with the name.
-            exempt = slide.cohort_row.label or slide.correction_path
-            if why and not exempt and one not in accepted:
-                raise ConfigError(
-                    f"{one} is {why}",
-                    path=slide.path,
-                    remedy=f"Give its label in cohort.csv, or accept that its name is wrong (--accept {one})",
-                )
+            if one not in accepted and (why := name_contradiction(slide)):
+                raise ConfigError(f"{one} is {why}", path=slide.path)
 
     def check_network(self, levels: Sequence[str]) -> None:
         """Check a given ``model_name``, which would otherwise be read only after all patches are extracted.

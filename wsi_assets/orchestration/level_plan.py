@@ -106,7 +106,10 @@ def usable_slides(
     for slide_id in sorted(registered):
         seen, versions = known[slide_id], []
         if slide_id not in found:
-            left_out[slide_id] = "its file is not in the slide folder; put it back, or retire the slide"
+            left_out[slide_id] = (
+                "its file is not in the slide folder; put it back, or take it out for good "
+                f"(wsi-assets retire {slide_id})"
+            )
             continue
         for artefact in slide_artefacts():
             record = storage.record(artefact, slide_id)

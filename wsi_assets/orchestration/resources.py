@@ -96,7 +96,7 @@ class SlideFolderResource(dg.ConfigurableResource):
         raise SlideError(
             f"slide {slide_id} is left out: {why}" if why else f"holds no slide {slide_id!r}",
             path=self.images_dir,
-            remedy="Put the file back, or retire the slide",
+            remedy=f"Put the file back, or take the slide out for good (wsi-assets retire {slide_id})",
         )
 
     def with_present_paths(self, index: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

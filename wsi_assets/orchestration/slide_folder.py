@@ -132,7 +132,7 @@ def doubt(
             f"{gone} of {len(registered)} registered slides are gone from the slide folder: "
             "is a disk not mounted?",
             path=folder.images_dir,
-            remedy="Mount it, or retire the slides",
+            remedy="Mount it, or take the slides out for good (wsi-assets retire SLIDE_ID)",
         )
     if not annotations:
         return

@@ -80,7 +80,7 @@ def serve(
             for name, command in server_commands(settings, host, port, mlflow_port).items():
                 with (logs / f"{name}.log").open("ab") as log:
                     servers[name] = subprocess.Popen(command, stdout=log, stderr=log)
-            say(f"Dagster UI:  http://{host}:{port}")
+            say(f"Dagster UI:  http://{host}:{port}/asset-groups")  # the graph
             if mlflow_url:
                 say(f"MLflow:      {runs_page(mlflow_url, StorageResource.of(settings))}")
             if viewer_port:

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapely import affinity
 
-from wsi_assets.annotations import AnnotationOptions, annotation_geojson, rasterize, read_annotation
+from wsi_assets.annotations import AnnotationOptions, annotation_geojson, read_annotation
 from wsi_assets.annotations.geojson import PREDICTION
 from wsi_assets.errors import AnnotationError
 from wsi_assets_tests.annotations.files import annotation, asap, feature, square
+from wsi_assets_tests.masks import rasterize
 
 SIDE = 24
 GROUPS = {"add": "Tumor", "remove": "Not tumor", "ignore": "Ignore*"}

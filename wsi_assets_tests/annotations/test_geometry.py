@@ -11,7 +11,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_assets.annotations import AnnotationOptions, TumorRegions, rasterize, read_annotation
+from wsi_assets.annotations import AnnotationOptions, TumorRegions, read_annotation
 from wsi_assets.annotations.annotation import Annotation
 from wsi_assets.annotations.regions import unite
 from wsi_assets_tests.annotations.files import SQUARE, annotation, asap, closed, feature, geojson, square
@@ -160,40 +160,3 @@ def test_any_ring_encloses_its_area_by_the_non_zero_rule(points):
     assert regions.geometry.area == pytest.approx(
         nonzero_area(np.array(points, dtype=float)), rel=1e-6, abs=1e-6
     )
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(st.tuples(ring, st.sampled_from(["Tumor", "_2"])), min_size=1, max_size=4),
-    st.sampled_from([0.37, 0.5, 1.0, 1.7]),
-)
-def test_a_pixel_is_set_when_its_center_is_inside(rings, downsample):
-    geometry = united(*(drawn(points, group) for points, group in rings)).geometry
-    mask = rasterize(geometry, 17, 14, downsample)
-    rows, columns = np.mgrid[:17, :14]
-    centers = shapely.points((columns + 0.5) * downsample, (rows + 0.5) * downsample)
-    clear = (
-        shapely.distance(geometry.boundary, centers) > 1e-9
-        if not geometry.is_empty
-        else np.full(mask.shape, True)
-    )
-    assert (mask == shapely.contains(geometry, centers))[clear].all()
-
-
-def test_a_fill_does_not_overshoot_on_a_small_lesion():
-    circle = shapely.Point(100.3, 99.8).buffer(20)
-    assert rasterize(circle, 200, 200, 1).sum() == pytest.approx(circle.area, rel=0.01)
-
-
-def test_areas_that_share_an_edge_never_share_a_pixel():
-    left, right = shapely.Polygon([(0, 0), (5.5, 0), (3.5, 9), (0, 9)]), shapely.box(0, 0, 9, 9)
-    right = right.difference(left)
-    together = rasterize(left, 9, 9, 1).astype(int) + rasterize(right, 9, 9, 1)
-    assert (together == 1).all()
-
-
-def test_parts_beyond_the_mask_are_cut_off():
-    mask = rasterize(shapely.box(-50, -50, 40, 3), 10, 5, 1)
-    assert mask.sum() == 15
-    assert not rasterize(shapely.box(50, 50, 60, 60), 10, 5, 1).any()
-    assert not rasterize(shapely.box(-60, -60, -50, -50), 10, 5, 1).any()

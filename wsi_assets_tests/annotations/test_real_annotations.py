@@ -8,7 +8,8 @@ import re
 import pytest
 import shapely
 
-from wsi_assets.annotations import TumorRegions, rasterize, read_annotation
+from wsi_assets.annotations import TumorRegions, read_annotation
+from wsi_assets_tests.masks import rasterize
 
 COUNTED = ["tumor_001", "tumor_002", "tumor_005", "tumor_012", "tumor_016"]
 

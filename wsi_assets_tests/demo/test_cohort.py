@@ -13,10 +13,11 @@ import pytest
 import shapely
 import tifffile
 
-from wsi_assets.annotations import rasterize, read_annotation
+from wsi_assets.annotations import read_annotation
 from wsi_assets.demo import DEMO_LEVEL, DEMO_PARAMETERS, DEMO_PATCH_SIZE, make_cohort
 from wsi_assets.demo.cohort import _COHORT, _make_slide
 from wsi_assets.demo.painting import EOSIN, HEMATOXYLIN
+from wsi_assets_tests.masks import rasterize
 
 
 @pytest.fixture(scope="module")

@@ -226,7 +226,7 @@ def test_tissue_survives_as_a_pickle_of_plain_types(tmp_path):
 
 
 def test_something_else_is_refused_as_tissue():
-    with pytest.raises(SlideIndexError, match="not the tissue of a slide"):
+    with pytest.raises(SlideIndexError):
         TissueRegions.from_plain({"mask": b""})
 
 

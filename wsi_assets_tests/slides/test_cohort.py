@@ -111,5 +111,5 @@ def test_a_slide_labeled_normal_needs_no_annotation(tmp_path):
 def test_a_table_is_written_once_and_can_be_read(tmp_path):
     write_cohort(tmp_path / "cohort.csv", {"test_1": ("p", "test"), "a": ("q, r", "")})
     assert read_cohort(tmp_path).rows == {"test_1": SlideRow("p", "test"), "a": SlideRow("q, r")}
-    with pytest.raises(ConfigError, match="exists"):
+    with pytest.raises(ConfigError):
         write_cohort(tmp_path / "cohort.csv", {})

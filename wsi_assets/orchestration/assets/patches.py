@@ -55,7 +55,7 @@ PATCH_STORE = Artefact(
         "patches_show_their_slides",
         "names_agree_with_annotations",
     ),
-    shown=("count", "tumor", "normal", "decoded", "reused", "patches_per_second"),
+    shown=("count", "tumor", "normal", "decoded", "reused"),
     automation=follow_index,
 )
 
