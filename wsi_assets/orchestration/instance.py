@@ -29,6 +29,9 @@ SQLITE_STORAGES = (
 )
 """Modules of Dagster, which are private."""
 
+MOST_KEPT = 8
+"""Databases whose connections are kept; each run has one of its own, beside four of the home."""
+
 
 def prepare_home(settings: Settings) -> Path:
     """Create the Dagster home and set the environment variables of this process for it and for ``settings``.
@@ -99,15 +102,18 @@ def _kept_connections() -> Iterator[None]:
     of a run. A power cut may lose the last events but cannot damage the database; artefacts have their own
     records.
     """
-    engines: dict[str, sqlalchemy.Engine] = {}
+    engines: dict[str, sqlalchemy.Engine] = {}  # the one used last is at the end
 
     def create_engine(url: str, **options: Any) -> sqlalchemy.Engine:
-        if url not in engines:
+        engine = engines.pop(url, None)
+        if engine is None:
             engine = sqlalchemy.create_engine(url, **{**options, "poolclass": sqlalchemy.QueuePool})
             sqlalchemy.event.listen(engine, "connect", _tune)
             engine.dispose = lambda: None  # Dagster disposes of an engine after each event
-            engines[url] = engine
-        return engines[url]
+        engines[url] = engine
+        if len(engines) > MOST_KEPT:
+            engines.pop(next(iter(engines))).pool.dispose()
+        return engine
 
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: [engine.pool.dispose() for engine in engines.values()])
