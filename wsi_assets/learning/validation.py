@@ -66,7 +66,7 @@ def validation_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
     It depends neither on the prevalence nor on how focal loss, class weights or the class ratio in training
     shift and scale the outputs, so trainings with any options can be compared. Without the fit, the loss
     would favor the first epochs, in which all probabilities are moderate. If tumor patches have the lower
-    probabilities, the loss is that of a constant: a fit with a negative slope would make such an epoch the best.
+    probabilities, the loss is that of a constant; a negative slope would make such an epoch the best.
     """
     slope, shift = _fit(truth, probabilities, None)
     if slope <= 0:

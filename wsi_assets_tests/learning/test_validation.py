@@ -52,6 +52,13 @@ def test_the_validation_loss_does_not_depend_on_scale_and_shift_of_the_logits():
     assert validation_loss(truth, np.full(2000, 0.3)) == pytest.approx(np.log(2), rel=1e-3)
 
 
+def test_an_epoch_that_ranks_tumor_below_normal_has_a_higher_validation_loss_than_a_weak_one():
+    truth, probabilities = drawn(0.3, 500)
+    reversed_ranks = validation_loss(1 - truth, probabilities)
+    weak = 1 / (1 + np.exp(-(0.5 * truth + np.random.default_rng(0).normal(0, 1, 500))))
+    assert validation_loss(truth, probabilities) < validation_loss(truth, weak) < reversed_ranks
+
+
 def drawn(prevalence, count=40_000):
     """Truth, and the probabilities of a model trained on equally frequent classes."""
     rng = np.random.default_rng(0)

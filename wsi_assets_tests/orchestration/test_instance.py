@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dagster as dg
+import psutil
 
 from wsi_assets.orchestration.instance import open_instance
 from wsi_assets.orchestration.partitions import SLIDES
@@ -25,3 +26,19 @@ def test_two_commands_write_to_one_home_at_the_same_time(tmp_path, monkeypatch):
         one.add_dynamic_partitions(SLIDES.name, ["tumor_001"])
         other.add_dynamic_partitions(SLIDES.name, ["tumor_002"])
         assert set(one.get_dynamic_partitions(SLIDES.name)) == {"tumor_001", "tumor_002"}
+
+
+def test_open_files_do_not_grow_with_the_runs_of_a_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    opened = []
+    with open_instance(Settings.from_environment({}, home=tmp_path)) as instance:
+        for _ in range(20):
+            assert nothing.execute_in_process(instance=instance).success
+            opened.append(psutil.Process().num_fds())
+        assert len(instance.get_runs()) == 20
+    assert opened[-1] <= opened[9]
+
+
+@dg.job
+def nothing():
+    pass
