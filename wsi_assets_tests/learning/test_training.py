@@ -216,7 +216,7 @@ def test_training_leaves_torchs_global_generator_alone(tmp_path):
 def test_a_killed_training_resumes_with_the_same_result(tmp_path, saved, killed, monkeypatch):
     # Patience from the second step on, so that the resumed run goes through every phase.
     monkeypatch.setattr("wsi_assets.learning.schedule.FIRST_STEPS", 1)
-    options = quick(max_epochs=7, save_interval=2, lr=0.05, patience=1)
+    options = quick(max_epochs=7, save_interval=2, lr=0.05, patience=2)
     store = cohort(separable=False)
     whole = run(store, options, tmp_path / "whole")
 
