@@ -54,7 +54,7 @@ class Platform:
         command = [sys.executable, "-m", "wsi_assets.cli", "ui", "--port", str(self.port)]
         with (self.home / "ui.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--mlflow-port", "0"],
+                [*command, "--mlflow-port", "0", "--viewer-port", str(free_port())],
                 cwd=self.home,
                 env=self.environment(),
                 stdout=log,
