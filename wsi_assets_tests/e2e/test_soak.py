@@ -198,6 +198,6 @@ def test_servers_stay_flat_while_a_slide_comes_every_few_seconds(platform):
     for name, seen in held.items():
         print(f"{name}: {seen.summary()}")
     assert {"wsi-assets ui", *SERVERS.values()} == held.keys()
-    assert {run["status"] for run in platform.runs()} == {"SUCCESS"}
+    assert not [run for run in platform.runs() if run["status"] != "SUCCESS"]
     for name, seen in held.items():
         seen.assert_flat(name)
