@@ -11,6 +11,13 @@ from wsi_assets.errors import ModelError
 from wsi_assets.orchestration.mlflow import MlflowResource, log_finished
 
 
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """MLflow exports the address that it is given, also to the tests after these."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
 @pytest.fixture
 def resource(tmp_path):
     return MlflowResource(storage_dir=str(tmp_path / "storage"), pages_url="http://lab:5001")
