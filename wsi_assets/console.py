@@ -88,13 +88,10 @@ def run_and_report(
     left_out = {**{key: reason for o in outcomes for key, reason in o.left_out.items()}, **slides.left_out}
     _print_left_out(left_out)
     if compared:
-        _say(f"\nComparison of all evaluated levels: {compared['path']}")
-        for level, reason in compared["left_out"].items():
-            _say(f"  without {words_of(level)}: {reason}", "yellow")
+        _print_comparison(compared)
     if incomparable:
         _say(f"\nerror: {incomparable}", "red")
-    seconds = time.monotonic() - started
-    _say(f"\nEverything is in {settings.storage_dir} ({seconds:.0f} s).")
+    _say(f"\nEverything is in {settings.storage_dir} ({time.monotonic() - started:.0f} s).")
     if incomparable or any(outcome.failure for outcome in outcomes):
         return FAILED
     return LEFT_OUT if left_out else OK
@@ -335,6 +332,12 @@ def _print_health(rows: Sequence[SlideHealth]) -> None:
     if dropped:
         missing = ", ".join(DROP_ORDER[:dropped])
         _print_notices([f"the terminal is too narrow for {missing}; a wider one, or a file, shows all"])
+
+
+def _print_comparison(compared: Mapping[str, Any]) -> None:
+    _say(f"\nComparison of all evaluated levels: {compared['path']}")
+    for level, reason in compared["left_out"].items():
+        _say(f"  without {words_of(level)}: {reason}", "yellow")
 
 
 def _print_slides(slides: SlidesOutcome) -> None:
