@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import sys
@@ -110,12 +111,25 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
     return model.to(memory_format=torch.channels_last), architecture
 
 
+def check_name(name: str) -> None:
+    """Check that timm has a network of this name.
+
+    Raises:
+        ModelError: it has none.
+    """
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        remedy = f"Did you mean {close[0]!r}?" if close else "Use e.g. resnet18"
+        raise ModelError(f"model_name {name!r:.80} is not a network of timm", remedy=remedy)
+
+
 def create(name: str, args: dict[str, Any]) -> nn.Module:
     """Build a network of timm with two outputs and random weights."""
     import timm
 
-    if not timm.is_model(name.split(".", 1)[0]):
-        raise ModelError(f"model_name {name!r:.80} is not a network of timm", remedy="Use e.g. resnet18")
+    check_name(name)
     try:
         return timm.create_model(name, **{**args, "num_classes": len(CLASSES)})
     except Exception as error:  # networks raise errors of many types

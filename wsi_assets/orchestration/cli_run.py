@@ -6,7 +6,6 @@ alone what is out of date. This module does not print; :mod:`wsi_assets.console`
 
 from __future__ import annotations
 
-import difflib
 import json
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from wsi_assets.errors import ConfigError, EvaluationError, ModelError, SlideError, WsiAssetsError, one_line
+from wsi_assets.errors import ConfigError, EvaluationError, SlideError, WsiAssetsError, one_line
 from wsi_assets.orchestration.artefact import Artefact, all_artefacts, level_artefacts, slide_artefacts
 from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate_checks_of
 from wsi_assets.orchestration.assets.index import SLIDE_INDEX
@@ -224,15 +223,11 @@ class CommandLineRun:
             ModelError: timm has no such network.
         """
         for level in levels:
-            name = str(self._given_for(TRAINED_MODEL, level).get("model_name", ""))
-            if not name:
-                continue
-            import timm
+            name = self._given_for(TRAINED_MODEL, level).get("model_name")
+            if name:
+                from wsi_assets.learning.models import check_name
 
-            if not timm.is_model(name.partition(".")[0]):
-                close = difflib.get_close_matches(name, timm.list_models(), n=1)
-                remedy = f"Did you mean {close[0]!r}?" if close else "Use e.g. resnet18"
-                raise ModelError(f"model_name {name!r:.80} is not a network of timm", remedy=remedy)
+                check_name(str(name))
 
     def run_slides(
         self,
