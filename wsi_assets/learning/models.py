@@ -81,6 +81,11 @@ class PatchClassifier(nn.Module):
 def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[nn.Module, Architecture]:
     """Build a network with two outputs (normal, tumor), in channels-last memory, and its description.
 
+    A new classifier on pretrained features starts at zero, so that each class has probability 0.5. As timm
+    draws it, the first outputs of some networks are so large that training does not recover: with an
+    EfficientNet-Lite0 on real patches of slides left out, AUC was 0.94 instead of 0.99 in one fold, and with
+    frozen features 0.85, 0.24, 0.23 instead of 0.98, 0.96, 0.94 in three.
+
     Args:
         name: name of the network in timm; not used if ``weights`` is a timm model folder, which names it.
         weights: ``none`` (random, from torch's global generator), ``imagenet``, the path of a state dict
@@ -98,6 +103,7 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
     args, settings = {}, {}
     if weights == "imagenet":
         model = _imagenet(name)
+        _clear_head(model)
     elif weights == "none":
         model = create(name, args)
     else:
@@ -105,6 +111,7 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
             name, args, settings = _folder_config(Path(weights))
         file = _weights_file(Path(weights))
         model = create(name, args)
+        _clear_head(model)
         _fit(model, read_state_dict(file), weights)
     architecture = _described(model, name, args, settings, weights)
     check_size(model, architecture, patch_size)
@@ -151,6 +158,11 @@ def check_size(model: nn.Module, architecture: Architecture, patch_size: int) ->
             f"{architecture.name} does not take patches of {patch_size} pixels ({one_line(error)[:200]})",
             remedy="Choose another model_name or patch_size",
         ) from error
+
+
+def _clear_head(model: nn.Module) -> None:
+    for parameter in head_of(model):
+        nn.init.zeros_(parameter)
 
 
 def head_of(model: nn.Module) -> list[nn.Parameter]:

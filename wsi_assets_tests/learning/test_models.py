@@ -134,6 +134,20 @@ def test_local_weights_of_a_thousand_classes_fill_all_but_the_classifier(tmp_pat
     assert own["fc.weight"].shape == (2, 512)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
+def test_a_new_classifier_on_given_weights_starts_with_equal_probabilities(tmp_path, name):
+    torch.save(timm.create_model(name, num_classes=7).state_dict(), tmp_path / "w.pth")
+    model, _ = build_model(name, patch_size=64, weights=str(tmp_path / "w.pth"))
+    with torch.inference_mode():
+        assert model.eval()(torch.randn(4, 3, 64, 64)).softmax(dim=1).eq(0.5).all()
+
+
+def test_a_classifier_of_two_classes_is_taken_from_the_given_weights(best):
+    model, _ = build_model("tiny", patch_size=32, weights=str(best))
+    given = torch.load(best, weights_only=True)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in given.items())
+
+
 def test_a_folder_of_timm_names_its_network_and_its_settings(tmp_path):
     source = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, init_values=1e-5)
     save_file(source.state_dict(), tmp_path / "model.safetensors")
