@@ -331,6 +331,15 @@ def test_a_frozen_network_keeps_its_weights_and_statistics(tmp_path):
     assert changed == {"9.weight", "9.bias"}
 
 
+def test_a_pretrained_network_keeps_its_batch_norm_statistics(tmp_path):
+    start = tmp_path / "start.pt"
+    torch.save(weights_of(run(cohort(seed=3), quick(max_epochs=1), tmp_path / "source").best_path), start)
+    result = run(cohort(), quick(weights=str(start), max_epochs=2), tmp_path / "run")
+    before, after = weights_of(start), weights_of(result.best_path)
+    kept = {key for key in before if torch.equal(before[key], after[key])}
+    assert kept == {key for key in before if "running" in key or "num_batches" in key}
+
+
 def test_pretrained_layers_learn_at_a_tenth_of_the_rate(tmp_path):
     start = tmp_path / "start.pt"
     torch.save(weights_of(run(cohort(), quick(max_epochs=1), tmp_path / "source").best_path), start)

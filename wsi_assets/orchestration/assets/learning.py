@@ -25,7 +25,7 @@ POOL = "gpu"
 
 TRAINED_MODEL = Artefact(
     name="trained_model",
-    code_version="3",
+    code_version="4",
     path="{level}/checkpoints",
     options=TrainingOptions,
     inputs=(SAMPLED_INDEX, PATCH_STORE),
