@@ -1,7 +1,7 @@
 """What the strategies against imbalance are worth, beside a plain script and a regression on colors.
 
 ``python -m wsi_assets_tests.benchmarks.bench_ablation [--data rare] [--seeds 5] [--epochs 20]
-[--model test_resnet] [--device auto] [--patches image_patches]``
+[--model test_resnet] [--weights none] [--device auto] [--patches image_patches]``
 
 The demo's tissue is drawn harder: tumor cells are nearly those of germinal centers, and stain, section and
 scanner differ from slide to slide. Patches with under 30 % tumor are left out, so that labels are sure. Each
@@ -79,6 +79,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="test_resnet", help="network of timm")
+    parser.add_argument("--weights", default="none", help="a state dict of the network; else random")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each variant, one a fold")
     parser.add_argument("--epochs", type=int, default=20, help="the script gets as many steps")
     parser.add_argument("--slides", type=int, default=30)
@@ -198,7 +199,7 @@ def product(
     """
     options = TrainingOptions(
         model_name=asked.model,
-        weights="none",
+        weights=asked.weights,
         max_epochs=asked.epochs,
         num_workers=1,
         seed=seed,
@@ -268,14 +269,19 @@ def color_regression(patches: Patches, test: np.ndarray) -> dict[str, Any]:
 def plain_script(
     patches: Patches, test: np.ndarray, validation: np.ndarray, asked: Any, steps: int, seed: int
 ) -> dict[str, Any]:
-    """What one would write in an afternoon: flips, weighted cross-entropy, AdamW, the best epoch."""
+    """What one would write in an afternoon: flips, weighted cross-entropy, AdamW, the best epoch.
+
+    Pretrained networks learn at a tenth of the rate.
+    """
     import timm
 
+    random = asked.weights == "none"
     device = resolve_device(asked.device)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     val, part = np.flatnonzero(validation), np.flatnonzero(~test & ~validation)
-    mean, std = ([[[m]] for m in v] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    settings = timm.get_pretrained_cfg(asked.model)
+    mean, std = ([[[m]] for m in v] for v in (settings.mean, settings.std))
     mean, std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
     labels = torch.from_numpy(patches.labels).to(device)
 
@@ -284,7 +290,12 @@ def plain_script(
         return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
     model = timm.create_model(asked.model, num_classes=2).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    if not random:
+        given, own = torch.load(asked.weights, map_location=device), model.state_dict()
+        model.load_state_dict(
+            own | {key: given[key] for key in own.keys() & given.keys() if own[key].shape == given[key].shape}
+        )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3 if random else 1e-4)
     counts = np.bincount(patches.labels[part], minlength=2)
     loss_of = torch.nn.CrossEntropyLoss(weight=torch.tensor(len(part) / 2 / counts).float().to(device))
     lowest, best, started = np.inf, {}, time.perf_counter()
