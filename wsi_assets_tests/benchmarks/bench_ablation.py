@@ -24,9 +24,9 @@ the AUC was
 
 On real patches, 801 crops of 62 um of 7 slides, three folds of slides and six epochs, an EfficientNet-Lite0
 with ImageNet weights had .985 .973 .970, the script with these weights .872 .855 .723, and the color
-regression .948 .942 .909. With the patients in three
-folds, so that a single patient trains, it was .901 .886 .759 against .807 .754 .477 and .985 .961 .773: there
-color is the better guide. From random weights neither was above the color regression in every fold.
+regression .948 .942 .909. With the patients in three folds, so that a single patient trains, it was
+.901 .886 .759 against .807 .754 .477 and .985 .961 .773: there color is the better guide. From random weights
+neither was above the color regression in every fold.
 """
 
 from __future__ import annotations
