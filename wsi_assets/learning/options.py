@@ -23,7 +23,8 @@ class TrainingOptions(BaseModel):
         "imagenet",
         min_length=1,
         description="Initial weights: imagenet (downloaded once), none (random), or the path of a file of "
-        "weights or of a timm model folder (config.json and weights), which overrides model_name.",
+        "weights or of a timm model folder (config.json and weights), which overrides model_name. Batch-norm "
+        "statistics of given weights are kept; those of random ones are computed from training patches.",
     )
     freeze_backbone: bool = Field(
         False, description="Train only the linear classifier; the network's features stay unchanged."
