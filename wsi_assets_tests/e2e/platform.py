@@ -291,6 +291,30 @@ class Platform:
         assert tick["error"] is None, tick["error"]
         return tick["skipReason"]
 
+    def evaluations(self, sensor: str, since: float) -> int:
+        """How many evaluations of a sensor began after ``since``, in seconds since 1970, and have ended."""
+        data = self.ask(
+            """query($selector: SensorSelector!, $since: Float!) { sensorOrError(sensorSelector: $selector) {
+                 ...on Sensor { sensorState { ticks(afterTimestamp: $since) { status } } } } }""",
+            selector={**REPOSITORY, "sensorName": sensor},
+            since=since,
+        )
+        ticks = data["sensorOrError"]["sensorState"]["ticks"]
+        return sum(tick["status"] in ("SKIPPED", "SUCCESS") for tick in ticks)
+
+    def settle(self) -> None:
+        """Wait until all runs have ended, the slide folder has nothing new, and no automation requests a run.
+
+        An automation may request a second run of a slide whose two files it saw one after the other.
+        """
+        before: set[str] = set()
+        while before != (now := {run["run_id"] for run in self.runs()}):
+            before = now
+            self.wait(self.is_idle, "the end of all runs")
+            self.wait(lambda: "nothing new" in (self.skip_reason("slide_folder") or ""), "no more news")
+            began = time.time()
+            self.wait(lambda began=began: self.evaluations("slides_follow", began) >= 2, "two evaluations")
+
     def check(self, asset: str, name: str, partition: str) -> dict[str, Any]:
         """The latest evaluation of a check: success and description."""
         data = self.ask(

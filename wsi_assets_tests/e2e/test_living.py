@@ -177,7 +177,7 @@ def test_a_slide_taken_away_is_retired_and_made_anew_when_it_is_put_back(platfor
 
 
 def test_a_slide_folder_that_goes_away_and_comes_back_changes_nothing(platform):
-    platform.wait(platform.is_idle, "the end of all runs")
+    platform.settle()
     runs, slides = run_ids(platform), platform.slides()
     unplugged = platform.images.with_name("unplugged")
     platform.images.rename(unplugged)
@@ -187,6 +187,7 @@ def test_a_slide_folder_that_goes_away_and_comes_back_changes_nothing(platform):
     platform.images.rmdir()
     unplugged.rename(platform.images)
     platform.wait(lambda: _slide_folder_says(platform, "nothing new"), "that nothing changed")
+    platform.settle()
     assert platform.slides() == slides
     assert run_ids(platform) == runs
 
