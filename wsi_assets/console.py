@@ -73,7 +73,7 @@ def run_and_report(
         commanded = CommandLineRun(instance, settings, given, lambda line: _print_notices([line]))
         if trains:
             commanded.check_sides(levels, no_test=no_test)
-            commanded.check_network(levels)
+            commanded.check_weights(levels)
         slides = commanded.run_slides(annotations_gone=annotations_gone)
         outcomes = [commanded.run_level(level, upto) for level in levels]
         compared, incomparable = {}, None

@@ -9,6 +9,7 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,25 @@ def check_name(name: str) -> None:
         raise ModelError(f"model_name {name!r:.80} is not a network of timm", remedy=remedy)
 
 
+def check_weights(name: str, weights: str) -> None:
+    """Check, without reading weights, that a network and its initial weights can be had.
+
+    Args:
+        name, weights: as for :func:`build_model`.
+
+    Raises:
+        ModelError: timm has no such network, or the weights are neither on this machine nor online.
+    """
+    if weights not in ("none", "imagenet"):
+        _weights_file(Path(weights))
+        if (Path(weights) / "config.json").is_file():
+            name, _, _ = _folder_config(Path(weights))
+    check_name(name)
+    if weights == "imagenet":
+        with _needs_imagenet(name):
+            pass
+
+
 def create(name: str, args: dict[str, Any]) -> nn.Module:
     """Build a network of timm with two outputs and random weights."""
     import timm
@@ -242,6 +262,15 @@ def _folder_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
 def _imagenet(name: str) -> nn.Module:
     """The network with ImageNet weights, from the cache or downloaded."""
     import timm
+
+    with _needs_imagenet(name):
+        return timm.create_model(name, pretrained=True, num_classes=len(CLASSES))
+
+
+@contextlib.contextmanager
+def _needs_imagenet(name: str) -> Iterator[None]:
+    """Check that the ImageNet weights of a network are in the cache or online, and report what goes wrong."""
+    import timm
     from huggingface_hub import try_to_load_from_cache
 
     settings = timm.get_pretrained_cfg(name)
@@ -256,7 +285,7 @@ def _imagenet(name: str) -> nn.Module:
             request = urllib.request.Request(page, method="HEAD")
             with contextlib.suppress(urllib.error.HTTPError):
                 urllib.request.urlopen(request, timeout=SECONDS_TO_WAIT).close()
-        return timm.create_model(name, pretrained=True, num_classes=len(CLASSES))
+        yield
     except Exception as error:  # hub, connection, hash and file raise errors of different types
         raise ModelError(
             f"the ImageNet weights of {name} cannot be downloaded ({one_line(error)[:120]})",

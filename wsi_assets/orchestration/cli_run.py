@@ -216,18 +216,24 @@ class CommandLineRun:
             if one not in accepted and (why := name_contradiction(slide)):
                 raise ConfigError(f"{one} is {why}", path=slide.path)
 
-    def check_network(self, levels: Sequence[str]) -> None:
-        """Check a given ``model_name``, which would otherwise be read only after all patches are extracted.
+    def check_weights(self, levels: Sequence[str]) -> None:
+        """Check network and initial weights of the models to be trained, before any patch is extracted.
 
         Raises:
-            ModelError: timm has no such network.
+            ModelError: timm has no such network, or the weights are neither on this machine nor online.
         """
-        for level in levels:
-            name = self._given_for(TRAINED_MODEL, level).get("model_name")
-            if name:
-                from wsi_assets.learning.models import check_name
+        from wsi_assets.learning.models import check_weights
 
-                check_name(str(name))
+        wanted: set[tuple[str, str]] = set()
+        for level in levels:
+            options: Any = options_of(TRAINED_MODEL, level, self.storage.parameters.read(), self.given)
+            before = self.storage.record(TRAINED_MODEL, level)
+            start = {"model_name": options.model_name, "weights": options.weights}
+            # A model that exists had its weights; they may be gone, and it need not be trained again.
+            if before is None or not start.items() <= before.parameters.items():
+                wanted.add((options.model_name, options.weights))
+        for name, weights in wanted:
+            check_weights(name, weights)
 
     def run_slides(
         self,

@@ -85,7 +85,8 @@ def serve(
                 say(f"MLflow:      {runs_page(mlflow_url, StorageResource.of(settings))}")
             if viewer_port:
                 say(f"Slides:      {viewer_url}")
-            say(f"Watched:     {settings.images_dir}")
+            absent = "" if settings.images_dir.is_dir() else " (does not exist)"
+            say(f"Watched:     {settings.images_dir}{absent}")
             say(f"Logs:        {logs}")
             say("Stop with Ctrl-C.")
             return _watch(servers, instance, say)

@@ -11,7 +11,7 @@ from torchvision import models
 
 from wsi_assets.errors import ModelError
 from wsi_assets.learning import load_model
-from wsi_assets.learning.models import build_model
+from wsi_assets.learning.models import build_model, check_weights
 from wsi_assets_tests.learning.made import cohort, quick, run
 
 
@@ -185,6 +185,10 @@ def test_local_weights_that_do_not_fit_or_are_missing_are_refused(tmp_path):
         with pytest.raises(ModelError) as caught:
             build_model("resnet50", patch_size=32, weights=str(tmp_path / name))
         assert caught.value.path == str(tmp_path / name)
+    check_weights("resnet50", str(tmp_path / "34.pth"))  # is there; whether it fits, only reading tells
+    for name in ("nowhere.pth", "empty"):
+        with pytest.raises(ModelError):
+            check_weights("resnet50", str(tmp_path / name))
 
 
 def test_imagenet_weights_without_internet_give_one_line_with_the_remedies(tmp_path, monkeypatch):
@@ -196,6 +200,10 @@ def test_imagenet_weights_without_internet_give_one_line_with_the_remedies(tmp_p
     with pytest.raises(ModelError, match="weights=none") as caught:
         build_model("resnet18", patch_size=32, weights="imagenet")
     assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="weights=none"):
+        check_weights("resnet18", "imagenet")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "model.safetensors")
+    check_weights("resnet18", "imagenet")
 
 
 def test_a_network_with_random_weights_cannot_be_frozen():

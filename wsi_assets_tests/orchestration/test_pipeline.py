@@ -10,7 +10,7 @@ import sys
 import dagster as dg
 import pytest
 
-from wsi_assets.errors import ConfigError
+from wsi_assets.errors import ConfigError, ModelError
 from wsi_assets.files import read_plain_pickle
 from wsi_assets.index import is_test
 from wsi_assets.orchestration.artefact import all_artefacts, level_chain
@@ -357,6 +357,15 @@ class TestLevel:
             path.unlink()
         with pytest.raises(ConfigError, match="annotation"):
             sides()
+
+    def test_a_run_first_checks_the_weights_of_models_that_it_would_train(self, made):
+        def weights(*given):
+            CommandLineRun(made.instance, made.settings, parse_settings(given)).check_weights([LEVEL])
+
+        weights()
+        for given in ("weights=nowhere.pth", "model_name=resnet19"):
+            with pytest.raises(ModelError):
+                weights(given)
 
     def test_a_plan_changes_nothing(self, graph):
         write_cohort(graph.home, ("tumor_001",))
