@@ -19,8 +19,10 @@ from wsi_assets.errors import ModelError, one_line
 from wsi_assets.files import publish_file
 from wsi_assets.learning.models import (
     CLASSES,
+    WITHOUT_FILE,
     Architecture,
     PatchClassifier,
+    build_model,
     check_size,
     create,
     load_plain,
@@ -86,6 +88,20 @@ def load_model(path: str | Path) -> LoadedModel:
             path=path,
             remedy=f"Put the {CARD_NAME} of the same training beside it",
         ) from error
+
+
+def initial_model(name: str, *, patch_size: int, weights: str) -> tuple[nn.Module, Architecture]:
+    """The network at the start of a training, and its description.
+
+    As :func:`build_model`, but if ``weights`` is a model of this package, its ``best.json`` describes it.
+    """
+    path = Path(weights)
+    folder = path if path.is_dir() else path.parent
+    if weights in WITHOUT_FILE or not (folder / CARD_NAME).is_file():
+        return build_model(name, patch_size=patch_size, weights=weights)
+    loaded = load_model(path)
+    check_size(loaded.model, loaded.architecture, patch_size)
+    return loaded.model, loaded.architecture
 
 
 def read_card(path: Path) -> dict[str, Any]:

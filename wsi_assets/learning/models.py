@@ -25,6 +25,8 @@ from wsi_assets.learning.augmentation import IMAGENET_MEAN, IMAGENET_STD, normal
 CLASSES = ("normal", "tumor")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 SECONDS_TO_WAIT = 10
+WITHOUT_FILE = ("none", "imagenet")
+"""Initial weights that are not the path of a file or folder."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,7 @@ class Architecture:
         name: name of the network in timm.
         args: further arguments of ``timm.create_model``.
         mean, std: normalization of each channel, for RGB between 0 and 1.
-        input_size: side, in pixels, to which patches are scaled for a network with a fixed input size; None
-            if the network takes any size.
+        input_size: side, in pixels, to which patches are scaled; None if they are not scaled.
         license: of the initial weights, if known.
     """
 
@@ -87,6 +88,9 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
     EfficientNet-Lite0 on real patches of slides left out, AUC was 0.94 instead of 0.99 in one fold, and with
     frozen features 0.85, 0.24, 0.23 instead of 0.98, 0.96, 0.94 in three.
 
+    Patches are scaled to the size of the images that the network was designed for if it takes no other, and
+    smaller ones also if it begins with given weights, because pretrained features of small images are poor.
+
     Args:
         name: name of the network in timm; not used if ``weights`` is a timm model folder, which names it.
         weights: ``none`` (random, from torch's global generator), ``imagenet``, the path of a state dict
@@ -114,7 +118,7 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
         model = create(name, args)
         _clear_head(model)
         _fit(model, read_state_dict(file), weights)
-    architecture = _described(model, name, args, settings, weights)
+    architecture = _described(model, name, args, settings, weights, patch_size)
     check_size(model, architecture, patch_size)
     return model.to(memory_format=torch.channels_last), architecture
 
@@ -142,7 +146,7 @@ def check_weights(name: str, weights: str) -> None:
     Raises:
         ModelError: timm has no such network, or the weights are neither on this machine nor online.
     """
-    if weights not in ("none", "imagenet"):
+    if weights not in WITHOUT_FILE:
         _weights_file(Path(weights))
         if (Path(weights) / "config.json").is_file():
             name, _, _ = _folder_config(Path(weights))
@@ -206,7 +210,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def weights_digest(weights: str) -> str | None:
     """Digest of the file of initial weights, because another file may replace it under the same name."""
-    if weights in ("none", "imagenet"):
+    if weights in WITHOUT_FILE:
         return None
     with _weights_file(Path(weights)).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -295,17 +299,19 @@ def _needs_imagenet(name: str) -> Iterator[None]:
 
 
 def _described(
-    model: nn.Module, name: str, args: dict[str, Any], settings: dict[str, Any], weights: str
+    model: nn.Module, name: str, args: dict[str, Any], settings: dict[str, Any], weights: str, patch_size: int
 ) -> Architecture:
     """The description of a model, from its own configuration updated with ``settings``."""
     import timm.data
 
     settings = {**model.pretrained_cfg, **settings}
     data = timm.data.resolve_data_config(pretrained_cfg=settings)
+    size = int(args.get("img_size") or data["input_size"][-1])
     fixed = settings.get("fixed_input_size") and not args.get("dynamic_img_size")
-    size = int(args.get("img_size") or data["input_size"][-1]) if fixed else None
+    scaled = fixed or (weights != "none" and patch_size < size)
     license_of = None if weights == "none" else settings.get("license")
-    return Architecture(name, args, tuple(data["mean"]), tuple(data["std"]), size, license_of)
+    mean, std = tuple(data["mean"]), tuple(data["std"])
+    return Architecture(name, args, mean, std, size if scaled else None, license_of)
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

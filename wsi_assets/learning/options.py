@@ -23,8 +23,9 @@ class TrainingOptions(BaseModel):
         "imagenet",
         min_length=1,
         description="Initial weights: imagenet (downloaded once), none (random), or the path of a file of "
-        "weights or of a timm model folder (config.json and weights), which overrides model_name. Batch-norm "
-        "statistics of given weights are kept; those of random ones are computed from training patches.",
+        "weights, of a timm model folder (config.json and weights) or of a best.pt with its best.json; the "
+        "last two override model_name. Given weights keep their batch-norm statistics, and patches smaller "
+        "than the images that they are made for (often 224 pixels) are enlarged to that size.",
     )
     freeze_backbone: bool = Field(
         False, description="Train only the linear classifier; the network's features stay unchanged."

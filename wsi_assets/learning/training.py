@@ -41,7 +41,7 @@ from wsi_assets.learning.imbalance import (
     patch_losses,
     training_warnings,
 )
-from wsi_assets.learning.models import Architecture, PatchClassifier, build_model, head_of, weights_digest
+from wsi_assets.learning.models import Architecture, PatchClassifier, head_of, weights_digest
 from wsi_assets.learning.options import TrainingOptions
 from wsi_assets.learning.prediction import tumor_probabilities
 from wsi_assets.learning.records import CSV_NAME, EpochRecord, TrainingResult, write_csv
@@ -156,7 +156,9 @@ def make_learner(
     Biases and normalization layers have no weight decay. Pretrained layers learn at a tenth of ``lr``, since
     a higher rate would destroy their features; with ``freeze_backbone`` they do not learn.
     """
-    model, architecture = build_model(options.model_name, patch_size=patch_size, weights=options.weights)
+    model, architecture = files.initial_model(
+        options.model_name, patch_size=patch_size, weights=options.weights
+    )
     model = model.to(device)
     head = {id(parameter) for parameter in head_of(model)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

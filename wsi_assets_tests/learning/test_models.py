@@ -11,6 +11,7 @@ from torchvision import models
 
 from wsi_assets.errors import ModelError
 from wsi_assets.learning import load_model
+from wsi_assets.learning.checkpoints import initial_model
 from wsi_assets.learning.models import build_model, check_weights
 from wsi_assets_tests.learning.made import cohort, quick, run
 
@@ -140,6 +141,27 @@ def test_a_new_classifier_on_given_weights_starts_with_equal_probabilities(tmp_p
     model, _ = build_model(name, patch_size=64, weights=str(tmp_path / "w.pth"))
     with torch.inference_mode():
         assert model.eval()(torch.randn(4, 3, 64, 64)).softmax(dim=1).eq(0.5).all()
+
+
+@pytest.mark.parametrize(("patch_size", "side"), [(64, 224), (223, 224), (224, 224), (256, 256)])
+def test_given_weights_see_small_patches_at_the_size_of_the_images_they_are_made_for(
+    tmp_path, patch_size, side
+):
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "w.pth")
+    _, architecture = build_model("resnet18", patch_size=patch_size, weights=str(tmp_path / "w.pth"))
+    assert architecture.inputs(torch.zeros(1, patch_size, patch_size, 3)).shape == (1, 3, side, side)
+
+
+@pytest.mark.parametrize("name", ["best.pt", ""])
+def test_a_model_of_this_package_goes_on_as_its_description_says(best, tmp_path, name):
+    path = copied(best, tmp_path)
+    card = json.loads(path.with_name("best.json").read_text())
+    card |= {"input_size": 48, "normalization": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    path.with_name("best.json").write_text(json.dumps(card))
+    model, architecture = initial_model("resnet18", patch_size=64, weights=str(path.parent / name))
+    assert (architecture.name, architecture.input_size, architecture.mean) == ("tiny", 48, (0.1, 0.1, 0.1))
+    given = torch.load(best, weights_only=True)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in given.items())
 
 
 def test_a_classifier_of_two_classes_is_taken_from_the_given_weights(best):

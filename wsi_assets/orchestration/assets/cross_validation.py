@@ -19,7 +19,7 @@ from wsi_assets.orchestration.storage import StorageResource
 
 CROSS_VALIDATION = Artefact(
     name="cross_validation",
-    code_version="3",
+    code_version="4",
     path="{level}/cross_validation",
     options=CrossValidationOptions,
     inputs=(SAMPLED_INDEX, PATCH_STORE, TRAINED_MODEL),

@@ -25,7 +25,7 @@ POOL = "gpu"
 
 TRAINED_MODEL = Artefact(
     name="trained_model",
-    code_version="4",
+    code_version="5",
     path="{level}/checkpoints",
     options=TrainingOptions,
     inputs=(SAMPLED_INDEX, PATCH_STORE),
