@@ -192,16 +192,19 @@ def run_demo(home: Path) -> int:
 def examine_slides(settings: Settings, write_cohort: bool = False) -> int:
     """Print one row per slide and one line per problem; returns ``FAILED`` if there is any."""
     from wsi_assets.index.doctor import add_patients_and_sides, examine
+    from wsi_assets.orchestration.cli_run import accepted_slides
+    from wsi_assets.orchestration.storage import StorageResource
     from wsi_assets.slides import cohort as tables
     from wsi_assets.slides import find_slides, read_cohort
 
     cohort = read_cohort(settings.images_dir, settings.cohort)
     listing = find_slides(settings.images_dir, settings.annotations_dir, cohort)
+    accepted = accepted_slides(settings, [None, *StorageResource.of(settings).levels()])
     rows = []
     with progress_bars(console) as bars:
         for done, slide in enumerate(listing.slides):
             bars(done, len(listing.slides), "examining slides")
-            rows.append(examine(slide))
+            rows.append(examine(slide, accepted))
         bars(len(listing.slides), len(listing.slides), "examining slides")
     add_patients_and_sides(rows, cohort)
     _print_health(rows)

@@ -168,6 +168,15 @@ def test_doctor_names_a_slide_that_is_left_out_and_fails(home, capsys):
     assert "share this id" in line
 
 
+def test_doctor_has_no_problem_with_a_slide_whose_name_is_accepted(home, capsys):
+    (home / "images/CMU-1-Small-Region.svs").rename(home / "images/tumor_1.svs")
+    settings = Settings.from_environment({}, home=home)
+    assert console.examine_slides(settings) == console.FAILED
+    (home / "storage").mkdir()
+    (home / "storage/parameters.yaml").write_text("accepted_slides: [tumor_1]\n")
+    assert console.examine_slides(settings) == console.OK
+
+
 def outcome() -> LevelOutcome:
     """The outcome of a level whose report was made."""
     facts = {"roc_auc": 0.98, "average_precision": 0.97}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -77,8 +77,12 @@ class SlideHealth:
         return [getattr(self, COLUMNS[column]) for column in columns]
 
 
-def examine(slide: SlideFile) -> SlideHealth:
-    """Open a slide and read its tissue and annotation; every fault becomes one of its problems."""
+def examine(slide: SlideFile, accepted: Collection[str] = ()) -> SlideHealth:
+    """Open a slide and read its tissue and annotation; every fault becomes one of its problems.
+
+    Args:
+        accepted: ids of slides whose names may contradict their annotations.
+    """
     from wsi_assets.index.tissue import find_tissue
     from wsi_assets.slides import open_slide
 
@@ -103,7 +107,7 @@ def examine(slide: SlideFile) -> SlideHealth:
         if health.size:
             health.format += ", does not read"
         health.problems.append(f"{error.fault}. {error.remedy or ''}".strip())
-    if why := name_contradiction(slide):
+    if slide.slide_id not in accepted and (why := name_contradiction(slide)):
         health.problems.append(why)
     try:
         if regions := read_tumor(slide, None, tissue):

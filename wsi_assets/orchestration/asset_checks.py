@@ -80,6 +80,11 @@ class Level:
         return open_store(store_named_by(self.path(PATCH_STORE)))
 
     @cached_property
+    def accepted(self) -> list[str]:
+        """Slides whose names may contradict their annotations."""
+        return options_of(PATCH_STORE, self.level, self.storage.parameters.read()).accepted_slides
+
+    @cached_property
     def findings(self) -> dict[str, list[tuple[str, str]]]:
         """Name of a curation check -> list of (slide id, finding)."""
 
@@ -159,8 +164,14 @@ def _curation(level: Level, *names: str) -> Result:
 @check(SLIDE_INDEX)
 def annotations_fit_their_slides(level: Level) -> Result:
     """Annotations lie inside their slides and on tissue, and each gives at least one tumor patch at this
-    level."""
-    return _curation(level, "annotation_outside", "annotation_off_tissue", "no_tumor_patches")
+    level. A slide named as a tumor slide without annotation is accepted as normal by accepted_slides."""
+    found = [*level.findings["annotation_outside"], *level.findings["annotation_off_tissue"]]
+    without = [
+        (slide_id, why)
+        for slide_id, why in level.findings["no_tumor_patches"]
+        if level.index[slide_id]["annotation_path"] or slide_id not in level.accepted
+    ]
+    return nothing_found([*found, *without], f"{len(level.index)} slides checked")
 
 
 @check(SLIDE_INDEX)
@@ -242,8 +253,7 @@ def names_agree_with_annotations(level: Level) -> Result:
     """The names of slides (tumor or normal) agree with their annotations. Exceptions are accepted in
     cohort.csv or with the parameter accepted_slides."""
     level.record(PATCH_STORE)
-    accepted = options_of(PATCH_STORE, level.level, level.storage.parameters.read()).accepted_slides
-    found = [one for one in level.findings["name_contradicts_annotation"] if one[0] not in accepted]
+    found = [one for one in level.findings["name_contradicts_annotation"] if one[0] not in level.accepted]
     passed, text = nothing_found(found, f"{len(level.index)} slides checked")
     return passed, text if passed else f"{text}. Say in cohort.csv what it is, or accept it (--accept SLIDE)"
 

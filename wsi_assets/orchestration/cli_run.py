@@ -486,7 +486,7 @@ class CommandLineRun:
         return result
 
 
-def accepted_slides(settings: Settings, levels: Sequence[str], *given: ParameterSet) -> list[str]:
+def accepted_slides(settings: Settings, levels: Sequence[str | None], *given: ParameterSet) -> list[str]:
     """Slides that any of the levels accepts although their names contradict their annotations."""
     parameters = (StorageResource.of(settings).parameters.read(), *given)
     each: list[Any] = [options_of(PATCH_STORE, level, *parameters) for level in levels]

@@ -14,7 +14,13 @@ from wsi_assets.errors import ConfigError, ModelError
 from wsi_assets.files import read_plain_pickle
 from wsi_assets.index import is_test
 from wsi_assets.orchestration.artefact import all_artefacts, level_chain
-from wsi_assets.orchestration.asset_checks import CHECKS, Level, evaluate, nothing_assumed
+from wsi_assets.orchestration.asset_checks import (
+    CHECKS,
+    Level,
+    annotations_fit_their_slides,
+    evaluate,
+    nothing_assumed,
+)
 from wsi_assets.orchestration.build import build_definitions
 from wsi_assets.orchestration.cli_run import CommandLineRun
 from wsi_assets.orchestration.config import ParameterSet, parse_settings
@@ -357,6 +363,18 @@ class TestLevel:
             path.unlink()
         with pytest.raises(ConfigError, match="annotation"):
             sides()
+
+    def test_a_slide_without_annotation_that_is_named_tumor_and_accepted_lacks_no_tumor(self, graph):
+        def findings() -> str:
+            folder = SlideFolderResource.of(graph.settings)
+            return annotations_fit_their_slides(Level(LEVEL, graph.storage, folder, graph.instance))[1]
+
+        write_cohort(graph.home, ("tumor_001", "tumor_002", "test_001"))
+        (graph.home / "annotations/tumor_001.xml").unlink()
+        again(graph, "patch_size=32", upto="slide_index")
+        assert "tumor_001" in findings()
+        again(graph, 'accepted_slides=["tumor_001"]', upto="patch_store")
+        assert "tumor_001" not in findings()
 
     def test_a_run_first_checks_the_weights_of_models_that_it_would_train(self, made):
         def weights(*given):
