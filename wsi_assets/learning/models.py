@@ -89,7 +89,8 @@ def build_model(name: str, *, patch_size: int, weights: str = "none") -> tuple[n
     frozen features 0.85, 0.24, 0.23 instead of 0.98, 0.96, 0.94 in three.
 
     Patches are scaled to the size of the images that the network was designed for if it takes no other, and
-    smaller ones also if it begins with given weights, because pretrained features of small images are poor.
+    smaller ones also if it begins with given weights, because pretrained features of small images are poor:
+    on patches of 64 pixels of patients left out, AUC was 0.90, 0.89, 0.76 without and 0.99, 0.97, 0.88 with.
 
     Args:
         name: name of the network in timm; not used if ``weights`` is a timm model folder, which names it.
