@@ -85,7 +85,19 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         _kept_connections(),
         dg.DagsterInstance.local_temp(str(home), overrides={"compute_logs": unkept}) as instance,
     ):
+        finish_databases(instance)
         yield instance
+
+
+def finish_databases(instance: dg.DagsterInstance) -> None:
+    """Create what the instance's database of events lacks.
+
+    Dagster creates its tables only if there is no file. If a process was killed in between, every later one
+    would fail and ask for ``dagster instance migrate``.
+    """
+    events = instance.event_log_storage
+    events.reindex_events()
+    events.reindex_assets()
 
 
 def look_into_instance(settings: Settings) -> contextlib.AbstractContextManager[dg.DagsterInstance]:

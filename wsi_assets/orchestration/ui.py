@@ -21,7 +21,7 @@ import dagster as dg
 import psutil
 
 from wsi_assets.errors import ConfigError
-from wsi_assets.orchestration.instance import LOCATION, prepare_home
+from wsi_assets.orchestration.instance import LOCATION, finish_databases, prepare_home
 from wsi_assets.orchestration.mlflow import runs_page
 from wsi_assets.orchestration.orphaned_runs import fail_orphaned_runs
 from wsi_assets.orchestration.settings import Settings
@@ -76,6 +76,7 @@ def serve(
     servers: dict[str, subprocess.Popen] = {}
     # Opening the instance creates the databases of a new home; servers that do so at the same time fail.
     with dg.DagsterInstance.get() as instance:
+        finish_databases(instance)
         try:
             for name, command in server_commands(settings, host, port, mlflow_port).items():
                 with (logs / f"{name}.log").open("ab") as log:

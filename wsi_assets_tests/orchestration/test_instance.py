@@ -19,6 +19,16 @@ def test_events_of_a_command_are_in_the_database_file_when_it_ends(tmp_path, mon
         assert again.get_dynamic_partitions(SLIDES.name) == ["tumor_001"]
 
 
+def test_a_home_whose_creation_was_killed_is_finished_by_the_next_command(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    (tmp_path / "home/history/runs").mkdir(parents=True)
+    (tmp_path / "home/history/runs/index.db").touch()  # as after the first moment of its creation
+    with open_instance(Settings.from_environment({}, home=tmp_path)) as instance:
+        instance.add_dynamic_partitions(SLIDES.name, ["tumor_001"])
+        assert instance.get_dynamic_partitions(SLIDES.name) == ["tumor_001"]
+    assert capfd.readouterr().err == ""
+
+
 def test_two_commands_write_to_one_home_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     settings = Settings.from_environment({}, home=tmp_path)
