@@ -227,11 +227,10 @@ class CommandLineRun:
         wanted: set[tuple[str, str]] = set()
         for level in levels:
             options: Any = options_of(TRAINED_MODEL, level, self.storage.parameters.read(), self.given)
-            before = self.storage.record(TRAINED_MODEL, level)
-            start = {"model_name": options.model_name, "weights": options.weights}
-            # A model that exists had its weights; they may be gone, and it need not be trained again.
-            if before is None or not start.items() <= before.parameters.items():
-                wanted.add((options.model_name, options.weights))
+            start, record = (options.model_name, options.weights), self.storage.record(TRAINED_MODEL, level)
+            before = record and (record.parameters.get("model_name"), record.parameters.get("weights"))
+            if start != before:  # else there is a model, and the weights that it began with may be gone
+                wanted.add(start)
         for name, weights in wanted:
             check_weights(name, weights)
 

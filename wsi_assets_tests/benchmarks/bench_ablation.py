@@ -32,8 +32,8 @@ weights had, after six epochs,
     patients    .992 .974 .883         .901 .886 .759         .985 .961 .773
     ==========  =====================  =====================  ==================
 
-where of the patients a single one trains. The script, with these weights and 224 px, had .981 and .622 in the
-first folds. From random weights neither was above the color regression in every fold.
+where of the patients a single one trains. In the first fold of each, the script had .981 and .622 with these
+weights and 224 px. From random weights neither was above the color regression in every fold.
 """
 
 from __future__ import annotations

@@ -186,7 +186,6 @@ def test_a_slide_folder_that_goes_away_and_comes_back_changes_nothing(platform):
     platform.wait(lambda: _slide_folder_says(platform, "not mounted"), "the other warning")
     platform.images.rmdir()
     unplugged.rename(platform.images)
-    platform.wait(lambda: _slide_folder_says(platform, "nothing new"), "that nothing changed")
     platform.settle()
     assert platform.slides() == slides
     assert run_ids(platform) == runs
